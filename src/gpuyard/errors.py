@@ -1,0 +1,78 @@
+"""What can go wrong, by meaning.
+
+Every error that a user can meet derives from :class:`GpuyardError`; its text is one clear sentence (or a short block)
+that names the option, the value and the way out. Modules, plays and the CLI print that text and nothing else.
+"""
+
+from __future__ import annotations
+
+
+class GpuyardError(Exception):
+    """A failure that a user can understand and act on."""
+
+
+class UsageError(GpuyardError):
+    """An option, a file or an environment variable has a value that cannot work. Nothing has been rented."""
+
+
+class ProviderError(GpuyardError):
+    """A provider's API answered with a failure.
+
+    ``provider`` is the provider's name, ``status`` the HTTP status or ``None``, ``code`` the provider's own error code
+    or ``""``. ``instance_id`` is set when the failed answer still named an instance, which then has to be destroyed.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        provider: str = "",
+        status: int | None = None,
+        code: str = "",
+        instance_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.provider = provider
+        self.status = status
+        self.code = code
+        self.instance_id = instance_id
+
+
+class AuthenticationError(ProviderError):
+    """The key is missing, wrong, expired, or not allowed from this address."""
+
+
+class NoCapacityError(ProviderError):
+    """The offer is gone or the region is sold out. The next offer may be tried."""
+
+
+class CreditError(ProviderError):
+    """The account lacks credit or a quota is reached."""
+
+
+class ThrottledError(ProviderError):
+    """Too many requests, even after waiting as long as the provider asked."""
+
+
+class NotFoundError(ProviderError):
+    """The named thing does not exist (any more)."""
+
+
+class InvalidRequestError(ProviderError):
+    """The provider refused the request as such. Trying another offer would not help."""
+
+
+class AmbiguousError(ProviderError):
+    """No usable answer came, so the provider may or may not have acted. Look by label before acting again."""
+
+
+class ProviderDownError(ProviderError):
+    """The provider answers with 5xx or not at all, also after retries of a harmless request."""
+
+
+class UnsupportedError(ProviderError):
+    """This provider cannot do what was asked."""
+
+
+class LeakError(ProviderError):
+    """Something that we rented could not be confirmed destroyed. The text names every id."""

@@ -1,0 +1,193 @@
+"""The one interface behind which every cloud stands.
+
+Five verbs are at its centre: discover offers, provision an instance, attach storage, run a bootstrap, destroy. A provider
+knows nothing of workloads; it gets a :class:`Query` or a :class:`CreateSpec` and gives back the neutral records below.
+Facts about each API: ``reference/provider-apis.md`` of the project's design notes; sections are named where they matter.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from gpuyard.errors import UnsupportedError
+from gpuyard.run import RunRef
+
+Market = Literal["on-demand", "interruptible"]
+Progress = Callable[[str], None]
+"""Receives one human-readable line whenever something worth telling happened during a long call."""
+
+
+class State(enum.StrEnum):
+    """What an instance is doing, in the same words for every provider."""
+
+    PENDING = "pending"  # rented, not reachable yet
+    RUNNING = "running"
+    STOPPED = "stopped"  # stopped by us, still billing something
+    PREEMPTED = "preempted"  # taken away from us, may still bill its disk
+    FAILED = "failed"  # will never become running
+    UNKNOWN = "unknown"  # the provider does not say
+
+
+class Capability(enum.StrEnum):
+    """What a provider can do beyond the five verbs."""
+
+    STOP = "stop"
+    INTERRUPTIBLE = "interruptible"
+    VOLUMES = "volumes"
+    SNAPSHOTS = "snapshots"
+    IMAGES = "images"  # boots from a container image of the user's choice
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What the machine has to offer. Conditions left at ``None`` or empty are not asked for."""
+
+    gpu_count: float | None = None
+    gpu_ram_gb: float | None = None  # per GPU
+    gpu_names: Sequence[str] = ()  # any of these, in normalised spelling ("A100 SXM4", "RTX 4090")
+    cpu_cores: float | None = None
+    ram_gb: float | None = None
+    disk_gb: float = 20.0
+    cuda: str | None = None  # lowest CUDA version the driver has to support, "12.4"
+    reliability: float | None = None  # 0..1, where the provider publishes one
+    regions: Sequence[str] = ()
+    market: Market | Literal["any"] = "any"
+    max_price_per_hour_usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Something rentable now. Prices are for the whole machine."""
+
+    provider: str
+    id: str
+    gpu_name: str
+    gpu_count: float
+    gpu_ram_gb: float  # per GPU
+    cpu_cores: float
+    ram_gb: float
+    disk_gb: float  # the most that can be had
+    region: str
+    market: Market
+    price_per_hour_usd: float  # all-in: GPU plus the disk that the query asked for
+    disk_price_per_hour_usd: float = 0.0  # the part of it that is disk (kept billing while stopped)
+    traffic_price_per_gb_usd: float = 0.0
+    reliability: float | None = None
+    cuda: str | None = None  # newest CUDA the driver supports; None: not said
+    machine_id: str = ""  # the physical host where the provider names it, to avoid one just lost
+    emulated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CreateSpec:
+    """How to rent an offer."""
+
+    ref: RunRef
+    ssh_public_key: str
+    disk_gb: float = 20.0
+    image: str = ""  # "": the provider's default
+    market: Market = "on-demand"
+    bid_per_hour_usd: float | None = None  # interruptible only; None: the offer's own price
+    bootstrap: str = ""  # a shell script that the provider runs at first boot; never holds a secret
+    environment: Mapping[str, str] = field(default_factory=dict)  # not secret
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A rented machine."""
+
+    provider: str
+    id: str
+    label: str  # the provider's own label, verbatim
+    ref: RunRef | None  # None: not rented by gpuyard
+    state: State
+    status_text: str  # the provider's own words
+    region: str
+    gpu_name: str
+    gpu_count: float
+    gpu_ram_gb: float
+    market: Market
+    price_per_hour_usd: float
+    ssh_host: str = ""  # "": not known yet
+    ssh_port: int = 22
+    ssh_user: str = "root"
+    created_at: float | None = None  # seconds since 1970
+    machine_id: str = ""
+    emulated: bool = False
+
+    @property
+    def host_key_alias(self) -> str:
+        """The name under which its SSH host key is pinned: belongs to the instance, not to an address."""
+        return f"gpuyard-{self.provider}-{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCall:
+    """An API call that would change something: what ``--check`` shows instead of making it."""
+
+    method: str
+    url: str
+    body: Mapping[str, object] | None = None
+
+
+class Provider(ABC):
+    """A cloud. Implementations raise only the errors of :mod:`gpuyard.errors`."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]  # as people write it, "Vast.ai"
+    capabilities: ClassVar[frozenset[Capability]]
+
+    @abstractmethod
+    def offers(self, query: Query) -> list[Offer]:
+        """Return what is rentable now, wider than ``query`` where the API cannot filter (the market filters again)."""
+
+    @abstractmethod
+    def create(self, offer: Offer, spec: CreateSpec, *, progress: Progress | None = None) -> Instance:
+        """Rent ``offer``. The label goes on with the request, and the request is never repeated blindly.
+
+        After a lost or ambiguous answer the instance is looked up by its label; an error that carries an instance id has
+        that instance destroyed before it is raised. Raises :class:`NoCapacityError` when the next offer may be tried.
+        """
+
+    @abstractmethod
+    def plan_create(self, offer: Offer, spec: CreateSpec) -> list[PlannedCall]:
+        """Return the writing calls that :meth:`create` would make, without making any."""
+
+    @abstractmethod
+    def instances(self) -> list[Instance]:
+        """Return every instance of the account, ours or not, over all pages."""
+
+    @abstractmethod
+    def instance(self, instance_id: str) -> Instance | None:
+        """Return one instance, or ``None`` when the provider says it does not exist."""
+
+    @abstractmethod
+    def destroy(self, instance_id: str, *, progress: Progress | None = None) -> None:
+        """End the rental and come back only when the provider confirms it is gone; already gone is success.
+
+        Raises :class:`LeakError`, naming the id, when it could not be confirmed.
+        """
+
+    @abstractmethod
+    def plan_destroy(self, instance_id: str) -> list[PlannedCall]:
+        """Return the writing calls that :meth:`destroy` would make."""
+
+    @abstractmethod
+    def credit_usd(self) -> float | None:
+        """Return the account's remaining credit in dollars, ``None`` where the provider does not say."""
+
+    def start(self, instance_id: str) -> None:
+        """Start a stopped instance."""
+        raise UnsupportedError(f"{self.title} cannot start a stopped instance.", provider=self.name)
+
+    def stop(self, instance_id: str) -> None:
+        """Stop an instance; what it still costs then is the provider's business."""
+        raise UnsupportedError(f"{self.title} cannot stop an instance without destroying it.", provider=self.name)
+
+    def attach_volume(self, instance_id: str, volume_id: str) -> None:
+        """Attach storage that outlives the instance."""
+        raise UnsupportedError(f"gpuyard cannot attach volumes at {self.title} yet.", provider=self.name)

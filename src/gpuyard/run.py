@@ -1,0 +1,78 @@
+"""Runs: names, and the labels that tie whatever is rented to its run.
+
+A run's name goes onto everything that is rented for it *before* it exists, so that an instance whose create answer was
+lost can be found again. What a provider has for free-form metadata differs (Vast: one label of at most 256 characters;
+Vultr: a label and tags), so a :class:`RunRef` knows both renderings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gpuyard.errors import UsageError
+
+# Short enough for every provider's label and for a host name (63), with room for prefixes.
+RUN_NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?")
+_LABEL = re.compile(rf"gpuyard/({RUN_NAME.pattern})/({RUN_NAME.pattern})")
+TAG = "gpuyard"
+
+
+def check_name(name: str, *, option: str = "run") -> str:
+    """Return ``name`` when a label, a host name and a bucket key can all hold it, else raise :class:`UsageError`."""
+    if not RUN_NAME.fullmatch(name):
+        raise UsageError(
+            f"{option}={name!r} cannot be a {option} name: use 1 to 40 lower-case letters, digits and dashes, "
+            f"beginning with a letter and ending with a letter or digit, for example {option}=miniprover-0."
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class RunRef:
+    """A run's name and its workload's name: what every rented thing is labelled with."""
+
+    run: str
+    workload: str
+
+    def __post_init__(self) -> None:
+        check_name(self.run)
+        check_name(self.workload, option="workload")
+
+    @property
+    def label(self) -> str:
+        """The single-string form, ``gpuyard/<run>/<workload>`` (Vast)."""
+        return f"gpuyard/{self.run}/{self.workload}"
+
+    @property
+    def tags(self) -> list[str]:
+        """The list form, for providers whose label is the plain run name (Vultr)."""
+        return [TAG, f"run:{self.run}", f"workload:{self.workload}"]
+
+    @classmethod
+    def from_label(cls, label: str | None) -> RunRef | None:
+        """Return the reference that ``label`` renders, or ``None`` when the label is not one of ours."""
+        match = _LABEL.fullmatch((label or "").strip())
+        return cls(match[1], match[2]) if match else None
+
+    @classmethod
+    def from_tags(cls, tags: Iterable[str]) -> RunRef | None:
+        """Return the reference that ``tags`` render, or ``None`` when they are not ours."""
+        known = set(tags)
+        if TAG not in known:
+            return None
+        fields = dict(tag.split(":", 1) for tag in sorted(known) if ":" in tag)
+        try:
+            return cls(fields["run"], fields["workload"])
+        except (KeyError, UsageError):
+            return None
+
+
+def next_name(workload: str, taken: Iterable[str]) -> str:
+    """Return the first of ``<workload>-0``, ``<workload>-1``, … that is not in ``taken``."""
+    used = set(taken)
+    number = 0
+    while f"{workload}-{number}" in used:
+        number += 1
+    return check_name(f"{workload}-{number}")
