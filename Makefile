@@ -1,0 +1,52 @@
+# The two commands a new user types are `make demo` and `make test`; both set everything up first.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV := .venv/bin
+export PATH := $(CURDIR)/$(VENV):$(PATH)
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup demo test check lint types unit integration molecule e2e sanity bench lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: ## Install everything into .venv (and, as root on Debian, the container engine)
+	@scripts/setup
+
+demo: setup ## The main job on the sandbox: rent, train, lose the machine, resume, tear down
+	@gpuyard demo
+
+test: setup ## Every test: check, integration, roles, end to end
+	@scripts/test all
+
+check: setup lint types unit ## Lint, types and unit tests, in under two minutes
+
+lint: setup
+	@scripts/test lint
+
+types: setup
+	@scripts/test types
+
+unit: setup
+	@scripts/test unit
+
+integration: setup ## Modules, clients and the sandbox against each other
+	@scripts/test integration
+
+molecule: setup ## Every role on real containers
+	@scripts/test molecule
+
+e2e: setup ## The whole story on both emulated clouds
+	@scripts/test e2e
+
+sanity: setup ## ansible-test sanity
+	@scripts/test sanity
+
+bench: setup ## The measures of benchmarks/, as ratios to a floor taken in the same run
+	@python benchmarks/run.py
+
+lock: setup ## Pin the newest versions that fit, with hashes
+	@scripts/lock
+
+clean: ## Remove what was built in the checkout (the sandbox: gpuyard sandbox down)
+	@rm -rf .venv .tools dist build .ansible .mypy_cache .ruff_cache .pytest_cache
