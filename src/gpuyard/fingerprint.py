@@ -1,8 +1,8 @@
 """The fingerprint of a machine's wanted state, by which a converged machine is recognised in one round trip.
 
-It covers everything that decides what the roles would do: their own files, the modules that they run, what runs on the box, the
-workload's specification, and the content of a local repository. The run's name, its bucket and its secrets are not in it, so
-that a machine booted from a prepared image, or set up for an earlier run, is recognised as well.
+It covers everything that decides what the roles would do: their own files, the modules that they run, what runs on the
+box, the workload's specification, and the content of a local repository. The run's name, its bucket and its secrets are
+not in it, so that a machine booted from a prepared image, or set up for an earlier run, is recognised as well.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def collection_root() -> Path | None:
 def fingerprint(box: Mapping[str, object], tree_digest: str = "") -> str:
     """Return the SHA-256 of the state that the roles would bring a machine to.
 
-    ``box`` is the workload's specification for the box (:meth:`gpuyard.workload.Workload.to_box`), ``tree_digest`` the digest of
-    the local repository's content, empty for a repository that is fetched at a fixed commit.
+    ``box`` is the workload's specification for the box (:meth:`gpuyard.workload.Workload.to_box`), ``tree_digest`` the
+    digest of the local repository's content, empty for a repository that is fetched at a fixed commit.
     """
     digest = hashlib.sha256()
     folders = [Path(gpuyard.__file__).resolve().parent / part for part in _ON_THE_BOX]
