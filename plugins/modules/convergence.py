@@ -20,8 +20,8 @@ options:
     required: true
   state:
     description:
-      - V(compared) answers whether the recorded fingerprint is this one. A different one is forgotten, because the roles
-        that follow change the machine and may be interrupted half-way.
+      - V(compared) answers whether the recorded fingerprint is this one. A different one is forgotten, because the
+        roles that follow change the machine and may be interrupted half-way.
       - V(recorded) writes the fingerprint down, once the roles are through.
     type: str
     choices: [compared, recorded]
