@@ -1,0 +1,1 @@
+"""The sandbox: the emulated clouds on this machine, with real containers for instances."""

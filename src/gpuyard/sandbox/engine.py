@@ -1,0 +1,269 @@
+"""A thin, typed layer over the command line of Podman or Docker.
+
+The first of the two whose engine really answers is taken: a ``docker`` client without an engine behind it is common.
+Everything that the sandbox makes carries the label ``gpuyard.sandbox=<name>``, so that ``down`` removes exactly its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpuyard import paths
+from gpuyard.errors import GpuyardError, UsageError
+
+LABEL = "gpuyard.sandbox"
+_PODMAN_NOFILE = 1_048_576  # what Podman gives every container unless told otherwise
+_TIMEOUT_S = 300.0
+
+
+class EngineError(GpuyardError):
+    """The container engine refused a command; the text is its own last line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A published TCP port: ``host_ip:host_port`` on this machine leads to ``container_port``."""
+
+    host_ip: str
+    host_port: int
+    container_port: int
+
+    @property
+    def option(self) -> str:
+        """The value of ``--publish``."""
+        return f"{self.host_ip}:{self.host_port}:{self.container_port}/tcp"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """A container to be created.
+
+    ``environment`` never appears on a command line: the engine's client reads the values from its own environment.
+    ``mounts`` are ``(source, target)`` pairs, mounted read-only; ``data_mounts`` likewise, but writable.
+    """
+
+    name: str
+    image: str
+    labels: Mapping[str, str]
+    network: str
+    hostname: str = ""
+    aliases: Sequence[str] = ()
+    command: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ports: Sequence[Port] = ()
+    mounts: Sequence[tuple[Path, str]] = ()
+    data_mounts: Sequence[tuple[Path, str]] = ()
+    systemd: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerState:
+    """What the engine says about one container."""
+
+    name: str
+    running: bool
+    exit_code: int
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One container engine. Methods block; errors are :class:`EngineError` with one sentence."""
+
+    binary: str
+    kind: str  # "podman" or "docker"
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def run(
+        self,
+        *arguments: str,
+        stdin: bytes | None = None,
+        extra_environment: Mapping[str, str] | None = None,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> str:
+        """Run one engine command and return its standard output."""
+        environment = {**os.environ, **self.environment, **(extra_environment or {})}
+        try:
+            done = subprocess.run(
+                [self.binary, *arguments], input=stdin, capture_output=True, env=environment, timeout=timeout_s, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise EngineError(f"{self.kind} {arguments[0]} did not end within {timeout_s:g} s.") from None
+        except OSError as error:
+            raise EngineError(f"{self.kind} cannot be run: {error.strerror}.") from None
+        if done.returncode:
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+            raise EngineError(f"{self.kind} {arguments[0]} failed: {lines[-1]}")
+        return done.stdout.decode(errors="replace")
+
+    def image_label(self, image: str, label: str) -> str | None:
+        """Return an image's label, ``""`` when it has none, ``None`` when the image does not exist."""
+        try:
+            found = json.loads(self.run("image", "inspect", image))[0]
+        except EngineError:
+            return None
+        labels = found.get("Labels") or (found.get("Config") or {}).get("Labels") or {}
+        return str(labels.get(label, ""))
+
+    def import_image(self, tarball: Path, image: str, changes: Sequence[str]) -> None:
+        """Make ``image`` of a root file system; ``changes`` are Containerfile instructions such as ``LABEL a=b``."""
+        options = [word for change in changes for word in ("--change", change)]
+        self.run("import", *options, str(tarball), image)
+
+    def build_image(self, folder: Path, image: str) -> None:
+        """Build ``image`` from the ``Containerfile`` in ``folder``."""
+        self.run("build", "-f", str(folder / "Containerfile"), "-t", image, str(folder), timeout_s=1800)
+
+    def ensure_network(self, network: str, labels: Mapping[str, str]) -> None:
+        """Create a bridge network in which containers find each other by name; existing is fine."""
+        try:
+            self.run("network", "inspect", network)
+        except EngineError:
+            self.run("network", "create", *_label_options(labels), network)
+
+    def remove_network(self, network: str) -> None:
+        """Remove a network; missing is fine."""
+        try:
+            self.run("network", "inspect", network)
+        except EngineError:
+            return
+        self.run("network", "rm", network)
+
+    def create(self, spec: ContainerSpec) -> None:
+        """Create a container without starting it."""
+        options = ["--name", spec.name, "--network", spec.network, *_label_options(spec.labels)]
+        if spec.hostname:
+            options += ["--hostname", spec.hostname]
+        for alias in spec.aliases:
+            options += ["--network-alias", alias]
+        for port in spec.ports:
+            options += ["--publish", port.option]
+        for source, target in spec.mounts:
+            options += ["--volume", f"{source}:{target}:ro"]
+        for source, target in spec.data_mounts:
+            options += ["--volume", f"{source}:{target}"]
+        for variable in spec.environment:
+            options += ["--env", variable]
+        if spec.systemd:
+            # Docker has no switch for it; systemd then needs the control groups writable.
+            options += ["--systemd=always"] if self.kind == "podman" else ["--privileged", "--tmpfs=/run", "--tmpfs=/run/lock"]
+        elif self.kind == "podman":
+            options += ["--systemd=false"]
+        self.run("create", *options, spec.image, *spec.command, extra_environment=spec.environment)
+
+    def copy_in(self, container: str, tar: bytes) -> None:
+        """Unpack a tar archive at the container's root; works before its first start."""
+        self.run("cp", "-", f"{container}:/", stdin=tar)
+
+    def start(self, container: str) -> None:
+        """Start a created or stopped container."""
+        self.run("start", container)
+
+    def stop(self, container: str, *, grace_s: int = 10) -> None:
+        """Send SIGTERM (systemd: its own stop signal), then SIGKILL after ``grace_s`` seconds."""
+        self.run("stop", "--time", str(grace_s), container)
+
+    def kill(self, container: str) -> None:
+        """SIGKILL the container's processes at once; a container that does not run is fine."""
+        if (self.state(container) or _GONE).running:
+            self.run("kill", "--signal", "KILL", container)
+
+    def remove(self, container: str) -> None:
+        """Remove a container, running or not; missing is fine."""
+        if self.state(container) is not None:
+            options = ["--force", "--volumes"] + (["--time", "0"] if self.kind == "podman" else [])
+            self.run("rm", *options, container)
+
+    def execute(self, container: str, *command: str, stdin: bytes | None = None, timeout_s: float = 60) -> str:
+        """Run a command in a running container and return its standard output."""
+        flags = ["--interactive"] if stdin is not None else []
+        return self.run("exec", *flags, container, *command, stdin=stdin, timeout_s=timeout_s)
+
+    def logs(self, container: str, *, lines: int = 20) -> str:
+        """Return the newest lines that a container's process 1 has written to its standard output."""
+        return self.run("logs", "--tail", str(lines), container)
+
+    def state(self, container: str) -> ContainerState | None:
+        """Return a container's state, ``None`` when it does not exist."""
+        try:
+            found = json.loads(self.run("container", "inspect", container))[0]
+        except EngineError:
+            return None
+        return ContainerState(
+            name=str(found["Name"]).lstrip("/"),
+            running=bool(found["State"]["Running"]),
+            exit_code=int(found["State"]["ExitCode"]),
+            labels=(found.get("Config") or {}).get("Labels") or {},
+        )
+
+    def containers(self, sandbox: str) -> list[str]:
+        """Return the names of all containers that carry the sandbox's label, running or not."""
+        output = self.run("ps", "--all", "--filter", f"label={LABEL}={sandbox}", "--format", "{{.Names}}")
+        return output.split()
+
+
+_GONE = ContainerState(name="", running=False, exit_code=0, labels={})
+
+
+def _label_options(labels: Mapping[str, str]) -> list[str]:
+    return [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
+
+
+def _podman_environment() -> dict[str, str]:
+    """Return variables that let root's Podman work where no service manager runs, as in a container or a build machine.
+
+    A machine with systemd, or with a configuration of its own, is left as it is.
+    """
+    configured = os.environ.get("CONTAINERS_CONF") or Path("/etc/containers/containers.conf").exists()
+    if os.geteuid() != 0 or configured or Path("/run/systemd/system").is_dir():
+        return {}
+    settings = ["[containers]"]
+    nofile = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if nofile != resource.RLIM_INFINITY and nofile < _PODMAN_NOFILE:
+        processes = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        count = 30_000 if processes == resource.RLIM_INFINITY else min(processes, 30_000)
+        settings.append(f'default_ulimits = ["nofile={nofile}:{nofile}", "nproc={count}:{count}"]')
+    settings += ["[engine]", 'cgroup_manager = "cgroupfs"', 'events_logger = "file"']
+    if not shutil.which("crun") and shutil.which("runc"):
+        settings.append('runtime = "runc"')
+    settings += ["[network]", 'network_backend = "netavark"']
+    folder = paths.cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "containers.conf"
+    text = "\n".join(settings) + "\n"
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        fresh = file.with_suffix(f".{os.getpid()}")
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(file)
+    return {"CONTAINERS_CONF": str(file)}
+
+
+def find() -> Engine:
+    """Return the first engine that answers, Podman before Docker.
+
+    Raises :class:`UsageError` with the command that installs one.
+    """
+    silent: list[str] = []
+    for kind in ("podman", "docker"):
+        binary = shutil.which(kind)
+        if not binary:
+            continue
+        engine = Engine(binary, kind, _podman_environment() if kind == "podman" else {})
+        try:
+            engine.run("ps", "--quiet", timeout_s=20)
+        except EngineError:
+            silent.append(kind)
+            continue
+        return engine
+    reason = f"no engine answers behind {' and '.join(silent)}" if silent else "there is no container engine"
+    raise UsageError(
+        f"The sandbox needs a container engine and {reason}: start Docker, or install Podman with "
+        "`apt-get install podman runc netavark aardvark-dns iptables mmdebstrap`."
+    )

@@ -1,0 +1,211 @@
+"""The two box images: what a rented machine looks like before any role has touched it.
+
+``localhost/gpuyard-box-vm``: minimal Debian with systemd and sshd, as a Vultr machine. ``localhost/gpuyard-box-ml``: the
+same without systemd as process 1 and with compilers, git and tmux, as Vast's machine-learning images.
+
+They are made with mmdebstrap from the package sources of this machine and cached twice: in the engine's storage, under a
+label with the recipe's hash, and as a tarball in :func:`gpuyard.paths.cache`. Where mmdebstrap is missing but the engine
+can pull images, a Containerfile on ``debian`` is used instead; that second way was written for machines with a container
+registry in reach and has not been tried on one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+import platform
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpuyard import paths
+from gpuyard.errors import GpuyardError, UsageError
+from gpuyard.providers.base import Progress
+from gpuyard.sandbox.engine import Engine, EngineError
+
+VM_IMAGE = "localhost/gpuyard-box-vm"
+ML_IMAGE = "localhost/gpuyard-box-ml"
+RECIPE_LABEL = "gpuyard.recipe"
+
+_BOX = Path(__file__).parent / "box"
+_COMMON_PACKAGES = (
+    "openssh-server python3 python3-apt sudo curl ca-certificates dbus iproute2 procps less systemd systemd-sysv"
+).split()
+_ML_PACKAGES = "build-essential git tmux python3-venv rsync".split()
+# Documentation is left out, and dpkg does not wait for the disk after every file: a box lives for minutes.
+_DPKG_OPTIONS = ["force-unsafe-io", "path-exclude=/usr/share/man/*", "path-exclude=/usr/share/doc/*"]
+_FINISH = "rm -f /etc/ssh/ssh_host_* /etc/machine-id /var/lib/dbus/machine-id; touch /etc/machine-id"
+_VM_FINISH = (
+    "systemctl set-default multi-user.target && systemctl enable ssh.service gpuyard-user-data.service && systemctl mask "
+    "apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer console-getty.service getty@tty1.service "
+    "systemd-udevd.service systemd-logind.service systemd-networkd-wait-online.service dpkg-db-backup.timer"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one box image is made."""
+
+    image: str
+    layers: tuple[str, ...]  # folders below box/, later ones win
+    packages: tuple[str, ...]
+    finish: str  # a shell command run in the finished root file system
+    command: str  # the image's default command, as a Containerfile instruction
+
+    @property
+    def changes(self) -> list[str]:
+        """The Containerfile instructions that turn the root file system into the image."""
+        return [f"LABEL {RECIPE_LABEL}={self.digest}", self.command, "STOPSIGNAL " + self.stop_signal]
+
+    @property
+    def stop_signal(self) -> str:
+        """What asks process 1 to end: systemd wants a signal of its own."""
+        return "SIGRTMIN+3" if "vm" in self.layers else "SIGTERM"
+
+    @property
+    def digest(self) -> str:
+        """A hash of everything that decides the content, short enough for a file name."""
+        parts = [self.image, *self.packages, self.finish, self.command, *_DPKG_OPTIONS, *_suite(), platform.machine()]
+        return hashlib.sha256("\0".join(parts).encode() + self.overlay()).hexdigest()[:16]
+
+    def overlay(self) -> bytes:
+        """Return the files below ``box/`` as a tar archive with the same bytes every time."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+            for layer in self.layers:
+                root = _BOX / layer
+                for file in sorted(path for path in root.rglob("*") if path.is_file()):
+                    name = file.relative_to(root).as_posix()
+                    program = name.startswith(("usr/local/bin/", "usr/local/sbin/"))
+                    add_file(archive, name, file.read_bytes(), 0o755 if program else 0o644)
+        return buffer.getvalue()
+
+
+VM = Recipe(
+    VM_IMAGE, ("common", "vm"), tuple(_COMMON_PACKAGES), f"{_FINISH}; {_VM_FINISH}", 'CMD ["/lib/systemd/systemd"]'
+)
+ML = Recipe(
+    ML_IMAGE,
+    ("common", "ml"),
+    (*_COMMON_PACKAGES, *_ML_PACKAGES),
+    _FINISH,
+    'CMD ["/usr/local/sbin/gpuyard-init"]',
+)
+RECIPES = (VM, ML)
+
+
+def add_file(archive: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
+    """Add one file, owned by root and with a fixed time, to an open archive."""
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    entry.mode = mode
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def present(engine: Engine) -> bool:
+    """Return whether both images exist in the version of this gpuyard, so that nothing has to be built."""
+    return all(engine.image_label(recipe.image, RECIPE_LABEL) == recipe.digest for recipe in RECIPES)
+
+
+def ensure(engine: Engine, progress: Progress) -> None:
+    """Make the images that are missing or out of date. The first time takes about a minute and needs package sources."""
+    if present(engine):
+        return
+    folder = paths.cache() / "boxes"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder / "lock"):
+        for recipe in RECIPES:
+            if engine.image_label(recipe.image, RECIPE_LABEL) != recipe.digest:
+                _make(engine, recipe, folder, progress)
+
+
+@contextmanager
+def _lock(file: Path) -> Iterator[None]:
+    """Keep two builds of the same images apart; the second then finds the first one's result."""
+    with file.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _make(engine: Engine, recipe: Recipe, folder: Path, progress: Progress) -> None:
+    name = recipe.image.rpartition("/")[2]
+    tarball = folder / f"{name}-{recipe.digest}.tar"
+    if not tarball.exists():
+        if not shutil.which("mmdebstrap"):
+            _build_from_registry(engine, recipe, progress)
+            return
+        progress(f"Building the box image {name} with mmdebstrap (once, {len(recipe.packages)} packages and Debian's base)")
+        _mmdebstrap(recipe, tarball)
+        for old in folder.glob(f"{name}-*.tar"):
+            if old != tarball:
+                old.unlink()
+    progress(f"Importing the box image {name} into {engine.kind}")
+    engine.import_image(tarball, recipe.image, recipe.changes)
+
+
+def _suite() -> tuple[str, ...]:
+    """Return the release's code name and the files that say where this machine gets its packages."""
+    release = platform.freedesktop_os_release()
+    apt = Path("/etc/apt")
+    files = [apt / "sources.list.d" / "debian.sources", apt / "sources.list.d" / "ubuntu.sources", apt / "sources.list"]
+    found = [str(file) for file in files if file.is_file() and file.stat().st_size]
+    return (release.get("VERSION_CODENAME", ""), *found)
+
+
+def _mmdebstrap(recipe: Recipe, tarball: Path) -> None:
+    suite, *sources = _suite()
+    if not suite or not sources:
+        raise UsageError(
+            "The box image cannot be built here: mmdebstrap needs Debian or Ubuntu package sources below /etc/apt."
+        )
+    with tempfile.TemporaryDirectory(prefix="gpuyard-image-") as scratch:
+        overlay = Path(scratch) / "overlay.tar"
+        overlay.write_bytes(recipe.overlay())
+        partial = tarball.with_suffix(".partial.tar")
+        command = [
+            "mmdebstrap",
+            "--variant=minbase",
+            f"--include={','.join(recipe.packages)}",
+            *(f"--dpkgopt={option}" for option in _DPKG_OPTIONS),
+            f"--customize-hook=tar-in {overlay} /",
+            f"--customize-hook=chroot \"$1\" sh -c '{recipe.finish}'",
+            suite,
+            str(partial),
+            *sources,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, check=False)
+        if done.returncode:
+            partial.unlink(missing_ok=True)
+            errors = [line for line in done.stderr.splitlines() if line.startswith("E:")] or ["E: no message"]
+            raise GpuyardError(f"The box image {recipe.image} could not be built: {errors[0]}")
+        partial.replace(tarball)
+
+
+def _build_from_registry(engine: Engine, recipe: Recipe, progress: Progress) -> None:
+    """Build on the registry's ``debian`` image. Untried: no registry was in reach where this was written."""
+    progress(f"Building the box image {recipe.image} on debian:bookworm (mmdebstrap is not installed)")
+    with tempfile.TemporaryDirectory(prefix="gpuyard-image-") as scratch:
+        folder = Path(scratch)
+        (folder / "overlay.tar").write_bytes(recipe.overlay())
+        lines = [
+            "FROM docker.io/library/debian:bookworm",
+            f"RUN apt-get update && apt-get install -y --no-install-recommends {' '.join(recipe.packages)}",
+            "ADD overlay.tar /",
+            f"RUN {recipe.finish}",
+            *recipe.changes,
+        ]
+        (folder / "Containerfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        try:
+            engine.build_image(folder, recipe.image)
+        except EngineError as error:
+            raise UsageError(
+                f"The box image cannot be built: {error} Install mmdebstrap with `apt-get install mmdebstrap` to build it "
+                "from package sources instead."
+            ) from None
