@@ -1,0 +1,73 @@
+"""Checkpoints: sets of files that are published to a bucket wholly or not at all.
+
+The stage runner publishes with this on the rented box, the controller reads the bucket with it, and training code may
+import :class:`CloudSync` and its functions. Python 3.10 or newer, standard library, and boto3 once a bucket is opened.
+"""
+
+from __future__ import annotations
+
+from gpuyard.checkpoints.manifest import FileEntry, Manifest, RunRecord
+from gpuyard.checkpoints.sets import (
+    Published,
+    Restored,
+    Retention,
+    latest_manifest,
+    list_runs,
+    manifests,
+    publish,
+    publish_or_warn,
+    restore,
+    write_record,
+)
+from gpuyard.checkpoints.stores import (
+    BucketError,
+    CheckpointError,
+    LocalStore,
+    MissingObjectError,
+    S3Store,
+    Store,
+    open_store,
+)
+from gpuyard.checkpoints.sync import (
+    CloudSync,
+    download_checkpoints,
+    download_directory,
+    download_file,
+    get_cloud_sync_from_env,
+    sync_checkpoints,
+    sync_logs,
+    upload_directory,
+    upload_file,
+)
+
+__all__ = [
+    "BucketError",
+    "CheckpointError",
+    "CloudSync",
+    "FileEntry",
+    "LocalStore",
+    "Manifest",
+    "MissingObjectError",
+    "Published",
+    "Restored",
+    "Retention",
+    "RunRecord",
+    "S3Store",
+    "Store",
+    "download_checkpoints",
+    "download_directory",
+    "download_file",
+    "get_cloud_sync_from_env",
+    "latest_manifest",
+    "list_runs",
+    "manifests",
+    "open_store",
+    "publish",
+    "publish_or_warn",
+    "restore",
+    "sync_checkpoints",
+    "sync_logs",
+    "upload_directory",
+    "upload_file",
+    "write_record",
+]

@@ -1,0 +1,143 @@
+"""The manifest of a checkpoint, and the record of a run: the two JSON documents that a bucket holds beside the files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from gpuyard.checkpoints.stores import CheckpointError
+
+VERSION = 1
+
+
+def timestamp() -> str:
+    """Return the present time in UTC, to the second, as ``2026-03-01T12:00:00Z``."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a checkpoint.
+
+    ``path`` is relative to the persistent root, ``key`` says where in the store the bytes lie (perhaps in an older
+    set), ``size`` is in bytes, ``mode`` holds the permission bits. A symbolic link has its target in ``link``, an empty
+    ``key`` and no bytes of its own.
+    """
+
+    path: str
+    size: int
+    sha256: str
+    mode: int
+    key: str
+    mtime_ns: int = 0
+    link: str | None = None
+
+    @property
+    def content(self) -> tuple[str, str, int, str | None]:
+        """What makes two entries the same file, wherever their bytes lie and whenever they were written."""
+        return self.path, self.sha256, self.mode, self.link
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A complete checkpoint: every file of it is in the store, because the manifest is written last."""
+
+    run: str
+    sequence: int
+    time: str
+    files: tuple[FileEntry, ...]
+    progress: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(entry.size for entry in self.files)
+
+    def to_bytes(self) -> bytes:
+        """Render the manifest as the JSON document of the bucket."""
+        files = [{name: value for name, value in asdict(entry).items() if value is not None} for entry in self.files]
+        document = {
+            "version": VERSION,
+            "run": self.run,
+            "sequence": self.sequence,
+            "time": self.time,
+            "files": files,
+            "progress": dict(self.progress),
+        }
+        return json.dumps(document, indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str) -> Manifest:
+        """Read a manifest; ``where`` names it in the :class:`CheckpointError` that a damaged one raises."""
+        try:
+            document = json.loads(data)
+            if document["version"] != VERSION:
+                raise CheckpointError(
+                    f"{where} has version {document['version']}; this gpuyard reads version {VERSION} only."
+                )
+            files = tuple(
+                FileEntry(
+                    path=_inner_path(item["path"]),
+                    size=int(item["size"]),
+                    sha256=str(item["sha256"]),
+                    mode=int(item["mode"]) & 0o7777,
+                    key=str(item["key"]),
+                    mtime_ns=int(item.get("mtime_ns", 0)),
+                    link=item.get("link"),
+                )
+                for item in document["files"]
+            )
+            return cls(
+                run=str(document["run"]),
+                sequence=int(document["sequence"]),
+                time=str(document["time"]),
+                files=files,
+                progress=dict(document.get("progress") or {}),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{where} is not a manifest of gpuyard: {error!r}.") from error
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a bucket knows of a run (``<run>/run.json``). Times are UTC; ``outcome`` is ``None`` until the run ended.
+
+    ``outcome`` is one of ``done``, ``failed``, ``interrupted``. A run whose record was never written (its first box died at
+    once) appears with ``workload`` and ``created`` empty.
+    """
+
+    run: str
+    workload: str = ""
+    created: str = ""
+    finished: str | None = None
+    outcome: str | None = None
+
+    def to_bytes(self) -> bytes:
+        """Render the record as the JSON document of the bucket."""
+        return json.dumps({"version": VERSION, **asdict(self)}, indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_bytes(cls, run: str, data: bytes) -> RunRecord:
+        """Read a record. A damaged one counts as never written: the checkpoints beside it are what matters."""
+        try:
+            document = json.loads(data)
+            return cls(
+                run=run,
+                workload=str(document.get("workload") or ""),
+                created=str(document.get("created") or ""),
+                finished=document.get("finished"),
+                outcome=document.get("outcome"),
+            )
+        except (ValueError, AttributeError):
+            return cls(run=run)
+
+
+def _inner_path(path: str) -> str:
+    """Return ``path`` when it stays inside the folder it is restored to, else raise ``ValueError``."""
+    parts = str(path).split("/")
+    if not path or path.startswith("/") or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"the path {path!r} leads out of the checkpoint")
+    return str(path)
