@@ -15,6 +15,14 @@ class UsageError(GpuyardError):
     """An option, a file or an environment variable has a value that cannot work. Nothing has been rented."""
 
 
+class NoOfferError(GpuyardError):
+    """Nothing rentable fits. The text says which condition removed how many. Nothing has been rented."""
+
+
+class UnreachableError(GpuyardError):
+    """A rented machine never became usable: it failed to start, or SSH never answered. The text names the instance."""
+
+
 class ProviderError(GpuyardError):
     """A provider's API answered with a failure.
 
@@ -51,7 +59,12 @@ class CreditError(ProviderError):
 
 
 class ThrottledError(ProviderError):
-    """Too many requests, even after waiting as long as the provider asked."""
+    """Too many requests, even after waiting as long as the provider asked.
+
+    ``retry_after`` is the number of seconds that the provider asked to wait, ``None`` when it named none.
+    """
+
+    retry_after: float | None = None
 
 
 class NotFoundError(ProviderError):

@@ -15,7 +15,9 @@ from gpuyard.errors import UsageError
 
 # Short enough for every provider's label and for a host name (63), with room for prefixes.
 RUN_NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?")
-_LABEL = re.compile(rf"gpuyard/({RUN_NAME.pattern})/({RUN_NAME.pattern})")
+STOPPED_MARK = "/stopped"
+"""Ends the label of an instance that gpuyard itself stopped, so that a stop by the provider can be told from it."""
+_LABEL = re.compile(rf"gpuyard/({RUN_NAME.pattern})/({RUN_NAME.pattern})(?:{STOPPED_MARK})?")
 TAG = "gpuyard"
 
 

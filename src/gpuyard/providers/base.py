@@ -1,8 +1,9 @@
 """The one interface behind which every cloud stands.
 
-Five verbs are at its centre: discover offers, provision an instance, attach storage, run a bootstrap, destroy. A provider
-knows nothing of workloads; it gets a :class:`Query` or a :class:`CreateSpec` and gives back the neutral records below.
-Facts about each API: ``reference/provider-apis.md`` of the project's design notes; sections are named where they matter.
+Five verbs are at its centre: discover offers, provision an instance, attach storage, run a bootstrap, destroy. A
+provider knows nothing of workloads; it gets a :class:`Query` or a :class:`CreateSpec` and gives back the neutral records
+below. Facts about each API: ``reference/provider-apis.md`` of the project's design notes; sections are named where they
+matter.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class CreateSpec:
     bid_per_hour_usd: float | None = None  # interruptible only; None: the offer's own price
     bootstrap: str = ""  # a shell script that the provider runs at first boot; never holds a secret
     environment: Mapping[str, str] = field(default_factory=dict)  # not secret
+    known_ids: frozenset[str] = frozenset()  # this run's instances from before: never taken for the new one
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ class Provider(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]  # as people write it, "Vast.ai"
+    console_url: ClassVar[str]  # where a person sees and ends what is rented
     capabilities: ClassVar[frozenset[Capability]]
 
     @abstractmethod
@@ -149,8 +152,9 @@ class Provider(ABC):
     def create(self, offer: Offer, spec: CreateSpec, *, progress: Progress | None = None) -> Instance:
         """Rent ``offer``. The label goes on with the request, and the request is never repeated blindly.
 
-        After a lost or ambiguous answer the instance is looked up by its label; an error that carries an instance id has
-        that instance destroyed before it is raised. Raises :class:`NoCapacityError` when the next offer may be tried.
+        After a lost or ambiguous answer the instance is looked up by its label; an error that carries an instance id
+        has that instance destroyed before it is raised. Raises :class:`NoCapacityError` when the next offer may be
+        tried.
         """
 
     @abstractmethod

@@ -1,0 +1,461 @@
+"""Vast.ai: a marketplace of containers on other people's machines.
+
+Facts: ``reference/provider-apis.md`` section 1. The traps that shape this file:
+
+* Success is 2xx *and* ``success`` not ``false``; a wrong key is a 404, a gone offer 410, 404 or 400.
+* A search returns at most 64 offers and has no cursor; the next page is asked for by a higher price floor.
+* A create can answer with an error and still have rented; the answer then carries ``new_contract``.
+* The label is the only free-form metadata. :meth:`Vast.stop` therefore marks the label before it stops an instance. Any
+  other stop of one of our instances was not ours: outbid, contract over, credit gone. All of these read as preempted,
+  because the API does not tell them apart, and neither does it say whether ``intended_status`` changes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+from gpuyard import gpus
+from gpuyard.errors import (
+    AmbiguousError,
+    AuthenticationError,
+    CreditError,
+    InvalidRequestError,
+    NoCapacityError,
+    NotFoundError,
+    ProviderDownError,
+    ProviderError,
+    UsageError,
+)
+from gpuyard.providers.base import (
+    Capability,
+    CreateSpec,
+    Instance,
+    Market,
+    Offer,
+    PlannedCall,
+    Progress,
+    Provider,
+    Query,
+    State,
+)
+from gpuyard.providers.http import Answer, Client, Patience
+from gpuyard.providers.rental import Waits, create_once, destroy_surely
+from gpuyard.providers.values import dicts, number, optional_number, same_ssh_key, text
+from gpuyard.run import STOPPED_MARK, RunRef
+
+BASE_URL = "https://console.vast.ai"
+DEFAULT_IMAGE = "vastai/pytorch:@vastai-automatic-tag"
+PAGE_CAP = 64  # offers; the server never returns more
+MOST_PAGES = 4  # searches are limited to ten a minute; the cheapest fits are on the first page anyway
+LIST_PAGE = 25  # instances; the most that the v1 list gives at once
+HOURS_PER_MONTH = 720.0  # Vast's month for storage prices
+LEAST_DISK_GB = 8.0
+_ENV_LIMIT = 32768  # bytes
+_ONSTART_LIMIT = 4096  # bytes
+_UNSAFE_VALUE = re.compile(r"[\s'\"\\$`]")
+_NO_TMUX = "touch ~/.no_auto_tmux"
+"""Without it an SSH login lands in tmux, which breaks Ansible and our own sessions."""
+_TYPES: dict[Market, str] = {"on-demand": "on-demand", "interruptible": "bid"}
+_BROKEN = ("oci runtime create failed", "manifest unknown", "pull access denied", "failed to create task")
+
+
+def classify(answer: Answer) -> ProviderError | None:
+    """Return the error that a Vast answer means, ``None`` for a success (provider-apis.md 1.3)."""
+    fields = answer.fields
+    ok = 200 <= answer.status < 300
+    contract = fields.get("new_contract")
+    if ok and fields.get("success") is not False:
+        return None
+    code = str(fields.get("error") or "")
+    words = f"{code} {answer.text}".lower()
+    kind = _kind(answer.status, code, words)
+    return kind(
+        f"Vast.ai refused: {answer.text or f'HTTP {answer.status}'}",
+        provider="vast",
+        status=answer.status,
+        code=code,
+        instance_id=str(contract) if contract else None,
+    )
+
+
+def _kind(status: int, code: str, words: str) -> type[ProviderError]:
+    if code == "auth_error" or "invalid user key" in words or "session expired" in words or status == 401:
+        return AuthenticationError
+    if code == "insufficient_credit" or "lacks credit" in words or status == 411:
+        return CreditError
+    if "no_such_ask" in words or "resources are currently unavailable" in words:
+        return NoCapacityError
+    if status == 404 or code in ("no_such_instance", "not_found", "no_ssh_key", "no_such_volume"):
+        return NotFoundError
+    if status == 403 and not code:
+        return AuthenticationError
+    return InvalidRequestError
+
+
+class Vast(Provider):
+    """Vast.ai behind the neutral interface."""
+
+    name: ClassVar[str] = "vast"
+    title: ClassVar[str] = "Vast.ai"
+    console_url: ClassVar[str] = "https://cloud.vast.ai/instances/"
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.STOP, Capability.INTERRUPTIBLE, Capability.IMAGES}
+    )
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        base_url: str = BASE_URL,
+        emulated: bool = False,
+        patience: Patience | None = None,
+        waits: Waits | None = None,
+    ) -> None:
+        self.emulated = emulated
+        self._waits = waits or Waits()
+        self._api = Client(self.name, self.title, base_url, key, classify, patience or Patience())
+
+    def __repr__(self) -> str:
+        return f"Vast({self._api.base_url!r})"
+
+    # -- offers ---------------------------------------------------------------------------------------------------
+
+    def offers(self, query: Query) -> list[Offer]:
+        """Search with the query's conditions; when that did not fill a page, add the rest of the market.
+
+        The second, unfiltered search costs one call and only happens on a small market or for a rare wish. It is what
+        lets the market say which condition removed how many offers.
+        """
+        found: dict[str, Offer] = {}
+        for market in ("on-demand", "interruptible") if query.market == "any" else (query.market,):
+            rows, capped = self._search(_conditions(query), market, query.disk_gb)
+            if not capped:
+                rows += self._search({}, market, query.disk_gb, most_pages=1)[0]
+            for row in rows:
+                offer = self._offer(row, market, query.disk_gb)
+                # One ask is rentable on demand and by bid at different prices: two offers under one id.
+                found.setdefault(f"{offer.id} {market}", offer)
+        return list(found.values())
+
+    def _search(
+        self, conditions: Mapping[str, object], market: Market, disk_gb: float, *, most_pages: int = MOST_PAGES
+    ) -> tuple[list[dict[str, object]], bool]:
+        """Return the rows by rising price, and whether the first page was full."""
+        rows: dict[str, dict[str, object]] = {}
+        floor: float | None = None
+        first_full = False
+        for page_number in range(most_pages):
+            body: dict[str, object] = {
+                "verified": {"eq": True},
+                "external": {"eq": False},
+                "rentable": {"eq": True},
+                **conditions,
+                "type": _TYPES[market],
+                "order": [["dph_total", "asc"]],
+                "limit": PAGE_CAP,
+                "allocated_storage": disk_gb,
+            }
+            if floor is not None:
+                body["dph_total"] = {"gte": floor}
+            # A search by POST changes nothing, so it may be repeated.
+            page = dicts(self._api.call("POST", "/api/v0/bundles/", body=body, repeatable=True).get("offers"))
+            before = len(rows)
+            rows.update((str(row["id"]), row) for row in page if row.get("id") is not None)
+            full = len(page) >= PAGE_CAP
+            first_full = first_full or (page_number == 0 and full)
+            if not full or len(rows) == before:
+                break
+            floor = max(number(row.get("dph_total")) for row in page)
+        return list(rows.values()), first_full
+
+    def _offer(self, row: Mapping[str, object], market: Market, disk_gb: float) -> Offer:
+        count = number(row.get("num_gpus"), 1.0)
+        cores = optional_number(row.get("cpu_cores_effective")) or optional_number(row.get("cpu_cores")) or 0.0
+        whole = optional_number(row.get("cpu_cores"))
+        share = cores / whole if whole else number(row.get("gpu_frac"), 1.0)
+        disk_price = number(row.get("storage_cost")) * disk_gb / HOURS_PER_MONTH
+        cuda = optional_number(row.get("cuda_max_good"))
+        return Offer(
+            provider=self.name,
+            id=str(row["id"]),
+            gpu_name=gpus.normalise(text(row.get("gpu_name"))),
+            gpu_count=count,
+            gpu_ram_gb=round(number(row.get("gpu_ram")) / 1000, 1),
+            cpu_cores=cores,
+            ram_gb=round(number(row.get("cpu_ram")) * min(1.0, share) / 1000, 1),
+            disk_gb=number(row.get("disk_space")),
+            region=text(row.get("geolocation")),
+            market=market,
+            price_per_hour_usd=number(row.get("dph_total")),
+            disk_price_per_hour_usd=number(row.get("storage_total_cost"), disk_price),
+            traffic_price_per_gb_usd=max(number(row.get("inet_up_cost")), number(row.get("inet_down_cost"))),
+            reliability=optional_number(row.get("reliability2", row.get("reliability"))),
+            cuda=None if cuda is None else f"{cuda:.1f}",
+            machine_id=text(row.get("machine_id")),
+            emulated=self.emulated or bool(row.get("emulated")),
+        )
+
+    # -- create ---------------------------------------------------------------------------------------------------
+
+    def create(self, offer: Offer, spec: CreateSpec, *, progress: Progress | None = None) -> Instance:
+        """Rent the ask ``offer.id``; see :func:`gpuyard.providers.rental.create_once` for what may go wrong."""
+        body = _create_body(offer, spec)
+        if not self._has_key(spec.ssh_public_key):
+            self._add_key(spec.ssh_public_key)
+
+        def send() -> Instance:
+            answer = self._api.call("PUT", f"/api/v0/asks/{offer.id}/", body=body, repeatable=False)
+            contract = answer.get("new_contract")
+            if not contract:
+                raise AmbiguousError(f"Vast.ai accepted ask {offer.id} and named no instance.", provider=self.name)
+            return Instance(
+                provider=self.name,
+                id=str(contract),
+                label=spec.ref.label,
+                ref=spec.ref,
+                state=State.PENDING,
+                status_text="rented",
+                region=offer.region,
+                gpu_name=offer.gpu_name,
+                gpu_count=offer.gpu_count,
+                gpu_ram_gb=offer.gpu_ram_gb,
+                market=offer.market,
+                price_per_hour_usd=offer.price_per_hour_usd,
+                machine_id=offer.machine_id,
+                emulated=self.emulated,
+            )
+
+        return create_once(self, spec, send, waits=self._waits, progress=progress)
+
+    def plan_create(self, offer: Offer, spec: CreateSpec) -> list[PlannedCall]:
+        """Return the calls of :meth:`create`. Reads whether the account has the SSH key."""
+        calls = []
+        if not self._has_key(spec.ssh_public_key):
+            calls.append(PlannedCall("POST", self._api.url("/api/v0/ssh/"), {"ssh_key": spec.ssh_public_key}))
+        calls.append(PlannedCall("PUT", self._api.url(f"/api/v0/asks/{offer.id}/"), _create_body(offer, spec)))
+        return calls
+
+    def _has_key(self, public_key: str) -> bool:
+        try:
+            answer = self._api.call("GET", "/api/v0/ssh/")
+        except NotFoundError:
+            return False  # "No SSH keys found for the user." is a 404
+        rows = dicts(answer.get("items") or answer.get("ssh_keys") or answer.get("keys"))
+        held = (text(row.get("public_key")) or text(row.get("key")) for row in rows if not row.get("deleted_at"))
+        return any(same_ssh_key(public_key, key) for key in held)
+
+    def _add_key(self, public_key: str) -> None:
+        # Twice the same key does no harm, so a lost answer needs no ceremony.
+        self._api.call("POST", "/api/v0/ssh/", body={"ssh_key": public_key}, repeatable=True)
+
+    # -- instances ------------------------------------------------------------------------------------------------
+
+    def instances(self) -> list[Instance]:
+        """Return all instances over all pages of the v1 list (the v0 list answers 410 on many accounts)."""
+        found: dict[str, Instance] = {}
+        params: dict[str, str | int] = {
+            "limit": LIST_PAGE,
+            "order_by": json.dumps([{"col": "id", "dir": "asc"}]),
+        }
+        seen_tokens: set[str] = set()
+        while True:
+            answer = self._api.call("GET", "/api/v1/instances/", params=params)
+            for row in dicts(answer.get("instances")):
+                instance = self._instance(row)
+                found[instance.id] = instance
+            token = text(answer.get("next_token"))
+            if not token:
+                return list(found.values())
+            if token in seen_tokens:
+                raise ProviderDownError(
+                    "Vast.ai repeats a page of its instance list, so the list cannot be trusted.", provider=self.name
+                )
+            seen_tokens.add(token)
+            params["after_token"] = token
+
+    def instance(self, instance_id: str) -> Instance | None:
+        """Return one instance; a destroyed one is ``instances: null`` or a 404, and both occur."""
+        try:
+            answer = self._api.call("GET", f"/api/v0/instances/{instance_id}/", params={"owner": "me"})
+        except NotFoundError:
+            return None
+        rows = answer.get("instances")
+        candidates = [rows] if isinstance(rows, dict) else dicts(rows)
+        for row in candidates:
+            if str(row.get("id")) == instance_id:
+                return self._instance(row)
+        return None
+
+    def _instance(self, row: Mapping[str, object]) -> Instance:
+        label = text(row.get("label"))
+        ref = RunRef.from_label(label)
+        host, port = _address(row)
+        return Instance(
+            provider=self.name,
+            id=str(row["id"]),
+            label=label,
+            ref=ref,
+            state=_state(row, ref, label),
+            status_text=_status_text(row),
+            region=text(row.get("geolocation")),
+            gpu_name=gpus.normalise(text(row.get("gpu_name"))),
+            gpu_count=number(row.get("num_gpus"), 1.0),
+            gpu_ram_gb=round(number(row.get("gpu_ram")) / 1000, 1),
+            market="interruptible" if row.get("is_bid") else "on-demand",
+            price_per_hour_usd=number(row.get("dph_total")),
+            ssh_host=host,
+            ssh_port=port,
+            created_at=optional_number(row.get("start_date")),
+            machine_id=text(row.get("machine_id")),
+            emulated=self.emulated or bool(row.get("emulated")),
+        )
+
+    # -- actions --------------------------------------------------------------------------------------------------
+
+    def destroy(self, instance_id: str, *, progress: Progress | None = None) -> None:
+        """End the rental and its disk, and come back when the provider confirms it."""
+
+        def send() -> None:
+            self._api.call("DELETE", f"/api/v0/instances/{instance_id}/", repeatable=True)
+
+        destroy_surely(self, instance_id, send, waits=self._waits, progress=progress)
+
+    def plan_destroy(self, instance_id: str) -> list[PlannedCall]:
+        """Return the one call of :meth:`destroy`."""
+        return [PlannedCall("DELETE", self._api.url(f"/api/v0/instances/{instance_id}/"))]
+
+    def start(self, instance_id: str) -> None:
+        """Start a stopped instance.
+
+        When its GPU is let to somebody else Vast queues the start, which may then happen (and bill) hours later. That
+        is taken back, and :class:`NoCapacityError` is raised. The mark of our own stop goes first: if the start is
+        lost after it, the instance reads as preempted, never as stopped by us.
+        """
+        self._mark(instance_id, stopped=False)
+        try:
+            self._put(instance_id, {"state": "running"})
+        except NoCapacityError:
+            self._mark(instance_id, stopped=True)
+            self._put(instance_id, {"state": "stopped"})
+            raise
+
+    def stop(self, instance_id: str) -> None:
+        """Stop an instance; its disk keeps billing. The label is marked first, so that this reads as our own stop."""
+        self._mark(instance_id, stopped=True)
+        self._put(instance_id, {"state": "stopped"})
+
+    def credit_usd(self) -> float | None:
+        """Return the account's credit."""
+        return optional_number(self._api.call("GET", "/api/v0/users/current").get("credit"))
+
+    def _mark(self, instance_id: str, *, stopped: bool) -> None:
+        instance = self.instance(instance_id)
+        if instance is None:
+            raise NotFoundError(f"Vast.ai has no instance {instance_id}.", provider=self.name)
+        if instance.ref is not None:
+            self._put(instance_id, {"label": instance.ref.label + (STOPPED_MARK if stopped else "")})
+
+    def _put(self, instance_id: str, body: Mapping[str, object]) -> None:
+        # Setting a state or a label twice is the same as once.
+        self._api.call("PUT", f"/api/v0/instances/{instance_id}/", body=body, repeatable=True)
+
+
+def _conditions(query: Query) -> dict[str, object]:
+    """Return the part of the query that Vast filters itself, as sharp as the market's own conditions or wider.
+
+    GPU names, CUDA and regions stay with the market: names are spelled in too many ways, and a CUDA condition silently
+    hides some GPU types at Vast.
+    """
+    asked: dict[str, float | None] = {
+        "num_gpus": query.gpu_count,
+        "gpu_ram": None if query.gpu_ram_gb is None else query.gpu_ram_gb * 1000,
+        "cpu_cores_effective": query.cpu_cores,
+        "disk_space": query.disk_gb,
+        "reliability2": query.reliability,
+    }
+    return {name: {"gte": value} for name, value in asked.items() if value is not None}
+
+
+def _create_body(offer: Offer, spec: CreateSpec) -> dict[str, object]:
+    """Return the create request's body.
+
+    Raises :class:`UsageError` for what Vast would cut off or mangle.
+    """
+    environment = {**spec.environment, "GPUYARD_RUN": spec.ref.run}
+    for name, value in environment.items():
+        if _UNSAFE_VALUE.search(value):
+            raise UsageError(
+                f"The variable {name} holds a space, a quote or another character that Vast.ai mangles; "
+                "encode it, or let the workload set it on the box."
+            )
+    onstart = _NO_TMUX + "\n" + spec.bootstrap
+    if len(onstart.encode()) > _ONSTART_LIMIT:
+        raise UsageError(f"The bootstrap script is {len(onstart.encode())} bytes long; Vast.ai takes {_ONSTART_LIMIT}.")
+    if len(json.dumps(environment).encode()) > _ENV_LIMIT:
+        raise UsageError(f"The instance's environment is larger than the {_ENV_LIMIT} bytes that Vast.ai takes.")
+    return {
+        "client_id": "me",
+        "image": spec.image or DEFAULT_IMAGE,
+        "env": environment,
+        "disk": max(LEAST_DISK_GB, spec.disk_gb),
+        "label": spec.ref.label,
+        "onstart": onstart,
+        # Direct SSH where the host has ports, and the proxy in any case.
+        "runtype": "ssh_direc ssh_proxy",
+        "target_state": "running",
+        "cancel_unavail": True,
+        "price": _bid(offer, spec),
+    }
+
+
+def _bid(offer: Offer, spec: CreateSpec) -> float | None:
+    """Return the bid in dollars an hour, without the disk; ``None`` for on-demand.
+
+    Rounded up, for a bid that is a fraction of a cent too low gets a stopped instance that bills its disk.
+    """
+    if offer.market == "on-demand":
+        return None
+    bid = spec.bid_per_hour_usd
+    if bid is None:
+        bid = offer.price_per_hour_usd - offer.disk_price_per_hour_usd
+    return max(0.001, math.ceil(round(bid * 10_000, 4)) / 10_000)
+
+
+def _address(row: Mapping[str, object]) -> tuple[str, int]:
+    """Return where SSH is reached: directly where port 22 is mapped, else Vast's proxy, else ``("", 22)``."""
+    public = text(row.get("public_ipaddr"))  # comes with a trailing newline at times
+    ports = row.get("ports")
+    mapped = dicts(ports.get("22/tcp")) if isinstance(ports, dict) else []
+    if public and mapped and text(mapped[0].get("HostPort")).isdigit():
+        return public, int(text(mapped[0].get("HostPort")))
+    host = text(row.get("ssh_host"))
+    port = optional_number(row.get("ssh_port"))
+    if not host or port is None:
+        return "", 22
+    return host, int(port) + (1 if "jupyter" in text(row.get("image_runtype")) else 0)
+
+
+def _state(row: Mapping[str, object], ref: RunRef | None, label: str) -> State:
+    actual = text(row.get("actual_status"))
+    intended = text(row.get("intended_status"))
+    if text(row.get("cur_state")) == "stopped" or (intended == "stopped" and actual in ("exited", "stopped")):
+        ours = label.endswith(STOPPED_MARK) if ref else intended == "stopped"
+        return State.STOPPED if ours else State.PREEMPTED
+    if actual == "running":
+        return State.RUNNING
+    message = text(row.get("status_msg")).lower()
+    if actual in ("", "created", "loading") and any(sign in message for sign in _BROKEN):
+        return State.FAILED
+    if actual in ("", "created", "loading", "scheduling", "rebooting", "recycling"):
+        return State.PENDING
+    # "exited" may be stale for minutes after a start; "offline" and "unknown" are the host's trouble and may pass.
+    return State.UNKNOWN
+
+
+def _status_text(row: Mapping[str, object]) -> str:
+    parts: Iterable[str] = (text(row.get("actual_status")) or "scheduling", text(row.get("status_msg")))
+    return ": ".join(part for part in parts if part)

@@ -1,0 +1,387 @@
+"""Vultr: virtual machines with whole GPUs or slices of one.
+
+Facts: ``reference/provider-apis.md`` section 2. The traps that shape this file:
+
+* An offer is a plan in a region that has it in stock; prices differ by region, ``gpu_vram_gb`` is the plan's total, and
+  ``gpu_count`` may be ``"1/8"``.
+* An instance is ready only when three status words and the address agree, and the words do not advance monotonically.
+* A halted instance bills in full. Only DELETE ends it, and only a 404 confirms that it ended.
+* How a preemption shows is undocumented: a 404 or ``suspended`` are taken for one.
+* Bodies without ``Content-Type: application/json`` get a 400; errors are texts without a code.
+
+Cloud GPU (``vcg``) and dedicated (``vdm``) plans are offered; bare metal, with other calls and another life cycle, is not.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import ClassVar
+
+from gpuyard import gpus
+from gpuyard.errors import (
+    AmbiguousError,
+    AuthenticationError,
+    CreditError,
+    InvalidRequestError,
+    NoCapacityError,
+    NotFoundError,
+    ProviderDownError,
+    ProviderError,
+)
+from gpuyard.providers.base import (
+    Capability,
+    CreateSpec,
+    Instance,
+    Market,
+    Offer,
+    PlannedCall,
+    Progress,
+    Provider,
+    Query,
+    State,
+)
+from gpuyard.providers.http import Answer, Client, Patience
+from gpuyard.providers.rental import Waits, create_once, destroy_surely
+from gpuyard.providers.values import dicts, number, optional_number, same_ssh_key, strings, text
+from gpuyard.run import RunRef
+
+BASE_URL = "https://api.vultr.com/v2"
+UBUNTU_22_04 = 1743
+PLAN_TYPES = ("vcg", "vdm")
+_PAGE = 500  # rows, the most that a page holds
+_REQUESTS_AT_ONCE = 8  # the limit is 30 a second
+_MODEL = re.compile(r"(?:^|-)(a16|a40|a100|l40s?|h100|h200|b200|b300|gh200|mi300x|mi325x|mi355x)(?:-|$)")
+_SOLD_OUT = ("not available", "out of stock", "no capacity", "sold out", "unavailable", "insufficient capacity")
+_NO_CREDIT = ("insufficient", "credit", "quota", "limit", "billing", "balance")
+_NO_ADDRESS = {"", "0.0.0.0"}
+
+
+def classify(answer: Answer) -> ProviderError | None:
+    """Return the error that a Vultr answer means, ``None`` for a success (provider-apis.md 2.1).
+
+    Vultr has no error codes, and what it says when a region is sold out or a quota reached is not documented; the words
+    are matched liberally, capacity before credit.
+    """
+    if 200 <= answer.status < 300:
+        return None
+    words = answer.text.lower()
+    kind: type[ProviderError]
+    message = f"Vultr refused: {answer.text or f'HTTP {answer.status}'}"
+    if "unauthorized ip" in words:
+        kind = AuthenticationError
+        message += " (the key's IP allow-list is at https://my.vultr.com/settings/#settingsapi)"
+    elif answer.status == 401:
+        kind = AuthenticationError
+    elif answer.status == 404:
+        kind = NotFoundError
+    elif answer.status in (400, 403, 409, 412, 422) and any(sign in words for sign in _SOLD_OUT):
+        kind = NoCapacityError
+    elif answer.status in (400, 402, 403) and any(sign in words for sign in _NO_CREDIT):
+        kind = CreditError
+    elif answer.status == 403:
+        kind = AuthenticationError
+    else:
+        kind = InvalidRequestError
+    return kind(message, provider="vultr", status=answer.status)
+
+
+class Vultr(Provider):
+    """Vultr behind the neutral interface."""
+
+    name: ClassVar[str] = "vultr"
+    title: ClassVar[str] = "Vultr"
+    console_url: ClassVar[str] = "https://my.vultr.com/"
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.STOP, Capability.INTERRUPTIBLE})
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        base_url: str = BASE_URL,
+        emulated: bool = False,
+        patience: Patience | None = None,
+        waits: Waits | None = None,
+    ) -> None:
+        self.emulated = emulated
+        self._waits = waits or Waits()
+        self._api = Client(self.name, self.title, base_url, key, classify, patience or Patience())
+        self._plans: dict[str, dict[str, object]] | None = None
+
+    def __repr__(self) -> str:
+        return f"Vultr({self._api.base_url!r})"
+
+    # -- offers ---------------------------------------------------------------------------------------------------
+
+    def offers(self, query: Query) -> list[Offer]:
+        """Return the GPU plans of every region that has them in stock now.
+
+        Stock is asked for region by region, several at once, also in regions that the query excludes: the market then
+        can say what that condition costs.
+        """
+        plans = {
+            plan_id: plan
+            for kind in PLAN_TYPES
+            for plan_id, plan in self._plans_of(kind).items()
+            if _is_gpu(plan) and max(_prices(plan, "")) > 0
+        }
+        listed = {region for plan in plans.values() for region in strings(plan.get("locations"))}
+        if any(not strings(plan.get("locations")) for plan in plans.values()):
+            # Account-specific plans name no region publicly; only the stock of each region does.
+            listed |= {text(region.get("id")) for region in self._pages("/regions", "regions")}
+        kinds = sorted({plan_id.split("-", 1)[0] for plan_id in plans} & set(PLAN_TYPES))
+        questions = [(region, kind) for region in sorted(listed) for kind in kinds]
+        with ThreadPoolExecutor(max_workers=_REQUESTS_AT_ONCE) as pool:
+            answers = list(pool.map(lambda question: self._stock(*question), questions))
+        found = []
+        for (region, _), in_stock in zip(questions, answers, strict=True):
+            found += [self._offer(plans[plan_id], region) for plan_id in in_stock if plan_id in plans]
+        return found
+
+    def _stock(self, region: str, kind: str) -> list[str]:
+        try:
+            answer = self._api.call("GET", f"/regions/{region}/availability", params={"type": kind})
+        except NotFoundError:
+            return []  # a region that plans still name and the list of regions no longer has
+        return strings(answer.get("available_plans"))
+
+    def _offer(self, plan: Mapping[str, object], region: str) -> Offer:
+        on_demand, preemptible = _prices(plan, region)
+        # No create field asks for preemptible pricing, so a plan is sold that way only where it is sold no other way.
+        market: Market = "on-demand" if plan.get("deploy_ondemand", True) else "interruptible"
+        count, ram = _gpu(plan)
+        return Offer(
+            provider=self.name,
+            id=f"{text(plan.get('id'))}@{region}",
+            gpu_name=_gpu_name(plan),
+            gpu_count=count,
+            gpu_ram_gb=ram,
+            cpu_cores=number(plan.get("vcpu_count")),
+            ram_gb=round(number(plan.get("ram")) / 1024, 1),
+            disk_gb=number(plan.get("disk")) * max(1.0, number(plan.get("disk_count"), 1.0)),
+            region=region,
+            market=market,
+            price_per_hour_usd=on_demand if market == "on-demand" else preemptible or on_demand,
+            emulated=self.emulated or bool(plan.get("emulated")),
+        )
+
+    # -- create ---------------------------------------------------------------------------------------------------
+
+    def create(self, offer: Offer, spec: CreateSpec, *, progress: Progress | None = None) -> Instance:
+        """Rent the plan and region of ``offer.id``; see :func:`gpuyard.providers.rental.create_once`."""
+        key_id = self._key_id(spec.ssh_public_key) or self._add_key(spec.ssh_public_key)
+        body = _create_body(offer, spec, key_id)
+
+        def send() -> Instance:
+            row = self._api.call("POST", "/instances", body=body, repeatable=False).get("instance")
+            if not isinstance(row, dict) or not row.get("id"):
+                raise AmbiguousError("Vultr accepted the order and named no instance.", provider=self.name)
+            return self._instance(row, offer)
+
+        return create_once(self, spec, send, waits=self._waits, progress=progress)
+
+    def plan_create(self, offer: Offer, spec: CreateSpec) -> list[PlannedCall]:
+        """Return the calls of :meth:`create`. Reads whether the account has the SSH key."""
+        calls = []
+        key_id = self._key_id(spec.ssh_public_key)
+        if key_id is None:
+            calls.append(PlannedCall("POST", self._api.url("/ssh-keys"), _key_body(spec.ssh_public_key)))
+            key_id = "<id of the new key>"
+        calls.append(PlannedCall("POST", self._api.url("/instances"), _create_body(offer, spec, key_id)))
+        return calls
+
+    def _key_id(self, public_key: str) -> str | None:
+        for row in self._pages("/ssh-keys", "ssh_keys"):
+            if same_ssh_key(public_key, text(row.get("ssh_key"))):
+                return text(row.get("id"))
+        return None
+
+    def _add_key(self, public_key: str) -> str:
+        # A second copy of a key does no harm, so a lost answer needs no ceremony.
+        answer = self._api.call("POST", "/ssh-keys", body=_key_body(public_key), repeatable=True)
+        row = answer.get("ssh_key")
+        if not isinstance(row, dict) or not row.get("id"):
+            raise ProviderDownError("Vultr took the SSH key and named no id for it.", provider=self.name)
+        return text(row["id"])
+
+    # -- instances ------------------------------------------------------------------------------------------------
+
+    def instances(self) -> list[Instance]:
+        """Return all virtual machines of the account, over all pages."""
+        return [self._instance(row) for row in self._pages("/instances", "instances")]
+
+    def instance(self, instance_id: str) -> Instance | None:
+        """Return one instance, ``None`` when Vultr answers 404."""
+        try:
+            row = self._api.call("GET", f"/instances/{instance_id}").get("instance")
+        except NotFoundError:
+            return None
+        if not isinstance(row, dict):
+            raise ProviderDownError(f"Vultr's answer about instance {instance_id} holds none.", provider=self.name)
+        return self._instance(row)
+
+    def _instance(self, row: Mapping[str, object], offer: Offer | None = None) -> Instance:
+        region = text(row.get("region"))
+        plan = {} if offer else self._plan(text(row.get("plan")))
+        on_demand, preemptible = _prices(plan, region)
+        preemptible_only = bool(plan) and not plan.get("deploy_ondemand", True)
+        count, ram = (offer.gpu_count, offer.gpu_ram_gb) if offer else _gpu(plan)
+        market: Market = offer.market if offer else "interruptible" if preemptible_only else "on-demand"
+        address = text(row.get("main_ip"))
+        return Instance(
+            provider=self.name,
+            id=text(row.get("id")),
+            label=text(row.get("label")),
+            ref=RunRef.from_tags(strings(row.get("tags"))),
+            state=_state(row),
+            status_text="/".join(text(row.get(name)) for name in ("status", "power_status", "server_status")),
+            region=region,
+            gpu_name=offer.gpu_name if offer else _gpu_name(plan),
+            gpu_count=count,
+            gpu_ram_gb=ram,
+            market=market,
+            price_per_hour_usd=(
+                offer.price_per_hour_usd if offer else (preemptible if preemptible_only else 0.0) or on_demand
+            ),
+            ssh_host="" if address in _NO_ADDRESS else address,
+            created_at=_epoch(row.get("date_created")),
+            emulated=self.emulated or bool(row.get("emulated")),
+        )
+
+    # -- actions --------------------------------------------------------------------------------------------------
+
+    def destroy(self, instance_id: str, *, progress: Progress | None = None) -> None:
+        """Delete the instance and come back when it answers 404."""
+
+        def send() -> None:
+            self._api.call("DELETE", f"/instances/{instance_id}", repeatable=True)
+
+        destroy_surely(self, instance_id, send, waits=self._waits, progress=progress)
+
+    def plan_destroy(self, instance_id: str) -> list[PlannedCall]:
+        """Return the one call of :meth:`destroy`."""
+        return [PlannedCall("DELETE", self._api.url(f"/instances/{instance_id}"))]
+
+    def start(self, instance_id: str) -> None:
+        """Start a halted instance."""
+        self._api.call("POST", f"/instances/{instance_id}/start", repeatable=True)
+
+    def stop(self, instance_id: str) -> None:
+        """Halt an instance. It keeps billing in full."""
+        self._api.call("POST", f"/instances/{instance_id}/halt", repeatable=True)
+
+    def credit_usd(self) -> float | None:
+        """Return the account's credit (``balance`` is negative for credit), less the charges still to come."""
+        account = self._api.call("GET", "/account").get("account")
+        if not isinstance(account, dict) or optional_number(account.get("balance")) is None:
+            return None
+        return -number(account.get("balance")) - number(account.get("pending_charges"))
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def _pages(self, path: str, wrapper: str, **filters: str) -> list[dict[str, object]]:
+        """Return the rows of a list over all pages; cursors are opaque, ``""`` at the end."""
+        rows: list[dict[str, object]] = []
+        params: dict[str, str | int] = {"per_page": _PAGE, **filters}
+        seen: set[str] = set()
+        while True:
+            answer = self._api.call("GET", path, params=params)
+            rows += dicts(answer.get(wrapper))
+            meta = answer.get("meta")
+            links = meta.get("links") if isinstance(meta, dict) else None
+            cursor = text(links.get("next")) if isinstance(links, dict) else ""
+            if not cursor:
+                return rows
+            if cursor in seen:
+                raise ProviderDownError(
+                    f"Vultr repeats a page of {path}, so the list cannot be trusted.", provider=self.name
+                )
+            seen.add(cursor)
+            params["cursor"] = cursor
+
+    def _plans_of(self, kind: str) -> dict[str, dict[str, object]]:
+        return {text(plan.get("id")): plan for plan in self._pages("/plans", "plans", type=kind)}
+
+    def _plan(self, plan_id: str) -> dict[str, object]:
+        """Return a plan by id, ``{}`` when it is not listed (any more); the catalogue is read once."""
+        if self._plans is None:
+            self._plans = self._plans_of("all")
+        return self._plans.get(plan_id, {})
+
+
+def _create_body(offer: Offer, spec: CreateSpec, key_id: str) -> dict[str, object]:
+    plan, _, region = offer.id.partition("@")
+    body: dict[str, object] = {
+        "region": region,
+        "plan": plan,
+        "os_id": UBUNTU_22_04,
+        "sshkey_id": [key_id],
+        "label": spec.ref.run,
+        "hostname": spec.ref.run,
+        "tags": spec.ref.tags,
+        "backups": "disabled",
+        "activation_email": False,
+    }
+    if spec.bootstrap:
+        body["user_data"] = base64.b64encode(spec.bootstrap.encode()).decode()
+    return body
+
+
+def _key_body(public_key: str) -> dict[str, object]:
+    body = " ".join(public_key.split()[:2])
+    return {"name": f"gpuyard-{hashlib.sha256(body.encode()).hexdigest()[:12]}", "ssh_key": public_key}
+
+
+def _is_gpu(plan: Mapping[str, object]) -> bool:
+    return bool(text(plan.get("gpu_type")) or number(plan.get("gpu_vram_gb")) or number(plan.get("gpu_count")))
+
+
+def _gpu(plan: Mapping[str, object]) -> tuple[float, float]:
+    """Return the number of GPUs (a slice is less than one) and the memory in GB of each one that the machine sees."""
+    count = number(plan.get("gpu_count"))
+    return count, round(number(plan.get("gpu_vram_gb")) / max(1.0, count), 1)
+
+
+def _gpu_name(plan: Mapping[str, object]) -> str:
+    """Return the model, from the plan's name where ``gpu_type`` is absent (some ``vdm`` plans)."""
+    named = gpus.normalise(text(plan.get("gpu_type")))
+    if named:
+        return named
+    model = _MODEL.search(text(plan.get("id")))
+    return model[1].upper() if model else ""
+
+
+def _prices(plan: Mapping[str, object], region: str) -> tuple[float, float]:
+    """Return the hourly dollars on demand and preemptible, by the region's own price where it has one."""
+    by_region = plan.get("location_cost")
+    own = by_region.get(region) if isinstance(by_region, dict) else None
+    special = own if isinstance(own, dict) else {}
+    on_demand, preemptible = (
+        number(special.get(name), number(plan.get(name))) for name in ("hourly_cost", "hourly_cost_preemptible")
+    )
+    return on_demand, preemptible
+
+
+def _state(row: Mapping[str, object]) -> State:
+    status, power, server = (text(row.get(name)) for name in ("status", "power_status", "server_status"))
+    if status == "suspended":
+        return State.PREEMPTED
+    if status == "failed":
+        return State.FAILED
+    if status != "active":
+        return State.PENDING
+    if power == "running" and server == "ok" and text(row.get("main_ip")) not in _NO_ADDRESS:
+        return State.RUNNING
+    # While it boots an instance is "active" with its power "stopped", but then the server is still locked.
+    return State.STOPPED if power == "stopped" and server == "ok" else State.PENDING
+
+
+def _epoch(value: object) -> float | None:
+    try:
+        return datetime.fromisoformat(text(value)).timestamp()
+    except ValueError:
+        return None
