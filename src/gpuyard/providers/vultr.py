@@ -9,7 +9,7 @@ Facts: ``reference/provider-apis.md`` section 2. The traps that shape this file:
 * How a preemption shows is undocumented: a 404 or ``suspended`` are taken for one.
 * Bodies without ``Content-Type: application/json`` get a 400; errors are texts without a code.
 
-Cloud GPU (``vcg``) and dedicated (``vdm``) plans are offered; bare metal, with other calls and another life cycle, is not.
+Cloud GPU (``vcg``) and dedicated (``vdm``) plans are offered; bare metal has another life cycle and is not.
 """
 
 from __future__ import annotations
