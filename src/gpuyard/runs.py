@@ -1,0 +1,177 @@
+"""Runs as they are: the machines that the clouds list, joined with what the bucket knows.
+
+Neither side is enough alone. A run whose machine was taken away exists only in the bucket, one that has just been
+rented only at its provider; nothing about either is kept on the controller.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from gpuyard.checkpoints import Manifest, RunRecord, Store, latest_manifest, list_runs
+from gpuyard.errors import ProviderError
+from gpuyard.providers.base import Instance, Provider, State
+
+LIVE = frozenset({State.RUNNING, State.PENDING, State.STOPPED, State.UNKNOWN})
+"""States of a machine that still is the run's machine; one that was taken away or failed is only a leftover."""
+
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run, with its machines (most alive first) and what the bucket holds of it."""
+
+    name: str
+    workload: str
+    instances: tuple[Instance, ...] = ()
+    record: RunRecord | None = None
+    manifest: Manifest | None = None
+
+    @property
+    def machine(self) -> Instance | None:
+        """The machine that the run has, ``None`` when it has none or only what is left of one."""
+        return next((instance for instance in self.instances if instance.state in LIVE), None)
+
+    @property
+    def leftovers(self) -> tuple[Instance, ...]:
+        """Machines that were taken away or failed, and may still bill their disk."""
+        return tuple(instance for instance in self.instances if instance.state not in LIVE)
+
+    @property
+    def progress(self) -> Mapping[str, Any]:
+        """What the newest checkpoint says of iteration, stage and outcome; empty without one."""
+        return self.manifest.progress if self.manifest else {}
+
+    @property
+    def outcome(self) -> str | None:
+        """``done`` or ``failed`` when the run ended, as its record or its last checkpoint says, else ``None``."""
+        if self.record and self.record.outcome in ("done", "failed"):
+            return self.record.outcome
+        return "done" if self.progress.get("finished") and self.progress.get("outcome") == "done" else None
+
+    @property
+    def state(self) -> str:
+        """One word: ``finished``, ``failed``, the state of its machine, ``preempted``, or ``interrupted``."""
+        if self.outcome:
+            return "finished" if self.outcome == "done" else "failed"
+        if self.machine:
+            return str(self.machine.state)
+        if any(instance.state is State.PREEMPTED for instance in self.instances):
+            return "preempted"
+        return "interrupted"
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it has no machine and can go on from what the bucket holds."""
+        return self.state in ("preempted", "interrupted") and (self.manifest is not None or self.record is not None)
+
+    @property
+    def price_per_hour_usd(self) -> float:
+        """What all its machines cost an hour now."""
+        return sum(instance.price_per_hour_usd for instance in self.instances)
+
+    def hours(self, now: float | None = None) -> float:
+        """Return for how many hours its machines of now have been rented, added up."""
+        moment = time.time() if now is None else now
+        return sum(_age_h(instance, moment) for instance in self.instances)
+
+    def cost_usd(self, now: float | None = None) -> float:
+        """Return what its machines of now have cost, as their prices say; the provider's invoice counts, not this."""
+        moment = time.time() if now is None else now
+        return sum(_age_h(instance, moment) * instance.price_per_hour_usd for instance in self.instances)
+
+
+def _age_h(instance: Instance, now: float) -> float:
+    return max(0.0, now - instance.created_at) / 3600 if instance.created_at else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All instances of the clouds asked, and for each cloud that did not answer its error."""
+
+    instances: list[Instance] = field(default_factory=list)
+    errors: dict[str, ProviderError] = field(default_factory=dict)
+
+
+def survey(providers: Sequence[Provider]) -> Survey:
+    """Ask all ``providers`` for their instances at the same time."""
+
+    def ask(provider: Provider) -> list[Instance] | ProviderError:
+        try:
+            return provider.instances()
+        except ProviderError as error:
+            return error
+
+    found = Survey()
+    with ThreadPoolExecutor(max_workers=max(1, len(providers))) as pool:
+        for provider, answer in zip(providers, pool.map(ask, providers), strict=True):
+            if isinstance(answer, ProviderError):
+                found.errors[provider.name] = answer
+            else:
+                found.instances.extend(answer)
+    return found
+
+
+def instances(providers: Sequence[Provider]) -> list[Instance]:
+    """Return all instances of ``providers``; raises the first error, since what cannot be seen may still be there."""
+    found = survey(providers)
+    for error in found.errors.values():
+        raise error
+    return found.instances
+
+
+def join(
+    machines: Iterable[Instance], store: Store | None, *, run: str | None = None, workload: str | None = None
+) -> list[Run]:
+    """Return the runs that ``machines`` and ``store`` know, by name; ``run`` and ``workload`` limit them.
+
+    Machines that gpuyard did not rent are left out. Raises :class:`gpuyard.checkpoints.CheckpointError` when the bucket
+    cannot be read.
+    """
+    owned: dict[str, list[Instance]] = {}
+    for machine in machines:
+        if machine.ref:
+            owned.setdefault(machine.ref.run, []).append(machine)
+    records = {record.run: record for record in list_runs(store)} if store else {}
+    names = [name for name in sorted(owned.keys() | records.keys()) if run in (None, name)]
+    manifests = _manifests(store, [name for name in names if name in records])
+
+    def build(name: str) -> Run:
+        held = sorted(owned.get(name, []), key=lambda one: (one.state not in LIVE, one.state != State.RUNNING, one.id))
+        record = records.get(name)
+        of = next((one.ref.workload for one in held if one.ref), record.workload if record else "")
+        return Run(name, of, tuple(held), record, manifests.get(name))
+
+    return [known for known in map(build, names) if workload in (None, known.workload)]
+
+
+def _manifests(store: Store | None, names: Sequence[str]) -> dict[str, Manifest]:
+    if store is None or not names:
+        return {}
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        return {
+            name: found
+            for name, found in zip(names, pool.map(partial(latest_manifest, store), names), strict=True)
+            if found
+        }
+
+
+def stage_text(progress: Mapping[str, Any]) -> str:
+    """Return where a run is, in a few words, from a checkpoint's progress: ``iteration 1, search``."""
+    if not progress:
+        return "-"
+    if progress.get("finished"):
+        return "all stages done" if progress.get("outcome") == "done" else "stopped"
+    return f"iteration {progress.get('iteration', 0)}, {progress.get('stage') or 'start'}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return ``rows`` (the first is the heading) as lines of aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
