@@ -26,6 +26,7 @@ from gpuyard.providers.vultr import Vultr
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
+_NOT_RUNNING = "The sandbox is not running under {state}: run `gpuyard sandbox up`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +205,13 @@ def s3_settings(
     """Return where checkpoints go.
 
     ``bucket`` is the option (``None``: the sandbox's own bucket, or ``CLOUD_PROVIDER`` and ``CLOUD_BUCKET`` of the
-    environment; ``""``: none). Credentials come from ``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY``, in the sandbox
-    from the sandbox.
+    environment; ``""``: none). Credentials come from ``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY``, in the
+    sandbox from the sandbox; a sandbox that is not running is an error, never a reason to use the real bucket.
     """
     site = Site.of(sandbox, sandbox_state, env)
     info = read_sandbox(site.sandbox_state) if site.sandbox else None
+    if site.sandbox and info is None and (bucket is None or bucket.startswith("s3:")):
+        raise UsageError(_NOT_RUNNING.format(state=site.sandbox_state))
     if bucket is None:
         bucket = f"s3://{info.bucket}" if info else _bucket_of(site.env)
     if not bucket:
@@ -301,7 +304,7 @@ def _start_sandbox(state: Path, progress: Progress | None) -> SandboxFile:
     client.ensure_up(state, progress=progress or (lambda _: None))
     info = read_sandbox(state)
     if info is None:
-        raise UsageError(f"The sandbox is not running under {state}: run `gpuyard sandbox up`.")
+        raise UsageError(_NOT_RUNNING.format(state=state))
     return info
 
 
