@@ -1,0 +1,72 @@
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A sign of life from tasks that take long."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: heartbeat
+type: notification
+short_description: Say every few seconds that a long task is still at work
+version_added: 0.1.0
+author:
+  - gpuyard contributors (@gpuyard)
+description:
+  - Installing packages or building a program takes minutes in which Ansible prints nothing. This callback prints a line with the
+    task's name and its time so far every few seconds, as long as the output is for people.
+  - Tasks that show their own progress, such as M(gpuyard.cloud.instance), are left alone.
+requirements:
+  - enabled in C(callbacks_enabled) of the configuration
+options:
+  every:
+    description: Seconds between two lines.
+    type: float
+    default: 5
+    env:
+      - name: GPUYARD_HEARTBEAT
+    ini:
+      - section: callback_gpuyard
+        key: heartbeat
+"""
+
+import threading
+import time
+
+from ansible import constants as C
+from ansible.plugins.callback import CallbackBase
+
+# These tell what they do while they do it.
+TALKATIVE = ("instance", "offer_info", "run_plan", "run_info", "stage_log")
+
+
+class CallbackModule(CallbackBase):
+    """Prints a line every few seconds while one task goes on."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "notification"
+    CALLBACK_NAME = "gpuyard.cloud.heartbeat"
+    CALLBACK_NEEDS_ENABLED = True
+
+    def __init__(self):
+        super().__init__()
+        self._ended = threading.Event()
+        self._quiet = "json" in C.DEFAULT_STDOUT_CALLBACK
+
+    def v2_playbook_on_task_start(self, task, is_conditional):
+        """Start the clock of this task, and stop that of the one before."""
+        self._ended.set()
+        if self._quiet or str(task.action).rpartition(".")[2] in TALKATIVE:
+            return
+        self._ended = threading.Event()
+        threading.Thread(target=self._beat, args=(task.get_name(), self._ended), daemon=True).start()
+
+    def v2_playbook_on_stats(self, stats):
+        """Stop the clock of the last task."""
+        self._ended.set()
+
+    def _beat(self, name, ended):
+        every, begun = float(self.get_option("every")), time.monotonic()
+        while every > 0 and not ended.wait(every):
+            self._display.display(f"  … {name} ({time.monotonic() - begun:.0f} s)")
