@@ -1,0 +1,160 @@
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the modules share that run on a rented box: standard library only, Python 3.10 or newer.
+
+Private to this collection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+_BLOCK = 1 << 20
+_ATTEMPTS = 3
+_TIMEOUT_S = 60.0
+
+
+class BoxError(Exception):
+    """A failure that a user can act on; the text is one sentence, possibly followed by a program's last lines.
+
+    ``details`` become keys of the module's result.
+    """
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+def guarded(module: AnsibleModule, work: Callable[[AnsibleModule], dict[str, Any]]) -> None:
+    """Run ``work``, leave with its result, and turn an expected failure into one sentence."""
+    try:
+        result = work(module)
+    except BoxError as error:
+        module.fail_json(msg=str(error), **error.details)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        module.fail_json(msg=f"{place}{error.strerror or error}.")
+    else:
+        module.exit_json(**result)
+
+
+def tail(text: str, lines: int = 8) -> str:
+    """Return the last ``lines`` lines of a program's output."""
+    return "\n".join(text.strip().splitlines()[-lines:])
+
+
+def run(command: Sequence[str], *, purpose: str, environment: Mapping[str, str] | None = None) -> str:
+    """Run a program and return its standard output.
+
+    ``environment`` is added to the module's own. Raises :class:`BoxError` that begins with ``purpose`` ("Installing …")
+    and ends with the program's last lines.
+    """
+    try:
+        done = subprocess.run(
+            list(command),
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except OSError as error:
+        raise BoxError(f"{purpose} failed: {command[0]}: {error.strerror}.") from error
+    if done.returncode:
+        said = tail(f"{done.stdout}\n{done.stderr}")
+        raise BoxError(f"{purpose} failed with exit code {done.returncode}:\n{said}", rc=done.returncode)
+    return done.stdout
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def download(url: str, target: Path, accepted: Sequence[str]) -> None:
+    """Fetch ``url`` to ``target`` and check it against the SHA-256 sums in ``accepted``, any of which will do.
+
+    A broken connection or a busy server is tried three times. A wrong checksum is an error at once, and leaves nothing.
+    """
+    failure = ""
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(2.0**attempt)
+        try:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer, target.open("wb") as stream:
+                while block := answer.read(_BLOCK):
+                    stream.write(block)
+            break
+        except urllib.error.HTTPError as error:
+            failure = f"the server answered {error.code} {error.reason}"
+            if error.code < 500 and error.code != 429:
+                raise BoxError(f"{url} cannot be fetched: {failure}.") from error
+        except (OSError, ValueError) as error:
+            failure = str(getattr(error, "reason", error))
+    else:
+        raise BoxError(f"{url} cannot be fetched after {_ATTEMPTS} attempts: {failure}.")
+    found = file_sha256(target)
+    if found not in accepted:
+        target.unlink()
+        raise BoxError(f"{url} has the SHA-256 {found}, but {' or '.join(accepted)} is pinned: nothing was installed.")
+
+
+def write_file(path: Path, content: str, mode: int = 0o644) -> None:
+    """Write a small file so that a reader sees the old content or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(content)
+        Path(scratch).chmod(mode)
+        Path(scratch).replace(path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the JSON object in ``path``; ``{}`` when none can be read, so that the work is done again."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write ``record`` as JSON, see :func:`write_file`."""
+    write_file(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def version_tuple(text: str) -> tuple[int, ...]:
+    """Return ``1.96.0`` as ``(1, 96, 0)``; what follows the numbers is ignored."""
+    numbers: list[int] = []
+    for part in text.split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+        if digits != part:
+            break
+    return tuple(numbers)

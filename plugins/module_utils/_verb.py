@@ -1,0 +1,107 @@
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the neutral modules share: their common options, and how the core's errors become results.
+
+A module is an argument specification and a function from a :class:`Call` to a result. The same function runs in a
+module process and, through the action plugin of the same name, in Ansible's own process, where its progress can be
+shown while it runs. Private to this collection.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
+
+try:
+    from gpuyard.errors import GpuyardError, ProviderError
+except ImportError:
+    GPUYARD_IMPORT_ERROR: str | None = traceback.format_exc()
+else:
+    GPUYARD_IMPORT_ERROR = None
+
+PROVIDER_OPTIONS: dict[str, Any] = {
+    "provider": {"type": "str", "fallback": (env_fallback, ["GPUYARD_PROVIDER"])},
+    "sandbox": {"type": "bool", "fallback": (env_fallback, ["GPUYARD_SANDBOX"])},
+    "sandbox_state": {"type": "path", "fallback": (env_fallback, ["GPUYARD_SANDBOX_STATE"])},
+}
+
+BUCKET_OPTIONS: dict[str, Any] = {"bucket": {"type": "str"}, "bucket_endpoint": {"type": "str"}}
+
+QUERY_OPTIONS: dict[str, Any] = {
+    "gpu_count": {"type": "float"},
+    "gpu_ram_gb": {"type": "float"},
+    "gpu_names": {"type": "list", "elements": "str", "default": []},
+    "cpu_cores": {"type": "float"},
+    "ram_gb": {"type": "float"},
+    "disk_gb": {"type": "float"},
+    "cuda": {"type": "str"},
+    "reliability": {"type": "float"},
+    "regions": {"type": "list", "elements": "str", "default": []},
+    "market": {"type": "str", "choices": ["on-demand", "interruptible", "any"]},
+    "max_price_per_hour": {"type": "float"},
+}
+
+
+def _silent(line: str) -> None:
+    """Show no progress: a module process has nobody to show it to."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a verb: its validated options, and the way to tell what is going on."""
+
+    params: dict[str, Any]
+    check_mode: bool = False
+    progress: Callable[[str], None] = field(default=_silent)
+
+    def option(self, name: str) -> Any:
+        """Return an option, with an empty text meaning that it was not said (plays pass on what they were given)."""
+        value = self.params.get(name)
+        return None if value == "" else value
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Return those of the named options that were said."""
+        return {name: value for name in names if (value := self.option(name)) not in (None, [], {})}
+
+    def site(self) -> dict[str, Any]:
+        """Return the options that say where the clouds are, as the core's functions take them."""
+        return {"sandbox": self.option("sandbox"), "sandbox_state": self.option("sandbox_state")}
+
+
+Verb = Callable[[Call], dict[str, Any]]
+
+
+def attempt(verb: Verb, call: Call) -> dict[str, Any]:
+    """Return the result of ``verb``; an error that a user can understand becomes a failed result of one sentence.
+
+    ``failure`` says the same to a program: ``kind`` is the name of the error's class in gpuyard.errors.
+    """
+    if GPUYARD_IMPORT_ERROR is not None:
+        return {"failed": True, "msg": missing_required_lib("gpuyard"), "exception": GPUYARD_IMPORT_ERROR}
+    try:
+        return {"changed": False} | verb(call)
+    except GpuyardError as error:
+        failure: dict[str, Any] = {"kind": type(error).__name__}
+        if isinstance(error, ProviderError):
+            failure |= {
+                "provider": error.provider,
+                "status": error.status,
+                "code": error.code,
+                "instance_id": error.instance_id,
+            }
+        return {"failed": True, "changed": False, "msg": str(error), "failure": failure}
+
+
+def run_module(verb: Verb, argument_spec: dict[str, Any], **conditions: Any) -> None:
+    """Run ``verb`` as a module; ``conditions`` are those of AnsibleModule between options."""
+    module = AnsibleModule(argument_spec=argument_spec, supports_check_mode=True, **conditions)
+    result = attempt(verb, Call(module.params, module.check_mode))
+    if result.get("failed"):
+        module.fail_json(**result)
+    module.exit_json(**result)

@@ -1,0 +1,171 @@
+#!/usr/bin/python
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The rented machine of a run: there, stopped, or gone."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: instance
+short_description: Rent, stop, start and destroy the machine of a run
+version_added: 0.1.0
+author:
+  - gpuyard contributors (@gpuyard)
+description:
+  - Brings the machine of a run into a state. A run has one machine; its name is on the machine from the first moment,
+    as the label or the tags of the provider.
+  - Nothing is rented twice. A run that has a machine keeps it, and a create whose answer was lost is looked up by its
+    label.
+  - When an offer turns out to be sold out, the next one is taken. Any other refusal ends the task, with what was
+    rented destroyed.
+  - The SSH host key of a new machine is pinned under a name that belongs to the machine, not to an address.
+  - Progress is shown line by line while it runs.
+extends_documentation_fragment:
+  - gpuyard.cloud.provider
+  - gpuyard.cloud.provider.attributes
+  - gpuyard.cloud.query
+attributes:
+  check_mode:
+    support: full
+    details: RV(planned_calls) holds the writing calls that would be made; none is made.
+  diff_mode:
+    support: full
+options:
+  run:
+    description: The name of the run.
+    type: str
+    required: true
+  state:
+    description:
+      - With V(present), the run has a machine that runs and answers over SSH.
+      - With V(absent), every machine of the run at every cloud asked is destroyed, and confirmed gone.
+      - With V(stopped) and V(started), the run's machine is stopped and started, at clouds that can do that. A stopped
+        machine still costs something, at some clouds the full price.
+    type: str
+    choices: [present, absent, started, stopped]
+    default: present
+  workload:
+    description: The name of the run's workload, which is on the machine's label. Needed to rent.
+    type: str
+  offers:
+    description:
+      - The offers to try, the best first, as RV(gpuyard.cloud.offer_info#module:offers) or
+        RV(gpuyard.cloud.run_plan#module:plan) say them.
+      - When it is not said, the clouds are asked with the conditions given here.
+    type: list
+    elements: dict
+  image:
+    description: The container image to boot, where the provider takes one. Empty for the provider's own choice.
+    type: str
+    default: ""
+  ssh_key:
+    description:
+      - The path of the private SSH key with which the machine is reached.
+      - When it is not said, gpuyard uses a key of its own, C(~/.gpuyard/keys/id_ed25519).
+    type: path
+  replace_preempted:
+    description:
+      - What to do when the provider has taken the run's machine away. Without this, nothing is done and the task
+        fails, since the disk of that machine may hold the only copy of the last work.
+      - With V(true), what is left of it is destroyed and another machine is rented. Say so only when the work is in
+        the bucket.
+    type: bool
+    default: false
+  wait:
+    description: Whether to come back only when the machine runs and answers over SSH.
+    type: bool
+    default: true
+  timeout:
+    description: How many seconds to wait for one machine before it is given back and the next offer is tried.
+    type: int
+    default: 900
+seealso:
+  - module: gpuyard.cloud.run_plan
+  - module: gpuyard.cloud.instance_info
+"""
+
+EXAMPLES = r"""
+- name: Rent a machine for the run, as planned
+  gpuyard.cloud.instance:
+    run: "{{ planned.plan.run }}"
+    workload: "{{ planned.plan.workload.name }}"
+    offers: "{{ planned.plan.offers }}"
+  register: rented
+
+- name: Rent any machine with 24 GB of GPU memory
+  gpuyard.cloud.instance:
+    run: notebook-0
+    workload: notebook
+    gpu_ram_gb: 24
+    max_price_per_hour: 0.60
+
+- name: End the rental
+  gpuyard.cloud.instance:
+    run: notebook-0
+    state: absent
+"""
+
+RETURN = r"""
+instance:
+  description: The machine; empty when there is none.
+  returned: success
+  type: dict
+  sample:
+    provider: vast
+    id: "1234567"
+    run: notebook-0
+    workload: notebook
+    state: running
+    region: SE
+    gpu_name: RTX 4090
+    price_per_hour_usd: 0.43
+    ssh_host: 203.0.113.7
+    ssh_port: 40022
+    emulated: false
+connection:
+  description: What Ansible needs to reach it, as host variables; empty when there is no machine.
+  returned: success
+  type: dict
+  sample:
+    ansible_host: 203.0.113.7
+    ansible_port: 40022
+    ansible_user: root
+actions:
+  description: What was done, or would be done in check mode, in words.
+  returned: success
+  type: list
+  elements: str
+  sample: ["rent RTX 4090 at vast (SE, 0.43 USD/h) for notebook-0"]
+planned_calls:
+  description: The writing calls to the provider's API that check mode did not make.
+  returned: in check mode
+  type: list
+  elements: dict
+  sample: [{method: PUT, url: "https://console.vast.ai/api/v0/asks/6001/", body: {label: gpuyard/notebook-0/notebook}}]
+failure:
+  description: What went wrong, for programs.
+  returned: failure
+  type: dict
+  sample: {kind: NoCapacityError, provider: vast, status: 400, code: no_such_ask, instance_id: null}
+"""
+
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PROVIDER_OPTIONS, QUERY_OPTIONS, run_module
+
+ARGUMENT_SPEC = (
+    PROVIDER_OPTIONS
+    | QUERY_OPTIONS
+    | {
+        "run": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["present", "absent", "started", "stopped"], "default": "present"},
+        "workload": {"type": "str"},
+        "offers": {"type": "list", "elements": "dict"},
+        "image": {"type": "str", "default": ""},
+        "ssh_key": {"type": "path", "no_log": False},
+        "replace_preempted": {"type": "bool", "default": False},
+        "wait": {"type": "bool", "default": True},
+        "timeout": {"type": "int", "default": 900},
+    }
+)
+CONDITIONS = {}

@@ -1,0 +1,96 @@
+#!/usr/bin/python
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The runs: machines joined with what the bucket knows."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: run_info
+short_description: The runs, their machines, progress and cost
+version_added: 0.1.0
+author:
+  - gpuyard contributors (@gpuyard)
+description:
+  - Joins the machines that the clouds list with the records and checkpoints in the bucket.
+  - A bucket that does not answer is a warning in RV(text), and the machines are listed all the same.
+extends_documentation_fragment:
+  - gpuyard.cloud.provider
+  - gpuyard.cloud.provider.attributes
+  - gpuyard.cloud.bucket
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+options:
+  run:
+    description: Only this run.
+    type: str
+  workload:
+    description: Only runs of this workload.
+    type: str
+seealso:
+  - module: gpuyard.cloud.instance_info
+  - module: gpuyard.cloud.run_plan
+"""
+
+EXAMPLES = r"""
+- name: Show all runs
+  gpuyard.cloud.run_info:
+  register: all_runs
+"""
+
+RETURN = r"""
+runs:
+  description: The runs, in the order of their names.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    run:
+      description: The name of the run.
+      type: str
+    workload:
+      description: The name of its workload.
+      type: str
+    state:
+      description:
+        - V(running), V(pending) or V(stopped), as its machine is; V(preempted) when the provider has taken the
+          machine away; V(interrupted) when it has no machine and its checkpoints do not say that it ended.
+        - V(finished) or V(failed), as its checkpoints say it ended; a machine that is still there bills all the same.
+      type: str
+    resumable:
+      description: Whether it has no running machine and can go on from its checkpoint.
+      type: bool
+    progress:
+      description: What the newest checkpoint says; empty when there is none.
+      type: dict
+    provider:
+      description: The provider of its machine, empty when it has none.
+      type: str
+    price_per_hour_usd:
+      description: What its machines cost an hour now.
+      type: float
+    hours:
+      description: For how long its machines have been rented.
+      type: float
+    cost_usd:
+      description: What its machines of now have cost so far, as the price and the hours say.
+      type: float
+    instances:
+      description: Its machines.
+      type: list
+      elements: dict
+text:
+  description: The same as a table for people.
+  returned: success
+  type: str
+"""
+
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_OPTIONS, PROVIDER_OPTIONS, run_module
+
+ARGUMENT_SPEC = PROVIDER_OPTIONS | BUCKET_OPTIONS | {"run": {"type": "str"}, "workload": {"type": "str"}}
+CONDITIONS = {}

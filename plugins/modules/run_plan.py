@@ -1,0 +1,158 @@
+#!/usr/bin/python
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Everything about a run that can be known before it costs money."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: run_plan
+short_description: Everything about a run that can be known before it costs money
+version_added: 0.1.0
+author:
+  - gpuyard contributors (@gpuyard)
+description:
+  - Reads and checks the workload, names the run, looks whether the run has a machine, and asks the bucket what it has
+    of it.
+  - Ranks what could be rented, says which offer will be taken and why, and what the run is expected to cost.
+  - Fails with one sentence when the run could not succeed, such as when a variable of the environment that the
+    workload requires is not set, the SSH key or the bucket cannot be used, no offer fits, or the run has finished.
+  - Changes nothing. The plan holds no secret.
+extends_documentation_fragment:
+  - gpuyard.cloud.provider
+  - gpuyard.cloud.provider.attributes
+  - gpuyard.cloud.bucket
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+options:
+  mode:
+    description:
+      - With V(launch), a run is started, or looked at again when it has a machine.
+      - With V(resume), a run that was interrupted goes on. When no run is named, it is the one that can be resumed;
+        when there are several, they are listed and nothing is done.
+    type: str
+    choices: [launch, resume]
+    default: launch
+  workload:
+    description:
+      - The workload, a name in C(workloads/) or the path of a YAML file.
+      - When it is not said, the workload is the one of the run.
+    type: str
+  run:
+    description:
+      - The name of the run.
+      - When it is not said, a launch takes the one run of this workload that has a machine, else the first free name.
+    type: str
+  market:
+    description: Overrides the workload's market.
+    type: str
+    choices: [on-demand, interruptible, any]
+  max_price_per_hour:
+    description: The highest price in US dollars an hour; the lower of this and the workload's own limit counts.
+    type: float
+  ssh_key:
+    description:
+      - The path of the private SSH key with which the machine will be reached. When it is not said, gpuyard uses a
+        key of its own.
+    type: path
+seealso:
+  - module: gpuyard.cloud.instance
+  - module: gpuyard.cloud.run_info
+"""
+
+EXAMPLES = r"""
+- name: Plan a run
+  gpuyard.cloud.run_plan:
+    workload: miniprover
+    max_price_per_hour: 0.50
+  register: planned
+
+- name: Plan how the interrupted run goes on
+  gpuyard.cloud.run_plan:
+    mode: resume
+  register: planned
+"""
+
+RETURN = r"""
+plan:
+  description: The plan.
+  returned: success
+  type: dict
+  contains:
+    run:
+      description: The name of the run.
+      type: str
+    mode:
+      description: V(launch) or V(resume).
+      type: str
+    workload:
+      description: The workload as it goes to the machine.
+      type: dict
+    workload_file:
+      description: The file that the workload was read from.
+      type: str
+    image:
+      description: The container image to rent with, where the provider takes one.
+      type: str
+    environment_required:
+      description: The names of the variables that have to reach the machine as secrets.
+      type: list
+      elements: str
+    offers:
+      description: What fits, the best first; empty when the run has a machine.
+      type: list
+      elements: dict
+    cost:
+      description: What the run is expected to cost in US dollars, and at worst.
+      type: dict
+    bucket:
+      description: Where the checkpoints go, without keys. C(url) is empty for nowhere.
+      type: dict
+      contains:
+        url:
+          description: The address.
+          type: str
+        endpoint:
+          description: The S3 service, as the controller reaches it.
+          type: str
+        endpoint_from_boxes:
+          description: The S3 service, as the machine reaches it.
+          type: str
+        region:
+          description: The region of the S3 service.
+          type: str
+    progress:
+      description: The progress in the newest checkpoint; empty when there is none.
+      type: dict
+    instance:
+      description: The run's machine; empty when it has none.
+      type: dict
+    connection:
+      description: What Ansible needs to reach that machine, as host variables.
+      type: dict
+text:
+  description: The plan for people.
+  returned: success
+  type: str
+"""
+
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_OPTIONS, PROVIDER_OPTIONS, run_module
+
+ARGUMENT_SPEC = (
+    PROVIDER_OPTIONS
+    | BUCKET_OPTIONS
+    | {
+        "mode": {"type": "str", "choices": ["launch", "resume"], "default": "launch"},
+        "workload": {"type": "str"},
+        "run": {"type": "str"},
+        "market": {"type": "str", "choices": ["on-demand", "interruptible", "any"]},
+        "max_price_per_hour": {"type": "float"},
+        "ssh_key": {"type": "path", "no_log": False},
+    }
+)
+CONDITIONS = {}

@@ -1,0 +1,324 @@
+#!/usr/bin/python
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: uv_environment
+short_description: Bring a Python environment to a list of requirements with uv
+description:
+  - Uses the C(uv) that is on PATH, as on many machine-learning images, or installs a pinned and checksummed one.
+  - Creates the virtual environment, or takes over the one that the machine's image brings with it.
+  - Records a hash of everything that was asked for, so that an environment that matches costs no more than a look at
+    three small files.
+version_added: "0.1.0"
+author: gpuyard contributors
+options:
+  path:
+    description: The virtual environment.
+    type: path
+    required: true
+  python:
+    description: The Python version that is wanted, such as V(3.12), or a condition on it.
+    type: str
+    default: ">=3.10"
+  requirements:
+    description: A requirements file on the machine.
+    type: path
+  packages:
+    description: Requirements besides, or instead of, O(requirements).
+    type: list
+    elements: str
+    default: []
+  base:
+    description:
+      - A virtual environment of the machine's image, such as V(/venv/main). Where it exists, O(path) becomes a link to
+        it, and O(requirements) are installed into it. What it already has stays as it is as long as it satisfies them, so a
+        torch that fits is not installed again.
+      - Where it does not exist, O(path) is created as usual.
+    type: path
+  import_paths:
+    description: Folders and zip files that every program of the environment can import from.
+    type: list
+    elements: path
+    default: []
+  uv:
+    description: The C(uv) to use. When it is not given, one on PATH is taken, and otherwise O(uv_root) is installed.
+    type: path
+  uv_root:
+    description: The folder for our own C(uv).
+    type: path
+    default: /opt/gpuyard/uv
+  uv_version:
+    description: The version of our own C(uv).
+    type: str
+    required: true
+  uv_sha256:
+    description: The accepted SHA-256 sums of the packages that hold our own C(uv), one an architecture.
+    type: list
+    elements: str
+    required: true
+attributes:
+  check_mode:
+    description: Can run in check mode and tell what would change.
+    support: full
+  diff_mode:
+    description: Shows what changed.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Have an environment for the training code
+  gpuyard.cloud.uv_environment:
+    path: /opt/gpuyard/envs/miniprover
+    requirements: /opt/gpuyard/src/miniprover/requirements.txt
+    uv_version: 0.13.9
+    uv_sha256:
+      - d7f459fe4fd247d830351c75686d3996ace3c6f3f728eb0e85a30b7ada0cef19
+"""
+
+RETURN = r"""
+uv:
+  description: The C(uv) that is used; empty in check mode where it has yet to be installed.
+  type: str
+  returned: success
+  sample: /opt/gpuyard/uv/bin/uv
+base:
+  description: The image's environment that is reused; empty when the environment is our own.
+  type: str
+  returned: success
+  sample: /venv/main
+actions:
+  description: What was done, or would be done in check mode.
+  type: list
+  elements: str
+  returned: success
+  sample: [install uv 0.13.9, create the environment, install 12 requirements]
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
+
+RECORD = "gpuyard-environment.json"
+PTH = "gpuyard.pth"
+# Where images keep a uv that a non-interactive shell's PATH does not name.
+USUAL_PLACES = ("/usr/local/bin/uv", "/root/.local/bin/uv", "/opt/uv/bin/uv")
+
+
+def included(requirements: Path) -> list[Path]:
+    """Return ``requirements`` and the files that it includes with ``-r`` or ``-c``, each once."""
+    files: list[Path] = []
+    waiting = [requirements]
+    while waiting:
+        file = waiting.pop(0)
+        if file in files:
+            continue
+        if not file.is_file():
+            raise _box.BoxError(f"The requirements file {file} does not exist on this machine.")
+        files.append(file)
+        for line in file.read_text(encoding="utf-8").splitlines():
+            option, _, name = line.strip().replace("=", " ", 1).partition(" ")
+            if option in ("-r", "-c", "--requirement", "--constraint") and name.strip():
+                waiting.append(file.parent / name.strip())
+    return files
+
+
+class Environment:
+    """The environment as it is on this machine, and the steps to the wanted one."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        self.path = Path(options["path"])
+        self.record = self.path / RECORD
+        base = options["base"]
+        self.base = Path(base) if base and Path(base, "bin", "python").exists() else None
+        self.uv = self.find_uv()
+        # Certificates as everything else on the machine has them, behind a company's proxy too.
+        self.settings = {"UV_NATIVE_TLS": "true", "UV_NO_PROGRESS": "1"}
+        if _box.CERTIFICATES.exists():
+            self.settings["PIP_CERT"] = str(_box.CERTIFICATES)
+
+    def find_uv(self) -> Path | None:
+        """Return the uv to use, or None when our own has yet to be installed in the wanted version."""
+        options = self.options
+        if options["uv"]:
+            if not os.access(options["uv"], os.X_OK):
+                raise _box.BoxError(f"uv={options['uv']} is not a program on this machine.")
+            return Path(options["uv"])
+        found = shutil.which("uv") or next((place for place in USUAL_PLACES if os.access(place, os.X_OK)), None)
+        if found:
+            return Path(found)
+        own = Path(options["uv_root"], "bin", "uv")
+        recorded = _box.read_record(Path(options["uv_root"], RECORD)).get("uv")
+        return own if recorded == options["uv_version"] and own.exists() else None
+
+    def install_uv(self) -> None:
+        """Install our own uv from the package index, by checksum."""
+        root, version = Path(self.options["uv_root"]), self.options["uv_version"]
+        try:
+            _box.run([sys.executable, "-m", "venv", "--clear", str(root)], purpose="Creating the environment of uv")
+        except _box.BoxError as error:
+            raise _box.BoxError(
+                f"uv {version} cannot be installed, because this machine's Python cannot make virtual environments: "
+                "install the package python3-venv (role system_packages)."
+            ) from error
+        with tempfile.TemporaryDirectory() as scratch:
+            wanted = Path(scratch, "requirements.txt")
+            hashes = " ".join(f"--hash=sha256:{value}" for value in self.options["uv_sha256"])
+            wanted.write_text(f"uv=={version} {hashes}\n", encoding="utf-8")
+            command = [
+                str(root / "bin" / "pip"),
+                "--disable-pip-version-check",
+                "install",
+                "--quiet",
+                "--require-hashes",
+            ]
+            command += ["--only-binary", ":all:", "-r", str(wanted)]
+            _box.run(command, purpose=f"Installing uv {version}", environment=self.settings)
+        _box.write_record(root / RECORD, {"uv": version})
+        self.uv = root / "bin" / "uv"
+
+    def create(self) -> None:
+        """Create the environment, or link the image's."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_symlink():
+            self.path.unlink()
+        if self.base:
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            self.path.symlink_to(self.base)
+            return
+        command = [str(self.uv), "venv", "--clear", "--python", self.options["python"], str(self.path)]
+        wanted = self.options["python"]
+        _box.run(command, purpose=f"Creating a Python {wanted} environment", environment=self.settings)
+
+    def install(self) -> None:
+        """Let uv install what is missing."""
+        command = [str(self.uv), "pip", "install", "--python", str(self.path / "bin" / "python")]
+        if self.options["requirements"]:
+            command += ["--requirements", self.options["requirements"]]
+        _box.run([*command, *self.options["packages"]], purpose="Installing requirements", environment=self.settings)
+
+    def wanted(self) -> dict[str, Any]:
+        """Return what is asked for. Two environments with the same answer are the same."""
+        digest = hashlib.sha256()
+        count = len(self.options["packages"])
+        if self.options["requirements"]:
+            for file in included(Path(self.options["requirements"])):
+                content = file.read_bytes()
+                digest.update(b"%d " % len(content) + content)
+                count += sum(line[:1].isalnum() for line in content.decode(errors="replace").splitlines())
+        digest.update(json.dumps(self.options["packages"]).encode())
+        return {
+            "python": self.options["python"],
+            "base": str(self.base or ""),
+            "requirements": count,
+            "requirements_sha256": digest.hexdigest(),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return the answer that was recorded when the environment was last complete; ``{}`` when it is not."""
+        if not (self.path / "bin" / "python").exists():
+            return {}
+        recorded = _box.read_record(self.record)
+        if os.path.realpath(self.path) != os.path.realpath(self.base or self.path):
+            return {}
+        return {
+            key: recorded[key] for key in ("python", "base", "requirements", "requirements_sha256") if key in recorded
+        }
+
+    def import_paths(self) -> list[str]:
+        """Return the import paths that the environment has from us."""
+        for file in self.path.glob(f"lib/python3*/site-packages/{PTH}"):
+            return file.read_text(encoding="utf-8").split("\n")[:-1]
+        return []
+
+    def write_import_paths(self) -> None:
+        """Write the file that adds import paths."""
+        content = "".join(f"{path}\n" for path in self.options["import_paths"])
+        for folder in self.path.glob("lib/python3*/site-packages"):
+            _box.write_file(folder / PTH, content)
+
+
+def work(module: AnsibleModule) -> dict[str, Any]:
+    """Bring the environment to the wanted state, or in check mode say what that would take."""
+    environment = Environment(module.params)
+    try:
+        wanted = environment.wanted()
+    except _box.BoxError:
+        # A dry run on a machine that has no repository yet cannot know the file either.
+        if not module.check_mode:
+            raise
+        wanted = {}
+    before = environment.state()
+    same = before == wanted and bool(before)
+    keep = bool(before) and all(before.get(key) == wanted.get(key) for key in ("python", "base"))
+    paths_before = environment.import_paths()
+    paths_differ = paths_before != module.params["import_paths"]
+    count = wanted.get("requirements", 0)
+    has_requirements = bool(module.params["requirements"] or module.params["packages"])
+    install_uv = environment.uv is None and not same
+    actions = [f"install uv {module.params['uv_version']}"] if install_uv else []
+    if not same:
+        actions += [] if keep else [f"link {environment.base}" if environment.base else "create the environment"]
+        actions += [f"install {count} requirements"] if has_requirements else []
+    if paths_differ:
+        actions.append("write import paths")
+    if not module.check_mode:
+        if install_uv:
+            environment.install_uv()
+        if not same:
+            # Until it is complete again, nothing may claim that it is.
+            environment.record.unlink(missing_ok=True)
+            if not keep:
+                environment.create()
+            if has_requirements:
+                environment.install()
+            _box.write_record(environment.record, wanted)
+        if paths_differ:
+            environment.write_import_paths()
+    return {
+        "changed": bool(actions),
+        "actions": actions,
+        "uv": str(environment.uv or ""),
+        "base": str(environment.base or ""),
+        "diff": {
+            "before": {**before, "import_paths": paths_before},
+            "after": {**wanted, "import_paths": module.params["import_paths"]},
+        },
+    }
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "python": {"type": "str", "default": ">=3.10"},
+            "requirements": {"type": "path"},
+            "packages": {"type": "list", "elements": "str", "default": []},
+            "base": {"type": "path"},
+            "import_paths": {"type": "list", "elements": "path", "default": []},
+            "uv": {"type": "path"},
+            "uv_root": {"type": "path", "default": "/opt/gpuyard/uv"},
+            "uv_version": {"type": "str", "required": True},
+            "uv_sha256": {"type": "list", "elements": "str", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    _box.guarded(module, work)
+
+
+if __name__ == "__main__":
+    main()
