@@ -169,9 +169,3 @@ def stage_text(progress: Mapping[str, Any]) -> str:
     if progress.get("finished"):
         return "all stages done" if progress.get("outcome") == "done" else "stopped"
     return f"iteration {progress.get('iteration', 0)}, {progress.get('stage') or 'start'}"
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return ``rows`` (the first is the heading) as lines of aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

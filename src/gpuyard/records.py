@@ -1,0 +1,92 @@
+"""The neutral records as plain values, for results that leave Python (modules, the CLI's JSON), and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
+from typing import Any
+
+from gpuyard import market
+from gpuyard.errors import UsageError
+from gpuyard.providers.base import Instance, Offer, PlannedCall
+
+
+def offer_to_dict(offer: Offer) -> dict[str, Any]:
+    """Return an offer as plain values."""
+    return asdict(offer)
+
+
+def offer_from_dict(values: Mapping[str, Any]) -> Offer:
+    """Return the offer that :func:`offer_to_dict` rendered; raises :class:`UsageError` when it is not one."""
+    known = {entry.name: entry for entry in fields(Offer)}
+    missing = [name for name, entry in known.items() if entry.default is MISSING and name not in values]
+    strange = [name for name in values if name not in known]
+    if missing or strange:
+        trouble = f"lacks {', '.join(missing)}" if missing else f"has the unknown {', '.join(strange)}"
+        raise UsageError(f"An offer {trouble}; pass offers on as offer_info or run_plan return them.")
+    # Ansible's templates may have made a text of a number, and nothing else.
+    numbers = {
+        name: _number(name, values[name])
+        for name, entry in known.items()
+        if str(entry.type).startswith("float") and values.get(name) is not None
+    }
+    return Offer(**{**values, **numbers})
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"An offer has {name}={value!r}, which is not a number.") from None
+
+
+def instance_to_dict(instance: Instance) -> dict[str, Any]:
+    """Return an instance as plain values; ``run`` and ``workload`` are empty when gpuyard did not rent it."""
+    values = asdict(instance)
+    del values["ref"]
+    return values | {
+        "state": str(instance.state),
+        "run": instance.ref.run if instance.ref else "",
+        "workload": instance.ref.workload if instance.ref else "",
+        "host_key_alias": instance.host_key_alias,
+    }
+
+
+def call_to_dict(call: PlannedCall) -> dict[str, Any]:
+    """Return a planned API call as plain values."""
+    return {"method": call.method, "url": call.url, "body": dict(call.body) if call.body is not None else None}
+
+
+def describe_instance(instance: Instance) -> str:
+    """Return an instance in a few words: ``vast 1234567, RTX 4090 in SE, running``."""
+    place = f" in {instance.region}" if instance.region else ""
+    emulated = ", emulated" if instance.emulated else ""
+    return f"{instance.provider} {instance.id}, {instance.gpu_name or 'GPU'}{place}, {instance.state}{emulated}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return ``rows`` (the first is the heading) as lines of aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def offer_table(offers: Sequence[Offer], *, limit: int = 8) -> list[str]:
+    """Return the first ``limit`` offers as a table for people, prices in US dollars an hour with everything."""
+    rows = [["", "cloud", "offer", "GPU", "GPU memory", "cores", "RAM", "region", "market", "$/hour"]]
+    for place, offer in enumerate(offers[:limit], start=1):
+        rows.append(
+            [
+                str(place),
+                offer.provider + (" (emulated)" if offer.emulated else ""),
+                offer.id,
+                f"{market.count_of(offer.gpu_count)} × {offer.gpu_name or '?'}",
+                f"{offer.gpu_ram_gb:g} GB",
+                f"{offer.cpu_cores:g}",
+                f"{offer.ram_gb:g} GB",
+                offer.region or "?",
+                offer.market,
+                f"{offer.price_per_hour_usd:.4f}",
+            ]
+        )
+    more = len(offers) - limit
+    return table(rows) + ([f"and {more} more that fit"] if more > 0 else [])
