@@ -84,3 +84,26 @@ ARGUMENT_SPEC = PROVIDER_OPTIONS | {
     "all": {"type": "bool", "default": False},
 }
 CONDITIONS = {}
+
+
+def run(call):
+    """Return the machines that the clouds asked list and the options let through."""
+    from gpuyard import config, records, runs
+
+    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
+    wanted = call.given("run", "workload", "state")
+    found = [
+        values
+        for values in map(records.instance_to_dict, runs.instances(clouds))
+        if (values["run"] or call.params["all"]) and all(values[name] == value for name, value in wanted.items())
+    ]
+    return {"instances": sorted(found, key=lambda one: (one["provider"], one["run"], one["id"]))}
+
+
+def main():
+    """Run as a module."""
+    run_module(run, ARGUMENT_SPEC, **CONDITIONS)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,8 +10,9 @@ module: persistent_links
 short_description: Keep a repository's data folders on the persistent volume
 description:
   - Creates the folders on the volume and links each of them into the repository under the same relative path.
-  - A real folder that is found in the repository is moved into the volume first. Nothing is ever overwritten or lost. A
-    file that exists on both sides with different content is kept under a name of its own beside the other, and reported.
+  - A real folder that is found in the repository is moved into the volume first. Nothing is ever overwritten or lost.
+    A file that exists on both sides with different content is kept under a name of its own beside the other, and
+    reported.
 version_added: "0.1.0"
 author: gpuyard contributors
 options:
@@ -52,7 +53,7 @@ actions:
   returned: success
   sample: [create /mnt/persistent/models, move 3 files of models, link models]
 conflicts:
-  description: Files that existed on both sides with different content, by the path under which the repository's was kept.
+  description: Files that existed on both sides with different content, by the path that the repository's now has.
   type: list
   elements: str
   returned: success
@@ -199,7 +200,10 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             raise _box.BoxError(f"{link} is a file, so the folder of that name on the volume cannot be linked there.")
         if link.is_dir() and not link.is_symlink():
             merge = Merge(dry)
-            merge.into(link, target) if target.is_dir() else None
+            if target.is_dir():
+                merge.into(link, target)
+            else:  # only in check mode: everything will move
+                merge.moved = len(list(link.iterdir()))
             conflicts += merge.conflicts
             actions.append(f"move {merge.moved} entries of {name}")
         actions.append(f"link {name}")

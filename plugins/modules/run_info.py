@@ -94,3 +94,32 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_
 
 ARGUMENT_SPEC = PROVIDER_OPTIONS | BUCKET_OPTIONS | {"run": {"type": "str"}, "workload": {"type": "str"}}
 CONDITIONS = {}
+
+
+def run(call):
+    """Return the runs that the clouds and the bucket know."""
+    from gpuyard import checkpoints, config, records, runs
+
+    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
+    machines = runs.instances(clouds)
+    settings = config.s3_settings(call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site())
+    limits = call.given("run", "workload")
+    warnings = []
+    try:
+        found = runs.join(machines, runs.open_bucket(settings), **limits)
+    except checkpoints.CheckpointError as error:
+        warnings.append(f"The bucket cannot be read, so runs without a machine are missing: {error}")
+        found = runs.join(machines, None, **limits)
+    return {
+        "runs": [records.run_to_dict(one) for one in found],
+        "text": "\n".join([*records.run_table(found), *warnings]),
+    }
+
+
+def main():
+    """Run as a module."""
+    run_module(run, ARGUMENT_SPEC, **CONDITIONS)
+
+
+if __name__ == "__main__":
+    main()

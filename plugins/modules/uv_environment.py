@@ -35,8 +35,8 @@ options:
   base:
     description:
       - A virtual environment of the machine's image, such as V(/venv/main). Where it exists, O(path) becomes a link to
-        it, and O(requirements) are installed into it. What it already has stays as it is as long as it satisfies them, so a
-        torch that fits is not installed again.
+        it, and O(requirements) are installed into it. What it already has stays as it is as long as it satisfies
+        them, so a torch that fits is not installed again.
       - Where it does not exist, O(path) is created as usual.
     type: path
   import_paths:
@@ -110,7 +110,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
 
-RECORD = "gpuyard-environment.json"
+UV_RECORD = "gpuyard-uv.json"
 PTH = "gpuyard.pth"
 # Where images keep a uv that a non-interactive shell's PATH does not name.
 USUAL_PLACES = ("/usr/local/bin/uv", "/root/.local/bin/uv", "/opt/uv/bin/uv")
@@ -140,7 +140,8 @@ class Environment:
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
         self.path = Path(options["path"])
-        self.record = self.path / RECORD
+        # Beside the environment, not in it: two workloads may share an image's environment.
+        self.record = self.path.with_name(f".{self.path.name}.json")
         base = options["base"]
         self.base = Path(base) if base and Path(base, "bin", "python").exists() else None
         self.uv = self.find_uv()
@@ -160,7 +161,7 @@ class Environment:
         if found:
             return Path(found)
         own = Path(options["uv_root"], "bin", "uv")
-        recorded = _box.read_record(Path(options["uv_root"], RECORD)).get("uv")
+        recorded = _box.read_record(Path(options["uv_root"], UV_RECORD)).get("uv")
         return own if recorded == options["uv_version"] and own.exists() else None
 
     def install_uv(self) -> None:
@@ -186,7 +187,7 @@ class Environment:
             ]
             command += ["--only-binary", ":all:", "-r", str(wanted)]
             _box.run(command, purpose=f"Installing uv {version}", environment=self.settings)
-        _box.write_record(root / RECORD, {"uv": version})
+        _box.write_record(root / UV_RECORD, {"uv": version})
         self.uv = root / "bin" / "uv"
 
     def create(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
-from gpuyard import market
+from gpuyard import market, runs
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Instance, Offer, PlannedCall
 
@@ -57,6 +57,23 @@ def call_to_dict(call: PlannedCall) -> dict[str, Any]:
     return {"method": call.method, "url": call.url, "body": dict(call.body) if call.body is not None else None}
 
 
+def run_to_dict(one: runs.Run) -> dict[str, Any]:
+    """Return a run as plain values. Costs are those of its machines of now, as their prices say."""
+    return {
+        "run": one.name,
+        "workload": one.workload,
+        "state": one.state,
+        "resumable": one.resumable,
+        "progress": dict(one.progress),
+        "checkpoint": {"sequence": one.manifest.sequence, "time": one.manifest.time} if one.manifest else {},
+        "provider": one.instances[0].provider if one.instances else "",
+        "price_per_hour_usd": one.price_per_hour_usd,
+        "hours": one.hours(),
+        "cost_usd": one.cost_usd(),
+        "instances": [instance_to_dict(instance) for instance in one.instances],
+    }
+
+
 def describe_instance(instance: Instance) -> str:
     """Return an instance in a few words: ``vast 1234567, RTX 4090 in SE, running``."""
     place = f" in {instance.region}" if instance.region else ""
@@ -90,3 +107,30 @@ def offer_table(offers: Sequence[Offer], *, limit: int = 8) -> list[str]:
         )
     more = len(offers) - limit
     return table(rows) + ([f"and {more} more that fit"] if more > 0 else [])
+
+
+def run_table(found: Sequence[runs.Run]) -> list[str]:
+    """Return runs as a table for people; one that ended and still has a machine is pointed out, since it bills."""
+    if not found:
+        return ["There are no runs."]
+    rows = [["run", "state", "at", "machine", "$/hour", "hours", "$ so far", "checkpoint"]]
+    notes = []
+    for one in found:
+        machine = one.instances[0] if one.instances else None
+        rows.append(
+            [
+                one.name,
+                one.state,
+                runs.stage_text(one.progress),
+                describe_instance(machine) if machine else "-",
+                f"{one.price_per_hour_usd:.4f}" if machine else "-",
+                f"{one.hours():.2f}" if machine else "-",
+                f"{one.cost_usd():.4f}" if machine else "-",
+                f"{one.manifest.sequence} of {one.manifest.time}" if one.manifest else "-",
+            ]
+        )
+        if one.resumable:
+            notes.append(f"{one.name} can go on: ansible-playbook resume_search.yml -e run={one.name}")
+        elif one.outcome and one.instances:
+            notes.append(f"{one.name} has ended and still bills: ansible-playbook teardown.yml -e run={one.name}")
+    return table(rows) + notes

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gpuyard.checkpoints import Manifest, RunRecord, Store, latest_manifest, list_runs
+from gpuyard.checkpoints import Manifest, RunRecord, Store, latest_manifest, list_runs, open_store
+from gpuyard.config import BucketSettings
 from gpuyard.errors import ProviderError
 from gpuyard.providers.base import Instance, Provider, State
 
@@ -124,6 +125,19 @@ def instances(providers: Sequence[Provider]) -> list[Instance]:
     for error in found.errors.values():
         raise error
     return found.instances
+
+
+def open_bucket(settings: BucketSettings) -> Store | None:
+    """Return the store that ``settings`` name, ``None`` for a run that keeps its checkpoints on the box only."""
+    if not settings.url:
+        return None
+    return open_store(
+        settings.url,
+        endpoint=settings.endpoint or None,
+        access_key=settings.access_key or None,
+        secret_key=settings.secret_key or None,
+        region=settings.region or None,
+    )
 
 
 def join(
