@@ -223,8 +223,8 @@ def s3_settings(
         return BucketSettings(url=bucket)
     if parts.scheme != "s3" or not parts.netloc:
         raise UsageError(
-            f"bucket={bucket!r} is no bucket that gpuyard can use: write s3://name or s3://name/prefix, file:///folder, "
-            "or nothing for none."
+            f"bucket={bucket!r} is no bucket that gpuyard can use: write s3://name or s3://name/prefix, "
+            "file:///folder, or nothing for none."
         )
     if info and not bucket_endpoint:
         endpoint = info.endpoints["s3"]

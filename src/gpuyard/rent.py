@@ -1,0 +1,395 @@
+"""From a ranked list of offers to a machine that answers over SSH, and back to nothing; the same for every cloud.
+
+At most one machine a run: :func:`rent` looks for the run's instances first, tries one offer after another only where
+the last one was refused for lack of capacity, and never sends a second create while the first one's fate is unknown.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import fcntl
+import hashlib
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpuyard import paths
+from gpuyard.config import SshKey
+from gpuyard.errors import (
+    LeakError,
+    NoCapacityError,
+    ProviderDownError,
+    ProviderError,
+    ThrottledError,
+    UnreachableError,
+    UsageError,
+)
+from gpuyard.market import describe
+from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider, State
+
+MOST_OFFERS = 8  # tried in one rent; Vast allows one create in 4.5 s
+NOT_YET_LISTED_S = 20.0  # a new instance may be missing from its provider's answers for a moment
+_LIVE = (State.PENDING, State.RUNNING, State.UNKNOWN)
+_SSH_CONNECT_TIMEOUT_S = 10
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clock:
+    """Time and the pace of polling, in seconds; tests bring their own."""
+
+    sleep: Callable[[float], None] = time.sleep
+    now: Callable[[], float] = time.monotonic
+    first_delay: float = 0.3
+    factor: float = 1.5
+    longest_delay: float = 3.0
+
+    def delays(self) -> Iterator[float]:
+        """Yield the pauses between looks: small at first, capped."""
+        delay = self.first_delay
+        while True:
+            yield delay
+            delay = min(self.longest_delay, delay * self.factor)
+
+
+def rent(
+    providers: Sequence[Provider],
+    offers: Sequence[Offer],
+    spec: CreateSpec,
+    *,
+    progress: Progress | None = None,
+    replace: bool = False,
+) -> Instance:
+    """Return the run's machine: the one that it already has, else a new one from the first offer that can be had.
+
+    ``offers`` are in order of preference. When the run still has a machine that was preempted, failed or was stopped,
+    :class:`UsageError` says so, because its disk may hold what no checkpoint has; with ``replace`` it is destroyed
+    first. Raises :class:`NoCapacityError` when all offers are gone, and whatever :meth:`Provider.create` raises.
+    """
+    tell = progress or _silent
+    existing = find(providers, spec.ref.run)
+    live = [instance for instance in existing if instance.state in _LIVE]
+    if len(live) > 1:
+        names = ", ".join(_name(instance) for instance in live)
+        raise LeakError(
+            f"Run {spec.ref.run} has {len(live)} machines, and all of them bill: {names}. "
+            f"Destroy those that are too many, or tear the run down.",
+            provider=live[0].provider,
+        )
+    if live:
+        tell(f"Run {spec.ref.run} already has {_name(live[0])}; nothing more is rented.")
+        return live[0]
+    if existing and not replace:
+        names = ", ".join(f"{_name(instance)} ({instance.state})" for instance in existing)
+        raise UsageError(
+            f"Run {spec.ref.run} still has {names}, whose disk may hold what no checkpoint has. Resume the run to "
+            "replace it, or tear the run down to destroy it."
+        )
+    if existing:
+        destroy_all(providers, existing, progress=progress)
+    spec = dataclasses.replace(spec, known_ids=frozenset(instance.id for instance in existing))
+    return _first_to_be_had(providers, offers, spec, tell)
+
+
+def _first_to_be_had(
+    providers: Sequence[Provider], offers: Sequence[Offer], spec: CreateSpec, tell: Progress
+) -> Instance:
+    if not offers:
+        raise UsageError("There is no offer to rent.")
+    by_name = {provider.name: provider for provider in providers}
+    refusals: list[NoCapacityError] = []
+    for offer in offers[:MOST_OFFERS]:
+        tell(f"Renting {describe(offer)}.")
+        provider = by_name[offer.provider]
+        try:
+            instance = provider.create(offer, dataclasses.replace(spec, market=offer.market), progress=tell)
+        except NoCapacityError as refusal:
+            tell(f"Not to be had any more: {refusal}")
+            refusals.append(refusal)
+            continue
+        tell(f"Rented {_name(instance)} for run {spec.ref.run}.")
+        return instance
+    raise NoCapacityError(
+        f"None of the {len(refusals)} best offers could be had; the last answer: {refusals[-1]} Nothing was rented.",
+        provider=refusals[-1].provider,
+    )
+
+
+def wait_ready(
+    provider: Provider,
+    instance: Instance,
+    *,
+    timeout_s: float = 900.0,
+    progress: Progress | None = None,
+    clock: Clock | None = None,
+) -> Instance:
+    """Poll until the provider calls the instance running and says where SSH is.
+
+    States need not advance in order. Only one that can never lead to a running machine ends the wait early, and only
+    when it was seen twice in a row, since a provider's first answers about a new instance are not always right. Raises
+    :class:`UnreachableError` for that and when ``timeout_s`` is over. The instance is left as it is, and bills.
+    """
+    tell = progress or _silent
+    clock = clock or Clock()
+    start = clock.now()
+    seen = False
+    last = ""
+    previous_end = ""
+    for delay in clock.delays():
+        end = trouble = ""
+        elapsed = clock.now() - start
+        try:
+            now = provider.instance(instance.id)
+        except (ProviderDownError, ThrottledError) as error:
+            trouble = str(error)
+        else:
+            seen = seen or now is not None
+            if now is not None and now.status_text != last:
+                last = now.status_text
+                tell(f"{_name(instance)} after {elapsed:.0f} s: {last}.")
+            if now is not None and now.state is State.RUNNING and now.ssh_host:
+                return now
+            end = _end_of(now, gone=seen or elapsed > NOT_YET_LISTED_S)
+        if end and end == previous_end:
+            raise UnreachableError(f"{_name(instance)} {end}")
+        previous_end = end
+        if elapsed > timeout_s:
+            state = trouble or f"it last was {last or 'not listed'}"
+            raise UnreachableError(
+                f"{_name(instance)} was not ready after {timeout_s:.0f} s; {state}. It is rented and bills."
+            )
+        clock.sleep(delay)
+    raise AssertionError("the delays never end")
+
+
+def _end_of(instance: Instance | None, *, gone: bool) -> str:
+    """Return in words why the instance will never run, ``""`` when it may. ``gone``: being unlisted means the end."""
+    if instance is None:
+        return "is gone: its provider no longer lists it." if gone else ""
+    if instance.state in (State.FAILED, State.PREEMPTED):
+        return f"will not start: it is {instance.state} ({instance.status_text}). It may still bill."
+    return ""
+
+
+def wait_ssh(
+    instance: Instance,
+    key: SshKey,
+    known_hosts: Path | None = None,
+    *,
+    timeout_s: float = 300.0,
+    progress: Progress | None = None,
+    clock: Clock | None = None,
+) -> str:
+    """Connect until a command runs on the machine, pin its host key, and return that key's fingerprint.
+
+    The first key that answers is trusted, filed under the instance's own alias, and the only one accepted from then on.
+    Raises :class:`UnreachableError` after ``timeout_s``, and at once when the host answers with another key than the
+    pinned one.
+    """
+    tell = progress or _silent
+    clock = clock or Clock(first_delay=0.2, longest_delay=2.0)
+    file = known_hosts or paths.known_hosts()
+    paths.ensure_private(file.parent)
+    command = ["ssh", *ssh_args(instance, key, file, first_contact=True), "true"]
+    start = clock.now()
+    last = ""
+    for delay in clock.delays():
+        complaint = _try_ssh(command)
+        elapsed = clock.now() - start
+        if complaint is None:
+            fingerprint = host_key_fingerprint(instance, file)
+            if fingerprint is None:
+                raise UnreachableError(f"{_name(instance)} answers over SSH, but its host key is not in {file}.")
+            tell(f"{_name(instance)} answers over SSH after {elapsed:.0f} s; host key {fingerprint}.")
+            return fingerprint
+        if "IDENTIFICATION HAS CHANGED" in complaint or "Host key verification failed" in complaint:
+            raise UnreachableError(
+                f"{_name(instance)} answers with another host key than the one pinned in {file}. If it was recycled on "
+                f"purpose, remove the line {instance.host_key_alias} there; otherwise somebody else answers."
+            )
+        if complaint != last:
+            last = complaint
+            tell(f"{_name(instance)} does not answer yet: {last}")
+        if elapsed > timeout_s:
+            raise UnreachableError(
+                f"{_name(instance)} did not answer over SSH at {instance.ssh_host}:{instance.ssh_port} within "
+                f"{timeout_s:.0f} s ({last}). It is rented and bills."
+            )
+        clock.sleep(delay)
+    raise AssertionError("the delays never end")
+
+
+def ssh_args(
+    instance: Instance, key: SshKey, known_hosts: Path | None = None, *, first_contact: bool = False
+) -> list[str]:
+    """Return the arguments of ``ssh`` that reach the instance; the command to run comes after them.
+
+    ``first_contact`` accepts and pins an unknown host key; without it only the pinned one is accepted.
+    """
+    return [
+        *_ssh_options(instance, known_hosts or paths.known_hosts(), first_contact),
+        *("-o", "BatchMode=yes", "-o", f"ConnectTimeout={_SSH_CONNECT_TIMEOUT_S}", "-o", "LogLevel=ERROR"),
+        # A command or terminal request in the user's own ssh configuration (Host *) would break ours.
+        *("-o", "RemoteCommand=none", "-o", "RequestTTY=no"),
+        *("-i", str(key.private_path), "-p", str(instance.ssh_port)),
+        f"{instance.ssh_user}@{instance.ssh_host}",
+    ]
+
+
+def ansible_vars(instance: Instance, key: SshKey, known_hosts: Path | None = None) -> dict[str, str | int]:
+    """Return the variables with which Ansible reaches the instance; without an address there are none."""
+    if not instance.ssh_host:
+        return {}
+    return {
+        "ansible_host": instance.ssh_host,
+        "ansible_port": instance.ssh_port,
+        "ansible_user": instance.ssh_user,
+        "ansible_ssh_private_key_file": str(key.private_path),
+        "ansible_ssh_common_args": shlex.join(_ssh_options(instance, known_hosts or paths.known_hosts(), False)),
+    }
+
+
+def host_key_fingerprint(instance: Instance, known_hosts: Path | None = None) -> str | None:
+    """Return the fingerprint (``SHA256:…``) of the instance's pinned host key, ``None`` when none is pinned."""
+    for line in _known_lines(known_hosts or paths.known_hosts()):
+        fields = line.split()
+        if len(fields) >= 3 and fields[0] == instance.host_key_alias:
+            try:
+                blob = base64.b64decode(fields[2], validate=True)
+            except binascii.Error:
+                continue
+            return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+    return None
+
+
+def forget_host_key(instance: Instance, known_hosts: Path | None = None) -> None:
+    """Remove the instance's pinned host key; nothing happens when there is none."""
+    file = known_hosts or paths.known_hosts()
+    with _locked(file):
+        lines = _known_lines(file)
+        kept = [line for line in lines if line.split()[:1] != [instance.host_key_alias]]
+        if len(kept) != len(lines):
+            fresh = file.with_name(f"{file.name}.{os.getpid()}")
+            fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            fresh.chmod(0o600)
+            fresh.replace(file)
+
+
+def find(providers: Sequence[Provider], run: str | None = None) -> list[Instance]:
+    """Return the instances of ``run`` in all clouds, or of all runs of gpuyard when none is named.
+
+    All clouds are asked at the same time. One that cannot be asked raises its error: without it nobody can say what a
+    run has.
+    """
+    if not providers:
+        return []
+    with ThreadPoolExecutor(max_workers=len(providers)) as pool:
+        lists = list(pool.map(lambda provider: provider.instances(), providers))
+    return [
+        instance
+        for found in lists
+        for instance in found
+        if instance.ref is not None and run in (None, instance.ref.run)
+    ]
+
+
+def destroy_all(
+    providers: Sequence[Provider], instances: Iterable[Instance], *, progress: Progress | None = None
+) -> None:
+    """Destroy the instances, all at the same time, and forget their host keys.
+
+    Raises one :class:`LeakError` that names every id which could not be confirmed destroyed, after all were tried.
+    """
+    by_name = {provider.name: provider for provider in providers}
+    wanted = list(instances)
+    if not wanted:
+        return
+    missing = [instance for instance in wanted if instance.provider not in by_name]
+    if missing:
+        raise UsageError(f"{_name(missing[0])} belongs to a cloud that is not configured here.")
+
+    def destroy(instance: Instance) -> ProviderError | None:
+        try:
+            by_name[instance.provider].destroy(instance.id, progress=progress)
+        except ProviderError as error:
+            return error
+        forget_host_key(instance)
+        return None
+
+    with ThreadPoolExecutor(max_workers=min(8, len(wanted))) as pool:
+        errors = [error for error in pool.map(destroy, wanted) if error is not None]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise LeakError(" ".join(str(error) for error in errors), provider=errors[0].provider)
+
+
+def _ssh_options(instance: Instance, known_hosts: Path, first_contact: bool) -> list[str]:
+    checking = "accept-new" if first_contact else "yes"
+    options = {
+        "HostKeyAlias": instance.host_key_alias,
+        "UserKnownHostsFile": _ssh_path(known_hosts),
+        # Only our own file counts: addresses and ports are re-used by other people's machines.
+        "GlobalKnownHostsFile": "/dev/null",
+        "StrictHostKeyChecking": checking,
+        "HashKnownHosts": "no",
+        "UpdateHostKeys": "no",
+        "IdentitiesOnly": "yes",
+    }
+    return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+
+
+def _ssh_path(path: Path) -> str:
+    """Return a path as ssh's option syntax wants it: ``%`` doubled, in quotes when it holds a space."""
+    escaped = str(path).replace("%", "%%")
+    return f'"{escaped}"' if " " in escaped else escaped
+
+
+def _try_ssh(command: Sequence[str]) -> str | None:
+    """Run ``command``; return ``None`` for success, else what ssh complained about in one line."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=3 * _SSH_CONNECT_TIMEOUT_S,
+        )
+    except FileNotFoundError:
+        raise UsageError("ssh is not installed; install the OpenSSH client.") from None
+    except subprocess.TimeoutExpired:
+        return "no answer in time"
+    if done.returncode == 0:
+        return None
+    return " ".join(done.stderr.split())[:300] or f"ssh ended with {done.returncode}"
+
+
+def _known_lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold the lock that goes with ``file``: several teardowns may run at once."""
+    paths.ensure_private(file.parent)
+    with file.with_name(f"{file.name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _name(instance: Instance) -> str:
+    return f"{instance.provider} instance {instance.id}"
+
+
+def _silent(_: str) -> None:
+    """Tell nobody."""
