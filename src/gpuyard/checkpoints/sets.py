@@ -4,9 +4,9 @@ A set is a folder of plain files in the store plus a manifest that is written la
 restored. Content that an earlier set already holds is not sent again: the manifest points to the older key. Files
 are hashed from the very bytes that are sent, so a file that grows meanwhile is stored as it was at one moment.
 
-What is not in a set: ``.gpuyard/tmp``, sockets, pipes and devices, dangling links, links to folders outside the root, and
-empty folders (a bucket has none). A link to something inside the root is kept as a link, a link to a file
-outside it is stored as that file.
+What is not in a set: ``.gpuyard/tmp``, sockets, pipes and devices, dangling links, links to folders outside the root,
+and empty folders (a bucket has none). A link to something inside the root is kept as a link, a link to a file outside
+it is stored as that file.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class DamagedSetError(CheckpointError):
 
 @dataclass(frozen=True)
 class Retention:
-    """Which sets stay: the newest ``keep_last`` (0: all), and every one whose number is a multiple of ``keep_every`` (0: none)."""
+    """Which sets stay: the newest ``keep_last`` (0: all), and every ``keep_every``-th by its number (0: none)."""
 
     keep_last: int = 0
     keep_every: int = 0
@@ -86,7 +86,7 @@ class Published:
 
 @dataclass
 class Restored:
-    """What :func:`restore` did: ``source`` is ``nothing`` (start afresh), ``local`` (go on with what is here) or ``cloud``."""
+    """What :func:`restore` did: ``source`` is ``nothing`` (start afresh), ``local`` (go on from here) or ``cloud``."""
 
     source: str
     sequence: int | None = None
@@ -236,8 +236,8 @@ def publish(
 
     A second publisher on the same machine waits up to ``lock_wait_s`` seconds for the first. When nothing but the
     journal's own bookkeeping changed since the newest set, no set is made unless ``force`` is true. Raises
-    :class:`BucketError` when the bucket fails, :class:`CheckpointError` when the lock is not to be had, ``OSError`` when a
-    file cannot be read; a set that was begun by then stays invisible and is cleared away by a later one.
+    :class:`BucketError` when the bucket fails, :class:`CheckpointError` when the lock is not to be had, ``OSError``
+    when a file cannot be read; a set that was begun by then stays invisible and is cleared away by a later one.
     """
     began = time.monotonic()
     (root / SCRATCH).mkdir(parents=True, exist_ok=True)
@@ -385,7 +385,7 @@ class _Sender:
         return entry
 
     def _send_large(self, path: str, stream: Any, info: os.stat_result, mode: int) -> FileEntry:
-        """Hash first, because reading a disk is cheaper than sending; then send, and believe the hash of what was sent."""
+        """Hash first, because reading is cheaper than sending; then send, and believe the hash of what was sent."""
         first = _HashingReader(stream, info.st_size)
         while first.read(_CHUNK):
             pass
@@ -401,7 +401,7 @@ class _Sender:
 
 
 def _scan(root: Path) -> tuple[list[_Found], list[str]]:
-    """Return what belongs into a set (the journal apart), and the names of what had to be left out although it is a file."""
+    """Return what belongs into a set (the journal apart), and the names of what had to be left out."""
     found: list[_Found] = []
     skipped: list[str] = []
     resolved_root = root.resolve()
@@ -506,11 +506,11 @@ def restore(
 ) -> Restored:
     """Bring ``root`` to the newest complete checkpoint of ``run``, unless there is local work already.
 
-    The four cases: nothing anywhere → ``nothing``; local work (default: a journal that is not empty), with or without a
-    bucket → ``local``, and the bucket is not even asked; bucket only → ``cloud``. Every file is verified before the first
-    one is put in its place, and the journal comes last: a restore that was cut off is begun again, and what it had
-    fetched is used. A damaged set gives way to the next older one. Raises :class:`BucketError` when the bucket does not
-    answer, :class:`CheckpointError` when it has sets and none of them is whole.
+    The four cases: nothing anywhere → ``nothing``; local work (default: a journal that is not empty), with or without
+    a bucket → ``local``, and the bucket is not even asked; bucket only → ``cloud``. Every file is verified before the
+    first one is put in its place, and the journal comes last: a restore that was cut off is begun again, and what it
+    had fetched is used. A damaged set gives way to the next older one. Raises :class:`BucketError` when the bucket
+    does not answer, :class:`CheckpointError` when it has sets and none of them is whole.
     """
     began = time.monotonic()
     if (has_local or _has_journal)(root):
@@ -553,9 +553,10 @@ def _fetch_set(store: Store, manifest: Manifest, root: Path, threads: int) -> No
     missing = [entry for entry in wanted.values() if not _is_content(incoming / entry.sha256, entry)]
     free = shutil.disk_usage(root).free
     if sum(entry.size for entry in missing) > free:
+        gigabytes = sum(entry.size for entry in missing) / 1e9
         raise CheckpointError(
-            f"Checkpoint {manifest.sequence} of {manifest.run} needs {sum(entry.size for entry in missing) / 1e9:.1f} GB "
-            f"below {root}, where {free / 1e9:.1f} GB are free."
+            f"Checkpoint {manifest.sequence} of {manifest.run} needs {gigabytes:.1f} GB below {root}, "
+            f"where {free / 1e9:.1f} GB are free."
         )
 
     def fetch(entry: FileEntry) -> None:

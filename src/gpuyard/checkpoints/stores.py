@@ -1,7 +1,7 @@
 """Where checkpoints go: a bucket that speaks S3, or a folder.
 
-A :class:`Store` holds objects under plain keys (``run/checkpoints/000001/models/policy.npz``), so that ``aws s3 ls`` or a
-file manager shows what a person expects. Every failure of a store is a :class:`BucketError` whose text names the
+A :class:`Store` holds objects under plain keys (``run/checkpoints/000001/models/policy.npz``), so that ``aws s3 ls`` or
+a file manager shows what a person expects. Every failure of a store is a :class:`BucketError` whose text names the
 bucket and the endpoint and never a key. This module runs on the rented box: Python 3.10, standard library, and boto3
 (imported when an S3 bucket is opened, not before).
 """
@@ -70,7 +70,7 @@ class Store(ABC):
 
     @abstractmethod
     def fetch(self, key: str, target: Path, size: int) -> None:
-        """Write the object of ``size`` bytes to the file ``target`` (not atomic), or raise :class:`MissingObjectError`."""
+        """Write the object of ``size`` bytes to the file ``target`` (not in one step); :class:`MissingObjectError`."""
 
     @abstractmethod
     def objects(self, prefix: str) -> Iterator[StoredObject]:
@@ -299,8 +299,8 @@ def open_store(
     """Return the store behind ``s3://bucket[/prefix]`` or ``file:///folder``. Nothing is asked of it yet.
 
     What is not given is taken from ``env`` (default: the process environment) under the names that Amazon's own tools
-    use: ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGION``.
-    Raises :class:`gpuyard.errors.UsageError` for any other form of address.
+    use: ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
+    ``AWS_DEFAULT_REGION``. Raises :class:`gpuyard.errors.UsageError` for any other form of address.
     """
     values = os.environ if env is None else env
     parts = urlsplit(url)

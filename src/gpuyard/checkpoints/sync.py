@@ -3,9 +3,9 @@
 Training code calls these as it goes, so nothing here raises because of a bucket: a failure is a warning on the logger
 ``gpuyard.checkpoints`` and ``False``, and the files stay where they are. The configuration comes from the environment:
 
-``CLOUD_PROVIDER`` (``local``, the default, or ``s3``), ``CLOUD_BUCKET`` (a name, ``name/prefix``, or for ``local`` a folder),
-``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGION``, and ``AWS_ENDPOINT_URL`` for buckets elsewhere
-(B2, R2, Vultr object storage).
+``CLOUD_PROVIDER`` (``local``, the default, or ``s3``), ``CLOUD_BUCKET`` (``name``, ``name/prefix``, or for ``local`` a
+folder), ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGION``, and ``AWS_ENDPOINT_URL`` for buckets
+elsewhere (B2, R2, Vultr object storage).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _log = logging.getLogger("gpuyard.checkpoints")
 class CloudSync:
     """Copies files between this machine and one bucket.
 
-    ``provider`` is ``s3`` or ``local``; ``bucket_name`` is the bucket (``name`` or ``name/prefix``), or for ``local`` a folder.
-    ``local`` without a folder keeps everything where it is, and every call succeeds. Raises
+    ``provider`` is ``s3`` or ``local``; ``bucket_name`` is the bucket (``name`` or ``name/prefix``), for ``local`` a
+    folder. ``local`` without a folder keeps everything where it is, and every call succeeds. Raises
     :class:`gpuyard.errors.UsageError` for a provider that is not there and for ``s3`` without a bucket.
     """
 
@@ -39,7 +39,8 @@ class CloudSync:
         self._store: Store | None = None
         if self.provider in _PLANNED:
             raise UsageError(
-                f"CLOUD_PROVIDER={provider} is not supported yet: use s3 (any S3-compatible bucket, with AWS_ENDPOINT_URL) or local."
+                f"CLOUD_PROVIDER={provider} is not supported yet: "
+                "use s3 (any S3-compatible bucket, with AWS_ENDPOINT_URL) or local."
             )
         if self.provider not in PROVIDERS:
             raise UsageError(f"CLOUD_PROVIDER={provider!r} is unknown: use {' or '.join(PROVIDERS)}.")
@@ -61,7 +62,7 @@ class CloudSync:
         return self._attempt(f"upload of {local_path}", work)
 
     def download_file(self, cloud_path: str, local_path: str | Path) -> bool:
-        """Fetch the object ``cloud_path`` into a file, which appears at once or not at all; return whether that worked."""
+        """Fetch the object ``cloud_path`` into a file, which appears whole or not at all; return success."""
 
         def work(store: Store) -> None:
             size = next((item.size for item in store.objects(cloud_path) if item.key == cloud_path), 0)
@@ -77,24 +78,24 @@ class CloudSync:
         return self._attempt(f"download of {cloud_path}", work)
 
     def upload_directory(self, local_path: str | Path, cloud_path: str) -> bool:
-        """Store every file below a folder under ``cloud_path/``; return whether all of them were."""
+        """Store every file below a folder under ``cloud_path/``, up to the first failure; return whether all were."""
         folder = Path(local_path)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         keys = [(path, f"{cloud_path.strip('/')}/{path.relative_to(folder).as_posix()}") for path in files]
-        return all([self.upload_file(path, key) for path, key in keys])
+        return all(self.upload_file(path, key) for path, key in keys)
 
     def download_directory(self, cloud_path: str, local_path: str | Path) -> bool:
-        """Fetch every object under ``cloud_path/`` into a folder; return whether all of them came."""
+        """Fetch every object under ``cloud_path/`` into a folder, up to the first failure; return whether all came."""
         prefix = f"{cloud_path.strip('/')}/"
         keys: list[str] = []
         if not self._attempt(f"listing of {prefix}", lambda store: keys.extend(o.key for o in store.objects(prefix))):
             return False
         names = [(key, key[len(prefix) :]) for key in keys]
         inside = [(key, name) for key, name in names if ".." not in name.split("/") and not name.startswith("/")]
-        return all([self.download_file(key, Path(local_path) / name) for key, name in inside])
+        return all(self.download_file(key, Path(local_path) / name) for key, name in inside)
 
     def sync_checkpoints(self, local_path: str | Path, name: str, *, keep_last: int = 0) -> bool:
-        """Publish a folder as one set under ``name/checkpoints/``, sending only what changed; return whether that worked."""
+        """Publish a folder as one set under ``name/checkpoints/``, sending what changed; return whether that worked."""
         folder = Path(local_path)
         return self._attempt(
             f"publishing of {folder}",

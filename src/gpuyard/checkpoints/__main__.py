@@ -1,0 +1,80 @@
+"""``python -m gpuyard.checkpoints``: publish, restore, list. On the box, by the settings that the run left there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpuyard.checkpoints import manifests, restore
+from gpuyard.errors import GpuyardError
+
+# The run's settings are the stage runner's affair, and its journal gives a manifest its progress.
+from gpuyard.stages.runner import publish_checkpoint
+from gpuyard.stages.spec import DEFAULT_FOLDER, BoxSpec, load_spec
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit code. ``publish`` succeeds whatever the bucket does."""
+    options = _parser().parse_args(arguments)
+    try:
+        spec = load_spec(options.settings)
+        if options.command == "publish":
+            return _publish(spec, patient=not options.impatient)
+        return _restore(spec) if options.command == "restore" else _list(spec)
+    except (GpuyardError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _publish(spec: BoxSpec, *, patient: bool) -> int:
+    if not spec.bucket:
+        print(f"No bucket is set for {spec.run}: its files stay on this box.", file=sys.stderr)
+        return 0
+    publish_checkpoint(spec, warn=lambda text: print(text, file=sys.stderr, flush=True), patient=patient)
+    return 0
+
+
+def _restore(spec: BoxSpec) -> int:
+    restored = restore(spec.store if spec.bucket else None, spec.run, spec.root)
+    print(json.dumps({"changed": restored.source == "cloud", "restored": vars(restored)}))
+    return 0
+
+
+def _list(spec: BoxSpec) -> int:
+    for manifest in manifests(spec.store(), spec.run) if spec.bucket else ():
+        print(
+            json.dumps(
+                {
+                    "sequence": manifest.sequence,
+                    "time": manifest.time,
+                    "files": len(manifest.files),
+                    "bytes": manifest.size,
+                    "progress": dict(manifest.progress),
+                }
+            )
+        )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gpuyard.checkpoints", description="Checkpoints of this box's run.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("publish", "publish one now; a failing bucket is a warning"),
+        ("restore", "bring back the newest one, unless this box has work of its own"),
+        ("list", "show those in the bucket, newest first"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--settings", type=Path, default=DEFAULT_FOLDER, metavar="DIR")
+        if name == "publish":
+            command.add_argument(
+                "--impatient", action="store_true", help="give up at once while the bucket has just failed"
+            )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

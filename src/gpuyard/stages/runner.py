@@ -1,0 +1,357 @@
+"""The stage runner: runs a workload's stages in order, journals them, and ends them well when it is told to.
+
+It holds a lock while it lives, so that "is it running?" is answered by the kernel. Whatever ends it, the next runner
+goes on from the journal: what is done is skipped, what was cut off is resumed or run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from gpuyard.checkpoints import publish_or_warn, write_record
+from gpuyard.checkpoints.manifest import timestamp
+from gpuyard.errors import GpuyardError, UsageError
+from gpuyard.stages import processes
+from gpuyard.stages.journal import Journal, Position, Progress, fold, summary
+from gpuyard.stages.spec import BoxSpec, Stage
+
+LOCK = "runner.lock"
+JOURNAL = ".gpuyard/journal.jsonl"
+_LOCK_WAIT_S = 2.0
+_POLL_S = 0.1
+# bash waits for the program in the foreground and then leaves, so that a stopped stage begins no further command.
+_PREAMBLE = "trap 'exit 130' INT\n"
+
+EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 3}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to run: from a stage on, or one stage only, and in which iteration (default: the current one)."""
+
+    from_stage: str | None = None
+    only: str | None = None
+    iteration: int | None = None
+
+
+def journal_of(spec: BoxSpec) -> Journal:
+    """Return the run's journal."""
+    return Journal(spec.root / JOURNAL)
+
+
+def progress_of(spec: BoxSpec) -> Progress:
+    """Return where the run stands, from its journal."""
+    return fold(journal_of(spec).read(), spec.order)
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """Return the command line that runs one of gpuyard's modules with the Python (and isolation) of this process."""
+    return [sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", module, *arguments]
+
+
+def publish_checkpoint(spec: BoxSpec, *, warn: Callable[[str], None], patient: bool, force: bool = False) -> bool:
+    """Publish a checkpoint of the run and journal it. Without a bucket, or when it fails, warn at most; never raise.
+
+    Returns whether the bucket holds the present state.
+    """
+    if not spec.bucket:
+        return False
+    published = publish_or_warn(
+        spec.store,
+        spec.run,
+        spec.root,
+        warn=warn,
+        patient=patient,
+        retention=spec.retention,
+        progress=lambda data: summary(data, spec.order),
+        force=force,
+    )
+    if published is None:
+        return False
+    if not published.unchanged:
+        journal_of(spec).append(
+            "published",
+            sequence=published.sequence,
+            files=published.files,
+            bytes_total=published.bytes_total,
+            bytes_sent=published.bytes_sent,
+            seconds=round(published.seconds, 2),
+        )
+    return True
+
+
+@contextlib.contextmanager
+def hold_lock(spec: BoxSpec) -> Iterator[None]:
+    """Be the one runner of this box, or raise :class:`UsageError` that names the one there is."""
+    spec.folder.mkdir(parents=True, exist_ok=True)
+    with (spec.folder / LOCK).open("a+") as handle:
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                # A status call looks at the lock for a moment; a runner keeps it.
+                if time.monotonic() >= deadline:
+                    raise UsageError(f"{spec.run} is running already (process {lock_owner(spec)}).") from error
+                time.sleep(0.05)
+        handle.truncate(0)
+        handle.write(json.dumps({"pid": os.getpid(), "run": spec.run, "started": timestamp()}))
+        handle.flush()
+        yield
+        handle.truncate(0)
+
+
+def is_running(spec: BoxSpec) -> bool:
+    """Tell whether a runner lives, by its lock: a killed runner holds none, whatever it left behind."""
+    try:
+        with (spec.folder / LOCK).open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def lock_owner(spec: BoxSpec) -> int | None:
+    """Return the process id of the runner that holds (or held) the lock."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((spec.folder / LOCK).read_bytes())["pid"])
+    return None
+
+
+class Runner:
+    """One execution of :meth:`run`, in the foreground of this process."""
+
+    def __init__(self, spec: BoxSpec, *, screen: IO[bytes] | None = None) -> None:
+        self.spec = spec
+        self.journal = journal_of(spec)
+        self._screen = screen or sys.stdout.buffer
+        self._stop = threading.Event()
+        self._publisher = threading.Thread(target=self._publish_now_and_then, name="publisher", daemon=True)
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+
+    def run(self, choice: Choice | None = None) -> str:
+        """Run what is left of the workload (or what ``choice`` says); return ``done``, ``failed`` or ``interrupted``.
+
+        SIGTERM, SIGINT and SIGHUP end it in good order. Raises :class:`UsageError` when there is nothing sensible to
+        run, or when another runner is alive.
+        """
+        with hold_lock(self.spec):
+            todo = self._todo(choice or Choice())
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, lambda *_: self._stop.set())
+            self._end_leftovers()
+            self.journal.append("run-start", run=self.spec.run, workload=self.spec.workload, pid=os.getpid())
+            self._publisher.start()
+            outcome = "done"
+            for place in todo:
+                outcome = self._run_stage(place)
+                self._wake.set()
+                if outcome != "done":
+                    break
+            if self._stop.is_set() and outcome == "done" and progress_of(self.spec).pending:
+                outcome = "interrupted"
+            self._finish(outcome)
+            return outcome
+
+    # --- what to run ---
+
+    def _todo(self, choice: Choice) -> list[Position]:
+        for name in (choice.from_stage, choice.only):
+            if name is not None:
+                self.spec.stage(name)
+        if choice.iteration is not None and not 0 <= choice.iteration < self.spec.iterations:
+            last = self.spec.iterations - 1
+            raise UsageError(f"iteration={choice.iteration}: {self.spec.workload} has the iterations 0 to {last}.")
+        progress = progress_of(self.spec)
+        current = progress.current[0] if progress.current else self.spec.iterations - 1
+        iteration = current if choice.iteration is None else choice.iteration
+        if choice.only is not None:
+            self.journal.append("rewind", iteration=iteration, stage=choice.only, only=True)
+            return [(iteration, choice.only)]
+        if choice.from_stage is not None or choice.iteration is not None:
+            first = choice.from_stage or self.spec.stages[0].name
+            self.journal.append("rewind", iteration=iteration, stage=first)
+        return progress_of(self.spec).pending
+
+    # --- one stage ---
+
+    def _run_stage(self, place: Position) -> str:
+        stage = self.spec.stage(place[1])
+        for attempt in range(stage.retries + 1):
+            if self._stop.is_set():
+                return "interrupted"
+            outcome = self._attempt(place, stage)
+            if outcome != "failed" or attempt == stage.retries:
+                return outcome
+            self._say(f"{stage.name} failed; attempt {attempt + 2} of {stage.retries + 1} follows.")
+        return "failed"
+
+    def _attempt(self, place: Position, stage: Stage) -> str:
+        iteration, name = place
+        before = progress_of(self.spec).at(place)
+        resumed = stage.resumable and before.cut_short
+        command = (stage.resume_command or stage.command) if resumed else stage.command
+        attempt, token = before.attempts + 1, uuid.uuid4().hex
+        if resumed:
+            self.journal.append("resume", iteration=iteration, stage=name, attempt=attempt)
+        self.journal.append("stage-start", iteration=iteration, stage=name, attempt=attempt, token=token)
+        began = time.monotonic()
+        log_file = self.spec.log(iteration, name)
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        with log_file.open("ab", buffering=0) as log:
+            how = "resumed" if resumed else "started"
+            note = f"iteration {iteration}, {name}: {how}, attempt {attempt}"
+            self._say(note)
+            log.write(f"## {timestamp()} {note}\n".encode())
+            exit_code = self._execute(command, place, token, stage.grace_s, log)
+            outcome = "done" if exit_code == 0 else "failed"
+            if self._stop.is_set():
+                # Whatever it says of itself: it was told to stop, so its work may not be complete.
+                outcome = "interrupted"
+            seconds = round(time.monotonic() - began, 2)
+            note = f"iteration {iteration}, {name}: {outcome} after {seconds} s, exit code {exit_code}"
+            log.write(f"## {timestamp()} {note}\n".encode())
+            self._say(note)
+        self.journal.append(
+            "stage-end",
+            iteration=iteration,
+            stage=name,
+            attempt=attempt,
+            exit_code=exit_code,
+            outcome=outcome,
+            seconds=seconds,
+        )
+        return outcome
+
+    def _execute(self, command: str, place: Position, token: str, grace_s: float, log: IO[bytes]) -> int:
+        try:
+            process = subprocess.Popen(
+                ["bash", "-eo", "pipefail", "-c", _PREAMBLE + command],
+                cwd=self.spec.repository,
+                env=self._environment(place, token),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            message = f"The stage cannot be started: {error}\n".encode()
+            log.write(message)
+            self._show(message)
+            return 127
+        assert process.stdout is not None
+        reader = threading.Thread(target=self._copy_output, args=(process.stdout, log), name="output", daemon=True)
+        reader.start()
+        while process.poll() is None and not self._stop.is_set():
+            self._pause(process)
+        if self._stop.is_set() and process.poll() is None:
+            self._say(f"told to stop: {place[1]} has {grace_s:g} s to save its work")
+        # After a normal end this ends what a stage left in the background: the GPU belongs to the next stage now.
+        processes.end(token, grace_s, tick=process.poll)
+        exit_code = process.wait()
+        # End of file comes with the last process; one that escaped with the pipe in its hands must not hold up the run.
+        reader.join(timeout=2)
+        return exit_code
+
+    def _pause(self, process: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_POLL_S)
+
+    def _environment(self, place: Position, token: str) -> dict[str, str]:
+        spec = self.spec
+        checkpoint = python_module("gpuyard.checkpoints", "publish", "--impatient", "--settings", str(spec.folder))
+        environment = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            **spec.environment,
+            **spec.secrets(),
+            "ITERATION": str(place[0]),
+            "STAGE": place[1],
+            "RUN": spec.run,
+            "GPUYARD_RUN": spec.run,
+            "GPUYARD_PERSIST": str(spec.root),
+            "GPUYARD_CHECKPOINT_COMMAND": shlex.join(checkpoint),
+            processes.TOKEN: token,
+        }
+        path = environment.get("PATH") or os.defpath
+        environment["PATH"] = os.pathsep.join([*spec.path, path])
+        return environment
+
+    def _copy_output(self, pipe: IO[bytes], log: IO[bytes]) -> None:
+        """Give every byte of the stage to its log and to the screen as it comes."""
+        with pipe:
+            while chunk := os.read(pipe.fileno(), 65536):
+                with contextlib.suppress(OSError, ValueError):  # a full disk must not end the stage by a broken pipe
+                    log.write(chunk)
+                self._show(chunk)
+
+    def _end_leftovers(self) -> None:
+        """End what a killed runner left running, so that no stage ever runs twice at a time."""
+        progress = progress_of(self.spec)
+        for place, entry in progress.stages.items():
+            if entry.token and entry.outcome is None and processes.members(entry.token):
+                stage = self.spec.stage(place[1])
+                self._say(f"ending {stage.name}, which has outlived its runner")
+                processes.end(entry.token, stage.grace_s)
+
+    # --- checkpoints ---
+
+    def _publish_now_and_then(self) -> None:
+        self._record(None)
+        last = time.monotonic()
+        while not self._closing.is_set():
+            every_s = self.spec.every_s
+            wait_s = max(0.0, last + every_s - time.monotonic()) if every_s > 0 else None
+            ended_a_stage = self._wake.wait(wait_s)
+            self._wake.clear()
+            if self._closing.is_set():
+                return
+            publish_checkpoint(self.spec, warn=self._say, patient=ended_a_stage)
+            last = time.monotonic()
+
+    def _finish(self, outcome: str) -> None:
+        progress = progress_of(self.spec)
+        complete = progress.finished
+        # The end goes into the journal before the last set is made, so that a restored run knows how it stood.
+        self.journal.append("run-end", outcome=outcome, complete=complete)
+        self._say({"done": "all done" if complete else "done", "failed": "the run has failed"}.get(outcome, outcome))
+        self._closing.set()
+        self._wake.set()
+        publish_checkpoint(self.spec, warn=self._say, patient=True, force=True)
+        if complete or outcome != "done":
+            self._record(outcome)
+
+    def _record(self, outcome: str | None) -> None:
+        if self.spec.bucket:
+            try:
+                write_record(self.spec.store(), self.spec.run, self.spec.workload, outcome=outcome)
+            except (GpuyardError, OSError) as error:
+                self._say(f"Warning: the bucket has no record of this run: {error}")
+
+    # --- the screen ---
+
+    def _say(self, text: str) -> None:
+        self._show(f"== {text}\n".encode())
+
+    def _show(self, data: bytes) -> None:
+        """Write to the tmux pane. It may be gone, which must not matter to a stage."""
+        with contextlib.suppress(OSError, ValueError):
+            self._screen.write(data)
+            self._screen.flush()
