@@ -1,0 +1,116 @@
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The controller's half of the module ``work_tree``: reads the folder, and sends it when the machine asks for it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+# Never part of a source tree, for folders that no git looks after.
+SKIPPED = {".git", ".venv", "__pycache__", "node_modules", "target", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+
+
+def listed(root: Path) -> list[str]:
+    """Return the relative paths of the files that make up the tree: by git's rules where git knows the folder."""
+    command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z", "."]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except OSError:
+        done = None
+    if done is not None and done.returncode == 0:
+        names = {os.fsdecode(name) for name in done.stdout.split(b"\0") if name}
+        # A submodule is listed as one entry, and a file that was removed without git is listed too.
+        return sorted(name for name in names if (root / name).is_symlink() or (root / name).is_file())
+    found: list[str] = []
+    for folder, folders, files in os.walk(root):
+        kept = [name for name in folders if name not in SKIPPED]
+        links = [name for name in kept if Path(folder, name).is_symlink()]
+        folders[:] = [name for name in kept if name not in links]
+        found += [Path(folder, name).relative_to(root).as_posix() for name in [*files, *links]]
+    return sorted(found)
+
+
+def fingerprint(path: Path) -> str:
+    """Return a hash of the entry: its kind, and a link's target or a file's bytes and whether it is executable."""
+    if path.is_symlink():
+        return hashlib.sha256(b"link\0" + os.fsencode(path.readlink())).hexdigest()
+    executable = b"program\0" if path.stat().st_mode & 0o111 else b"file\0"
+    return hashlib.sha256(executable + path.read_bytes()).hexdigest()
+
+
+def describe(root: Path) -> dict[str, Any]:
+    """Return ``{"digest": …, "files": {path: hash}}`` for the tree below ``root``."""
+    files = {name: fingerprint(root / name) for name in listed(root)}
+    lines = "".join(f"{content} {name}\n" for name, content in files.items())
+    return {"digest": hashlib.sha256(os.fsencode(lines)).hexdigest(), "files": files}
+
+
+def pack(root: Path, names: list[str], target: Path) -> None:
+    """Write the tree as a compressed archive that depends on nothing but the content."""
+    with (
+        target.open("wb") as raw,
+        gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for name in names:
+            path = root / name
+            entry = tarfile.TarInfo(name)
+            if path.is_symlink():
+                entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, os.fspath(path.readlink()), 0o777
+                archive.addfile(entry)
+                continue
+            entry.mode = 0o755 if path.stat().st_mode & 0o111 else 0o644
+            with path.open("rb") as content:
+                entry.size = path.stat().st_size
+                archive.addfile(entry, content)
+
+
+class ActionModule(ActionBase):
+    """Describe the folder, let the module compare, and send the content only if it asks for it."""
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run the module, once or twice."""
+        super().run(tmp, task_vars)
+        arguments = {**self._task.args}
+        arguments.pop("tree", None)
+        arguments.pop("archive", None)
+        source = arguments.get("src")
+        if not source or arguments.get("url"):
+            return self._module(arguments, task_vars)
+        root = Path(self._loader.path_dwim(source))
+        if not root.is_dir():
+            raise AnsibleActionFail(f"src={source} is not a folder on the controller ({root}).")
+        tree = describe(root)
+        if not tree["files"]:
+            raise AnsibleActionFail(f"src={source} holds no files ({root}).")
+        arguments["tree"] = tree
+        result = self._module(arguments, task_vars)
+        if not result.pop("needs_archive", False):
+            return result
+        shell = self._connection._shell
+        if not shell.tmpdir:
+            self._make_tmp_path()  # removed when the task ends
+        with tempfile.TemporaryDirectory() as scratch:
+            archive = Path(scratch, "tree.tar.gz")
+            pack(root, list(tree["files"]), archive)
+            remote = self._transfer_file(str(archive), shell.join_path(shell.tmpdir, "tree.tar.gz"))
+        self._fixup_perms2([shell.tmpdir, remote])
+        return self._module({**arguments, "archive": remote}, task_vars)
+
+    def _module(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        """Run the module of the same name on the machine."""
+        return self._execute_module(
+            module_name="gpuyard.cloud.work_tree", module_args=arguments, task_vars=task_vars, wrap_async=False
+        )

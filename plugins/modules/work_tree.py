@@ -1,0 +1,400 @@
+#!/usr/bin/python
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: work_tree
+short_description: Bring a repository to a machine and build it once
+description:
+  - Brings a folder of the controller (O(src)), or a git repository at a full commit (O(url), O(commit)), to O(dest).
+  - Of a folder under git, what git tracks and what it does not ignore is taken; of another one, everything but caches.
+    It crosses the network only when the machine has something else.
+  - Files that are gone from the source are removed. What the source never had is left alone, so build outputs and files
+    behind links to a persistent volume stay.
+  - Runs the build commands once for each state of the tree, and shows the end of the log when one of them fails.
+version_added: "0.1.0"
+author: gpuyard contributors
+options:
+  dest:
+    description: The folder on the machine.
+    type: path
+    required: true
+  src:
+    description: A folder on the controller.
+    type: path
+  url:
+    description: A git repository that the machine can reach.
+    type: str
+  commit:
+    description: The full commit, 40 hexadecimal digits.
+    type: str
+  submodules:
+    description: Whether to bring submodules too, at the commits that the repository names.
+    type: bool
+    default: false
+  build:
+    description: Shell commands (bash) that are run in O(dest), in order.
+    type: list
+    elements: str
+    default: []
+  environment:
+    description: Environment variables for O(build). Not for secrets.
+    type: dict
+    default: {}
+  path:
+    description: Folders that go in front of PATH for O(build).
+    type: list
+    elements: path
+    default: []
+  rebuild:
+    description: Build again although nothing changed.
+    type: bool
+    default: false
+  tree:
+    description: Set by the action plugin. What O(src) holds.
+    type: dict
+  archive:
+    description: Set by the action plugin. The file on the machine that holds the content of O(src).
+    type: path
+attributes:
+  check_mode:
+    description: Can run in check mode and tell what would change.
+    support: full
+  diff_mode:
+    description: Shows what changed.
+    support: full
+notes:
+  - What was brought is remembered in a file beside O(dest), with the sizes and times of what was unpacked, so that a
+    file that was edited on the machine is noticed and put right.
+"""
+
+EXAMPLES = r"""
+- name: Bring a folder of the controller and build it
+  gpuyard.cloud.work_tree:
+    src: examples/miniprover
+    dest: /opt/gpuyard/src/miniprover
+    build: [cargo build --release --locked]
+
+- name: Bring a repository at a commit
+  gpuyard.cloud.work_tree:
+    url: https://github.com/mike1729/BurnQED
+    commit: 9053d51000000000000000000000000000000000
+    submodules: true
+    dest: /opt/gpuyard/src/burnqed
+"""
+
+RETURN = r"""
+digest:
+  description: The SHA-256 of the tree, or the commit.
+  type: str
+  returned: success
+actions:
+  description: What was done, or would be done in check mode.
+  type: list
+  elements: str
+  returned: success
+  sample: [write 12 files, remove 1 file, run 1 build command]
+log:
+  description: The file on the machine with the output of the build.
+  type: str
+  returned: success
+  sample: /opt/gpuyard/src/.miniprover.build.log
+needs_archive:
+  description: Whether the content has to be sent. Only for the action plugin.
+  type: bool
+  returned: when the content differs
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
+
+LOG_LINES = 20
+
+
+class Place:
+    """The folder on this machine, and what was recorded when it was last in order."""
+
+    def __init__(self, dest: Path) -> None:
+        self.dest = dest
+        self.record_file = dest.with_name(f".{dest.name}.json")
+        self.log = dest.with_name(f".{dest.name}.build.log")
+        self.record = _box.read_record(self.record_file)
+
+    def save(self) -> None:
+        """Write the record."""
+        _box.write_record(self.record_file, self.record)
+
+    def is_linked(self, name: str) -> bool:
+        """Return whether ``name`` lies behind a link inside the tree, such as one to the persistent volume."""
+        return any((self.dest / parent).is_symlink() for parent in Path(name).parents if parent != Path("."))
+
+    def stamp(self, name: str) -> list[int] | None:
+        """Return what shows that the entry ``name`` was not touched since: size and time of change."""
+        try:
+            found = (self.dest / name).lstat()
+        except OSError:
+            return None
+        return [found.st_size, found.st_mtime_ns]
+
+
+def check_names(files: dict[str, str]) -> None:
+    """Raise :class:`BoxError` when a path would leave the folder."""
+    for name in files:
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise _box.BoxError(f"The path {name!r} would lie outside of the repository.")
+
+
+class LocalTree:
+    """A tree that comes from the controller. ``files``: relative path → hash of its kind and content."""
+
+    def __init__(self, place: Place, tree: dict[str, Any], archive: str | None) -> None:
+        self.place = place
+        self.digest: str = tree["digest"]
+        self.files: dict[str, str] = tree["files"]
+        self.archive = archive
+        check_names(self.files)
+        recorded = place.record.get("files") or {}
+        stamps = place.record.get("stamps") or {}
+        # What lies behind a link belongs to the volume: it is put there once and then no longer ours.
+        self.stale = [
+            name
+            for name, content in self.files.items()
+            if (place.stamp(name) is None)
+            or (not place.is_linked(name) and (recorded.get(name) != content or stamps.get(name) != place.stamp(name)))
+        ]
+        self.gone = [name for name in recorded if name not in self.files and not place.is_linked(name)]
+
+    @property
+    def in_order(self) -> bool:
+        """Whether nothing has to be done."""
+        return not self.stale and not self.gone
+
+    def actions(self) -> list[str]:
+        """Return what there is to do, in words."""
+        counted = ((self.stale, "write"), (self.gone, "remove"))
+        return [f"{verb} {len(names)} file{'s' * (len(names) != 1)}" for names, verb in counted if names]
+
+    def plan(self) -> dict[str, Any]:
+        """Return what the diff shows besides the digest."""
+        return {"write": self.stale, "remove": self.gone}
+
+    def bring(self) -> None:
+        """Write what differs and remove what is gone. Unchanged files keep their times, which build tools go by."""
+        if self.stale and not self.archive:
+            raise _box.BoxError("The module work_tree needs its action plugin to send the content of src.")
+        place = self.place
+        place.record = {**place.record, "digest": ""}
+        place.dest.mkdir(parents=True, exist_ok=True)
+        place.save()
+        for name in self.gone:
+            self.remove(place.dest / name)
+        if self.stale:
+            self.unpack(set(self.stale))
+        stamps = {name: place.stamp(name) for name in self.files}
+        place.record = {
+            "digest": self.digest,
+            "files": self.files,
+            "stamps": stamps,
+            "built": place.record.get("built"),
+        }
+        place.save()
+
+    def remove(self, path: Path) -> None:
+        """Remove an entry and the folders that it leaves empty."""
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        for parent in path.parents:
+            if parent == self.place.dest or not parent.is_dir() or any(parent.iterdir()):
+                break
+            parent.rmdir()
+
+    def unpack(self, wanted: set[str]) -> None:
+        """Write the members in ``wanted``, each one whole or not at all."""
+        with tarfile.open(str(self.archive)) as archive:
+            for member in archive:
+                if member.name not in wanted:
+                    continue
+                target = self.place.dest / member.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                scratch = target.with_name(f".{target.name}.incoming")
+                scratch.unlink(missing_ok=True)
+                if member.issym():
+                    scratch.symlink_to(member.linkname)
+                else:
+                    content = archive.extractfile(member)
+                    assert content is not None  # the action plugin packs files and links only
+                    scratch.write_bytes(content.read())
+                    scratch.chmod(member.mode)
+                if target.is_dir() and not target.is_symlink():
+                    raise _box.BoxError(f"{target} is a folder on the machine and a file in src: move it away first.")
+                scratch.replace(target)
+
+
+class GitTree:
+    """A tree that the machine fetches itself."""
+
+    def __init__(self, place: Place, url: str, commit: str, submodules: bool) -> None:
+        if not re.fullmatch(r"[0-9a-f]{40}", commit):
+            raise _box.BoxError(f"commit={commit!r} must be a full commit of 40 hexadecimal digits.")
+        self.place, self.url, self.digest, self.submodules = place, url, commit, submodules
+
+    def git(self, *arguments: str, purpose: str) -> str:
+        """Run git in the tree, never asking for a password."""
+        command = ["git", "-C", str(self.place.dest), "-c", "advice.detachedHead=false", *arguments]
+        return _box.run(command, purpose=purpose, environment={"GIT_TERMINAL_PROMPT": "0"})
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the commit is checked out and nobody has changed what it tracks."""
+        wanted = {"digest": self.digest, "url": self.url, "submodules": self.submodules}
+        if any(self.place.record.get(key) != value for key, value in wanted.items()):
+            return False
+        try:
+            head = self.git("rev-parse", "HEAD", purpose="git").strip()
+            return head == self.digest and not self.changes()
+        except _box.BoxError:
+            return False
+
+    def changes(self) -> list[str]:
+        """Return the tracked paths that differ from the commit, without those that a persistent link stands for."""
+        output = self.git(
+            "status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=no", purpose="git status"
+        )
+        names = [line[3:] for line in output.split("\0") if line]
+        return [name for name in names if not self.place.is_linked(name)]
+
+    def actions(self) -> list[str]:
+        """Return what there is to do, in words."""
+        return [f"check out {self.digest[:12]}"]
+
+    def plan(self) -> dict[str, Any]:
+        """Return what the diff shows besides the digest."""
+        return {"url": self.url}
+
+    def bring(self) -> None:
+        """Fetch the one commit, check it out, and its submodules too."""
+        place = self.place
+        built = place.record.get("built")
+        place.dest.mkdir(parents=True, exist_ok=True)
+        place.record = {"built": built}
+        place.save()
+        purpose = f"Fetching {self.url} at {self.digest[:12]}"
+        self.git("init", "--quiet", purpose="git init")
+        self.git("fetch", "--quiet", "--depth", "1", "--no-tags", self.url, self.digest, purpose=purpose)
+        self.git("checkout", "--quiet", "--force", "--detach", self.digest, purpose=f"Checking out {self.digest[:12]}")
+        if self.submodules:
+            # Relative submodule URLs are relative to this one.
+            self.git("config", "remote.origin.url", self.url, purpose="git config")
+            update = ["submodule", "update", "--init", "--recursive", "--force", "--depth", "1", "--quiet"]
+            self.git(*update, purpose=f"Fetching the submodules of {self.url}")
+        place.record |= {"digest": self.digest, "url": self.url, "submodules": self.submodules}
+        place.save()
+
+
+def build(place: Place, options: dict[str, Any]) -> None:
+    """Run the build commands, all output to the log."""
+    path = os.pathsep.join([*options["path"], os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")])
+    variables = {key: str(value) for key, value in options["environment"].items()}
+    environment = {**os.environ, **variables, "PATH": path}
+    with place.log.open("wb") as log:
+        for command in options["build"]:
+            log.write(f"$ {command}\n".encode())
+            log.flush()
+            started = time.monotonic()
+            done = subprocess.run(
+                ["bash", "-o", "pipefail", "-c", command],
+                cwd=place.dest,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+            if done.returncode:
+                said = _box.tail(place.log.read_text(encoding="utf-8", errors="replace"), LOG_LINES)
+                raise _box.BoxError(
+                    f"The build command {command!r} failed with exit code {done.returncode} after "
+                    f"{time.monotonic() - started:.0f} s; the end of {place.log}:\n{said}",
+                    rc=done.returncode,
+                    log=str(place.log),
+                )
+
+
+def work(module: AnsibleModule) -> dict[str, Any]:
+    """Bring the tree and build it, or in check mode say what that would take."""
+    options = module.params
+    place = Place(Path(options["dest"]))
+    tree: LocalTree | GitTree
+    if options["url"]:
+        tree = GitTree(place, options["url"], options["commit"], options["submodules"])
+    elif options["tree"]:
+        tree = LocalTree(place, options["tree"], options["archive"])
+    else:
+        raise _box.BoxError("The module work_tree needs its action plugin to read src.")
+    before = place.record.get("digest", "")
+    actions = [] if tree.in_order else tree.actions()
+    parts = [tree.digest, options["build"], options["environment"], options["path"]]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    must_build = bool(options["build"]) and (bool(actions) or place.record.get("built") != key or options["rebuild"])
+    result: dict[str, Any] = {
+        "digest": tree.digest,
+        "log": str(place.log),
+        "diff": {"before": {"digest": before}, "after": {"digest": tree.digest, **tree.plan()}},
+    }
+    if isinstance(tree, LocalTree) and tree.stale and not options["archive"] and not module.check_mode:
+        return {**result, "changed": False, "actions": [], "needs_archive": True}
+    if must_build:
+        count = len(options["build"])
+        actions = [*actions, f"run {count} build command{'s' * (count != 1)}"]
+    if not module.check_mode:
+        if not tree.in_order:
+            tree.bring()
+        if must_build:
+            place.record["built"] = None
+            place.save()
+            build(place, options)
+            place.record["built"] = key
+            place.save()
+    return {**result, "changed": bool(actions), "actions": actions}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "dest": {"type": "path", "required": True},
+            "src": {"type": "path"},
+            "url": {"type": "str"},
+            "commit": {"type": "str"},
+            "submodules": {"type": "bool", "default": False},
+            "build": {"type": "list", "elements": "str", "default": []},
+            "environment": {"type": "dict", "default": {}},
+            "path": {"type": "list", "elements": "path", "default": []},
+            "rebuild": {"type": "bool", "default": False},
+            "tree": {"type": "dict"},
+            "archive": {"type": "path"},
+        },
+        mutually_exclusive=[("src", "url")],
+        required_one_of=[("src", "url")],
+        required_together=[("url", "commit")],
+        supports_check_mode=True,
+    )
+    _box.guarded(module, work)
+
+
+if __name__ == "__main__":
+    main()
