@@ -35,7 +35,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class BoxSpec:
-    """Everything that the runner needs to know. ``every_s`` is the publishing interval (s; 0: only after each stage)."""
+    """What the runner needs to know. ``every_s`` is the publishing interval (s; 0: only after each stage)."""
 
     folder: Path
     run: str
