@@ -92,7 +92,12 @@ class Engine:
         environment = {**os.environ, **self.environment, **(extra_environment or {})}
         try:
             done = subprocess.run(
-                [self.binary, *arguments], input=stdin, capture_output=True, env=environment, timeout=timeout_s, check=False
+                [self.binary, *arguments],
+                input=stdin,
+                capture_output=True,
+                env=environment,
+                timeout=timeout_s,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             raise EngineError(f"{self.kind} {arguments[0]} did not end within {timeout_s:g} s.") from None
@@ -153,7 +158,9 @@ class Engine:
             options += ["--env", variable]
         if spec.systemd:
             # Docker has no switch for it; systemd then needs the control groups writable.
-            options += ["--systemd=always"] if self.kind == "podman" else ["--privileged", "--tmpfs=/run", "--tmpfs=/run/lock"]
+            options += (
+                ["--systemd=always"] if self.kind == "podman" else ["--privileged", "--tmpfs=/run", "--tmpfs=/run/lock"]
+            )
         elif self.kind == "podman":
             options += ["--systemd=false"]
         self.run("create", *options, spec.image, *spec.command, extra_environment=spec.environment)

@@ -35,10 +35,8 @@ ML_IMAGE = "localhost/gpuyard-box-ml"
 RECIPE_LABEL = "gpuyard.recipe"
 
 _BOX = Path(__file__).parent / "box"
-_COMMON_PACKAGES = (
-    "openssh-server python3 python3-apt sudo curl ca-certificates dbus iproute2 procps less systemd systemd-sysv"
-).split()
-_ML_PACKAGES = "build-essential git tmux python3-venv rsync".split()
+_COMMON_PACKAGES = ["openssh-server", "python3", "python3-apt", "sudo", "curl", "ca-certificates", "dbus", "iproute2", "procps", "less", "systemd", "systemd-sysv"]
+_ML_PACKAGES = ["build-essential", "git", "tmux", "python3-venv", "rsync"]
 # Documentation is left out, and dpkg does not wait for the disk after every file: a box lives for minutes.
 _DPKG_OPTIONS = ["force-unsafe-io", "path-exclude=/usr/share/man/*", "path-exclude=/usr/share/doc/*"]
 _FINISH = "rm -f /etc/ssh/ssh_host_* /etc/machine-id /var/lib/dbus/machine-id; touch /etc/machine-id"
@@ -141,7 +139,9 @@ def _make(engine: Engine, recipe: Recipe, folder: Path, progress: Progress) -> N
         if not shutil.which("mmdebstrap"):
             _build_from_registry(engine, recipe, progress)
             return
-        progress(f"Building the box image {name} with mmdebstrap (once, {len(recipe.packages)} packages and Debian's base)")
+        progress(
+            f"Building the box image {name} with mmdebstrap (once, {len(recipe.packages)} packages and Debian's base)"
+        )
         _mmdebstrap(recipe, tarball)
         for old in folder.glob(f"{name}-*.tar"):
             if old != tarball:

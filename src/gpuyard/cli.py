@@ -1,0 +1,36 @@
+"""The command ``gpuyard``: a thin front over the core."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from gpuyard import __version__
+from gpuyard.errors import GpuyardError, UsageError
+from gpuyard.sandbox import cli as sandbox_cli
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all sub-commands; each sets ``handler``, which returns the exit code."""
+    top = argparse.ArgumentParser(prog="gpuyard", description="Rent GPUs, train on them, leave nothing billing.")
+    top.add_argument("--version", action="version", version=f"gpuyard {__version__}")
+    sandbox_cli.add_parser(top.add_subparsers(dest="command", required=True))
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. An expected failure is one sentence on standard error: 2 for wrong usage, else 1."""
+    options = parser().parse_args(arguments)
+    try:
+        code: int = options.handler(options)
+    except GpuyardError as error:
+        print(f"gpuyard: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Turns a rental into a container: name, address, ports, files, environment."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import re
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpuyard.sandbox import images
+from gpuyard.sandbox.engine import LABEL, ContainerSpec, Engine, EngineError, Port
+from gpuyard.sandbox.model import Json, Rental
+from gpuyard.sandbox.settings import Settings, port_is_free
+
+SSH = 22
+INSTANCE_LABEL = "gpuyard.instance"
+_CERTIFICATES = Path("/etc/ssl/certs")
+# What a box needs to reach package registries where this machine does: proxies, package indexes, certificate files.
+_REGISTRY_VARIABLES = re.compile(
+    r"(https?|no|all)_proxy|PIP_(EXTRA_)?INDEX_URL|PIP_DEFAULT_TIMEOUT|UV_(DEFAULT_|EXTRA_)?INDEX(_URL)?|PIP_CERT"
+    r"|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE",
+    re.IGNORECASE,
+)
+_HIGH_PORTS = range(20_000, 32_000)  # below the range from which Linux takes ports for outgoing connections
+_ATTEMPTS = 20
+
+
+def choose_address(sandbox: str, number: int, *ports: int) -> str:
+    """Return a loopback address on which all ``ports`` are free; ``number`` never repeats, so addresses hardly do.
+
+    Several sandboxes begin in different parts of 127.77.0.0/16; where they meet, the bind decides.
+    """
+    start = int(sandbox, 16) * 256 + number
+    for step in range(_ATTEMPTS):
+        place = (start + step) % (254 * 254)
+        address = f"127.77.{place // 254 + 1}.{place % 254 + 1}"
+        if all(port_is_free(address, port) for port in ports):
+            return address
+    raise EngineError("No loopback address below 127.77.0.0/16 has its port 22 free.")
+
+
+def choose_high_ports(count: int) -> list[int]:
+    """Return ``count`` different random high port numbers."""
+    return random.sample(_HIGH_PORTS, count)
+
+
+def machine_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return those variables of this machine that a box needs to reach the same package registries."""
+    chosen = {}
+    for name, value in environment.items():
+        # A file is of use in the box only where the same file is mounted there.
+        local = value.startswith("/") and not value.startswith(f"{_CERTIFICATES}/") and value != str(_CERTIFICATES)
+        if _REGISTRY_VARIABLES.fullmatch(name) and value and not local:
+            chosen[name] = value
+    return chosen
+
+
+def pip_index() -> dict[str, str]:
+    """Return the package index that this machine's pip configuration names, as variables for pip and uv."""
+    done = subprocess.run(
+        ["python3", "-m", "pip", "config", "get", "global.index-url"], capture_output=True, text=True, check=False
+    )
+    url = done.stdout.strip()
+    return {"PIP_INDEX_URL": url, "UV_DEFAULT_INDEX": url} if done.returncode == 0 and url else {}
+
+
+def box_files(rental: Rental, gpu: Json, onstart: str, user_data: bytes) -> bytes:
+    """Return what is put into a box before its first start, as a tar archive.
+
+    Nothing in it is secret: public keys, the GPU that the offer named, package index settings, the user's scripts.
+    """
+    environment = {**pip_index(), **machine_environment(os.environ)}
+    environment_file = "".join(f'{name}="{value}"\n' for name, value in sorted(environment.items()))
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        folder = tarfile.TarInfo("root/.ssh")
+        folder.type = tarfile.DIRTYPE
+        folder.mode = 0o700
+        archive.addfile(folder)
+        images.add_file(archive, "root/.ssh/authorized_keys", authorized_keys(rental), 0o600)
+        images.add_file(archive, "etc/gpuyard-gpu.json", json.dumps(gpu).encode(), 0o644)
+        images.add_file(archive, "etc/environment", environment_file.encode(), 0o644)
+        if onstart:
+            images.add_file(archive, "root/onstart.sh", onstart.encode(), 0o700)
+        if user_data:
+            images.add_file(archive, "var/lib/gpuyard/user-data", user_data, 0o600)
+    return buffer.getvalue()
+
+
+def authorized_keys(rental: Rental) -> bytes:
+    """Return the content of ``authorized_keys``: exactly the keys that the API was given for this rental."""
+    return "".join(f"{key.strip()}\n" for key in rental.public_keys).encode()
+
+
+def make(
+    engine: Engine,
+    settings: Settings,
+    rental: Rental,
+    *,
+    gpu: Json,
+    environment: Mapping[str, str],
+    onstart: str = "",
+    user_data: bytes = b"",
+) -> None:
+    """Create the rental's container and start it. An existing one is only started."""
+    if engine.state(rental.container) is None:
+        spec = ContainerSpec(
+            name=rental.container,
+            image=rental.image,
+            labels={LABEL: settings.name, INSTANCE_LABEL: f"{rental.provider}/{rental.id}"},
+            network=settings.network,
+            hostname=hostname(rental),
+            environment=environment,
+            ports=[Port(rental.address, outside, int(inside)) for inside, outside in rental.ports.items()],
+            mounts=[(_CERTIFICATES, str(_CERTIFICATES))] if _CERTIFICATES.is_dir() else [],
+            systemd=rental.image == images.VM_IMAGE,
+        )
+        engine.create(spec)
+        engine.copy_in(rental.container, box_files(rental, gpu, onstart, user_data))
+    engine.start(rental.container)
+
+
+def hostname(rental: Rental) -> str:
+    """Return the box's host name: the one asked for at Vultr, else the label, else the id, as a host name can hold it."""
+    wanted = str(rental.request.get("hostname") or rental.label or rental.id)
+    return re.sub(r"[^A-Za-z0-9-]+", "-", wanted).strip("-")[:63] or "box"
+
+
+def write_keys(engine: Engine, rental: Rental) -> None:
+    """Bring a running box's ``authorized_keys`` to what the rental says now."""
+    engine.execute(rental.container, "sh", "-c", "cat > /root/.ssh/authorized_keys", stdin=authorized_keys(rental))

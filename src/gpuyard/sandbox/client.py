@@ -1,0 +1,67 @@
+"""What the rest of gpuyard uses of the sandbox: is it up, where is it, and its control API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from gpuyard.errors import GpuyardError, UsageError
+from gpuyard.providers.base import Progress
+from gpuyard.sandbox import lifecycle
+from gpuyard.sandbox.info import SandboxInfo, is_up, load
+
+__all__ = ["Control", "SandboxInfo", "ensure_up", "is_up", "load"]
+
+_TIMEOUT_S = 60.0
+
+
+def ensure_up(state: Path, *, progress: Progress) -> SandboxInfo:
+    """Return the running sandbox; start it when the box images exist, which takes seconds.
+
+    Raises :class:`UsageError` where they would have to be built first: that takes minutes and is the user's decision.
+    """
+    if is_up(state):
+        return load(state)
+    if not lifecycle.image_present():
+        raise UsageError(f"The sandbox is not running (state folder {state}): run `gpuyard sandbox up`.")
+    return lifecycle.up(state, progress)
+
+
+class Control:
+    """The control API of a running sandbox."""
+
+    def __init__(self, info: SandboxInfo) -> None:
+        self._url = info.endpoints["control"]
+        self._headers = {"Authorization": f"Bearer {info.control_key}"}
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            answer = requests.request(
+                method, f"{self._url}{path}", json=body, headers=self._headers, timeout=_TIMEOUT_S
+            )
+            data = answer.json()
+        except (requests.RequestException, ValueError) as error:
+            raise GpuyardError(f"The sandbox does not answer at {self._url}: {error.__class__.__name__}.") from None
+        if not answer.ok:
+            detail = data.get("detail") if isinstance(data, dict) else None
+            raise UsageError(detail if isinstance(detail, str) else f"The sandbox refused: {detail}")
+        return dict(data)
+
+    def status(self) -> dict[str, Any]:
+        """Return ``name``, ``instances``, ``bill`` and ``faults``."""
+        return self._call("GET", "/status")
+
+    def preempt(self, *, instance: str = "", run: str = "", notice_s: float = 0, outcome: str = "") -> dict[str, Any]:
+        """Take machines away; returns which."""
+        body = {"instance": instance, "run": run, "notice_s": notice_s, "outcome": outcome}
+        return self._call("POST", "/preempt", body)
+
+    def fault(self, kind: str, provider: str, count: int = 1) -> dict[str, Any]:
+        """Let something go wrong the next ``count`` times."""
+        return self._call("POST", "/faults", {"kind": kind, "provider": provider, "count": count})
+
+    def clear_faults(self) -> None:
+        """Forget all faults."""
+        self._call("DELETE", "/faults")

@@ -1,0 +1,302 @@
+"""The life of a rental, whatever its provider: renting, booting, stopping, ending, being taken away, and the bill for it.
+
+The two API modules translate between this and their provider's words. Containers are handled in threads, one rental at a
+time; the event loop never waits for the engine except where the API's answer depends on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpuyard.sandbox import bill, boxes
+from gpuyard.sandbox.engine import Engine, EngineError
+from gpuyard.sandbox.model import Fault, Json, Phase, ProviderName, Rental, World
+from gpuyard.sandbox.settings import Settings
+
+LOG = logging.getLogger("gpuyard.sandbox")
+GPU_LINE = "gpu"
+DISK_LINE = "disk"
+INSTANCE_LINE = "instance"
+_RELET_S = 900.0  # how long somebody else keeps a machine that was taken from us
+_STOP_GRACE_S = 10
+_ADDRESS_ATTEMPTS = 5
+_TAKEN = ("already in use", "already allocated", "cannot assign")
+
+
+@dataclass(slots=True)
+class Boot:
+    """What a rental's container is given at its first start; kept in memory only, because it may hold a user's values."""
+
+    gpu: Json
+    environment: Mapping[str, str] = field(default_factory=dict)
+    onstart: str = ""
+    user_data: bytes = b""
+
+
+class Cloud:
+    """All rentals of one sandbox."""
+
+    def __init__(
+        self, engine: Engine, settings: Settings, state: Path, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.clock = clock
+        self._file = state / "state.json"
+        self.world = World.load(self._file)
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- bookkeeping ---------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Keep the present state over a restart."""
+        self.world.save(self._file)
+
+    def statement(self) -> Json:
+        """Return the bill so far."""
+        return bill.statement(self.world.rentals, self.clock())
+
+    def boot_fraction(self, rental: Rental) -> float:
+        """Return how far a booting rental is, from 0 to 1."""
+        if self.settings.boot_seconds <= 0:
+            return 1.0
+        return min(1.0, (self.clock() - rental.phase_since) / self.settings.boot_seconds)
+
+    def machine_taken(self, machine: str) -> bool:
+        """Return whether a Vast machine is rented, by us or, after a preemption, by somebody else."""
+        now = self.clock()
+        return any(
+            rental.item == machine
+            and (rental.phase is not Phase.GONE or (rental.relet and now - (rental.ended_at or 0) < _RELET_S))
+            for rental in self.world.rentals
+            if rental.provider == "vast"
+        )
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _lock(self, rental: Rental) -> asyncio.Lock:
+        return self._locks.setdefault(rental.container, asyncio.Lock())
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def rent(self, rental: Rental, boot: Boot, *, started: bool = True) -> None:
+        """Take a rental on: from now on it is listed and billed. Its container starts in the background."""
+        self.world.rentals.append(rental)
+        if not started:
+            rental.phase, rental.intended = Phase.STOPPED, "stopped"
+        self.save()
+        LOG.info("%s %s rented: %s, label %r", rental.provider, rental.id, rental.item, rental.label)
+        if started:
+            self._background(self._boot(rental, boot))
+
+    async def _boot(self, rental: Rental, boot: Boot | None) -> None:
+        since = rental.phase_since
+        async with self._lock(rental):
+            if rental.phase is not Phase.BOOTING:
+                return
+            try:
+                await asyncio.to_thread(self._start_container, rental, boot)
+            except EngineError as error:
+                LOG.warning("%s %s cannot start: %s", rental.provider, rental.id, error)
+                if rental.phase is Phase.BOOTING:
+                    rental.phase, rental.status_text = Phase.FAILED, f"OCI runtime create failed: {error}"
+                    self.save()
+                return
+        await asyncio.sleep(max(0.0, since + self.settings.boot_seconds - self.clock()))
+        if rental.phase is not Phase.BOOTING or rental.phase_since != since:
+            return
+        rental.phase, rental.phase_since = Phase.RUNNING, self.clock()
+        if rental.provider == "vast":
+            rental.open_line(GPU_LINE, gpu_price(rental), rental.phase_since)
+        self.save()
+        LOG.info("%s %s runs at %s", rental.provider, rental.id, rental.address)
+
+    def _start_container(self, rental: Rental, boot: Boot | None) -> None:
+        if boot is None:
+            if rental.boot == "reboot":
+                self.engine.stop(rental.container, grace_s=_STOP_GRACE_S)
+            self.engine.start(rental.container)
+            return
+        for attempt in range(_ADDRESS_ATTEMPTS):
+            try:
+                boxes.make(
+                    self.engine,
+                    self.settings,
+                    rental,
+                    gpu=boot.gpu,
+                    environment=boot.environment,
+                    onstart=boot.onstart,
+                    user_data=boot.user_data,
+                )
+            except EngineError as error:
+                last = attempt == _ADDRESS_ATTEMPTS - 1
+                if last or not any(text in str(error) for text in _TAKEN):
+                    raise
+                # Another sandbox was faster with this address between our look and the engine's.
+                self.engine.remove(rental.container)
+                number = self.world.next_number()
+                rental.address = boxes.choose_address(self.settings.name, number, *rental.ports.values())
+            else:
+                return
+
+    async def start(self, rental: Rental, kind: str = "start") -> None:
+        """Start a stopped rental, or reboot a running one (``kind="reboot"``)."""
+        rental.intended = "running"
+        if rental.phase in (Phase.BOOTING, Phase.FAILED) or (rental.phase is Phase.RUNNING and kind == "start"):
+            self.save()
+            return
+        now = self.clock()
+        rental.close_lines(now, GPU_LINE)
+        rental.boot = "reboot" if kind == "reboot" else "start"
+        rental.phase, rental.phase_since, rental.preempted = Phase.BOOTING, now, False
+        self.save()
+        self._background(self._boot(rental, None))
+
+    async def stop(self, rental: Rental) -> None:
+        """Stop a rental as its user; the processes get SIGTERM and ten seconds."""
+        rental.intended = "stopped"
+        if rental.phase in (Phase.RUNNING, Phase.BOOTING):
+            self._mark_stopped(rental)
+            self._background(self._stop_container(rental, _STOP_GRACE_S))
+        self.save()
+
+    def _mark_stopped(self, rental: Rental) -> None:
+        now = self.clock()
+        rental.phase, rental.phase_since = Phase.STOPPED, now
+        rental.close_lines(now, GPU_LINE)
+
+    async def _stop_container(self, rental: Rental, grace_s: int) -> None:
+        async with self._lock(rental):
+            if rental.phase is not Phase.STOPPED:
+                return
+            try:
+                await asyncio.to_thread(self.engine.stop, rental.container, grace_s=grace_s)
+            except EngineError as error:
+                LOG.warning("%s %s cannot stop: %s", rental.provider, rental.id, error)
+
+    async def destroy(self, rental: Rental) -> None:
+        """End a rental for good; comes back when its container is removed."""
+        now = self.clock()
+        rental.phase, rental.phase_since, rental.ended_at = Phase.GONE, now, now
+        rental.close_lines(now)
+        if rental.provider == "vast":
+            # The machine comes back to the market as a new ask: old ask ids stay dead.
+            self.world.listings[rental.item] = self.world.listings.get(rental.item, 0) + 1
+        self.save()
+        LOG.info("%s %s destroyed", rental.provider, rental.id)
+        async with self._lock(rental):
+            try:
+                await asyncio.to_thread(self.engine.remove, rental.container)
+            except EngineError as error:
+                LOG.warning("%s %s: its container stays behind: %s", rental.provider, rental.id, error)
+
+    async def write_keys(self, rental: Rental) -> None:
+        """Bring a running box's authorised keys to what the rental says."""
+        self.save()
+        async with self._lock(rental):
+            if rental.phase is Phase.RUNNING:
+                await asyncio.to_thread(boxes.write_keys, self.engine, rental)
+
+    # -- what goes wrong on command ------------------------------------------------------------------------------------
+
+    async def preempt(self, rental: Rental, *, notice_s: float, outcome: str) -> None:
+        """Take a machine away. Without notice its processes are killed at once; with notice they first get SIGTERM.
+
+        Outcomes: ``stopped`` and ``outbid`` (Vast; they differ in ``intended_status``, see provider-apis.md 1.7),
+        ``gone`` and ``suspended`` (Vultr, where the real behaviour is not documented).
+        """
+        if notice_s > 0:
+            await self._lock(rental).acquire()
+            try:
+                await asyncio.to_thread(self.engine.stop, rental.container, grace_s=round(notice_s))
+            finally:
+                self._lock(rental).release()
+        else:
+            await asyncio.to_thread(self.engine.kill, rental.container)
+        rental.preempted = True
+        LOG.info("%s %s preempted (%s)", rental.provider, rental.id, outcome)
+        if outcome == "gone":
+            await self.destroy(rental)
+            return
+        if outcome == "suspended":
+            rental.suspended = True
+            rental.phase, rental.phase_since = Phase.STOPPED, self.clock()
+        else:
+            rental.intended = "running" if outcome == "outbid" else "stopped"
+            rental.relet = True
+            self._mark_stopped(rental)
+        self.save()
+
+    def preempt_later(self, rental: Rental, *, notice_s: float, outcome: str) -> None:
+        """Begin a preemption with notice; the caller does not wait for its end."""
+        self._background(self.preempt(rental, notice_s=notice_s, outcome=outcome))
+
+    def add_fault(self, fault: Fault) -> None:
+        """Let something go wrong the next times."""
+        self.world.faults.append(fault)
+        self.save()
+
+    def take_fault(self, provider: ProviderName, kind: str) -> bool:
+        """Return whether this call is to go wrong, and count it."""
+        for fault in self.world.faults:
+            if fault.provider == provider and fault.kind == kind:
+                fault.remaining -= 1
+                if fault.remaining <= 0:
+                    self.world.faults.remove(fault)
+                self.save()
+                return True
+        return False
+
+    async def clear_faults(self) -> None:
+        """Forget all faults; machines that were taken away are free again, and queued starts happen."""
+        self.world.faults.clear()
+        for rental in self.world.rentals:
+            if rental.relet:
+                rental.relet = False
+                if rental.phase is Phase.STOPPED and rental.intended == "running":
+                    await self.start(rental)
+        self.save()
+
+    # -- the sandbox's own beginning and end ---------------------------------------------------------------------------
+
+    async def resume(self) -> None:
+        """Go on after a restart: boots are finished, boxes that ended with the machine are started again."""
+        known = {rental.container for rental in self.world.rentals if rental.phase is not Phase.GONE}
+        for name in await asyncio.to_thread(self.engine.containers, self.settings.name):
+            state = await asyncio.to_thread(self.engine.state, name)
+            if state is not None and boxes.INSTANCE_LABEL in state.labels and name not in known:
+                await asyncio.to_thread(self.engine.remove, name)
+        for rental in self.world.rentals:
+            if rental.phase not in (Phase.BOOTING, Phase.RUNNING):
+                continue
+            state = await asyncio.to_thread(self.engine.state, rental.container)
+            if state is None:
+                rental.phase, rental.status_text = Phase.FAILED, "The container was lost while the sandbox was down."
+                rental.close_lines(self.clock(), GPU_LINE)
+            elif rental.phase is Phase.BOOTING:
+                rental.boot = "start"
+                self._background(self._boot(rental, None))
+            elif not state.running:
+                await asyncio.to_thread(self.engine.start, rental.container)
+        self.save()
+
+    async def close(self) -> None:
+        """End background work; the containers go on."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def gpu_price(rental: Rental) -> float:
+    """Return what a Vast rental's GPU costs an hour: the bid where there is one, else the offer's price."""
+    return float(rental.bid if rental.bid is not None else rental.item_record["dph_base"])

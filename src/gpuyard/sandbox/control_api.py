@@ -1,0 +1,127 @@
+"""The sandbox's own API below ``/sandbox``: status, bill, faults. Behind ``gpuyard sandbox …``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import Depends, FastAPI, Header, HTTPException
+from pydantic import BaseModel, Field
+
+from gpuyard.sandbox import boxes
+from gpuyard.sandbox.cloud import Cloud, gpu_price
+from gpuyard.sandbox.model import Fault, Json, Phase, ProviderName, Rental
+from gpuyard.sandbox.vast_api import actual_status
+from gpuyard.sandbox.vultr_api import status_words
+
+OUTCOMES: dict[ProviderName, tuple[str, ...]] = {"vast": ("stopped", "outbid"), "vultr": ("gone", "suspended")}
+"""How a preemption shows, by provider; the first is the default."""
+
+
+class Preemption(BaseModel):
+    """A machine to be taken away, named by its id or by the run that its label or tags name."""
+
+    instance: str = ""
+    run: str = ""
+    notice_s: float = Field(default=0, ge=0, le=3600)
+    outcome: str = ""
+
+
+class FaultRequest(BaseModel):
+    """Something that is to go wrong ``count`` times."""
+
+    kind: Literal["no-capacity", "lost-answer", "throttle", "server-error"]
+    provider: ProviderName
+    count: int = Field(default=1, ge=1, le=10_000)
+
+
+def instance_row(cloud: Cloud, rental: Rental) -> Json:
+    """Return what ``gpuyard sandbox status`` shows of a rental."""
+    if rental.provider == "vast":
+        state = actual_status(rental, cloud.boot_fraction(rental)) or "scheduling"
+        price = gpu_price(rental)
+    else:
+        state = "/".join(status_words(rental, cloud.boot_fraction(rental))[:3])
+        price = 0.0
+    billing = [line.price_per_hour_usd for line in rental.lines if line.end is None]
+    return {
+        "provider": rental.provider,
+        "id": rental.id,
+        "label": rental.label,
+        "tags": rental.tags,
+        "state": "preempted" if rental.preempted else rental.phase.value,
+        "provider_state": state,
+        "container": rental.container,
+        "ssh_host": rental.address,
+        "ssh_port": rental.ports[str(boxes.SSH)],
+        "item": rental.item,
+        "region": rental.region,
+        "gpu_name": rental.item_record.get("gpu_name") or rental.item_record.get("gpu_type") or "",
+        "price_per_hour_usd": price if rental.provider == "vast" else sum(billing),
+        "billing_per_hour_usd": sum(billing),
+        "created_at": rental.created_at,
+    }
+
+
+def belongs_to(rental: Rental, run: str) -> bool:
+    """Return whether a rental's label or tags name the run."""
+    return run in (rental.label, *rental.label.split("/")[1:2]) or f"run:{run}" in rental.tags
+
+
+def app(cloud: Cloud) -> FastAPI:
+    """Return the control application."""
+
+    def authorised(authorization: Annotated[str, Header()] = "") -> None:
+        if authorization != f"Bearer {cloud.settings.control_key}":
+            raise HTTPException(401, "The control key of this sandbox is in its sandbox.json.")
+
+    api = FastAPI(dependencies=[Depends(authorised)], docs_url=None, redoc_url=None, openapi_url=None)
+
+    @api.get("/status")
+    async def status() -> Json:
+        """Return name, instances and bill."""
+        living = [rental for rental in cloud.world.rentals if rental.phase is not Phase.GONE]
+        return {
+            "name": cloud.settings.name,
+            "instances": [instance_row(cloud, rental) for rental in living],
+            "bill": cloud.statement(),
+            "faults": [{"kind": f.kind, "provider": f.provider, "remaining": f.remaining} for f in cloud.world.faults],
+        }
+
+    @api.post("/preempt")
+    async def preempt(wanted: Preemption) -> Json:
+        """Take machines away; with notice the answer comes before the end of the notice."""
+        living = [rental for rental in cloud.world.rentals if rental.phase is not Phase.GONE and not rental.preempted]
+        if wanted.instance:
+            hit = [rental for rental in living if rental.id == wanted.instance]
+        else:
+            hit = [rental for rental in living if wanted.run and belongs_to(rental, wanted.run)]
+        if not hit:
+            name = f"instance {wanted.instance}" if wanted.instance else f"run {wanted.run}"
+            raise HTTPException(404, f"The sandbox has no {name} that could be preempted.")
+        for rental in hit:
+            if wanted.outcome and wanted.outcome not in OUTCOMES[rental.provider]:
+                choices = " or ".join(OUTCOMES[rental.provider])
+                raise HTTPException(
+                    422, f"A preemption at {rental.provider} can end as {choices}, not as {wanted.outcome}."
+                )
+        for rental in hit:
+            outcome = wanted.outcome or OUTCOMES[rental.provider][0]
+            if wanted.notice_s:
+                cloud.preempt_later(rental, notice_s=wanted.notice_s, outcome=outcome)
+            else:
+                await cloud.preempt(rental, notice_s=0, outcome=outcome)
+        return {"preempted": [{"provider": rental.provider, "id": rental.id} for rental in hit]}
+
+    @api.post("/faults")
+    async def add_fault(wanted: FaultRequest) -> Json:
+        """Let something go wrong the next times."""
+        cloud.add_fault(Fault(wanted.kind, wanted.provider, wanted.count))
+        return {"kind": wanted.kind, "provider": wanted.provider, "remaining": wanted.count}
+
+    @api.delete("/faults")
+    async def clear() -> Json:
+        """Forget all faults and give re-let machines back."""
+        await cloud.clear_faults()
+        return {}
+
+    return api

@@ -1,0 +1,158 @@
+"""What the sandbox remembers, and how it is kept over a restart.
+
+One JSON file, replaced in one step after every change, holds all rentals with their bill lines, the accounts' SSH keys and
+the pending faults. Times are seconds since 1970, prices US dollars per hour.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+ProviderName = Literal["vast", "vultr"]
+Json = dict[str, Any]
+"""A JSON object as it stands on the wire; its fields are the providers' business."""
+
+
+class Phase(enum.StrEnum):
+    """What a rental does, in the sandbox's own words; each API renders it in its provider's words."""
+
+    BOOTING = "booting"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    GONE = "gone"  # destroyed, or taken away; only its bill lines remain
+
+
+@dataclass(slots=True)
+class Line:
+    """One thing on the bill: it costs ``price_per_hour_usd`` from ``start`` to ``end`` (``None``: until now)."""
+
+    what: str
+    price_per_hour_usd: float
+    start: float
+    end: float | None = None
+    monthly_cap_usd: float | None = None
+
+
+@dataclass(slots=True)
+class Rental:
+    """A rented machine and the container that stands for it."""
+
+    provider: ProviderName
+    id: str
+    item: str  # Vast: machine number; Vultr: plan
+    region: str
+    label: str
+    container: str
+    image: str
+    address: str
+    ports: dict[str, int]  # container port (JSON wants text) -> port on `address`
+    created_at: float
+    phase: Phase
+    phase_since: float
+    boot: Literal["rent", "start", "reboot"] = "rent"
+    intended: Literal["running", "stopped"] = "running"
+    preempted: bool = False
+    suspended: bool = False
+    relet: bool = False  # the GPU went to somebody else: a start is queued
+    status_text: str = ""
+    ended_at: float | None = None
+    public_keys: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    disk_gb: float = 0.0
+    bid: float | None = None
+    item_record: Json = field(default_factory=dict)  # the catalogue's record at the time of renting
+    request: Json = field(default_factory=dict)  # what the create call said
+    lines: list[Line] = field(default_factory=list)
+
+    def open_line(self, what: str, price_per_hour_usd: float, now: float, cap: float | None = None) -> None:
+        """Begin to charge for ``what``."""
+        self.lines.append(Line(what, price_per_hour_usd, now, monthly_cap_usd=cap))
+
+    def close_lines(self, now: float, what: str | None = None) -> None:
+        """Stop charging for ``what``, or for everything."""
+        for line in self.lines:
+            if line.end is None and what in (None, line.what):
+                line.end = now
+
+
+@dataclass(slots=True)
+class SshKey:
+    """A public key on an account."""
+
+    id: str
+    name: str
+    public: str
+    created_at: float
+
+
+@dataclass(slots=True)
+class Fault:
+    """Something that is to go wrong ``remaining`` more times."""
+
+    kind: Literal["no-capacity", "lost-answer", "throttle", "server-error"]
+    provider: ProviderName
+    remaining: int
+
+
+@dataclass(slots=True)
+class World:
+    """Everything the sandbox remembers."""
+
+    rentals: list[Rental] = field(default_factory=list)
+    keys: dict[str, list[SshKey]] = field(default_factory=lambda: {"vast": [], "vultr": []})
+    faults: list[Fault] = field(default_factory=list)
+    counter: int = 0  # never falls: numbers, addresses and offer ids are not used twice
+    listings: dict[str, int] = field(default_factory=dict)  # Vast machine -> how often it was listed anew
+
+    def next_number(self) -> int:
+        """Return a number that was never returned before."""
+        self.counter += 1
+        return self.counter
+
+    def living(self, provider: ProviderName) -> list[Rental]:
+        """Return the provider's rentals that its API still shows."""
+        return [rental for rental in self.rentals if rental.provider == provider and rental.phase is not Phase.GONE]
+
+    def find(self, provider: ProviderName, rental_id: str) -> Rental | None:
+        """Return one rental that its provider's API still shows."""
+        return next((rental for rental in self.living(provider) if rental.id == rental_id), None)
+
+    def save(self, file: Path) -> None:
+        """Replace ``file`` in one step; only its owner can read it."""
+        write_private(file, json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, file: Path) -> World:
+        """Return what :meth:`save` wrote; an empty world when there is no file."""
+        if not file.exists():
+            return cls()
+        data: Json = json.loads(file.read_text(encoding="utf-8"))
+        return cls(
+            rentals=[_rental(item) for item in data["rentals"]],
+            keys={name: [SshKey(**key) for key in keys] for name, keys in data["keys"].items()},
+            faults=[Fault(**fault) for fault in data["faults"]],
+            counter=data["counter"],
+            listings=data["listings"],
+        )
+
+
+def _rental(data: Json) -> Rental:
+    lines = [Line(**line) for line in data["lines"]]
+    return Rental(**{**data, "phase": Phase(data["phase"]), "lines": lines})
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write ``text`` (mode 0600) beside ``file`` and move it into place, so that no reader sees half of it."""
+    fresh = file.with_name(f"{file.name}.{os.getpid()}")
+    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    fresh.replace(file)

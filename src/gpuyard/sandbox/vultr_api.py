@@ -1,0 +1,473 @@
+"""Vultr's HTTP API v2 on the sandbox's rentals: the calls that gpuyard makes. Facts: provider-apis.md sections 2.1 to 2.4."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+
+from gpuyard.sandbox import boxes, catalogue, images
+from gpuyard.sandbox.cloud import INSTANCE_LINE, Boot, Cloud
+from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
+from gpuyard.sandbox.web import BadBody, LostAnswer, PerSecond, read_json
+
+_PLAN_TYPES = ["all", "vc2", "vhf", "vhp", "voc", "voc-g", "voc-s", "voc-c", "voc-m", "vdc", "vx1", "vcg", "vdg", "vdm"]
+_REQUESTS_PER_SECOND = 30
+_PER_PAGE = 100
+_PER_PAGE_MAX = 500
+_SOURCES = ("os_id", "image_id", "app_id", "snapshot_id", "iso_id")
+_IP_AT, _READY_AT = 0.4, 0.8  # shares of the boot time, after the one create that was recorded
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class VultrError(Exception):
+    """A failure in Vultr's envelope."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": message, "status": status}
+
+
+class VultrApi:
+    """The routes below ``/v2``."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+        self._rate = PerSecond(_REQUESTS_PER_SECOND)
+
+    def router(self) -> Router:
+        """Return the routes."""
+        r, instance, key = self._route, "/instances/{id}", "/ssh-keys/{id}"
+        return Router(
+            [
+                r("/regions", "GET", self.regions, public=True),
+                r("/regions/{id}/availability", "GET", self.availability, public=True),
+                r("/plans", "GET", self.plans, public=True),
+                r("/plans-metal", "GET", self.plans_metal, public=True),
+                r("/os", "GET", self.systems, public=True),
+                r("/account", "GET", self.account),
+                r("/ssh-keys", "GET", self.keys),
+                r("/ssh-keys", "POST", self.add_key),
+                r(key, "GET", self.show_key),
+                r(key, "PATCH", self.change_key),
+                r(key, "DELETE", self.remove_key),
+                r("/instances", "GET", self.instances),
+                r("/instances", "POST", self.create),
+                r("/instances/start", "POST", self.start_many),
+                r("/instances/halt", "POST", self.halt_many),
+                r("/instances/reboot", "POST", self.reboot_many),
+                r(instance, "GET", self.show),
+                r(instance, "PATCH", self.change),
+                r(instance, "DELETE", self.delete),
+                r(f"{instance}/start", "POST", self.start),
+                r(f"{instance}/halt", "POST", self.halt),
+                r(f"{instance}/reboot", "POST", self.reboot),
+            ],
+            redirect_slashes=False,
+            default=_not_found,
+        )
+
+    def _route(self, path: str, method: str, handler: Handler, *, public: bool = False) -> Route:
+        async def guarded(request: Request) -> Response:
+            return await self._guard(request, handler, public)
+
+        return Route(path, guarded, methods=[method])
+
+    async def _guard(self, request: Request, handler: Handler, public: bool) -> Response:
+        cloud = self._cloud
+        try:
+            if cloud.take_fault("vultr", "throttle") or (cloud.settings.rate_limits and not self._rate.allows()):
+                raise VultrError(429, "Rate limit exceeded.")
+            if cloud.take_fault("vultr", "server-error"):
+                raise VultrError(503, "Service unavailable.")
+            scheme, _, key = request.headers.get("authorization", "").partition(" ")
+            known = scheme.lower() == "bearer" and key.strip() == cloud.settings.vultr_key
+            if not public and not known:
+                raise VultrError(401, "Invalid API token.")
+            if request.method in ("POST", "PATCH") and await request.body():
+                content_type = request.headers.get("content-type", "").partition(";")[0].strip()
+                if content_type != "application/json":
+                    raise VultrError(400, "Content-Type must be application/json.")
+            return await handler(request)
+        except VultrError as error:
+            return JSONResponse(error.body, error.status)
+        except BadBody:
+            return JSONResponse({"error": "Invalid JSON.", "status": 400}, 400)
+
+    # -- catalogue -----------------------------------------------------------------------------------------------------
+
+    async def regions(self, request: Request) -> Response:
+        """Answer the regions. Their total is the page's size and one more until one page holds them all."""
+        return _page(request, "regions", catalogue.vultr_regions(), true_total=False)
+
+    async def availability(self, request: Request) -> Response:
+        """Answer what is in stock in a region."""
+        region = request.path_params["id"]
+        if all(known["id"] != region for known in catalogue.vultr_regions()):
+            raise VultrError(404, "Not found.")
+        plans = [plan["id"] for plan in _typed(request) if region in plan["locations"]]
+        return JSONResponse({"available_plans": plans})
+
+    async def plans(self, request: Request) -> Response:
+        """Answer the plans of virtual machines, of one type where asked."""
+        return _page(request, "plans", _typed(request))
+
+    async def plans_metal(self, request: Request) -> Response:
+        """Answer the bare-metal plans."""
+        return _page(request, "plans_metal", catalogue.vultr_metal())
+
+    async def systems(self, request: Request) -> Response:
+        """Answer the operating systems."""
+        return _page(request, "os", catalogue.vultr_os())
+
+    async def account(self, request: Request) -> Response:
+        """Answer the account: a negative balance is credit."""
+        pending = sum(line["amount_usd"] for line in self._cloud.statement()["lines"] if line["provider"] == "vultr")
+        account = {
+            "name": "gpuyard sandbox",
+            "email": "sandbox@localhost",
+            "acls": ["manage_users", "subscriptions", "provisioning", "billing"],
+            "balance": -100.0,
+            "pending_charges": round(pending, 6),
+            "last_payment_date": _date(self._cloud.clock()),
+            "last_payment_amount": -100.0,
+        }
+        return JSONResponse({"account": account})
+
+    # -- SSH keys ------------------------------------------------------------------------------------------------------
+
+    async def keys(self, request: Request) -> Response:
+        """Answer the account's SSH keys."""
+        return _page(request, "ssh_keys", [_key_row(key) for key in self._cloud.world.keys["vultr"]])
+
+    async def add_key(self, request: Request) -> Response:
+        """Answer a new SSH key."""
+        body = await read_json(request)
+        name, public = body.get("name"), str(body.get("ssh_key") or "").strip()
+        if not name:
+            raise VultrError(400, "Invalid SSH key name.")
+        _check_public(public)
+        key = SshKey(str(uuid.uuid4()), str(name), public, self._cloud.clock())
+        self._cloud.world.keys["vultr"].append(key)
+        self._cloud.save()
+        return JSONResponse({"ssh_key": _key_row(key)}, 201)
+
+    def _key(self, key_id: str, status: int = 404, message: str = "Invalid SSH key ID.") -> SshKey:
+        for key in self._cloud.world.keys["vultr"]:
+            if key.id == key_id:
+                return key
+        raise VultrError(status, message)
+
+    async def show_key(self, request: Request) -> Response:
+        """Answer one SSH key."""
+        return JSONResponse({"ssh_key": _key_row(self._key(request.path_params["id"]))})
+
+    async def change_key(self, request: Request) -> Response:
+        """Answer a changed SSH key."""
+        key = self._key(request.path_params["id"])
+        body = await read_json(request)
+        if "ssh_key" in body:
+            public = str(body["ssh_key"]).strip()
+            _check_public(public)
+            key.public = public
+        key.name = str(body.get("name") or key.name)
+        self._cloud.save()
+        return Response(status_code=204)
+
+    async def remove_key(self, request: Request) -> Response:
+        """Answer a removed SSH key."""
+        self._cloud.world.keys["vultr"].remove(self._key(request.path_params["id"]))
+        self._cloud.save()
+        return Response(status_code=204)
+
+    # -- instances -----------------------------------------------------------------------------------------------------
+
+    async def create(self, request: Request) -> Response:
+        """Answer a new instance. Everything is checked before anything is rented."""
+        cloud, body = self._cloud, await read_json(request)
+        region = str(body.get("region") or "")
+        if all(known["id"] != region for known in catalogue.vultr_regions()):
+            raise VultrError(400, "Invalid location chosen.")
+        plan = next((known for known in catalogue.vultr_plans() if known["id"] == body.get("plan")), None)
+        if plan is None:
+            raise VultrError(400, "Invalid plan chosen.")
+        sources = [name for name in _SOURCES if body.get(name)]
+        if len(sources) != 1:
+            raise VultrError(400, f"Exactly one of {', '.join(_SOURCES)} is required.")
+        system = next((known for known in catalogue.vultr_os() if known["id"] == body.get("os_id")), None)
+        if sources[0] == "os_id" and system is None:
+            raise VultrError(400, "Invalid OS.")
+        keys = [self._key(str(key), 400) for key in body.get("sshkey_id") or []]
+        user_data = _decode(body.get("user_data") or "")
+        if region not in plan["locations"] or cloud.take_fault("vultr", "no-capacity"):
+            raise VultrError(400, "Plan is not available in the selected region.")
+        number = cloud.world.next_number()
+        rental_id = str(uuid.uuid4())
+        hourly, monthly = catalogue.vultr_price(plan, region)
+        now = cloud.clock()
+        rental = Rental(
+            provider="vultr",
+            id=rental_id,
+            item=plan["id"],
+            region=region,
+            label=str(body.get("label") or ""),
+            container=f"{cloud.settings.network}-vultr-{rental_id[:8]}",
+            image=images.VM_IMAGE,
+            address=boxes.choose_address(cloud.settings.name, number, boxes.SSH),
+            ports={str(boxes.SSH): boxes.SSH},
+            created_at=now,
+            phase=Phase.BOOTING,
+            phase_since=now,
+            public_keys=[key.public for key in keys],
+            tags=[str(tag) for tag in body.get("tags") or []],
+            item_record=plan,
+            request={**body, "os": system["name"] if system else ""},
+        )
+        rental.open_line(INSTANCE_LINE, hourly, now, monthly)
+        cloud.rent(rental, Boot(_gpu(plan), user_data=user_data))
+        if cloud.take_fault("vultr", "lost-answer"):
+            return LostAnswer()
+        row = {**self.row(rental), "default_password": secrets.token_urlsafe(12)}
+        return JSONResponse({"instance": row}, 202)
+
+    def _existing(self, rental_id: str) -> Rental:
+        rental = self._cloud.world.find("vultr", rental_id)
+        if rental is None:
+            raise VultrError(404, "Instance not found.")
+        return rental
+
+    async def instances(self, request: Request) -> Response:
+        """Answer one page of the instances, filtered where asked."""
+        wanted = request.query_params
+        rows = [self.row(rental) for rental in self._cloud.world.living("vultr")]
+        for field in ("label", "main_ip", "region"):
+            if field in wanted:
+                rows = [row for row in rows if row[field] == wanted[field]]
+        if "tag" in wanted:
+            rows = [row for row in rows if wanted["tag"] in row["tags"]]
+        return _page(request, "instances", rows)
+
+    async def show(self, request: Request) -> Response:
+        """Answer one instance; 404 where it was deleted."""
+        return JSONResponse({"instance": self.row(self._existing(request.path_params["id"]))})
+
+    async def change(self, request: Request) -> Response:
+        """Answer a changed label, tags or plan-independent fields."""
+        rental = self._existing(request.path_params["id"])
+        body = await read_json(request)
+        if "label" in body:
+            rental.label = str(body["label"] or "")
+        if "tags" in body:
+            rental.tags = [str(tag) for tag in body["tags"] or []]
+        self._cloud.save()
+        return JSONResponse({"instance": self.row(rental)}, 202)
+
+    async def delete(self, request: Request) -> Response:
+        """Answer the end of an instance."""
+        await self._cloud.destroy(self._existing(request.path_params["id"]))
+        return Response(status_code=204)
+
+    async def start(self, request: Request) -> Response:
+        """Answer a start."""
+        await self._start([self._existing(request.path_params["id"])])
+        return Response(status_code=204)
+
+    async def halt(self, request: Request) -> Response:
+        """Answer a halt: the machine stops, the bill does not."""
+        await self._cloud.stop(self._existing(request.path_params["id"]))
+        return Response(status_code=204)
+
+    async def reboot(self, request: Request) -> Response:
+        """Answer a reboot."""
+        await self._cloud.start(self._existing(request.path_params["id"]), "reboot")
+        return Response(status_code=204)
+
+    async def start_many(self, request: Request) -> Response:
+        """Answer a start of several."""
+        await self._start(await self._several(request))
+        return Response(status_code=204)
+
+    async def halt_many(self, request: Request) -> Response:
+        """Answer a halt of several."""
+        for rental in await self._several(request):
+            await self._cloud.stop(rental)
+        return Response(status_code=204)
+
+    async def reboot_many(self, request: Request) -> Response:
+        """Answer a reboot of several."""
+        for rental in await self._several(request):
+            await self._cloud.start(rental, "reboot")
+        return Response(status_code=204)
+
+    async def _start(self, rentals: list[Rental]) -> None:
+        for rental in rentals:
+            if rental.suspended:
+                raise VultrError(400, "Server is suspended.")
+            await self._cloud.start(rental)
+
+    async def _several(self, request: Request) -> list[Rental]:
+        ids = (await read_json(request)).get("instance_ids")
+        if not isinstance(ids, list) or not ids:
+            raise VultrError(400, "instance_ids is required.")
+        return [self._existing(str(item)) for item in ids]
+
+    def row(self, rental: Rental) -> Json:
+        """Return an instance as Vultr shows it."""
+        plan = rental.item_record
+        status, power, server, address_known = status_words(rental, self._cloud.boot_fraction(rental))
+        return {
+            "id": rental.id,
+            "os": rental.request.get("os") or "",
+            "ram": plan["ram"],
+            "disk": plan["disk"],
+            "main_ip": rental.address if address_known else "0.0.0.0",
+            "vcpu_count": plan["vcpu_count"],
+            "region": rental.region,
+            "plan": plan["id"],
+            "date_created": _date(rental.created_at),
+            "status": status,
+            "allowed_bandwidth": plan["bandwidth"],
+            "netmask_v4": "255.255.254.0" if address_known else "",
+            "gateway_v4": "0.0.0.0",
+            "power_status": power,
+            "server_status": server,
+            "v6_network": "",
+            "v6_main_ip": "",
+            "v6_network_size": 0,
+            "label": rental.label,
+            "internal_ip": "",
+            "kvm": "",
+            "hostname": boxes.hostname(rental),
+            "tag": rental.tags[0] if rental.tags else "",
+            "tags": rental.tags,
+            "os_id": rental.request.get("os_id") or 0,
+            "app_id": rental.request.get("app_id") or 0,
+            "image_id": rental.request.get("image_id") or "",
+            "snapshot_id": rental.request.get("snapshot_id") or "",
+            "firewall_group_id": "",
+            "features": [],
+            "user_scheme": rental.request.get("user_scheme") or "root",
+            "vpc_only": False,
+            "emulated": True,
+        }
+
+
+def status_words(rental: Rental, fraction: float) -> tuple[str, str, str, bool]:
+    """Return ``status``, ``power_status``, ``server_status`` and whether the address is known.
+
+    The triple is not monotonic while booting: ``running`` comes first, then ``stopped``, then ``running`` again.
+    """
+    if rental.suspended:
+        return "suspended", "stopped", "ok", True
+    if rental.phase is Phase.RUNNING:
+        return "active", "running", "ok", True
+    if rental.phase is Phase.STOPPED:
+        return "active", "stopped", "ok", True
+    if rental.phase is Phase.FAILED:
+        return "active", "stopped", "locked", True
+    if rental.boot != "rent":
+        return (
+            "active",
+            "stopped" if fraction < _IP_AT else "running",
+            "ok" if fraction < _IP_AT else "installingbooting",
+            True,
+        )
+    if fraction < _IP_AT:
+        return "pending", "running", "none", False
+    if fraction < _READY_AT:
+        return "active", "stopped", "locked", True
+    return "active", "running", "installingbooting", True
+
+
+async def _not_found(scope: object, receive: object, send: object) -> None:
+    raise HTTPException(404)
+
+
+def _typed(request: Request) -> list[Json]:
+    kind = request.query_params.get("type") or "all"
+    if kind not in _PLAN_TYPES:
+        raise VultrError(400, f"Invalid type, must be one of: {', '.join(_PLAN_TYPES)}")
+    return [plan for plan in catalogue.vultr_plans() if kind in ("all", plan["type"])]
+
+
+def _page(request: Request, name: str, rows: list[Json], *, true_total: bool = True) -> Response:
+    """Answer one page; both links are always there and empty at the ends."""
+    try:
+        size = int(request.query_params.get("per_page") or _PER_PAGE)
+    except ValueError:
+        size = 0
+    if not 1 <= size <= _PER_PAGE_MAX:
+        # The text is the real one.
+        raise VultrError(400, f"per_page must be an number between 1 and {_PER_PAGE_MAX}")
+    start = _after(request.query_params.get("cursor") or "", rows)
+    page = rows[start : start + size]
+    more = start + size < len(rows)
+    links = {
+        "next": _cursor("next", page[-1]) if more else "",
+        "prev": _cursor("prev", page[0]) if start and page else "",
+    }
+    total = len(rows) if true_total or not more else size + 1
+    return JSONResponse({name: page, "meta": {"total": total, "links": links}})
+
+
+def _cursor(direction: str, row: Json) -> str:
+    return base64.b64encode(f"{direction}__{row['id']}".encode()).decode()
+
+
+def _after(cursor: str, rows: list[Json]) -> int:
+    if not cursor:
+        return 0
+    try:
+        direction, _, last = base64.b64decode(cursor, validate=True).decode().partition("__")
+    except (binascii.Error, UnicodeDecodeError):
+        direction, last = "", ""
+    ids = [str(row["id"]) for row in rows]
+    if direction not in ("next", "prev") or last not in ids:
+        raise VultrError(400, "invalid cursor")
+    if direction == "next":
+        return ids.index(last) + 1
+    return 0
+
+
+def _decode(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise VultrError(400, "Script must be base64 encoded") from None
+
+
+def _gpu(plan: Json) -> Json:
+    if not plan["gpu_count"]:
+        return {"name": "none", "count": 0, "memory_mb": 0, "driver": "0", "cuda": "0"}
+    # A share of a GPU shows as one GPU with the share's memory.
+    count = 1 if isinstance(plan["gpu_count"], str) else int(plan["gpu_count"])
+    return {
+        "name": plan["gpu_type"].replace("_", " "),
+        "count": count,
+        "memory_mb": int(plan["gpu_vram_gb"] * 1024 / count),
+        "driver": "550.90.07",
+        "cuda": "12.4",
+    }
+
+
+def _check_public(public: str) -> None:
+    if "\n" in public or not public.startswith(("ssh-", "ecdsa-", "sk-")) or " " not in public:
+        raise VultrError(400, "Invalid SSH key.")
+
+
+def _key_row(key: SshKey) -> Json:
+    return {"id": key.id, "name": key.name, "ssh_key": key.public, "date_created": _date(key.created_at)}
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(seconds))

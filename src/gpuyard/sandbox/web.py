@@ -1,0 +1,90 @@
+"""What both emulated APIs share over HTTP: answers that get lost, JSON bodies, and per-endpoint rate limits."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gpuyard.sandbox.model import Json
+
+
+class BadBody(Exception):
+    """The request's body is not a JSON object."""
+
+
+async def read_json(request: Request) -> Json:
+    """Return the body as an object; an empty body is an empty object."""
+    raw = await request.body()
+    if not raw.strip():
+        return {}
+    try:
+        data = json.loads(raw)
+    except ValueError:
+        raise BadBody from None
+    if not isinstance(data, dict):
+        raise BadBody
+    return data
+
+
+class LostAnswer(Response):
+    """An answer of which the client sees the first line at most: the connection ends where the body should begin."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Promise a body, then end without one; the server has to drop the connection."""
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"64")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{", "more_body": True})
+
+
+class Spacing:
+    """A least time between calls of one kind, as Vast enforces it (provider-apis.md 1.2)."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: dict[str, float] = {}
+
+    def allows(self, kind: str, seconds: float) -> bool:
+        """Return whether a call of this kind may happen now; a refused call does not count."""
+        now = self._clock()
+        if now - self._last.get(kind, float("-inf")) < seconds:
+            return False
+        self._last[kind] = now
+        return True
+
+
+class PerSecond:
+    """A number of calls in any second, as Vultr enforces it."""
+
+    def __init__(self, calls: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._calls = calls
+        self._clock = clock
+        self._times: deque[float] = deque()
+
+    def allows(self) -> bool:
+        """Return whether one more call may happen now."""
+        now = self._clock()
+        while self._times and now - self._times[0] >= 1.0:
+            self._times.popleft()
+        if len(self._times) >= self._calls:
+            return False
+        self._times.append(now)
+        return True
+
+
+class SlashInsensitive:
+    """Lets paths match with or without their trailing slash, as Vast's front end does."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on under its path without the slash."""
+        if scope["type"] == "http" and len(scope["path"]) > 1 and scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"].rstrip("/")}
+        await self._app(scope, receive, send)
