@@ -7,54 +7,22 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
-import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
+from ansible.module_utils.basic import missing_required_lib
 from ansible.plugins.action import ActionBase
 
-# Never part of a source tree, for folders that no git looks after.
-SKIPPED = {".git", ".venv", "__pycache__", "node_modules", "target", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
-
-
-def listed(root: Path) -> list[str]:
-    """Return the relative paths of the files that make up the tree: by git's rules where git knows the folder."""
-    command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z", "."]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False)
-    except OSError:
-        done = None
-    if done is not None and done.returncode == 0:
-        names = {os.fsdecode(name) for name in done.stdout.split(b"\0") if name}
-        # A submodule is listed as one entry, and a file that was removed without git is listed too.
-        return sorted(name for name in names if (root / name).is_symlink() or (root / name).is_file())
-    found: list[str] = []
-    for folder, folders, files in os.walk(root):
-        kept = [name for name in folders if name not in SKIPPED]
-        links = [name for name in kept if Path(folder, name).is_symlink()]
-        folders[:] = [name for name in kept if name not in links]
-        found += [Path(folder, name).relative_to(root).as_posix() for name in [*files, *links]]
-    return sorted(found)
-
-
-def fingerprint(path: Path) -> str:
-    """Return a hash of the entry: its kind, and a link's target or a file's bytes and whether it is executable."""
-    if path.is_symlink():
-        return hashlib.sha256(b"link\0" + os.fsencode(path.readlink())).hexdigest()
-    executable = b"program\0" if path.stat().st_mode & 0o111 else b"file\0"
-    return hashlib.sha256(executable + path.read_bytes()).hexdigest()
-
-
-def describe(root: Path) -> dict[str, Any]:
-    """Return ``{"digest": …, "files": {path: hash}}`` for the tree below ``root``."""
-    files = {name: fingerprint(root / name) for name in listed(root)}
-    lines = "".join(f"{content} {name}\n" for name, content in files.items())
-    return {"digest": hashlib.sha256(os.fsencode(lines)).hexdigest(), "files": files}
+try:
+    from gpuyard import tree as source_tree
+except ImportError as error:
+    GPUYARD_IMPORT_ERROR = error
+else:
+    GPUYARD_IMPORT_ERROR = None
 
 
 def pack(root: Path, names: list[str], target: Path) -> None:
@@ -92,10 +60,12 @@ class ActionModule(ActionBase):
         root = Path(self._loader.path_dwim(source))
         if not root.is_dir():
             raise AnsibleActionFail(f"src={source} is not a folder on the controller ({root}).")
-        tree = describe(root)
-        if not tree["files"]:
+        if GPUYARD_IMPORT_ERROR is not None:
+            raise AnsibleActionFail(missing_required_lib("gpuyard")) from GPUYARD_IMPORT_ERROR
+        tree = source_tree.describe(root)
+        if not tree.files:
             raise AnsibleActionFail(f"src={source} holds no files ({root}).")
-        arguments["tree"] = tree
+        arguments["tree"] = {"digest": tree.digest, "files": tree.files}
         result = self._module(arguments, task_vars)
         if not result.pop("needs_archive", False):
             return result
@@ -104,7 +74,7 @@ class ActionModule(ActionBase):
             self._make_tmp_path()  # removed when the task ends
         with tempfile.TemporaryDirectory() as scratch:
             archive = Path(scratch, "tree.tar.gz")
-            pack(root, list(tree["files"]), archive)
+            pack(root, list(tree.files), archive)
             remote = self._transfer_file(str(archive), shell.join_path(shell.tmpdir, "tree.tar.gz"))
         self._fixup_perms2([shell.tmpdir, remote])
         return self._module({**arguments, "archive": remote}, task_vars)

@@ -66,6 +66,12 @@ options:
     type: path
     env:
       - name: GPUYARD_SANDBOX_STATE
+  ssh_key:
+    description:
+      - The path of the private SSH key with which the machines are reached, gpuyard's own key when nobody says
+        otherwise.
+      - The extra variable C(ssh_key) wins over it.
+    type: path
 requirements:
   - gpuyard (the Python package that this collection belongs to), in the Python that runs Ansible
 """

@@ -169,3 +169,58 @@ ARGUMENT_SPEC = (
     }
 )
 CONDITIONS = {}
+
+
+def run(call):
+    """Bring the run's machine into the wanted state."""
+    from gpuyard import config, machine, market, records, rent
+
+    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
+    key = config.ssh_key(call.option("ssh_key"))
+
+    def offers():
+        if call.params["offers"] is not None:
+            return [records.offer_from_dict(offer) for offer in call.params["offers"]]
+        query = records.query_from_dict(call.given(*QUERY_OPTIONS))
+        return market.choose(market.collect(clouds, query, progress=call.progress).offers, query)
+
+    order = machine.Order(
+        run=call.params["run"],
+        workload=call.option("workload"),
+        offers=offers,
+        key=key,
+        image=call.params["image"],
+        replace_preempted=call.params["replace_preempted"],
+        wait=call.params["wait"],
+        timeout_s=call.params["timeout"],
+        **call.given("disk_gb"),
+    )
+    how = {"check": call.check_mode, "progress": call.progress}
+    state = call.params["state"]
+    if state == "absent":
+        outcome = machine.absent(clouds, order.run, **how)
+    elif state == "stopped":
+        outcome = machine.stopped(clouds, order.run, **how)
+    else:
+        outcome = (machine.started if state == "started" else machine.present)(clouds, order, **how)
+    instance = outcome.instance
+    result = {
+        "changed": outcome.changed,
+        "actions": outcome.actions,
+        "instance": records.instance_to_dict(instance) if instance else {},
+        "connection": rent.ansible_vars(instance, key) if instance else {},
+        "diff": {"before": {"machines": outcome.before}, "after": {"machines": outcome.after}},
+    }
+    if call.check_mode:
+        result["planned_calls"] = [records.call_to_dict(planned) for planned in outcome.planned]
+        result["text"] = "\n".join(f"would {action}" for action in outcome.actions)
+    return result
+
+
+def main():
+    """Run as a module."""
+    run_module(run, ARGUMENT_SPEC, **CONDITIONS)
+
+
+if __name__ == "__main__":
+    main()

@@ -84,3 +84,38 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PROVIDE
 
 ARGUMENT_SPEC = PROVIDER_OPTIONS | QUERY_OPTIONS | {"workload": {"type": "str"}}
 CONDITIONS = {}
+
+
+def run(call):
+    """Return what can be rented now, ranked, and why the rest does not fit."""
+    from gpuyard import config, market, records
+    from gpuyard.errors import NoOfferError
+    from gpuyard.workload import load_workload
+
+    wanted = records.query_to_dict(load_workload(call.option("workload")).query()) if call.option("workload") else {}
+    query = records.query_from_dict(wanted | call.given(*QUERY_OPTIONS))
+    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
+    verdicts = market.judge(market.collect(clouds, query, progress=call.progress).offers, query)
+    ranked = market.rank(verdicts)
+    try:
+        words = [*records.offer_table(ranked), *market.explain(verdicts)]
+    except NoOfferError as error:
+        words = [str(error)]
+    return {
+        "offers": [records.offer_to_dict(offer) for offer in ranked],
+        "rejected": [
+            {"offer": records.offer_to_dict(verdict.offer), "reasons": [str(reason) for reason in verdict.reasons]}
+            for verdict in verdicts
+            if not verdict.fits
+        ],
+        "text": "\n".join(words),
+    }
+
+
+def main():
+    """Run as a module."""
+    run_module(run, ARGUMENT_SPEC, **CONDITIONS)
+
+
+if __name__ == "__main__":
+    main()

@@ -103,13 +103,17 @@ def run(call):
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
     machines = runs.instances(clouds)
     settings = config.s3_settings(call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site())
-    limits = call.given("run", "workload")
     warnings = []
     try:
-        found = runs.join(machines, runs.open_bucket(settings), **limits)
+        kept = runs.stored(runs.open_bucket(settings))
     except checkpoints.CheckpointError as error:
+        kept = runs.Stored()
         warnings.append(f"The bucket cannot be read, so runs without a machine are missing: {error}")
-        found = runs.join(machines, None, **limits)
+    found = runs.join(machines, kept)
+    if run_name := call.option("run"):
+        found = [one for one in found if one.name == run_name]
+    if workload := call.option("workload"):
+        found = [one for one in found if one.workload == workload]
     return {
         "runs": [records.run_to_dict(one) for one in found],
         "text": "\n".join([*records.run_table(found), *warnings]),

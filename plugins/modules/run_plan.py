@@ -93,6 +93,15 @@ plan:
     workload:
       description: The workload as it goes to the machine.
       type: dict
+    tree:
+      description: The folder with the workload's repository on the controller; empty for one that is cloned.
+      type: str
+    fingerprint:
+      description: What M(gpuyard.cloud.convergence) recognises a machine by that is in shape already.
+      type: str
+    disk_gb:
+      description: The disk to rent, in gigabytes.
+      type: float
     workload_file:
       description: The file that the workload was read from.
       type: str
@@ -156,3 +165,31 @@ ARGUMENT_SPEC = (
     }
 )
 CONDITIONS = {}
+
+
+def run(call):
+    """Return the plan."""
+    from gpuyard import plan, rent
+
+    wishes = plan.Wishes(
+        mode=call.params["mode"],
+        bucket=call.params["bucket"],
+        max_price_per_hour_usd=call.option("max_price_per_hour"),
+        **call.given("workload", "run", "provider", "market", "ssh_key", "bucket_endpoint"),
+        **call.site(),
+    )
+    made = plan.make(wishes, progress=call.progress)
+    machine = made.run.machine
+    return {
+        "plan": made.to_dict() | {"connection": rent.ansible_vars(machine, made.key) if machine else {}},
+        "text": "\n".join(made.text),
+    }
+
+
+def main():
+    """Run as a module."""
+    run_module(run, ARGUMENT_SPEC, **CONDITIONS)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,12 +17,16 @@ from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructa
 
 try:
     from gpuyard import config, paths, rent
+    from gpuyard.config import SshKey
     from gpuyard.errors import GpuyardError
     from gpuyard.providers.base import Instance
 except ImportError as error:
     GPUYARD_IMPORT_ERROR: ImportError | None = error
 else:
     GPUYARD_IMPORT_ERROR = None
+
+# What the site's configuration can say to this plugin.
+SITE_VARIABLES = ("sandbox", "sandbox_state", "ssh_key")
 
 # Which of a run's machines is the run, when there are several: the first of these. A machine in another state (taken
 # away, failed) never has the plain name, since nothing can be run on it.
@@ -36,8 +40,8 @@ class Host(TypedDict):
     groups: list[str]
 
 
-def finished_host(instance: Instance) -> Host:
-    """Return the host that stands for ``instance``, which must be one of ours."""
+def finished_host(instance: Instance, private_key: Path) -> Host:
+    """Return the host that stands for ``instance``, which must be one of ours and is reached with the key."""
     assert instance.ref is not None
     facts: dict[str, Any] = {
         "provider": instance.provider,
@@ -64,7 +68,9 @@ def finished_host(instance: Instance) -> Host:
         ("state", str(instance.state)),
     ]
     groups = [to_safe_group_name(f"{prefix}_{value}", force=True, silent=True) for prefix, value in named if value]
-    variables = {f"gpuyard_{name}": value for name, value in facts.items()} | rent.ansible_vars(instance)
+    variables = {f"gpuyard_{name}": value for name, value in facts.items()} | rent.ansible_vars(
+        instance, SshKey(private_key, "")
+    )
     return {"variables": variables, "groups": ["gpuyard", *groups]}
 
 
@@ -141,7 +147,9 @@ class CloudInventory(BaseInventoryPlugin, Constructable, Cacheable):
         except GpuyardError as error:
             self.display.warning(f"{self.NAME}: {error}")
             return []
-        hosts = [finished_host(instance) for instance in instances if instance.ref is not None]
+        private_key = self._said("ssh_key", path)
+        key = Path(private_key).expanduser() if private_key else paths.home() / "keys" / "id_ed25519"
+        hosts = [finished_host(instance, key) for instance in instances if instance.ref is not None]
         if use_cache:
             self._cache[key] = hosts
         return hosts
@@ -176,9 +184,7 @@ class CloudInventory(BaseInventoryPlugin, Constructable, Cacheable):
         variables: dict[str, Any] = {}
         for file in self.loader.find_vars_files(str(Path(path).parent / "group_vars"), "all"):
             variables.update(self.loader.load_from_file(file, trusted_as_template=True) or {})
-        return {
-            name: self.templar.template(variables[name]) for name in ("sandbox", "sandbox_state") if name in variables
-        }
+        return {name: self.templar.template(variables[name]) for name in SITE_VARIABLES if name in variables}
 
     def update_cache_if_changed(self) -> None:
         """Write the cache, readable by its owner only: it says where the machines are."""

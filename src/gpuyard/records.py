@@ -6,9 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
-from gpuyard import market, runs
+from gpuyard import machine, market, runs
 from gpuyard.errors import UsageError
-from gpuyard.providers.base import Instance, Offer, PlannedCall
+from gpuyard.providers.base import Instance, Offer, PlannedCall, Query
+
+
+def query_to_dict(query: Query) -> dict[str, Any]:
+    """Return the conditions of a query under the names of the options, without those that are not asked for."""
+    values = asdict(query)
+    values["max_price_per_hour"] = values.pop("max_price_per_hour_usd")
+    return {name: value for name, value in values.items() if value not in (None, (), [])}
+
+
+def query_from_dict(values: Mapping[str, Any]) -> Query:
+    """Return the query with the conditions of ``values``, by the names of the options."""
+    renamed = dict(values)
+    limit = renamed.pop("max_price_per_hour", None)
+    return Query(**renamed, max_price_per_hour_usd=limit)
 
 
 def offer_to_dict(offer: Offer) -> dict[str, Any]:
@@ -74,13 +88,6 @@ def run_to_dict(one: runs.Run) -> dict[str, Any]:
     }
 
 
-def describe_instance(instance: Instance) -> str:
-    """Return an instance in a few words: ``vast 1234567, RTX 4090 in SE, running``."""
-    place = f" in {instance.region}" if instance.region else ""
-    emulated = ", emulated" if instance.emulated else ""
-    return f"{instance.provider} {instance.id}, {instance.gpu_name or 'GPU'}{place}, {instance.state}{emulated}"
-
-
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return ``rows`` (the first is the heading) as lines of aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -116,16 +123,16 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
     rows = [["run", "state", "at", "machine", "$/hour", "hours", "$ so far", "checkpoint"]]
     notes = []
     for one in found:
-        machine = one.instances[0] if one.instances else None
+        held = one.instances[0] if one.instances else None
         rows.append(
             [
                 one.name,
                 one.state,
                 runs.stage_text(one.progress),
-                describe_instance(machine) if machine else "-",
-                f"{one.price_per_hour_usd:.4f}" if machine else "-",
-                f"{one.hours():.2f}" if machine else "-",
-                f"{one.cost_usd():.4f}" if machine else "-",
+                machine.describe(held) if held else "-",
+                f"{one.price_per_hour_usd:.4f}" if held else "-",
+                f"{one.hours():.2f}" if held else "-",
+                f"{one.cost_usd():.4f}" if held else "-",
                 f"{one.manifest.sequence} of {one.manifest.time}" if one.manifest else "-",
             ]
         )

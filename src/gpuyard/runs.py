@@ -140,34 +140,42 @@ def open_bucket(settings: BucketSettings) -> Store | None:
     )
 
 
-def join(
-    machines: Iterable[Instance], store: Store | None, *, run: str | None = None, workload: str | None = None
-) -> list[Run]:
-    """Return the runs that ``machines`` and ``store`` know, by name; ``run`` and ``workload`` limit them.
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a bucket knows of the runs, by their names."""
 
-    Machines that gpuyard did not rent are left out. Raises :class:`gpuyard.checkpoints.CheckpointError` when the bucket
-    cannot be read.
+    records: Mapping[str, RunRecord] = field(default_factory=dict)
+    manifests: Mapping[str, Manifest] = field(default_factory=dict)
+
+
+def stored(store: Store | None, *, run: str | None = None) -> Stored:
+    """Return what ``store`` holds of all runs, or of one.
+
+    Raises :class:`gpuyard.checkpoints.CheckpointError` when the bucket cannot be read.
     """
+    if store is None:
+        return Stored()
+    records = {record.run: record for record in list_runs(store)}
+    return Stored(records, _manifests(store, [name for name in records if run in (None, name)]))
+
+
+def join(machines: Iterable[Instance], kept: Stored) -> list[Run]:
+    """Return the runs that ``machines`` and the bucket know, by name. Machines that are not ours are left out."""
     owned: dict[str, list[Instance]] = {}
     for machine in machines:
         if machine.ref:
             owned.setdefault(machine.ref.run, []).append(machine)
-    records = {record.run: record for record in list_runs(store)} if store else {}
-    names = [name for name in sorted(owned.keys() | records.keys()) if run in (None, name)]
-    manifests = _manifests(store, [name for name in names if name in records])
 
     def build(name: str) -> Run:
         held = sorted(owned.get(name, []), key=lambda one: (one.state not in LIVE, one.state != State.RUNNING, one.id))
-        record = records.get(name)
+        record = kept.records.get(name)
         of = next((one.ref.workload for one in held if one.ref), record.workload if record else "")
-        return Run(name, of, tuple(held), record, manifests.get(name))
+        return Run(name, of, tuple(held), record, kept.manifests.get(name))
 
-    return [known for known in map(build, names) if workload in (None, known.workload)]
+    return [build(name) for name in sorted(owned.keys() | kept.records.keys())]
 
 
-def _manifests(store: Store | None, names: Sequence[str]) -> dict[str, Manifest]:
-    if store is None or not names:
-        return {}
+def _manifests(store: Store, names: Sequence[str]) -> dict[str, Manifest]:
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         return {
             name: found

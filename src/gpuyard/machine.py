@@ -1,0 +1,236 @@
+"""The machine of a run, brought into a state: there and reachable, stopped, or gone.
+
+Each function first looks at what the clouds list, then does the least that leads to the wanted state. With ``check`` it
+says what it would do, down to the writing API calls, and does none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from gpuyard import market, rent
+from gpuyard.config import SshKey
+from gpuyard.errors import GpuyardError, LeakError, NoCapacityError, UnreachableError, UsageError
+from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
+from gpuyard.run import RunRef, check_name
+
+_IN_USE = (State.RUNNING, State.PENDING, State.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was done, or with ``check`` would be: in words, as API calls, and the run's machine before and after."""
+
+    before: list[str]
+    after: list[str]
+    actions: list[str] = field(default_factory=list)
+    planned: list[PlannedCall] = field(default_factory=list)
+    instance: Instance | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was, or would be, done."""
+        return bool(self.actions)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How a machine is to be rented and waited for."""
+
+    run: str
+    workload: str | None  # only needed when a machine has to be rented
+    offers: Callable[[], Sequence[Offer]]  # asked only when a machine has to be rented; best first
+    key: SshKey
+    disk_gb: float = 20.0
+    image: str = ""
+    replace_preempted: bool = False
+    wait: bool = True
+    timeout_s: float = 900.0
+
+
+def describe(instance: Instance) -> str:
+    """Return an instance in a few words: ``vast 1234567, RTX 4090 in SE, running``."""
+    place = f" in {instance.region}" if instance.region else ""
+    emulated = ", emulated" if instance.emulated else ""
+    return f"{instance.provider} {instance.id}, {instance.gpu_name or 'GPU'}{place}, {instance.state}{emulated}"
+
+
+def present(
+    providers: Sequence[Provider], order: Order, *, check: bool = False, progress: Progress | None = None
+) -> Outcome:
+    """Make the run have a machine that runs and, with ``order.wait``, answers over SSH under its pinned host key.
+
+    A machine that the run has is kept, and started when it was stopped. One that was taken away is replaced only with
+    ``order.replace_preempted``; otherwise :class:`UsageError` says what to do. A new machine that never becomes usable
+    is destroyed, and the next offer is taken.
+    """
+    check_name(order.run)
+    held = rent.find(providers, order.run)
+    current = _current(order.run, held)
+    if current and current.state is State.STOPPED:
+        return started(providers, order, check=check, progress=progress)
+    if current:
+        instance = current if check else _usable(providers, current, order, progress)
+        return Outcome(_words(held), _words(held), instance=instance)
+    if held and not order.replace_preempted:
+        raise UsageError(
+            f"Run {order.run} has lost its machine ({describe(held[0])}), whose disk may hold what no checkpoint has. "
+            f"`ansible-playbook resume_search.yml -e run={order.run}` goes on from its newest checkpoint on another "
+            f"machine, `ansible-playbook teardown.yml -e run={order.run}` gives it up."
+        )
+    if not order.workload:
+        raise UsageError(f"Run {order.run} has no machine, and to rent one its workload has to be named.")
+    spec = CreateSpec(
+        ref=RunRef(order.run, order.workload),
+        ssh_public_key=order.key.public_text,
+        disk_gb=order.disk_gb,
+        image=order.image,
+        known_ids=frozenset(instance.id for instance in held),
+    )
+    offers = list(order.offers())
+    if check:
+        return _plan(providers, held, offers, spec)
+    actions = [f"destroy {describe(instance)}" for instance in held]
+    rent.destroy_all(providers, held, progress=progress)
+    instance = _new(providers, offers, spec, order, progress)
+    return Outcome(_words(held), [describe(instance)], [*actions, f"rent {describe(instance)}"], instance=instance)
+
+
+def absent(
+    providers: Sequence[Provider], run: str, *, check: bool = False, progress: Progress | None = None
+) -> Outcome:
+    """Destroy every machine of the run, wherever it is, and come back when each is confirmed gone.
+
+    Raises :class:`LeakError` naming every machine that could not be confirmed, after all were tried.
+    """
+    check_name(run)
+    held = rent.find(providers, run)
+    planned = []
+    if check:
+        by_name = {provider.name: provider for provider in providers}
+        planned = [call for instance in held for call in by_name[instance.provider].plan_destroy(instance.id)]
+    else:
+        rent.destroy_all(providers, held, progress=progress)
+    return Outcome(_words(held), [], [f"destroy {describe(instance)}" for instance in held], planned)
+
+
+def started(
+    providers: Sequence[Provider], order: Order, *, check: bool = False, progress: Progress | None = None
+) -> Outcome:
+    """Start the run's machine when it is stopped; raises :class:`UsageError` when the run has none."""
+    held = rent.find(providers, order.run)
+    current = _must(order.run, held)
+    if current.state is not State.STOPPED:
+        instance = current if check else _usable(providers, current, order, progress)
+        return Outcome(_words(held), _words(held), instance=instance)
+    if not check:
+        _of(providers, current).start(current.id)
+        current = _usable(providers, current, order, progress)
+    return Outcome(_words(held), [_as(current, State.RUNNING)], [f"start {current.provider} {current.id}"], [], current)
+
+
+def stopped(
+    providers: Sequence[Provider], run: str, *, check: bool = False, progress: Progress | None = None
+) -> Outcome:
+    """Stop the run's machine; raises :class:`UsageError` when the run has none.
+
+    Raises :class:`gpuyard.errors.UnsupportedError` where the cloud can only destroy.
+    """
+    held = rent.find(providers, run)
+    current = _must(run, held)
+    if current.state is State.STOPPED:
+        return Outcome(_words(held), _words(held), instance=current)
+    if not check:
+        _of(providers, current).stop(current.id)
+        if progress:
+            progress(f"{current.provider} {current.id} is asked to stop.")
+    return Outcome(_words(held), [_as(current, State.STOPPED)], [f"stop {current.provider} {current.id}"], [], current)
+
+
+def _current(run: str, held: Sequence[Instance]) -> Instance | None:
+    """Return the machine that the run uses, or could use again once started."""
+    in_use = [instance for instance in held if instance.state in _IN_USE]
+    if len(in_use) > 1:
+        raise LeakError(
+            f"Run {run} has {len(in_use)} machines, and all of them bill: {'; '.join(map(describe, in_use))}. "
+            "Destroy those that are too many at their cloud, or tear the run down."
+        )
+    stopped_ones = [instance for instance in held if instance.state is State.STOPPED]
+    return next(iter(in_use or stopped_ones), None)
+
+
+def _must(run: str, held: Sequence[Instance]) -> Instance:
+    current = _current(check_name(run), held)
+    if current is None:
+        raise UsageError(f"Run {run} has no machine at the clouds that were asked.")
+    return current
+
+
+def _of(providers: Sequence[Provider], instance: Instance) -> Provider:
+    return next(provider for provider in providers if provider.name == instance.provider)
+
+
+def _words(held: Sequence[Instance]) -> list[str]:
+    return [describe(instance) for instance in held]
+
+
+def _as(instance: Instance, state: State) -> str:
+    return describe(instance).replace(f", {instance.state}", f", {state}", 1)
+
+
+def _usable(providers: Sequence[Provider], instance: Instance, order: Order, progress: Progress | None) -> Instance:
+    """Wait, when asked to, until the instance runs and answers; without waiting, return it as it is."""
+    if not order.wait:
+        return instance
+    provider = _of(providers, instance)
+    if instance.state is not State.RUNNING or not instance.ssh_host:
+        instance = rent.wait_ready(provider, instance, timeout_s=order.timeout_s, progress=progress)
+    rent.wait_ssh(instance, order.key, timeout_s=order.timeout_s, progress=progress)
+    return instance
+
+
+def _new(
+    providers: Sequence[Provider],
+    offers: Sequence[Offer],
+    spec: CreateSpec,
+    order: Order,
+    progress: Progress | None,
+) -> Instance:
+    """Rent the first offer that can be had and becomes usable. What does not become usable is destroyed."""
+    if not offers:
+        raise UsageError("There is no offer to rent.")
+    trouble: list[GpuyardError] = []
+    for offer in offers[: rent.MOST_OFFERS]:
+        try:
+            instance = rent.rent(providers, [offer], spec, progress=progress)
+        except NoCapacityError as error:
+            trouble.append(error)
+            continue
+        try:
+            return _usable(providers, instance, order, progress)
+        except GpuyardError as error:
+            if progress:
+                progress(f"{error} Giving it back.")
+            rent.destroy_all(providers, [instance], progress=progress)
+            if not isinstance(error, UnreachableError):
+                raise
+            trouble.append(error)
+    if len(trouble) == 1:
+        raise trouble[0]
+    last = trouble[-1]
+    kind = NoCapacityError if isinstance(last, NoCapacityError) else UnreachableError
+    raise kind(f"None of the {len(trouble)} best offers could be had; the last answer was: {last} Nothing is rented.")
+
+
+def _plan(
+    providers: Sequence[Provider], held: Sequence[Instance], offers: Sequence[Offer], spec: CreateSpec
+) -> Outcome:
+    if not offers:
+        raise UsageError("There is no offer to rent.")
+    by_name = {provider.name: provider for provider in providers}
+    best = offers[0]
+    planned = [call for instance in held for call in by_name[instance.provider].plan_destroy(instance.id)]
+    planned += by_name[best.provider].plan_create(best, spec)
+    actions = [f"destroy {describe(instance)}" for instance in held] + [f"rent {market.describe(best)}"]
+    return Outcome(_words(held), [market.describe(best)], actions, planned)

@@ -1,0 +1,252 @@
+"""Everything about a run that can be known before it costs money, and every reason not to start it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+from gpuyard import config, cost, machine, market, records, runs, tree
+from gpuyard.config import BucketSettings, SshKey
+from gpuyard.errors import ProviderError, UsageError
+from gpuyard.fingerprint import fingerprint
+from gpuyard.providers.base import Offer, Progress, Provider
+from gpuyard.run import check_name, next_name
+from gpuyard.runs import Run
+from gpuyard.workload import Workload, load_workload
+
+Mode = Literal["launch", "resume"]
+
+
+class _Site(TypedDict):
+    sandbox: bool | None
+    sandbox_state: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user asked for. ``None`` is: not said; only ``bucket`` tells it from ``""``, which is: no bucket."""
+
+    mode: Mode = "launch"
+    workload: str | None = None
+    run: str | None = None
+    provider: str | None = None
+    sandbox: bool | None = None
+    sandbox_state: str | None = None
+    market: str | None = None
+    max_price_per_hour_usd: float | None = None
+    ssh_key: str | None = None
+    bucket: str | None = None
+    bucket_endpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run as it will be. ``offers`` is empty when the run has a machine already."""
+
+    mode: Mode
+    run: Run
+    workload: Workload
+    bucket: BucketSettings
+    key: SshKey
+    offers: list[Offer]
+    estimate: cost.Estimate
+    text: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values, without any secret."""
+        source = self.workload.local_tree
+        box = self.workload.to_box()
+        return {
+            "mode": self.mode,
+            "run": self.run.name,
+            "workload": box,
+            "workload_file": str(self.workload.source),
+            "tree": str(source or ""),
+            "fingerprint": fingerprint(box, tree.describe(source).digest if source else ""),
+            "image": self.workload.image,
+            "disk_gb": self.workload.needs.disk_gb,
+            "environment_required": list(self.workload.environment.required),
+            "offers": [records.offer_to_dict(offer) for offer in self.offers],
+            "cost": self.estimate.to_dict(),
+            "bucket": {
+                "url": self.bucket.url,
+                "endpoint": self.bucket.endpoint,
+                "endpoint_from_boxes": self.bucket.endpoint_from_boxes,
+                "region": self.bucket.region,
+            },
+            "progress": dict(self.run.progress),
+            "instance": records.instance_to_dict(self.run.machine) if self.run.machine else {},
+        }
+
+
+def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Progress | None = None) -> Plan:
+    """Return the plan, or raise an error of :mod:`gpuyard.errors` whose one sentence says why there is none.
+
+    Only asks; nothing is rented, written or started, but for the sandbox when it is wanted and does not run yet.
+    """
+    variables = os.environ if env is None else env
+    site: _Site = {"sandbox": wishes.sandbox, "sandbox_state": wishes.sandbox_state}
+    if wishes.run:
+        check_name(wishes.run)
+    # Mistakes that need no answer from anywhere come first.
+    workload = (
+        load_workload(wishes.workload) if wishes.workload and wishes.mode == "launch" and not wishes.run else None
+    )
+    if workload:
+        workload.check_environment(variables)
+    key = config.ssh_key(wishes.ssh_key)
+    chosen = config.connect(wishes.provider, progress=progress, **site)
+    # The run may have a machine at a cloud other than the wanted one, and then must not get a second one.
+    everywhere = chosen if wishes.provider is None else config.connect(require=False, **site)
+    settings = config.s3_settings(wishes.bucket, bucket_endpoint=wishes.bucket_endpoint, **site)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        asked = pool.submit(runs.survey, everywhere)
+        # What the bucket holds decides which runs there are, so a bucket that cannot be read ends the planning.
+        kept = pool.submit(runs.stored, runs.open_bucket(settings), run=wishes.run)
+        survey = asked.result()
+        _complain(survey.errors, chosen, progress)
+        known = runs.join(survey.instances, kept.result())
+    run = _resume(known, wishes) if wishes.mode == "resume" else _launch(known, chosen, workload, wishes)
+    workload = workload or _workload_of(run, wishes, progress)
+    workload.check_environment(variables)
+    _same_cloud(run, wishes)
+    if run.outcome == "done":
+        raise UsageError(
+            f"Run {run.name} has finished. Name another one to start afresh, for example -e run="
+            f"{next_name(workload.name, [one.name for one in known])}; `ansible-playbook teardown.yml "
+            f"-e run={run.name}` ends what is left of this one."
+        )
+    if run.machine:
+        estimate = cost.estimate(workload, run.machine.price_per_hour_usd)
+        offers: list[Offer] = []
+        words = [f"Run {run.name} has {machine.describe(run.machine)}; nothing has to be rented."]
+    else:
+        offers, words = _offers(run, workload, chosen, wishes, progress)
+        estimate = cost.estimate(workload, offers[0].price_per_hour_usd)
+    text = [*_headline(run, workload, wishes.mode), *words, *estimate.to_table().splitlines(), estimate.summary()]
+    return Plan(wishes.mode, run, workload, settings, key, offers, estimate, [*text, _bucket_line(settings)])
+
+
+def _complain(errors: Mapping[str, ProviderError], chosen: Sequence[Provider], progress: Progress | None) -> None:
+    """Raise the error of a cloud that was asked for; of another one, tell what could be overlooked."""
+    for name, error in errors.items():
+        if name in [provider.name for provider in chosen]:
+            raise error
+        if progress:
+            progress(f"{name} was not asked for and does not answer, so a machine there would be overlooked: {error}")
+
+
+def _launch(known: Sequence[Run], chosen: Sequence[Provider], workload: Workload | None, wishes: Wishes) -> Run:
+    """Return the run to launch: the named one, the one of this workload that has a machine, or a new one."""
+    if wishes.run:
+        named = next((run for run in known if run.name == wishes.run), None)
+        return _not_lost(named) if named else Run(wishes.run, workload.name if workload else "")
+    if workload is None:
+        raise UsageError("What is to run? Name a workload (-e workload=…) or a run that exists (-e run=…).")
+    clouds = {provider.name for provider in chosen}
+    alive = [run for run in known if run.workload == workload.name and run.machine and run.machine.provider in clouds]
+    if len(alive) > 1:
+        raise UsageError(
+            f"Workload {workload.name} has {len(alive)} runs with a machine: {_listed(alive)}. "
+            "Name one with -e run=…, or a new one."
+        )
+    return alive[0] if alive else Run(next_name(workload.name, [run.name for run in known]), workload.name)
+
+
+def _not_lost(run: Run) -> Run:
+    if run.leftovers and not run.machine:
+        raise UsageError(
+            f"Run {run.name} has lost its machine ({machine.describe(run.leftovers[0])}). `ansible-playbook "
+            f"resume_search.yml -e run={run.name}` goes on from its newest checkpoint on another one."
+        )
+    return run
+
+
+def _resume(known: Sequence[Run], wishes: Wishes) -> Run:
+    """Return the run to resume: the named one, or the only one that can be."""
+    if wishes.run:
+        named = next((run for run in known if run.name == wishes.run), None)
+        if named is None:
+            raise UsageError(f"There is no run {wishes.run}: neither a cloud nor the bucket knows it.")
+        if named.leftovers and not named.machine and named.manifest is None:
+            raise UsageError(
+                f"Run {named.name} has no checkpoint in the bucket, and {machine.describe(named.leftovers[0])} may "
+                "hold all that there is of it. Resuming would destroy that; start it again at its cloud, or "
+                "tear the run down."
+            )
+        return named
+    candidates = [run for run in known if run.resumable]
+    if len(candidates) > 1:
+        raise UsageError(
+            f"{len(candidates)} runs can be resumed: {_listed(candidates)}. Name one with -e run=…; nothing was done."
+        )
+    if not candidates:
+        alive = [run for run in known if run.machine]
+        more = f" These have a machine and need none: {_listed(alive)}." if alive else ""
+        raise UsageError(f"There is no run that can be resumed.{more}")
+    return candidates[0]
+
+
+def _listed(some: Sequence[Run]) -> str:
+    return ", ".join(f"{run.name} ({run.state}, {runs.stage_text(run.progress)})" for run in some)
+
+
+def _workload_of(run: Run, wishes: Wishes, progress: Progress | None) -> Workload:
+    """Return the workload of a run that exists; of a new one, the wanted workload.
+
+    A site's configuration names a workload for every launch, so a run that belongs to another one keeps its own.
+    """
+    if not run.workload:
+        if not wishes.workload:
+            raise UsageError(f"There is no run {run.name} yet, so its workload has to be named (-e workload=…).")
+        return load_workload(wishes.workload)
+    if wishes.workload and "/" in wishes.workload:
+        named = load_workload(wishes.workload)
+        if named.name != run.workload:
+            raise UsageError(
+                f"Run {run.name} belongs to workload {run.workload}, not to {named.name} ({named.source})."
+            )
+        return named
+    if wishes.workload and wishes.workload != run.workload and progress:
+        progress(f"Run {run.name} belongs to workload {run.workload}, so that is the one that is used.")
+    return load_workload(run.workload)
+
+
+def _same_cloud(run: Run, wishes: Wishes) -> None:
+    if run.machine and wishes.provider not in (None, run.machine.provider):
+        raise UsageError(
+            f"Run {run.name} has a machine at another cloud ({machine.describe(run.machine)}): leave out provider="
+            f"{wishes.provider}, name another run, or tear this one down."
+        )
+
+
+def _offers(
+    run: Run, workload: Workload, clouds: Sequence[Provider], wishes: Wishes, progress: Progress | None
+) -> tuple[list[Offer], list[str]]:
+    """Return what fits, best first, and the choice in words. A physical host that was just lost is not taken again."""
+    query = workload.query(max_price_per_hour_usd=wishes.max_price_per_hour_usd, market=wishes.market)
+    collected = market.collect(clouds, query, progress=progress)
+    lost = {instance.machine_id for instance in run.leftovers if instance.machine_id}
+    verdicts = market.judge(collected.offers, query, avoid_machines=lost)
+    reasons = market.explain(verdicts)
+    offers = market.rank(verdicts)
+    return offers, [*records.offer_table(offers), *reasons]
+
+
+def _headline(run: Run, workload: Workload, mode: Mode) -> list[str]:
+    what = f"Run {run.name} of workload {workload.name}"
+    if run.manifest:
+        at = f"{runs.stage_text(run.progress)}, checkpoint {run.manifest.sequence} of {run.manifest.time}"
+        return [f"{what} goes on from {at}."]
+    if mode == "resume":
+        return [f"{what} has no checkpoint yet, so it begins at the beginning."]
+    return [f"{what}: {workload.description}" if workload.description else f"{what}."]
+
+
+def _bucket_line(settings: BucketSettings) -> str:
+    if not settings.url:
+        return "There is no bucket: checkpoints stay on the machine and are lost with it."
+    return f"Checkpoints go to {settings.url}" + (f" at {settings.endpoint}." if settings.endpoint else ".")
