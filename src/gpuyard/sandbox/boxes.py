@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import configparser
+import functools
 import io
 import json
 import os
 import random
 import re
-import subprocess
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,13 +61,17 @@ def machine_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return chosen
 
 
+@functools.cache
 def pip_index() -> dict[str, str]:
     """Return the package index that this machine's pip configuration names, as variables for pip and uv."""
-    done = subprocess.run(
-        ["python3", "-m", "pip", "config", "get", "global.index-url"], capture_output=True, text=True, check=False
-    )
-    url = done.stdout.strip()
-    return {"PIP_INDEX_URL": url, "UV_DEFAULT_INDEX": url} if done.returncode == 0 and url else {}
+    parser = configparser.ConfigParser(interpolation=None)
+    files = ["/etc/pip.conf", "~/.config/pip/pip.conf", os.environ.get("PIP_CONFIG_FILE", "")]
+    try:
+        parser.read([Path(file).expanduser() for file in files if file], encoding="utf-8")
+    except configparser.Error:
+        return {}
+    url = parser.get("global", "index-url", fallback="").strip()
+    return {"PIP_INDEX_URL": url, "UV_DEFAULT_INDEX": url} if url else {}
 
 
 def box_files(rental: Rental, gpu: Json, onstart: str, user_data: bytes) -> bytes:
@@ -126,7 +131,7 @@ def make(
 
 
 def hostname(rental: Rental) -> str:
-    """Return the box's host name: the one asked for at Vultr, else the label, else the id, as a host name can hold it."""
+    """Return the box's host name: the one asked for at Vultr, else the label, else the id, made fit for a host name."""
     wanted = str(rental.request.get("hostname") or rental.label or rental.id)
     return re.sub(r"[^A-Za-z0-9-]+", "-", wanted).strip("-")[:63] or "box"
 

@@ -18,6 +18,8 @@ from gpuyard.sandbox.lifecycle import Options
 if TYPE_CHECKING:
     from gpuyard.sandbox.client import Control
 
+_PIPE_WIDTH = 160
+
 Handler = Callable[[argparse.Namespace], int]
 _FAULTS = {
     "no-capacity": "creates are refused as sold out",
@@ -109,6 +111,12 @@ def _control(arguments: argparse.Namespace) -> Control:
     return Control(load(_state(arguments)))
 
 
+def _console() -> Console:
+    """Return a console that leaves ids whole where the output goes into a file or a pipe."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
+
+
 def _say(line: str) -> None:
     print(line, flush=True)
 
@@ -135,7 +143,7 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({**info.document, **status}, indent=2))
         return 0
-    console = Console(highlight=False)
+    console = _console()
     for name, url in info.endpoints.items():
         console.print(f"{name:8} {url}")
     table = Table(title=f"Rented from the sandbox {info.name} (emulated)")
@@ -175,7 +183,7 @@ def _bill(arguments: argparse.Namespace) -> int:
             f"{line['price_per_hour_usd']:.4f}",
             f"{line['amount_usd']:.6f}",
         )
-    console = Console(highlight=False)
+    console = _console()
     console.print(table)
     open_lines = len(bill["billable"])
     ending = f"{open_lines} lines still cost money." if open_lines else "Nothing costs money any more."

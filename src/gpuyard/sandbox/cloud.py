@@ -1,7 +1,7 @@
-"""The life of a rental, whatever its provider: renting, booting, stopping, ending, being taken away, and the bill for it.
+"""The life of a rental, whatever its provider: renting, booting, stopping, ending, being taken away, and its bill.
 
-The two API modules translate between this and their provider's words. Containers are handled in threads, one rental at a
-time; the event loop never waits for the engine except where the API's answer depends on it.
+The two API modules translate between this and their provider's words. Containers are handled in threads, one rental
+at a time; the event loop never waits for the engine except where the API's answer depends on it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TAKEN = ("already in use", "already allocated", "cannot assign")
 
 @dataclass(slots=True)
 class Boot:
-    """What a rental's container is given at its first start; kept in memory only, because it may hold a user's values."""
+    """What a rental's container is given at its first start."""
 
     gpu: Json
     environment: Mapping[str, str] = field(default_factory=dict)

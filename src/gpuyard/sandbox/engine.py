@@ -1,7 +1,7 @@
 """A thin, typed layer over the command line of Podman or Docker.
 
 The first of the two whose engine really answers is taken: a ``docker`` client without an engine behind it is common.
-Everything that the sandbox makes carries the label ``gpuyard.sandbox=<name>``, so that ``down`` removes exactly its own.
+Everything that the sandbox makes carries the label ``gpuyard.sandbox=<name>``, so that ``down`` removes just its own.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The two box images: what a rented machine looks like before any role has touched it.
 
-``localhost/gpuyard-box-vm``: minimal Debian with systemd and sshd, as a Vultr machine. ``localhost/gpuyard-box-ml``: the
-same without systemd as process 1 and with compilers, git and tmux, as Vast's machine-learning images.
+``localhost/gpuyard-box-vm``: minimal Debian with systemd and sshd, as a Vultr machine. ``localhost/gpuyard-box-ml``:
+the same without systemd as process 1 and with compilers, git and tmux, as Vast's machine-learning images.
 
-They are made with mmdebstrap from the package sources of this machine and cached twice: in the engine's storage, under a
-label with the recipe's hash, and as a tarball in :func:`gpuyard.paths.cache`. Where mmdebstrap is missing but the engine
-can pull images, a Containerfile on ``debian`` is used instead; that second way was written for machines with a container
-registry in reach and has not been tried on one.
+They are made with mmdebstrap from the package sources of this machine and cached twice: in the engine's storage, under
+a label with the recipe's hash, and as a tarball in :func:`gpuyard.paths.cache`. Where mmdebstrap is missing but the
+engine can pull images, a Containerfile on ``debian`` is used instead; that second way was written for machines with a
+container registry in reach and has not been tried on one.
 """
 
 from __future__ import annotations
@@ -35,15 +35,19 @@ ML_IMAGE = "localhost/gpuyard-box-ml"
 RECIPE_LABEL = "gpuyard.recipe"
 
 _BOX = Path(__file__).parent / "box"
-_COMMON_PACKAGES = ["openssh-server", "python3", "python3-apt", "sudo", "curl", "ca-certificates", "dbus", "iproute2", "procps", "less", "systemd", "systemd-sysv"]
-_ML_PACKAGES = ["build-essential", "git", "tmux", "python3-venv", "rsync"]
+_COMMON_PACKAGES = (
+    *("openssh-server", "python3", "python3-apt", "sudo", "curl", "ca-certificates", "dbus", "iproute2", "procps"),
+    *("less", "systemd", "systemd-sysv"),
+)
+_ML_PACKAGES = ("build-essential", "git", "tmux", "python3-venv", "rsync")
 # Documentation is left out, and dpkg does not wait for the disk after every file: a box lives for minutes.
 _DPKG_OPTIONS = ["force-unsafe-io", "path-exclude=/usr/share/man/*", "path-exclude=/usr/share/doc/*"]
 _FINISH = "rm -f /etc/ssh/ssh_host_* /etc/machine-id /var/lib/dbus/machine-id; touch /etc/machine-id"
 _VM_FINISH = (
-    "systemctl set-default multi-user.target && systemctl enable ssh.service gpuyard-user-data.service && systemctl mask "
-    "apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer console-getty.service getty@tty1.service "
-    "systemd-udevd.service systemd-logind.service systemd-networkd-wait-online.service dpkg-db-backup.timer"
+    "systemctl set-default multi-user.target && systemctl enable ssh.service gpuyard-user-data.service && "
+    "systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer "
+    "console-getty.service getty@tty1.service systemd-udevd.service systemd-logind.service systemd-networkd-wait-online.service "
+    "dpkg-db-backup.timer"
 )
 
 
@@ -86,9 +90,7 @@ class Recipe:
         return buffer.getvalue()
 
 
-VM = Recipe(
-    VM_IMAGE, ("common", "vm"), tuple(_COMMON_PACKAGES), f"{_FINISH}; {_VM_FINISH}", 'CMD ["/lib/systemd/systemd"]'
-)
+VM = Recipe(VM_IMAGE, ("common", "vm"), _COMMON_PACKAGES, f"{_FINISH}; {_VM_FINISH}", 'CMD ["/lib/systemd/systemd"]')
 ML = Recipe(
     ML_IMAGE,
     ("common", "ml"),
@@ -113,7 +115,7 @@ def present(engine: Engine) -> bool:
 
 
 def ensure(engine: Engine, progress: Progress) -> None:
-    """Make the images that are missing or out of date. The first time takes about a minute and needs package sources."""
+    """Make the images that are missing or out of date. The first time takes one or two minutes."""
     if present(engine):
         return
     folder = paths.cache() / "boxes"
@@ -206,6 +208,6 @@ def _build_from_registry(engine: Engine, recipe: Recipe, progress: Progress) -> 
             engine.build_image(folder, recipe.image)
         except EngineError as error:
             raise UsageError(
-                f"The box image cannot be built: {error} Install mmdebstrap with `apt-get install mmdebstrap` to build it "
-                "from package sources instead."
+                f"The box image cannot be built: {error} Install mmdebstrap with `apt-get install mmdebstrap` to build "
+                "it from package sources instead."
             ) from None

@@ -1,7 +1,7 @@
 """What the sandbox remembers, and how it is kept over a restart.
 
-One JSON file, replaced in one step after every change, holds all rentals with their bill lines, the accounts' SSH keys and
-the pending faults. Times are seconds since 1970, prices US dollars per hour.
+One JSON file, replaced in one step after every change, holds all rentals with their bill lines, the accounts' SSH keys
+and the pending faults. Times are seconds since 1970, prices US dollars per hour.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sandbox's process: both emulated APIs and the control API on one loopback port.
 
-Started by ``gpuyard sandbox up`` as ``python -m gpuyard.sandbox.server --state DIR``; ends on SIGTERM. The containers live on
-without it and are found again at the next start.
+Started by ``gpuyard sandbox up`` as ``python -m gpuyard.sandbox.server --state DIR``; ends on SIGTERM. The containers
+live on without it and are found again at the next start.
 """
 
 from __future__ import annotations

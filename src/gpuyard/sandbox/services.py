@@ -1,4 +1,4 @@
-"""The servers beside the clouds, each in a container of its own on the sandbox's network: the bucket, and package mirrors."""
+"""The servers beside the clouds, each in a container of its own on the sandbox's network: the bucket, a mirror."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Service:
 
 
 def bucket(settings: Settings) -> Service:
-    """Return the S3 server: SeaweedFS in one process. Its keys travel in the environment, its data is in the container."""
+    """Return the S3 server: SeaweedFS in one process, its keys in the environment, its data in the container."""
     return Service(
         name="bucket",
         command=[
@@ -81,7 +81,7 @@ def weed() -> Path:
 
 
 def rust_mirror_folder(progress: Progress) -> Path | None:
-    """Return the folder of the Rust mirror, built when needed; ``None`` where this gpuyard has none or it cannot be built."""
+    """Return the folder of the Rust mirror, built when needed; ``None`` where it cannot be had."""
     if importlib.util.find_spec(_RUST_MIRROR) is None:
         return None
     module = importlib.import_module(_RUST_MIRROR)

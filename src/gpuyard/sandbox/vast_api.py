@@ -1,4 +1,4 @@
-"""Vast.ai's HTTP API on the sandbox's rentals: the calls that gpuyard makes, and those of the published ``vastai`` client.
+"""Vast.ai's HTTP API on the sandbox's rentals: the calls that gpuyard and the published ``vastai`` client make.
 
 Facts, traps and error texts: provider-apis.md sections 1.2 to 1.10.
 """
@@ -29,6 +29,11 @@ _MAX_PORTS = 64
 _LABEL_MAX = 256
 _ENV_MAX_BYTES = 32_768
 _ONSTART_MAX_BYTES = 4096
+_COPIED = (
+    *("gpu_name", "num_gpus", "gpu_ram", "cpu_name", "cpu_cores", "cpu_cores_effective", "cpu_ram", "cuda_max_good"),
+    *("driver_version", "storage_cost", "min_bid", "inet_up", "inet_down", "inet_up_cost", "inet_down_cost", "dlperf"),
+    *("geolocation", "verification", "direct_port_count"),
+)  # an instance shows these as its offer did
 _COMPUTED = {"dph_total", "num_gpus"}  # the list cannot filter or sort by what it computes
 _PORT_FLAG = re.compile(r"-p\s+\d+:(\d+)(?:/tcp)?")
 _QUEUED = "Required resources are currently unavailable, state change queued."
@@ -394,8 +399,7 @@ class VastApi:
             "is_vm": False,
             "emulated": True,
         }
-        for name in ["gpu_name", "num_gpus", "gpu_ram", "cpu_name", "cpu_cores", "cpu_cores_effective", "cpu_ram", "cuda_max_good", "driver_version", "storage_cost", "min_bid", "inet_up", "inet_down", "inet_up_cost", "inet_down_cost", "geolocation", "verification", "dlperf", "direct_port_count"]:
-            row[name] = record[name]
+        row.update({name: record[name] for name in _COPIED})
         if running:
             row["ports"] = ports
         return row

@@ -1,4 +1,7 @@
-"""Vultr's HTTP API v2 on the sandbox's rentals: the calls that gpuyard makes. Facts: provider-apis.md sections 2.1 to 2.4."""
+"""Vultr's HTTP API v2 on the sandbox's rentals: the calls that gpuyard makes.
+
+Facts, traps and error texts: provider-apis.md sections 2.1 to 2.4.
+"""
 
 from __future__ import annotations
 
