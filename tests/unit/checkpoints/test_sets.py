@@ -269,7 +269,7 @@ def test_only_damaged_sets_are_an_error_and_leave_nothing(folder: LocalStore, tm
     publish(folder, RUN, make_root(tmp_path))
     folder.delete(f"{RUN}/checkpoints/000001/models/policy.npz")
     fresh = tmp_path / "fresh"
-    with pytest.raises(CheckpointError, match="No checkpoint of miniprover-0 in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint of miniprover-0 in .* is whole"):
         restore(lambda: folder, RUN, fresh)
     assert tree(fresh) == {}
 

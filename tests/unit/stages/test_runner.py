@@ -1,0 +1,420 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage_box import CANARY, RUN, Box, alive, wait_for
+
+from gpuyard.checkpoints import LocalStore, latest_manifest, list_runs, manifests
+
+
+def mark(name: str, **fields: Any) -> dict[str, Any]:
+    return {"name": name, "command": f"echo $ITERATION-{name} >> marks", **fields}
+
+
+def prover_stage(total: int, flush_every: int, seconds: float, **fields: Any) -> dict[str, Any]:
+    command = f"{sys.executable} prover.py {total} {flush_every} {seconds}"
+    return {
+        "name": "search",
+        "command": command,
+        "resume_command": f"{command} --resume-from results",
+        "resumable": True,
+        "grace_s": 10,
+        **fields,
+    }
+
+
+def searched(box: Box) -> list[int]:
+    file = box.repository / "searched"
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def results(box: Box) -> list[int]:
+    file = box.root / "trajectories/results"
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def test_all_stages_of_all_iterations_run_in_order(box: Box) -> None:
+    box.describe([mark("finetune"), mark("search")], iterations=2)
+    assert box.run() == 0
+    assert box.marks == ["0-finetune", "0-search", "1-finetune", "1-search"]
+    assert [event["event"] for event in box.events()][:3] == ["run-start", "stage-start", "stage-end"]
+    assert box.events()[-1]["outcome"] == "done"
+    status = box.status()
+    assert (status["state"], status["stage"], status["stages_done"], status["tmux"]) == ("finished", None, 4, False)
+    assert [row["outcome"] for row in status["stages"]] == ["done"] * 4
+
+
+def test_the_environment_of_a_stage(box: Box) -> None:
+    box.describe(
+        [
+            {
+                "name": "look",
+                "command": 'echo "$ITERATION|$STAGE|$RUN|$GPUYARD_RUN|$GPUYARD_PERSIST|$COLOUR|$PWD|${PATH%%:*}"; '
+                'test "$WANDB_API_KEY" = ' + CANARY + " && echo has the key",
+            }
+        ]
+    )
+    assert box.run() == 0
+    log = (box.root / ".gpuyard/logs/0-look.log").read_text()
+    assert f"0|look|{RUN}|{RUN}|{box.root}|red and blue|{box.repository}|/opt/own/bin\nhas the key\n" in log
+    # What the stage did not print itself, nobody did.
+    assert CANARY not in box.screen + (box.root / ".gpuyard/journal.jsonl").read_text()
+
+
+def test_output_goes_whole_to_the_log_and_to_the_screen(box: Box) -> None:
+    box.describe([{"name": "talk", "command": "seq 1 20000; echo to stderr >&2; printf 'no newline at the end'"}])
+    assert box.run() == 0
+    log = (box.root / ".gpuyard/logs/0-talk.log").read_text()
+    for text in (log, box.screen):
+        assert "\n19999\n20000\nto stderr\nno newline at the end" in text
+    assert box.status()["last_line"].endswith("exit code 0")
+
+
+def test_a_failure_ends_the_run_and_is_retried_as_often_as_asked(box: Box) -> None:
+    flaky = {"name": "flaky", "command": "echo x >> marks; test $(wc -l < marks) -ge 3", "retries": 2}
+    box.describe([flaky, {"name": "broken", "command": "exit 7", "retries": 1}, mark("never")])
+    assert box.run() == 1
+    assert box.marks == ["x"] * 3
+    assert box.outcomes() == [(0, "flaky", "failed")] * 2 + [(0, "flaky", "done")] + [(0, "broken", "failed")] * 2
+    assert box.events("stage-end")[-1]["exit_code"] == 7
+    status = box.status()
+    assert (status["state"], status["stage"]) == ("failed", "broken")
+    # A later run begins with what failed.
+    assert box.run() == 1
+    assert box.marks == ["x"] * 3 and len(box.outcomes()) == 7
+
+
+def test_a_failing_command_in_the_middle_or_in_a_pipe_is_a_failure(box: Box) -> None:
+    box.describe([{"name": "pipe", "command": "false | cat\necho went on >> marks"}])
+    assert box.run() == 1
+    assert box.marks == []
+
+
+def test_a_missing_repository_is_a_failed_stage(box: Box) -> None:
+    box.describe([mark("a")])
+    box.repository.rmdir()
+    assert box.run() == 1
+    assert box.events("stage-end")[0]["exit_code"] == 127
+    box.repository.mkdir()
+
+
+def test_from_only_and_iteration(box: Box) -> None:
+    box.describe([mark("a"), mark("b"), mark("c")], iterations=2)
+    assert box.run("--only", "b") == 0
+    assert box.marks == ["0-b"]
+    assert box.status()["state"] == "interrupted", "there is more to do, and nobody does it"
+    assert box.run("--from", "c", "--iteration", "0") == 0
+    # a was passed over, b is done; c and the second iteration ran.
+    assert box.marks == ["0-b", "0-c", "1-a", "1-b", "1-c"]
+    assert box.status()["state"] == "finished"
+    assert box.run("--from", "b") == 0
+    assert box.marks[5:] == ["1-b", "1-c"]
+    assert box.run("--only", "a", "--iteration", "0") == 0
+    assert box.marks[7:] == ["0-a"]
+    assert box.run() == 0
+    assert len(box.marks) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "nosuch"], "canyon has no stage 'nosuch'; its stages are a."),
+        (["--only", "nosuch"], "canyon has no stage 'nosuch'; its stages are a."),
+        (["--iteration", "5"], "iteration=5: canyon has the iterations 0 to 0."),
+    ],
+)
+def test_choices_that_do_not_exist(box: Box, arguments: list[str], message: str) -> None:
+    box.describe([mark("a")])
+    answer = box.call("run", *arguments)
+    assert (answer.returncode, answer.stderr.strip()) == (2, message)
+    assert box.marks == []
+
+
+def test_a_box_without_settings(box: Box) -> None:
+    box.describe([mark("a")])
+    (box.settings / "settings.json").unlink()
+    answer = box.call("status")
+    assert answer.returncode == 2 and "this box has not been told what to run" in answer.stderr
+
+
+def test_sigterm_lets_a_program_save_that_hears_sigint_only(box: Box, prover: Path) -> None:
+    box.describe([prover_stage(1000, 50, 0.05), mark("after")])
+    runner = box.start("run")
+    wait_for(lambda: len(searched(box)) >= 3, what="the search")
+    runner.terminate()
+    assert runner.wait(15) == 3
+    # Every theorem that was begun was finished and flushed.
+    assert results(box) == searched(box) and "flushed, leaving" in box.screen
+    assert box.outcomes() == [(0, "search", "interrupted")] and box.marks == []
+    assert (box.status()["state"], box.status()["stage"]) == ("interrupted", "search")
+
+
+@pytest.mark.parametrize(
+    "shape", ["{prover}; echo on >> marks", "{prover} | tee copy", "( {prover} ) && echo on >> marks"]
+)
+def test_the_shell_around_a_program_neither_kills_it_nor_goes_on(box: Box, prover: Path, shape: str) -> None:
+    command = shape.format(prover=f"{sys.executable} prover.py 1000 50 0.05")
+    box.describe([{"name": "search", "command": command, "grace_s": 10}])
+    runner = box.start("run")
+    wait_for(lambda: len(searched(box)) >= 3, what="the search")
+    began = time.monotonic()
+    runner.terminate()
+    assert runner.wait(15) == 3
+    assert time.monotonic() - began < 5
+    assert results(box) == searched(box)
+    assert box.marks == []
+
+
+HEARS = """
+import signal, sys, time
+def save(number, frame):
+    open("marks", "a").write(f"saved on {signal.Signals(number).name}\\n")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+open("ready", "w").close()
+time.sleep(60)
+"""
+
+
+def test_sigterm_reaches_a_program_that_hears_sigterm(box: Box) -> None:
+    (box.repository / "hears.py").write_text(HEARS)
+    box.describe([{"name": "train", "command": f"{sys.executable} hears.py", "grace_s": 10}])
+    runner = box.start("run")
+    wait_for((box.repository / "ready").exists)
+    runner.terminate()
+    assert runner.wait(15) == 3
+    assert box.marks == ["saved on SIGTERM"]
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM"])
+def test_a_script_with_a_trap_runs_its_trap(box: Box, name: str) -> None:
+    script = box.repository / "script.sh"
+    script.write_text(f"trap 'echo trapped >> marks; exit 0' {name}\ntouch ready\nwhile :; do sleep 0.2; done\n")
+    box.describe([{"name": "train", "command": "bash script.sh", "grace_s": 6}])
+    runner = box.start("run")
+    wait_for((box.repository / "ready").exists)
+    began = time.monotonic()
+    runner.terminate()
+    assert runner.wait(15) == 3
+    assert box.marks == ["trapped"] and time.monotonic() - began < 4
+
+
+STUBBORN = """
+import os, signal, time
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: open("marks", "a").write(signal.Signals(number).name + "\\n"))
+open("ready", "w").write(str(os.getpid()))
+while True:
+    time.sleep(60)
+"""
+
+
+def test_after_the_grace_time_comes_sigkill(box: Box) -> None:
+    (box.repository / "stubborn.py").write_text(STUBBORN)
+    box.describe([{"name": "train", "command": f"{sys.executable} stubborn.py & wait", "grace_s": 1.5}])
+    runner = box.start("run")
+    wait_for(lambda: (box.repository / "ready").exists() and (box.repository / "ready").read_text())
+    began = time.monotonic()
+    runner.terminate()
+    assert runner.wait(15) == 3
+    assert 1.4 < time.monotonic() - began < 5
+    assert box.marks == ["SIGTERM", "SIGINT"], "first what it listens to, at half-time the other one, each once"
+    assert not alive((box.repository / "ready").read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_other_signals_end_the_runner_as_well(box: Box, number: signal.Signals) -> None:
+    box.describe([{"name": "sleep", "command": "touch ready; sleep 60", "grace_s": 5}])
+    runner = box.start("run")
+    wait_for((box.repository / "ready").exists)
+    runner.send_signal(number)
+    assert runner.wait(10) == 3
+    assert box.outcomes() == [(0, "sleep", "interrupted")]
+
+
+def test_what_a_stage_leaves_in_the_background_ends_with_it(box: Box) -> None:
+    box.describe(
+        [{"name": "serve", "command": "(sleep 300 & echo $! > pid); setsid sleep 301 & echo up", "grace_s": 5}]
+    )
+    began = time.monotonic()
+    assert box.run() == 0
+    assert time.monotonic() - began < 5
+    assert not alive((box.repository / "pid").read_text().strip())
+
+
+def test_a_killed_runner_is_interrupted_and_its_stage_never_runs_twice(box: Box, prover: Path) -> None:
+    box.describe([mark("finetune"), prover_stage(40, 5, 0.05), mark("evaluate")])
+    runner = box.start("run")
+    wait_for(lambda: len(searched(box)) >= 12, what="the search")
+    assert box.status()["state"] == "running"
+    runner.kill()
+    runner.wait()
+    status = box.status()
+    assert (status["state"], status["stage"]) == ("interrupted", "search")
+    assert box.run() == 0
+    # The orphaned search was ended (in good order) before the new one began, so that no theorem was searched twice.
+    assert sorted(searched(box)) == sorted(results(box)) == list(range(40))
+    assert box.marks == ["0-finetune", "0-evaluate"]
+    assert [event["attempt"] for event in box.events("stage-start") if event["stage"] == "search"] == [1, 2]
+    assert len(box.events("resume")) == 1
+    assert box.status()["state"] == "finished"
+
+
+def test_a_stage_that_cannot_be_resumed_runs_again(box: Box) -> None:
+    command = "echo began >> marks; test -e again || { touch again; sleep 60; }"
+    box.describe([{"name": "export", "command": command, "resume_command": "echo wrong >> marks", "grace_s": 5}])
+    runner = box.start("run")
+    wait_for((box.repository / "again").exists)
+    runner.terminate()
+    runner.wait(10)
+    assert box.run() == 0
+    assert box.marks == ["began", "began"]
+
+
+def test_a_resumable_stage_without_resume_command_runs_its_command(box: Box) -> None:
+    box.describe([{"name": "ebm", "command": "echo $STAGE >> marks; test $(wc -l < marks) -eq 2", "resumable": True}])
+    assert box.run() == 1
+    assert box.run() == 0
+    assert box.marks == ["ebm", "ebm"] and len(box.events("resume")) == 1
+
+
+def test_a_journal_that_was_cut_off_in_a_line_goes_on(box: Box) -> None:
+    box.describe([mark("a"), mark("b")])
+    assert box.run("--only", "a") == 0
+    journal = box.root / ".gpuyard/journal.jsonl"
+    journal.write_bytes(journal.read_bytes() + b'{"time": "2026-03-01T00:00:00Z", "event": "stage-sta')
+    assert box.status()["stages_done"] == 1
+    assert box.run() == 0
+    assert box.marks == ["0-a", "0-b"]
+    assert b'stage-sta\n{"time"' in journal.read_bytes()
+
+
+def test_there_is_one_runner_at_a_time(box: Box) -> None:
+    box.describe([{"name": "sleep", "command": "touch ready; sleep 60", "grace_s": 5}])
+    runner = box.start("run")
+    wait_for((box.repository / "ready").exists)
+    second = box.call("run")
+    assert second.returncode == 2 and f"{RUN} is running already (process {runner.pid})" in second.stderr
+    assert len(box.events("run-start")) == 1
+
+
+# --- with a bucket ---
+
+
+def bucket_of(box: Box) -> LocalStore:
+    return LocalStore(box.base / "bucket")
+
+
+def test_checkpoints_are_published_after_each_stage_and_at_the_end(box: Box) -> None:
+    stages = [
+        {"name": "train", "command": "mkdir -p $GPUYARD_PERSIST/models; echo w > $GPUYARD_PERSIST/models/w"},
+        {"name": "wait", "command": "sleep 1.5"},
+    ]
+    box.describe(stages, bucket=(box.base / "bucket").as_uri())
+    assert box.run() == 0
+    sets = list(manifests(bucket_of(box), RUN))
+    assert len(sets) >= 2
+    assert sets[0].progress == {
+        "iteration": None,
+        "stage": None,
+        "done": [[0, "train"], [0, "wait"]],
+        "finished": True,
+        "outcome": "done",
+    }
+    assert [0, "train"] in sets[-1].progress["done"] and not sets[-1].progress["finished"]
+    assert {"models/w", ".gpuyard/journal.jsonl", ".gpuyard/logs/0-train.log"} <= {e.path for e in sets[0].files}
+    (record,) = list_runs(bucket_of(box))
+    assert (record.workload, record.outcome) == ("canyon", "done") and record.finished
+    assert box.status()["last_published"]["sequence"] == sets[0].sequence
+
+
+def test_checkpoints_are_published_every_few_seconds(box: Box) -> None:
+    box.describe(
+        [{"name": "train", "command": "for i in $(seq 100); do echo $i > $GPUYARD_PERSIST/step; sleep 0.05; done"}],
+        bucket=(box.base / "bucket").as_uri(),
+        checkpoints={"every_s": 0.4, "keep_last": 0},
+    )
+    assert box.run() == 0
+    steps = [manifest for manifest in manifests(bucket_of(box), RUN) if manifest.progress["stage"] == "train"]
+    assert len(steps) >= 4
+
+
+def test_a_program_can_ask_for_a_checkpoint_and_has_it_when_the_call_returns(box: Box) -> None:
+    command = "echo 1 > $GPUYARD_PERSIST/step; eval $GPUYARD_CHECKPOINT_COMMAND; ls -R ../bucket"
+    box.describe([{"name": "train", "command": command}], bucket=(box.base / "bucket").as_uri())
+    assert box.run() == 0
+    log = (box.root / ".gpuyard/logs/0-train.log").read_text()
+    assert f"../bucket/{RUN}/checkpoints/000001:\nmanifest.json\nstep\n" in log
+
+
+@pytest.mark.parametrize("bucket", ["file:///proc/nowhere", "s3://yard", "gs://yard", ""])
+def test_a_dead_bucket_does_not_touch_the_stages(box: Box, bucket: str) -> None:
+    command = "eval $GPUYARD_CHECKPOINT_COMMAND && echo went on >> marks"
+    box.describe([{"name": "train", "command": command}, mark("search")], bucket=bucket)
+    settings = json.loads((box.settings / "settings.json").read_text())
+    # Port 9 (discard) has no listener.
+    (box.settings / "settings.json").write_text(json.dumps({**settings, "bucket_endpoint": "http://127.0.0.1:9"}))
+    with (box.settings / "secrets.env").open("a") as secrets:
+        secrets.write("AWS_ACCESS_KEY_ID=canary-key-3377aabb\nAWS_SECRET_ACCESS_KEY=canary-secret-66ccdd00\n")
+    began = time.monotonic()
+    assert box.run() == 0
+    assert time.monotonic() - began < 45
+    assert box.marks == ["went on", "0-search"]
+    assert ("Warning: no checkpoint was published" in box.screen) == bool(bucket)
+    assert "canary-" not in box.screen
+
+
+def test_preemption_without_notice_and_a_new_box(box: Box, prover: Path, tmp_path: Path) -> None:
+    """The promise: the last published set, a box that knows nothing, and the search goes on where it was."""
+    stages = [mark("finetune"), prover_stage(60, 5, 0.03), mark("evaluate")]
+    options: dict[str, Any] = {
+        "bucket": (tmp_path / "bucket").as_uri(),
+        "checkpoints": {"every_s": 0.3, "keep_last": 2},
+    }
+    box.describe(stages, **options)
+    runner = box.start("run")
+
+    def published_results() -> bool:
+        manifest = latest_manifest(LocalStore(tmp_path / "bucket"), RUN)
+        return manifest is not None and any(entry.path == "trajectories/results" for entry in manifest.files)
+
+    wait_for(published_results, what="published results")
+    leader = [int(e.name) for e in Path("/proc").iterdir() if e.name.isdigit() and is_prover(e)]
+    runner.kill()
+    for pid in leader:
+        os.kill(pid, signal.SIGKILL)
+    runner.wait()
+    manifest = latest_manifest(LocalStore(tmp_path / "bucket"), RUN)
+    assert manifest is not None and manifest.progress["stage"] == "search"
+
+    before = searched(box)
+    other = Box(tmp_path, tmp_path / "other/persistent", tmp_path / "other/run", tmp_path / "other/src")
+    other.repository.mkdir(parents=True)
+    (other.repository / "prover.py").write_text(prover.read_text())
+    other.describe(stages, **options)
+    restored = json.loads(other.call("restore", module="gpuyard.checkpoints").stdout)
+    assert restored["changed"] and restored["restored"]["source"] == "cloud"
+    saved = results(other)
+    assert saved and set(saved) <= set(before)
+    again = other.call("restore", module="gpuyard.checkpoints")
+    assert json.loads(again.stdout)["restored"]["source"] == "local"
+    assert other.run() == 0
+    assert sorted(results(other)) == list(range(60))
+    assert set(searched(other)).isdisjoint(saved), "nothing that was saved is searched again"
+    assert other.marks == ["0-evaluate"]
+    listed = [json.loads(line) for line in other.call("list", module="gpuyard.checkpoints").stdout.splitlines()]
+    assert len(listed) == 2 and listed[0]["progress"]["finished"]
+
+
+def is_prover(process: Path) -> bool:
+    try:
+        return b"prover.py" in (process / "cmdline").read_bytes()
+    except OSError:
+        return False
