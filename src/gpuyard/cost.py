@@ -93,7 +93,8 @@ class Estimate:
         rounds = f"{self.iterations} iteration{'' if self.iterations == 1 else 's'}"
         return (
             f"{self.workload} is expected to take {least}{_hours(hours.expected)} h and to cost {least}"
-            f"${_dollars(dollars.expected)} for {rounds}, at worst {_hours(hours.worst)} h and ${_dollars(dollars.worst)}."
+            f"${_dollars(dollars.expected)} for {rounds}, "
+            f"at worst {_hours(hours.worst)} h and ${_dollars(dollars.worst)}."
         )
 
 

@@ -414,9 +414,9 @@ def _distinct[Named: (Stage, Window)](items: list[Named], what: str) -> list[Nam
 def load_workload(name_or_path: str, *, root: Path | None = None) -> Workload:
     """Return the workload of that name or file, checked.
 
-    A path is what holds a slash or ends in ``.yml``; a name is looked for in ``workloads/`` below ``root`` (when given),
-    the working directory, gpuyard's home and the collection, in this order. Raises :class:`UsageError` that lists what
-    is known, or every mistake of the file with its line and key.
+    A path is what holds a slash or ends in ``.yml``; a name is looked for in ``workloads/`` below ``root`` (when
+    given), the working directory, gpuyard's home and the collection, in this order. Raises :class:`UsageError` that
+    lists what is known, or every mistake of the file with its line and key.
     """
     path = _find(name_or_path, root)
     try:
