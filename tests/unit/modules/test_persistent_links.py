@@ -1,0 +1,140 @@
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The data folders end up on the volume, and no file is ever lost on the way."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, Any]:
+    """Return the options for an empty volume and an empty repository."""
+    (tmp_path / "repo").mkdir()
+    return {
+        "root": str(tmp_path / "volume"),
+        "repository": str(tmp_path / "repo"),
+        "directories": ["models", "data/out"],
+    }
+
+
+def write(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+def test_creates_and_links_and_is_idempotent(run_module: Any, places: dict[str, Any], tmp_path: Path) -> None:
+    first = run_module("persistent_links", **places)
+    assert first["changed"]
+    assert (tmp_path / "repo/models").readlink() == tmp_path / "volume/models"
+    assert (tmp_path / "repo/data/out").readlink() == tmp_path / "volume/data/out"
+    write(tmp_path / "repo/models/policy.bin", "weights")
+    assert (tmp_path / "volume/models/policy.bin").read_text() == "weights"
+    second = run_module("persistent_links", **places)
+    assert not second["changed"] and second["actions"] == []
+    assert second["diff"]["before"] == second["diff"]["after"]
+
+
+def test_check_mode_predicts_and_touches_nothing(run_module: Any, places: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path / "repo/models/a", "1")
+    predicted = run_module("persistent_links", check=True, **places)
+    assert predicted["changed"] and not (tmp_path / "volume").exists()
+    assert (tmp_path / "repo/models").is_dir() and not (tmp_path / "repo/models").is_symlink()
+    done = run_module("persistent_links", **places)
+    assert done["actions"] == predicted["actions"] and done["diff"] == predicted["diff"]
+
+
+def test_a_real_folder_is_merged_without_overwriting(run_module: Any, places: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path / "volume/models/policy.bin", "newer, from the volume")
+    write(tmp_path / "volume/models/same.txt", "same")
+    write(tmp_path / "volume/models/sub/one", "1")
+    write(tmp_path / "repo/models/policy.bin", "older, from the repository")
+    write(tmp_path / "repo/models/same.txt", "same")
+    write(tmp_path / "repo/models/sub/two", "2")
+    write(tmp_path / "repo/models/only-here", "3")
+    result = run_module("persistent_links", **places)
+    volume = tmp_path / "volume/models"
+    found = {path.relative_to(volume).as_posix(): path.read_text() for path in volume.rglob("*") if path.is_file()}
+    assert found == {
+        "policy.bin": "newer, from the volume",
+        "policy.bin.from-repository": "older, from the repository",
+        "same.txt": "same",
+        "sub/one": "1",
+        "sub/two": "2",
+        "only-here": "3",
+    }
+    assert result["conflicts"] == [str(volume / "policy.bin.from-repository")]
+    assert (tmp_path / "repo/models").is_symlink()
+
+
+def test_a_second_conflict_gets_a_name_of_its_own(run_module: Any, places: dict[str, Any], tmp_path: Path) -> None:
+    for content in ("one", "two", "three"):
+        if (tmp_path / "repo/models").is_symlink():
+            (tmp_path / "repo/models").unlink()
+        write(tmp_path / "repo/models/f", content)
+        run_module("persistent_links", **places)
+    kept = {path.name: path.read_text() for path in (tmp_path / "volume/models").iterdir()}
+    assert kept == {"f": "one", "f.from-repository": "two", "f.from-repository-2": "three"}
+
+
+def test_across_file_systems_nothing_is_lost(
+    run_module: Any, places: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "repo/models/deep/file", "content")
+    write(tmp_path / "repo/models/top", "content")
+    (tmp_path / "repo/models/link").symlink_to("top")
+    rename = Path.rename
+
+    def across(self: Path, target: Path) -> Path:
+        if "repo" in self.parts and "volume" in Path(target).parts:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", across)
+    run_module("persistent_links", **places)
+    volume = tmp_path / "volume/models"
+    assert (volume / "deep/file").read_text() == (volume / "top").read_text() == "content"
+    assert str((volume / "link").readlink()) == "top"
+    assert sorted(path.name for path in volume.iterdir()) == ["deep", "link", "top"]
+
+
+def test_a_link_to_elsewhere_is_turned(run_module: Any, places: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path / "other/kept", "still here")
+    (tmp_path / "repo/models").symlink_to(tmp_path / "other")
+    assert run_module("persistent_links", **places)["changed"]
+    assert (tmp_path / "repo/models").readlink() == tmp_path / "volume/models"
+    assert (tmp_path / "other/kept").read_text() == "still here"
+
+
+@pytest.mark.parametrize(
+    ("directories", "words"),
+    [
+        (["../models"], "must be a path inside the repository"),
+        (["/models"], "must be a path inside the repository"),
+        (["."], "must be a path inside the repository"),
+        (["data", "data/out"], "'data/out' lies inside 'data'"),
+    ],
+)
+def test_impossible_folders_are_refused(
+    run_module: Any, places: dict[str, Any], directories: list[str], words: str
+) -> None:
+    result = run_module("persistent_links", **{**places, "directories": directories})
+    assert result["failed"] and words in result["msg"]
+
+
+def test_a_file_in_the_way_is_named(run_module: Any, places: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path / "repo/models", "a file")
+    result = run_module("persistent_links", **places)
+    assert result["failed"] and f"{tmp_path}/repo/models is a file" in result["msg"]
+    assert (tmp_path / "repo/models").read_text() == "a file"
+
+
+def test_a_missing_repository_is_named(run_module: Any, places: dict[str, Any]) -> None:
+    result = run_module("persistent_links", **{**places, "repository": "/nowhere/at/all"})
+    assert result["failed"] and "/nowhere/at/all does not exist" in result["msg"]

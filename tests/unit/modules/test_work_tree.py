@@ -1,0 +1,241 @@
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A repository reaches the machine once, whole, and is built once for each state of it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpuyard import tree
+
+
+class Sender:
+    """Does what the action plugin does, without a connection: describe, ask, pack, unpack."""
+
+    def __init__(self, run_module: Any, tmp_path: Path) -> None:
+        self.run_module = run_module
+        self.action = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.action.work_tree")
+        self.source = tmp_path / "source"
+        self.dest = tmp_path / "box" / "code"
+        self.archive = tmp_path / "archive.tar.gz"
+        self.sent = 0
+
+    def __call__(self, *, check: bool = False, **options: Any) -> dict[str, Any]:
+        found = tree.describe(self.source)
+        options = {
+            "src": str(self.source),
+            "dest": str(self.dest),
+            "tree": {"digest": found.digest, "files": found.files},
+            **options,
+        }
+        result: dict[str, Any] = self.run_module("work_tree", check=check, **options)
+        if result.pop("needs_archive", False):
+            self.sent += 1
+            self.action.pack(self.source, list(found.files), self.archive)
+            result = self.run_module("work_tree", check=check, archive=str(self.archive), **options)
+        return result
+
+    def write(self, name: str, content: str) -> Path:
+        path = self.source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        return path
+
+    def found(self) -> dict[str, str]:
+        return {
+            path.relative_to(self.dest).as_posix(): path.read_text() for path in self.dest.rglob("*") if path.is_file()
+        }
+
+
+@pytest.fixture
+def send(run_module: Any, tmp_path: Path) -> Sender:
+    sender = Sender(run_module, tmp_path)
+    sender.write("src/main.rs", "fn main() {}")
+    sender.write("run.sh", "echo hello").chmod(0o755)
+    (sender.source / "link").symlink_to("run.sh")
+    return sender
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "protocol.file.allow=always"]
+    return subprocess.run(
+        ["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_first_time_sends_everything_and_second_time_nothing(send: Sender) -> None:
+    first = send()
+    assert first["changed"] and first["actions"] == ["write 3 files"] and send.sent == 1
+    assert send.found() == {"src/main.rs": "fn main() {}", "run.sh": "echo hello", "link": "echo hello"}
+    assert (send.dest / "link").is_symlink() and os.access(send.dest / "run.sh", os.X_OK)
+    second = send()
+    assert not second["changed"] and second["actions"] == [] and send.sent == 1
+
+
+def test_only_what_changed_is_written_and_what_is_gone_is_removed(send: Sender) -> None:
+    send.write("old/deep/file", "x")
+    send()
+    untouched = (send.dest / "run.sh").stat().st_mtime_ns
+    send.write("src/main.rs", "fn main() { changed }")
+    (send.source / "old/deep/file").unlink()
+    result = send()
+    assert result["actions"] == ["write 1 file", "remove 1 file"]
+    assert result["diff"]["after"]["write"] == ["src/main.rs"]
+    assert not (send.dest / "old").exists()
+    assert (send.dest / "run.sh").stat().st_mtime_ns == untouched
+
+
+def test_what_the_source_never_had_stays(send: Sender, tmp_path: Path) -> None:
+    send.write("models/README", "from the source")
+    send()
+    (send.dest / "target").mkdir()
+    (send.dest / "target/program").write_text("built")
+    volume = tmp_path / "volume"
+    (send.dest / "models").rename(volume)
+    (send.dest / "models").symlink_to(volume)
+    (volume / "policy.bin").write_text("trained")
+    (volume / "README").write_text("edited on the volume")
+    assert not send()["changed"]
+    send.write("models/README", "changed in the source")
+    (send.source / "run.sh").unlink()
+    (send.source / "link").unlink()
+    send()
+    assert (send.dest / "target/program").read_text() == "built"
+    assert (send.dest / "models").is_symlink()
+    assert {path.name: path.read_text() for path in volume.iterdir()} == {
+        "policy.bin": "trained",
+        "README": "edited on the volume",
+    }
+
+
+def test_a_file_edited_on_the_machine_is_put_right(send: Sender) -> None:
+    send()
+    (send.dest / "src/main.rs").write_text("meddled with")
+    assert send()["actions"] == ["write 1 file"]
+    assert (send.dest / "src/main.rs").read_text() == "fn main() {}"
+
+
+def test_git_decides_what_belongs_to_the_tree(send: Sender) -> None:
+    git(send.source.parent, "init", "-q", str(send.source))
+    send.write(".gitignore", "target/\n*.log\n")
+    send.write("target/program", "built here")
+    send.write("noise.log", "noise")
+    git(send.source, "add", "src", ".gitignore")
+    send.write("removed.txt", "")
+    git(send.source, "add", "removed.txt")
+    (send.source / "removed.txt").unlink()
+    assert sorted(tree.names(send.source)) == [".gitignore", "link", "run.sh", "src/main.rs"]
+
+
+def test_without_git_caches_are_left_out(send: Sender) -> None:
+    send.write("target/program", "built here")
+    send.write("__pycache__/x.pyc", "")
+    assert tree.names(send.source) == ["link", "run.sh", "src/main.rs"]
+
+
+def test_the_archive_depends_on_the_content_only(send: Sender, tmp_path: Path) -> None:
+    names = tree.names(send.source)
+    packed = []
+    for number in range(2):
+        for name in names:
+            os.utime(send.source / name, (number, number), follow_symlinks=False)
+        send.action.pack(send.source, names, tmp_path / f"{number}.tar.gz")
+        packed.append((tmp_path / f"{number}.tar.gz").read_bytes())
+    assert packed[0] == packed[1]
+    assert tree.describe(send.source) == tree.describe(send.source)
+
+
+def test_build_runs_once_for_each_state(send: Sender) -> None:
+    build = ["echo run >> built", 'echo "$GREETING $(command -v tool)" > greeting']
+    tools = send.dest.parent / "tools"
+    tools.mkdir(parents=True)
+    (tools / "tool").write_text("#!/bin/sh\n")
+    (tools / "tool").chmod(0o755)
+    options = {"build": build, "environment": {"GREETING": "hello"}, "path": [str(tools)]}
+    assert send(**options)["actions"] == ["write 3 files", "run 2 build commands"]
+    assert (send.dest / "greeting").read_text() == f"hello {tools}/tool\n"
+    assert not send(**options)["changed"]
+    send.write("src/main.rs", "changed")
+    assert send(**options)["changed"]
+    assert send(**{**options, "environment": {"GREETING": "hi"}})["actions"] == ["run 2 build commands"]
+    assert send(**{**options, "environment": {"GREETING": "hi"}, "rebuild": True})["changed"]
+    assert (send.dest / "built").read_text().count("run") == 4
+
+
+def test_a_failing_build_shows_the_end_of_its_log_and_is_tried_again(send: Sender) -> None:
+    build = ["for i in $(seq 40); do echo line $i; done; test -e allowed"]
+    failed = send(build=build)
+    assert failed["failed"] and "failed with exit code 1" in failed["msg"]
+    assert "line 40" in failed["msg"] and "line 20\n" not in failed["msg"]
+    assert "line 1\n" in Path(failed["log"]).read_text()
+    (send.dest / "allowed").touch()
+    assert send(build=build)["actions"] == ["run 1 build command"]
+
+
+def test_check_mode_predicts_and_touches_nothing(send: Sender) -> None:
+    predicted = send(check=True, build=["true"])
+    assert predicted["actions"] == ["write 3 files", "run 1 build command"] and not send.dest.parent.exists()
+    assert send(build=["true"])["actions"] == predicted["actions"]
+    assert not send(check=True, build=["true"])["changed"]
+
+
+def test_a_path_that_leaves_the_folder_is_refused(run_module: Any, tmp_path: Path) -> None:
+    escaping = {"digest": "0", "files": {"../escape": "0"}}
+    result = run_module("work_tree", src="x", dest=str(tmp_path / "d"), tree=escaping)
+    assert result["failed"] and "'../escape' would lie outside" in result["msg"]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Return a git repository with a submodule and two commits."""
+    part = tmp_path / "part"
+    whole = tmp_path / "whole"
+    for folder in (part, whole):
+        git(tmp_path, "init", "-q", str(folder))
+        git(folder, "config", "uploadpack.allowAnySHA1InWant", "true")
+        (folder / "file").write_text(folder.name)
+        git(folder, "add", ".")
+        git(folder, "commit", "-q", "-m", "first")
+    git(whole, "submodule", "add", "-q", f"file://{part}", "sub")
+    git(whole, "commit", "-q", "-m", "second")
+    return whole
+
+
+def test_a_git_commit_with_submodules(
+    run_module: Any, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # git takes submodules from the local file system only when it is told that this is meant.
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "protocol.file.allow")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "always")
+    dest = tmp_path / "box" / "code"
+    second = git(repository, "rev-parse", "HEAD")
+    first = git(repository, "rev-parse", "HEAD~1")
+    options: dict[str, Any] = {"url": f"file://{repository}", "dest": str(dest), "submodules": True}
+    assert run_module("work_tree", check=True, commit=second, **options)["changed"] and not dest.exists()
+    result = run_module("work_tree", commit=second, **options)
+    assert result["actions"] == [f"check out {second[:12]}"] and result["digest"] == second
+    assert (dest / "file").read_text() == "whole" and (dest / "sub/file").read_text() == "part"
+    assert not run_module("work_tree", commit=second, **options)["changed"]
+    (dest / "file").write_text("meddled with")
+    (dest / "output").write_text("a result")
+    assert run_module("work_tree", commit=second, **options)["changed"]
+    assert (dest / "file").read_text() == "whole" and (dest / "output").read_text() == "a result"
+    assert run_module("work_tree", commit=first, **{**options, "submodules": False})["changed"]
+    assert git(dest, "rev-parse", "HEAD") == first
+
+
+def test_git_failures_are_one_clear_text(run_module: Any, repository: Path, tmp_path: Path) -> None:
+    options = {"url": f"file://{repository}", "dest": str(tmp_path / "code")}
+    short = run_module("work_tree", commit="main", **options)
+    assert short["failed"] and "commit='main' must be a full commit" in short["msg"]
+    unknown = run_module("work_tree", commit="0" * 40, **options)
+    assert unknown["failed"] and unknown["msg"].startswith(f"Fetching file://{repository} at 000000000000 failed")
