@@ -51,10 +51,10 @@ options:
         real ones.
       - In order of precedence it is said by the extra variable C(sandbox), by this option, by E(GPUYARD_SANDBOX), and
         by C(sandbox) in the C(group_vars/all.yml) next to the inventory.
-      - Where nobody says anything, the real cloud is asked when there is a key for it. When there is none, and a
-        sandbox runs in the default state folder, the machines of the sandbox are listed, with
-        RV(ignore:gpuyard_emulated) set. So C(ansible-inventory --graph) shows what C(ansible-playbook launch.yml -e
-        sandbox=true) has rented.
+      - Where nobody says anything, the real cloud is asked when there is a key for it. When there is no key of any
+        cloud, and a sandbox runs in the default state folder, the machines of the sandbox are listed, with
+        C(gpuyard_emulated) set. So C(ansible-inventory --graph) shows what
+        C(ansible-playbook launch.yml -e sandbox=true) has rented.
       - A sandbox that does not run has no hosts; the inventory never starts it.
     type: bool
     env:

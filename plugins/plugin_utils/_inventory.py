@@ -18,7 +18,7 @@ from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructa
 try:
     from gpuyard import config, paths, rent
     from gpuyard.config import SshKey
-    from gpuyard.errors import GpuyardError
+    from gpuyard.errors import GpuyardError, UsageError
     from gpuyard.providers.base import Instance
 except ImportError as error:
     GPUYARD_IMPORT_ERROR: ImportError | None = error
@@ -64,10 +64,10 @@ def finished_host(instance: Instance, private_key: Path) -> Host:
         ("run", instance.ref.run),
         ("workload", instance.ref.workload),
         ("gpu", instance.gpu_name.lower()),
-        ("region", instance.region.lower()),
+        ("region", instance.region.lower().split(",")[-1].strip()),  # "Sweden, SE" at Vast, "ewr" at Vultr
         ("state", str(instance.state)),
     ]
-    groups = [to_safe_group_name(f"{prefix}_{value}", force=True, silent=True) for prefix, value in named if value]
+    groups = [to_safe_group_name(f"{prefix}_{value}") for prefix, value in named if value]
     variables = {f"gpuyard_{name}": value for name, value in facts.items()} | rent.ansible_vars(
         instance, SshKey(private_key, "")
     )
@@ -132,33 +132,36 @@ class CloudInventory(BaseInventoryPlugin, Constructable, Cacheable):
         self._add_host_to_keyed_groups(self.get_option("keyed_groups"), facts, name, strict=strict)
 
     def _hosts(self, path: str, cache: bool) -> list[Host]:
-        """Return the finished hosts, from the cache when it is on and has them, else from the cloud."""
-        sandbox, state = self._sandbox(path)
-        use_cache = self.get_option("cache")
-        # The same file may stand for the real cloud now and for one of several sandboxes later.
-        key = self.get_cache_key(f"{path}|{sandbox}|{state}") if use_cache else ""
-        if use_cache and cache:
-            try:
-                return self._cache[key]
-            except KeyError:
-                pass  # nothing kept yet, or it has become too old
+        """Return the finished hosts, from the cache when it is on and has them, else from the cloud.
+
+        What goes wrong is a warning, so that one cloud that is down does not hide the machines of another.
+        """
         try:
-            instances = self._instances(sandbox, state)
+            sandbox, state = self._sandbox(path)
+            # The same file may stand for the real cloud now and for one of several sandboxes later.
+            key = self.get_cache_key(f"{path}|{sandbox}|{state}")
+            if cache and self.get_option("cache") and (kept := self._cache.get(key)) is not None:
+                return kept
+            hosts = self._asked(sandbox, state, path)
         except GpuyardError as error:
             self.display.warning(f"{self.NAME}: {error}")
             return []
-        private_key = self._said("ssh_key", path)
-        key = Path(private_key).expanduser() if private_key else paths.home() / "keys" / "id_ed25519"
-        hosts = [finished_host(instance, key) for instance in instances if instance.ref is not None]
-        if use_cache:
+        if self.get_option("cache"):
             self._cache[key] = hosts
         return hosts
+
+    def _asked(self, sandbox: bool | None, state: Path, path: str) -> list[Host]:
+        """Return the finished hosts as the cloud has them now."""
+        said = self._said("ssh_key", path)
+        key = Path(said).expanduser() if said else paths.home() / "keys" / "id_ed25519"
+        ours = [instance for instance in self._instances(sandbox, state) if instance.ref is not None]
+        return [finished_host(instance, key) for instance in ours]
 
     def _instances(self, sandbox: bool | None, state: Path) -> list[Instance]:
         """Return the account's machines; an empty list when there is neither a key nor a running sandbox."""
         clouds = [] if sandbox else config.connect(self.provider, sandbox=False, require=False)
-        # Said or not: without a key for the real cloud, what runs in the sandbox is what there is.
-        if not clouds and sandbox is not False:
+        # Nobody said, and there is no account at all: then what runs in the sandbox is what there is.
+        if sandbox or (sandbox is None and not config.connect(sandbox=False, require=False)):
             clouds = config.connect(self.provider, sandbox=True, sandbox_state=state, require=False)
         return [instance for cloud in clouds for instance in cloud.instances()]
 
@@ -169,7 +172,7 @@ class CloudInventory(BaseInventoryPlugin, Constructable, Cacheable):
         try:
             sandbox = None if said is None else boolean(said)
         except TypeError as error:
-            raise AnsibleParserError(f"sandbox={said!r} is neither true nor false.") from error
+            raise UsageError(f"sandbox={said!r} is neither true nor false.") from error
         return sandbox, Path(state).expanduser() if state else paths.sandbox_state()
 
     def _said(self, name: str, path: str) -> Any:
@@ -191,5 +194,6 @@ class CloudInventory(BaseInventoryPlugin, Constructable, Cacheable):
         super().update_cache_if_changed()
         folder = self.get_option("cache_connection")
         if folder and Path(folder).is_dir():
-            for file in Path(folder).glob(f"{self.get_option('cache_prefix') or ''}{self.ansible_name}_*"):
+            # Ansible puts prefixes of its own in front of the key that get_cache_key made.
+            for file in Path(folder).glob(f"*{self.ansible_name}_*"):
                 file.chmod(0o600)

@@ -2,17 +2,148 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Lets Ansible's own loader find the collection in this checkout, as a user's ansible would."""
+"""Lets Ansible's own loader find the collection in this checkout, and keeps the tests away from real accounts."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 from ansible.plugins.loader import init_plugin_loader
+
+from gpuyard import config
+from gpuyard.errors import ProviderError
+from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Provider, Query, State
+from gpuyard.run import RunRef
 
 ROOT = Path(__file__).resolve().parents[3]
 
 # Only one finder can be installed in a process, and under ansible-test there is one already.
 if not any(type(finder).__name__ == "_AnsibleCollectionFinder" for finder in sys.meta_path):
     init_plugin_loader([str(ROOT / "collections")])
+
+
+class Cloud(Provider):
+    """A cloud in memory: it lists what it was given, counts how often it is asked, and rents what is offered."""
+
+    capabilities = frozenset()
+    console_url = "https://cloud.invalid"
+
+    def __init__(self, name: str, instances: list[Instance] | None = None) -> None:
+        self.name = name  # type: ignore[misc]  # a class variable of the real ones
+        self.title = name.title()  # type: ignore[misc]
+        self.held = {instance.id: instance for instance in instances or []}
+        self.market: list[Offer] = []
+        self.asked = 0
+        self.error: ProviderError | None = None
+        self.refusals: dict[str, ProviderError] = {}
+        self.rented: list[str] = []
+
+    def offers(self, query: Query) -> list[Offer]:
+        return self.market
+
+    def create(self, offer: Offer, spec: CreateSpec, *, progress: Any = None) -> Instance:
+        if offer.id in self.refusals:
+            raise self.refusals[offer.id]
+        self.rented.append(offer.id)
+        made = instance(self.name, f"9{offer.id}", ref=spec.ref, price_per_hour_usd=offer.price_per_hour_usd)
+        self.held[made.id] = made
+        return made
+
+    def plan_create(self, offer: Offer, spec: CreateSpec) -> list[PlannedCall]:
+        return [PlannedCall("PUT", f"https://cloud.invalid/asks/{offer.id}", {"label": spec.ref.label})]
+
+    def instances(self) -> list[Instance]:
+        self.asked += 1
+        if self.error:
+            raise self.error
+        return list(self.held.values())
+
+    def instance(self, instance_id: str) -> Instance | None:
+        return self.held.get(instance_id)
+
+    def destroy(self, instance_id: str, *, progress: Any = None) -> None:
+        self.held.pop(instance_id, None)
+
+    def plan_destroy(self, instance_id: str) -> list[PlannedCall]:
+        return [PlannedCall("DELETE", f"https://cloud.invalid/instances/{instance_id}")]
+
+    def credit_usd(self) -> float | None:
+        return None
+
+    def start(self, instance_id: str) -> None:
+        self.held[instance_id] = replace(self.held[instance_id], state=State.RUNNING)
+
+    def stop(self, instance_id: str) -> None:
+        self.held[instance_id] = replace(self.held[instance_id], state=State.STOPPED)
+
+
+def instance(provider: str, instance_id: str, run: str = "", **values: Any) -> Instance:
+    """Return an instance of ``run`` (none: not ours) with everything that a test does not care about."""
+    defaults: dict[str, Any] = {
+        "label": "",
+        "ref": RunRef(run, "miniprover") if run else None,
+        "state": State.RUNNING,
+        "status_text": "running",
+        "region": "Sweden, SE",
+        "gpu_name": "RTX 4090",
+        "gpu_count": 1.0,
+        "gpu_ram_gb": 24.0,
+        "market": "on-demand",
+        "price_per_hour_usd": 0.4,
+        "ssh_host": "192.0.2.7",
+        "ssh_port": 40022,
+        "created_at": 1000.0,
+    }
+    return Instance(provider=provider, id=instance_id, **{**defaults, **values})
+
+
+def offer(provider: str, offer_id: str, **values: Any) -> Offer:
+    """Return an offer with everything that a test does not care about."""
+    defaults: dict[str, Any] = {
+        "gpu_name": "RTX 4090",
+        "gpu_count": 1.0,
+        "gpu_ram_gb": 24.0,
+        "cpu_cores": 8.0,
+        "ram_gb": 32.0,
+        "disk_gb": 100.0,
+        "region": "Sweden, SE",
+        "market": "on-demand",
+        "price_per_hour_usd": 0.4,
+    }
+    return Offer(provider=provider, id=offer_id, **{**defaults, **values})
+
+
+class World:
+    """The clouds that ``gpuyard.config.connect`` finds: the real ones by key, the sandbox's when one runs."""
+
+    def __init__(self) -> None:
+        self.vast = Cloud("vast")
+        self.vultr = Cloud("vultr")
+        self.keys = {"vast", "vultr"}
+        self.sandbox: list[Cloud] = []
+        self.calls: list[Mapping[str, Any]] = []
+
+    def connect(self, provider: str | None = None, *, sandbox: bool | None = None, **options: Any) -> list[Cloud]:
+        """Stand in for the function of that name."""
+        self.calls.append({"provider": provider, "sandbox": sandbox, **options})
+        found = self.sandbox if sandbox else [cloud for cloud in (self.vast, self.vultr) if cloud.name in self.keys]
+        return [cloud for cloud in found if provider in (None, cloud.name)]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    """Return a world of two empty clouds with a key each; nothing of the machine's own accounts is seen."""
+    for name in ("GPUYARD_PROVIDER", "GPUYARD_SANDBOX", "GPUYARD_SANDBOX_STATE", "CLOUD_PROVIDER", "CLOUD_BUCKET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GPUYARD_HOME", str(tmp_path / "home"))
+    made = World()
+    monkeypatch.setattr(config, "connect", made.connect)
+    return made
+
+
+Parse = Callable[..., Any]
