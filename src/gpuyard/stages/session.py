@@ -1,7 +1,8 @@
 """The tmux session of a run: named after the workload, with four windows, outliving the SSH connection that began it.
 
-Window 0 is the iteration (the runner), 1 the GPU, 2 the tail of the newest log, 3 the disk. No command line of it
-holds a secret, and the tmux server gets a small environment of its own: the runner reads the secret file itself.
+Window 0 is the iteration (the runner), 1 the GPU, 2 the tail of the newest log, 3 the disk, unless the workload names
+its own windows after the first. No command line of the session holds a secret, and the tmux server gets a small
+environment of its own: the runner reads the secret file itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.stages.runner import Choice, is_running, lock_owner, python_module
 from gpuyard.stages.spec import BoxSpec
 
-WINDOWS = (("gpu", "gpu"), ("log", "log"), ("disk", "disk"))
+WINDOWS = ("gpu", "log", "disk")
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "USER", "SHELL", "PYTHONPATH", "TMUX_TMPDIR")
 _START_WAIT_S = 15.0
 
@@ -53,9 +54,9 @@ def start(spec: BoxSpec, choice: Choice | None = None) -> None:
     started = _tmux(*first, shlex.join(runner), ";", "set-option", "-w", "remain-on-exit", "on", own_scope=True)
     if started.returncode != 0:
         raise SessionError(f"tmux cannot start the session {spec.workload}: {started.stderr.strip()}")
-    for name, pane in WINDOWS:
-        command = shlex.join(python_module("gpuyard.stages", "pane", pane, *settings))
-        _tmux("new-window", "-d", "-t", f"={spec.workload}:", "-n", name, "-c", str(spec.root), command)
+    own = [(name, shlex.join(python_module("gpuyard.stages", "pane", name, *settings))) for name in WINDOWS]
+    for name, command in spec.windows or own:
+        _tmux("new-window", "-d", "-t", f"={spec.workload}:", "-n", name, "-c", str(spec.repository), command)
     deadline = time.monotonic() + _START_WAIT_S
     while not is_running(spec):
         if _pane_is_dead(spec):

@@ -49,6 +49,7 @@ class BoxSpec:
     stages: tuple[Stage, ...]
     every_s: float = 60.0
     retention: Retention = field(default_factory=Retention)
+    windows: tuple[tuple[str, str], ...] = ()
     bucket: str = ""
     bucket_endpoint: str | None = None
     bucket_region: str | None = None
@@ -107,6 +108,7 @@ def load_spec(folder: Path = DEFAULT_FOLDER) -> BoxSpec:
             stages=tuple(_stage(item) for item in workload["stages"]),
             every_s=float(checkpoints.get("every_s", 60)),
             retention=Retention(int(checkpoints.get("keep_last", 0)), int(checkpoints.get("keep_every", 0))),
+            windows=tuple((str(item["name"]), str(item["command"])) for item in workload.get("windows") or ()),
             bucket=str(settings.get("bucket") or ""),
             bucket_endpoint=settings.get("bucket_endpoint") or None,
             bucket_region=settings.get("bucket_region") or None,

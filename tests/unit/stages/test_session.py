@@ -50,6 +50,14 @@ def test_a_session_has_the_four_windows_and_starts_once(box: Box) -> None:
     assert not answer(box, "stop")["changed"]
 
 
+def test_a_workload_has_windows_of_its_own(box: Box) -> None:
+    box.describe([LONG], windows=[{"name": "top", "command": "echo own window; sleep 60"}])
+    answer(box, "start")
+    assert tmux(box, "list-windows", "-t", "canyon", "-F", "#{window_name}").split() == ["iteration", "top"]
+    wait_for(lambda: "own window" in tmux(box, "capture-pane", "-p", "-t", "canyon:1"))
+    answer(box, "stop")
+
+
 def test_the_session_needs_no_parent_and_holds_no_secret(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box.describe([{**LONG, "command": 'test -n "$WANDB_API_KEY" && touch ready; sleep 60'}])
     environment = {**box.env, "VAST_API_KEY": "canary-vast-1234567890"}

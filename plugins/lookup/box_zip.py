@@ -1,0 +1,60 @@
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: box_zip
+author: gpuyard contributors
+version_added: "0.1.0"
+short_description: The archive with gpuyard's own code for rented machines
+description:
+  - Builds the archive that holds the stage runner and the checkpoint code, and returns its path on the controller.
+  - The archive's bytes depend on its sources only, so a machine that has it already is recognised by its hash.
+options: {}
+"""
+
+EXAMPLES = r"""
+- name: Have gpuyard's own code on the machine
+  ansible.builtin.copy:
+    src: "{{ lookup('gpuyard.cloud.box_zip') }}"
+    dest: /opt/gpuyard/box.zip
+    mode: "0644"
+"""
+
+RETURN = r"""
+_raw:
+  description: The archive's path on the controller.
+  type: list
+  elements: path
+"""
+
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.plugins.lookup import LookupBase
+
+try:
+    from gpuyard import boxzip, paths
+except ImportError as error:
+    _MISSING: ImportError | None = error
+else:
+    _MISSING = None
+
+
+class LookupModule(LookupBase):
+    """Builds the archive."""
+
+    def run(self, terms: list[Any], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[str]:
+        """Return the path of the archive that belongs to this gpuyard."""
+        if _MISSING is not None:
+            raise AnsibleError(
+                "gpuyard.cloud.box_zip needs the Python package gpuyard on the controller: pip install gpuyard."
+            ) from _MISSING
+        try:
+            path = paths.cache() / "box.zip"
+            boxzip.build(path)
+        except OSError as problem:
+            raise AnsibleError(f"The archive for rented machines cannot be written: {problem}.") from problem
+        return [str(path)]

@@ -1,0 +1,332 @@
+#!/usr/bin/python
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: stage_session
+short_description: Run a workload's stages on a rented machine under tmux
+description:
+  - Tells the machine what to run, brings back the newest checkpoint when the machine has no work of its own, and sees
+    to it that the stages run in a tmux session named after the workload, with a journal.
+  - A session that runs stays as it is, and a run that is finished is not started again. A run that was interrupted or
+    has failed goes on where it was.
+  - Needs the runtime that the role P(gpuyard.cloud.checkpoints#role) installs, and C(tmux) for O(state=started).
+version_added: "0.1.0"
+author: gpuyard contributors
+options:
+  state:
+    description:
+      - V(started) writes the settings, restores, and starts the session.
+      - V(restored) writes the settings and restores, and starts nothing.
+      - V(stopped) ends the run in good order, with a last checkpoint, and removes the session.
+      - V(status) only looks.
+    type: str
+    choices: [started, restored, stopped, status]
+    default: started
+  run:
+    description: The run's name. Required to start and to restore.
+    type: str
+  workload:
+    description: The workload's specification for the machine, without secrets. Required to start and to restore.
+    type: dict
+  bucket:
+    description: Where checkpoints go, C(s3://name/prefix) or C(file:///folder); empty to keep them on the machine.
+    type: str
+    default: ""
+  bucket_endpoint:
+    description: The address of an S3 service other than Amazon's, as the machine reaches it.
+    type: str
+    default: ""
+  bucket_region:
+    description: The region of the bucket.
+    type: str
+    default: ""
+  secrets:
+    description:
+      - Secret environment variables of the stages, among them the keys of the bucket (E(AWS_ACCESS_KEY_ID),
+        E(AWS_SECRET_ACCESS_KEY)). They go into a file that only the user may read.
+      - Never shown. A difference shows the names that changed.
+    type: dict
+    default: {}
+  repository:
+    description: The folder that the stages run in. By default C(/opt/gpuyard/src/) with the workload's name.
+    type: path
+  path:
+    description: Folders that go in front of E(PATH) for the stages.
+    type: list
+    elements: path
+    default: []
+  restore:
+    description: Whether O(state=started) first brings back the newest checkpoint, when the machine has no journal.
+    type: bool
+    default: true
+  from_stage:
+    description: Start at this stage, and run it and everything after it again.
+    type: str
+  only:
+    description: Run this stage only.
+    type: str
+  iteration:
+    description: The iteration that O(from_stage) or O(only) means. By default the current one.
+    type: int
+  wait_s:
+    description: How long O(state=stopped) waits for the stage to save its work, in seconds.
+    type: float
+    default: 120
+  settings:
+    description: The folder for the settings on the machine.
+    type: path
+    default: /opt/gpuyard/run
+  python:
+    description: The Python that has gpuyard's runtime.
+    type: path
+    default: /opt/gpuyard/venv/bin/python
+attributes:
+  check_mode:
+    description: Can run in check mode and tell what would change.
+    support: full
+  diff_mode:
+    description: Shows what changed, without any secret.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Have the stages run
+  gpuyard.cloud.stage_session:
+    run: miniprover-0
+    workload: "{{ gpuyard_workload }}"
+    bucket: s3://checkpoints
+    secrets: "{{ gpuyard_secrets }}"
+
+- name: Search again in the second iteration
+  gpuyard.cloud.stage_session:
+    run: miniprover-0
+    workload: "{{ gpuyard_workload }}"
+    bucket: s3://checkpoints
+    secrets: "{{ gpuyard_secrets }}"
+    from_stage: search
+    iteration: 1
+
+- name: End the run in good order
+  gpuyard.cloud.stage_session:
+    state: stopped
+"""
+
+RETURN = r"""
+session:
+  description: Where the run stands. Empty when the machine has not been told of any run.
+  type: dict
+  returned: success
+  sample:
+    run: miniprover-0
+    workload: miniprover
+    state: running
+    iteration: 0
+    iterations: 2
+    stage: search
+    stages: [{iteration: 0, stage: finetune, outcome: done, seconds: 11.2, attempts: 1}]
+    last_line: "theorem 41: proved"
+    tmux: true
+restored:
+  description:
+    - What was brought back. C(source) is V(cloud), V(local) when the machine had work of its own, or V(nothing).
+  type: dict
+  returned: when a checkpoint was looked for
+  sample: {source: cloud, sequence: 42, files: 17, bytes: 1048576}
+tmux_missing:
+  description: V(true) when the failure is that the machine has no C(tmux).
+  type: bool
+  returned: failure
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class Settings:
+    """The three files that tell the machine what to run."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.folder = Path(options["settings"])
+        settings = {name: options[name] for name in ("run", "bucket", "bucket_endpoint", "bucket_region", "path")}
+        if options["repository"]:
+            settings["repository"] = options["repository"]
+        self.secrets: dict[str, str] = {name: str(value) for name, value in sorted(options["secrets"].items())}
+        for name in self.secrets:
+            if not VARIABLE.fullmatch(name):
+                raise _box.BoxError(f"secrets: {name!r} cannot be the name of an environment variable.")
+        self.content = {
+            "workload.json": json.dumps(options["workload"], indent=1, sort_keys=True) + "\n",
+            "settings.json": json.dumps(settings, indent=1, sort_keys=True) + "\n",
+            "secrets.env": "".join(f"{name}={shlex.quote(value)}\n" for name, value in self.secrets.items()),
+        }
+        self.present = {name: self._read(name) for name in self.content}
+
+    @property
+    def stale(self) -> list[str]:
+        """The files that are missing or differ (a secret file that others can read differs, too)."""
+        open_to_others = self._mode("secrets.env") not in (None, 0o600)
+        return [
+            name
+            for name, content in self.content.items()
+            if self.present[name] != content or (name == "secrets.env" and open_to_others)
+        ]
+
+    def write(self) -> None:
+        """Write what is stale."""
+        self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for name in self.stale:
+            _box.write_file(self.folder / name, self.content[name], 0o600 if name == "secrets.env" else 0o644)
+
+    def diff(self) -> list[dict[str, str]]:
+        """Return the difference by file; of secrets, the names and whether their values change."""
+        shown = []
+        for name in self.stale:
+            before, after = self.present[name] or "", self.content[name]
+            if name == "secrets.env":
+                old = self._values(before)
+                before = "".join(f"{key}\n" for key in old)
+                changed = {key for key, value in self.secrets.items() if key in old and old[key] != value}
+                after = "".join(f"{key}{' (another value)' if key in changed else ''}\n" for key in self.secrets)
+            place = str(self.folder / name)
+            shown.append({"before_header": place, "after_header": place, "before": before, "after": after})
+        return shown
+
+    @staticmethod
+    def _values(text: str) -> dict[str, str]:
+        try:
+            return {word.partition("=")[0]: word.partition("=")[2] for word in shlex.split(text)}
+        except ValueError:
+            return {}
+
+    def _read(self, name: str) -> str | None:
+        try:
+            return (self.folder / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def _mode(self, name: str) -> int | None:
+        try:
+            return (self.folder / name).stat().st_mode & 0o777
+        except FileNotFoundError:
+            return None
+
+
+def ask(options: dict[str, Any], *arguments: str) -> dict[str, Any]:
+    """Run a command of the stage runner and return its answer; its one sentence becomes the error."""
+    command = [options["python"], "-I", "-m", "gpuyard.stages", *arguments, "--settings", options["settings"]]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise _box.BoxError(
+            f"{options['python']} cannot be run ({error.strerror}): the role gpuyard.cloud.checkpoints installs it."
+        ) from error
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        answer = None
+    if done.returncode or not isinstance(answer, dict):
+        said = _box.tail(done.stderr) or f"exit code {done.returncode}"
+        raise _box.BoxError(said, tmux_missing=False)
+    return answer
+
+
+def status(options: dict[str, Any]) -> dict[str, Any]:
+    """Return where the run stands, ``{}`` when there is none or no runtime to ask."""
+    known = Path(options["settings"], "settings.json").exists() and os.access(options["python"], os.X_OK)
+    return ask(options, "status", "--json") if known else {}
+
+
+def stop(module: AnsibleModule) -> dict[str, Any]:
+    """End the session in good order."""
+    session = status(module.params)
+    if module.check_mode or not session:
+        return {"changed": bool(session.get("tmux") or session.get("state") == "running"), "session": session}
+    answer = ask(module.params, "stop", "--wait", str(module.params["wait_s"]))
+    return {"changed": answer["changed"], "session": answer["session"]}
+
+
+def start(module: AnsibleModule) -> dict[str, Any]:
+    """Write the settings, restore, and start what is to be started."""
+    options = module.params
+    wanted = options["state"] == "started"
+    settings = Settings(options)
+    changed_files, diff = settings.stale, settings.diff()
+    chosen = [
+        word
+        for option, name in (("--from", "from_stage"), ("--only", "only"), ("--iteration", "iteration"))
+        if options[name] is not None
+        for word in (option, str(options[name]))
+    ]
+    if module.check_mode:
+        session = status(options)
+        state = session.get("state", "not-started")
+        starts = wanted and state != "running" and (state != "finished" or bool(chosen))
+        return {"changed": bool(changed_files) or starts, "session": session, "diff": diff}
+    if wanted and shutil.which("tmux") is None:
+        raise _box.BoxError("tmux is not installed on this machine.", tmux_missing=True)
+    settings.write()
+    restore = ["--restore"] if options["restore"] or not wanted else []
+    answer = ask(options, "start", "--state", options["state"], *restore, *chosen)
+    if changed_files and answer["session"]["state"] == "running" and not answer["changed"]:
+        module.warn(f"{options['run']} is running already; it takes up the new settings when it is next started.")
+    return {
+        "changed": bool(changed_files) or answer["changed"],
+        "session": answer["session"],
+        "restored": answer["restored"] or {},
+        "diff": diff,
+    }
+
+
+def work(module: AnsibleModule) -> dict[str, Any]:
+    """Bring the session to the wanted state, or in check mode say what that would take."""
+    state = module.params["state"]
+    if state == "status":
+        return {"changed": False, "session": status(module.params)}
+    return stop(module) if state == "stopped" else start(module)
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["started", "restored", "stopped", "status"], "default": "started"},
+            "run": {"type": "str"},
+            "workload": {"type": "dict"},
+            "bucket": {"type": "str", "default": ""},
+            "bucket_endpoint": {"type": "str", "default": ""},
+            "bucket_region": {"type": "str", "default": ""},
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
+            "repository": {"type": "path"},
+            "path": {"type": "list", "elements": "path", "default": []},
+            "restore": {"type": "bool", "default": True},
+            "from_stage": {"type": "str"},
+            "only": {"type": "str"},
+            "iteration": {"type": "int"},
+            "wait_s": {"type": "float", "default": 120},
+            "settings": {"type": "path", "default": "/opt/gpuyard/run"},
+            "python": {"type": "path", "default": "/opt/gpuyard/venv/bin/python"},
+        },
+        required_if=[("state", "started", ("run", "workload")), ("state", "restored", ("run", "workload"))],
+        mutually_exclusive=[("from_stage", "only")],
+        supports_check_mode=True,
+    )
+    _box.guarded(module, work)
+
+
+if __name__ == "__main__":
+    main()
