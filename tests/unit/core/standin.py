@@ -1,6 +1,6 @@
 """A stand-in for a provider's HTTP service: real sockets on loopback, answers as scripted by a test.
 
-The faithful emulation of the clouds is the sandbox's. This one only has to answer wrongly on demand: lose an answer after
+The faithful emulation of the clouds is the sandbox. This one only has to answer wrongly on demand: lose an answer after
 acting, refuse in plain text, repeat pages, echo the key.
 """
 

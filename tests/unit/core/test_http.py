@@ -5,6 +5,7 @@ import traceback
 from email.utils import formatdate
 
 import pytest
+
 from gpuyard import __version__
 from gpuyard.errors import (
     AmbiguousError,

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import json
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpuyard import config, paths
+from gpuyard.config import BucketSettings
+from gpuyard.errors import UsageError
+
+KEY = "canary-config-5b1e90ad77"
+
+
+@pytest.fixture
+def listening() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def sandbox_file(folder: Path, endpoint: str, **changes: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "version": 1,
+        "pid": 1,
+        "endpoints": {"vast": endpoint, "vultr": endpoint + "/v2", "s3": "http://127.0.0.1:9"},
+        "from_boxes": {"s3": "http://bucket:8333"},
+        "keys": {"vast": KEY, "vultr": KEY + "v", "s3": {"access_key": "ak", "secret_key": KEY + "s"}},
+        "bucket": "gpuyard",
+        **changes,
+    }
+    (folder / "sandbox.json").write_text(json.dumps(content))
+
+
+def test_the_environment_names_the_clouds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VULTR_API_KEY", KEY)
+    [cloud] = config.connect()
+    assert repr(cloud) == "Vultr('https://api.vultr.com/v2')"
+    assert KEY not in repr(vars(cloud))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "name"),
+    [
+        (".config/vastai/vast_api_key", KEY + "\n", "vast"),
+        (".vast_api_key", KEY, "vast"),
+        (".config/vultr-cli.yaml", f"api-key: {KEY}\n", "vultr"),
+        (".vultr-cli.yaml", f"api-key: '{KEY}'\n", "vultr"),
+    ],
+)
+def test_the_providers_own_files_are_read(own_home: Path, file: str, content: str, name: str) -> None:
+    path = own_home / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    assert [cloud.name for cloud in config.connect()] == [name]
+    assert config.CLOUDS[name].read_file({}) == KEY
+
+
+def test_the_session_key_of_vast_wins_over_the_api_key(own_home: Path) -> None:
+    folder = own_home / ".config" / "vastai"
+    folder.mkdir(parents=True)
+    (folder / "vast_api_key").write_text("old")
+    (folder / "vast_tfa_key").write_text(KEY)
+    assert config.CLOUDS["vast"].read_file({}) == KEY
+
+
+def test_a_damaged_key_file_is_named_and_not_quoted(own_home: Path) -> None:
+    (own_home / ".config").mkdir()
+    (own_home / ".config" / "vultr-cli.yaml").write_text(f"api-key: [{KEY}\n")
+    with pytest.raises(UsageError, match=r"vultr-cli\.yaml is not YAML") as caught:
+        config.connect("vultr")
+    assert KEY not in str(caught.value)
+
+
+def test_no_key_names_both_ways_out() -> None:
+    with pytest.raises(UsageError, match=r"VAST_API_KEY.*vast_api_key.*sandbox=true"):
+        config.connect("vast")
+    with pytest.raises(UsageError, match=r"VAST_API_KEY or VULTR_API_KEY.*sandbox=true"):
+        config.connect()
+    assert config.connect(require=False) == []
+    assert config.connect("vast", require=False) == []
+
+
+def test_an_unknown_provider_names_the_choices() -> None:
+    with pytest.raises(UsageError, match="'aws' is not known; choose one of: vast, vultr"):
+        config.connect("aws", require=False)
+
+
+def test_a_running_sandbox_replaces_everything(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAST_API_KEY", "a-real-key")
+    sandbox_file(paths.sandbox_state(), listening)
+    clouds = config.connect(sandbox=True)
+    assert [repr(cloud) for cloud in clouds] == [f"Vast('{listening}')", f"Vultr('{listening}/v2')"]
+    assert all(cloud.emulated for cloud in clouds)  # type: ignore[attr-defined]
+    assert [cloud.name for cloud in config.connect("vultr", sandbox=True)] == ["vultr"]
+
+
+def test_the_environment_can_ask_for_the_sandbox(
+    listening: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sandbox_file(tmp_path / "other", listening)
+    monkeypatch.setenv("GPUYARD_SANDBOX", "yes")
+    monkeypatch.setenv("GPUYARD_SANDBOX_STATE", str(tmp_path / "other"))
+    assert len(config.connect()) == 2
+    assert config.connect(sandbox=False, require=False) == []
+    monkeypatch.setenv("GPUYARD_SANDBOX", "perhaps")
+    with pytest.raises(UsageError, match="GPUYARD_SANDBOX='perhaps' is neither"):
+        config.connect()
+
+
+def test_an_inventory_never_starts_a_sandbox(tmp_path: Path) -> None:
+    assert config.connect(sandbox=True, sandbox_state=tmp_path, require=False) == []
+
+
+def test_a_file_left_behind_by_a_killed_sandbox_is_not_a_running_one(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    sandbox_file(tmp_path, f"http://127.0.0.1:{port}")
+    assert config.read_sandbox(tmp_path) is None
+
+
+def test_a_damaged_sandbox_file_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "sandbox.json").write_text('{"keys": 1}')
+    with pytest.raises(UsageError, match="gpuyard sandbox down"):
+        config.read_sandbox(tmp_path)
+
+
+def test_secrets_of_the_sandbox_are_not_shown(listening: str, tmp_path: Path) -> None:
+    sandbox_file(tmp_path, listening)
+    shown = repr(config.read_sandbox(tmp_path)) + repr(config.s3_settings(sandbox=True, sandbox_state=tmp_path))
+    assert KEY not in shown
+
+
+# -- bucket ------------------------------------------------------------------------------------------------------------
+
+AWS = {"AWS_ACCESS_KEY_ID": "ak", "AWS_SECRET_ACCESS_KEY": "sk"}
+
+
+def test_the_sandbox_brings_its_bucket(listening: str, tmp_path: Path) -> None:
+    sandbox_file(tmp_path, listening)
+    settings = config.s3_settings(sandbox=True, sandbox_state=tmp_path, env={**AWS, "CLOUD_BUCKET": "real"})
+    assert settings == BucketSettings(
+        "s3://gpuyard", "http://127.0.0.1:9", "http://bucket:8333", "ak", KEY + "s", "us-east-1"
+    )
+    assert config.s3_settings("s3://gpuyard/x", sandbox=True, sandbox_state=tmp_path).url == "s3://gpuyard/x"
+
+
+def test_a_sandbox_that_is_down_never_means_the_real_bucket(tmp_path: Path) -> None:
+    env = {**AWS, "CLOUD_BUCKET": "real"}
+    for bucket in (None, "s3://real"):
+        with pytest.raises(UsageError, match="sandbox is not running"):
+            config.s3_settings(bucket, sandbox=True, sandbox_state=tmp_path, env=env)
+    assert config.s3_settings("", sandbox=True, sandbox_state=tmp_path, env=env) == BucketSettings()
+
+
+@pytest.mark.parametrize(
+    ("bucket", "env", "expected"),
+    [
+        (None, {}, BucketSettings()),
+        ("", AWS, BucketSettings()),
+        (None, {"CLOUD_PROVIDER": "local", "CLOUD_BUCKET": "x"}, BucketSettings()),
+        ("file:///mnt/x", {}, BucketSettings("file:///mnt/x")),
+        ("s3://b/p", AWS, BucketSettings("s3://b/p", "", "", "ak", "sk", "us-east-1")),
+        (
+            None,
+            {**AWS, "CLOUD_PROVIDER": "s3", "CLOUD_BUCKET": "b", "AWS_ENDPOINT_URL": "https://e", "AWS_REGION": "eu"},
+            BucketSettings("s3://b", "https://e", "https://e", "ak", "sk", "eu"),
+        ),
+        (
+            "s3://b",
+            {**AWS, "AWS_ENDPOINT_URL": "https://e", "AWS_ENDPOINT_URL_S3": "https://s3"},
+            BucketSettings("s3://b", "https://s3", "https://s3", "ak", "sk", "us-east-1"),
+        ),
+    ],
+)
+def test_where_checkpoints_go(bucket: str | None, env: dict[str, str], expected: BucketSettings) -> None:
+    assert config.s3_settings(bucket, sandbox=False, env=env) == expected
+
+
+@pytest.mark.parametrize(
+    ("bucket", "env", "said"),
+    [
+        ("s3://b", {}, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("gs://b", AWS, "s3://name"),
+        ("s3://", AWS, "s3://name"),
+        ("b", AWS, "s3://name"),
+        ("file://host/x", {}, "absolute folder"),
+        (None, {"CLOUD_PROVIDER": "gcs", "CLOUD_BUCKET": "b"}, "gcs is not supported"),
+        (None, {"CLOUD_PROVIDER": "ftp", "CLOUD_BUCKET": "b"}, "'ftp' is not known"),
+        (None, {"CLOUD_PROVIDER": "s3"}, "CLOUD_BUCKET"),
+    ],
+)
+def test_a_bucket_that_cannot_be_used(bucket: str | None, env: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        config.s3_settings(bucket, sandbox=False, env=env)
+
+
+# -- SSH keys ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_of_our_own_is_made_once() -> None:
+    first, second = config.ssh_key(), config.ssh_key("")
+    assert first == second
+    assert first.public_text.startswith("ssh-ed25519 ")
+    assert stat.S_IMODE(first.private_path.stat().st_mode) == 0o600
+    assert sorted(path.name for path in first.private_path.parent.iterdir()) == ["id_ed25519", "id_ed25519.pub"]
+
+
+def test_a_named_key_is_used_also_without_its_public_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+    with_file = config.ssh_key(str(path))
+    (tmp_path / "mine.pub").unlink()
+    without = config.ssh_key(str(path))
+    assert without.public_text.split()[:2] == with_file.public_text.split()[:2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("absent", None, "does not exist"),
+        ("mine.pub", "ssh-ed25519 AAAA", "is a public key"),
+        ("text", "hello", "cannot be read as a private key"),
+    ],
+)
+def test_a_key_that_cannot_be_used(tmp_path: Path, name: str, content: str | None, said: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+        path.chmod(0o600)
+    with pytest.raises(UsageError, match=said):
+        config.ssh_key(str(path))
