@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gpuyard import gpus, market
+from gpuyard.errors import AuthenticationError, NoOfferError, ProviderDownError
+from gpuyard.providers.base import Offer, Query
+from gpuyard.providers.vast import Vast
+from gpuyard.providers.vultr import Vultr
+
+from .conftest import an_offer
+from .standin import Reply, Standin
+
+
+@pytest.mark.parametrize(
+    ("raw", "normal"),
+    [
+        ("NVIDIA_A16", "A16"),
+        ("A16", "A16"),
+        ("NVIDIA_A100", "A100"),
+        ("A100 SXM4", "A100 SXM4"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("RTX 6000Ada", "RTX 6000 Ada"),
+        ("RTX_6000_Ada", "RTX 6000 Ada"),
+        ("RTX A6000", "RTX A6000"),
+        ("  H100   NVL ", "H100 NVL"),
+        ("", ""),
+    ],
+)
+def test_gpu_names_are_spelled_alike(raw: str, normal: str) -> None:
+    assert gpus.normalise(raw) == normal
+    assert gpus.normalise(normal) == normal
+
+
+@pytest.mark.parametrize(
+    ("wanted", "offered", "is_one"),
+    [
+        ("A100", "A100 SXM4", True),
+        ("nvidia_a100", "A100 PCIE", True),
+        ("A100 SXM4", "A100", False),
+        ("L40", "L40S", False),
+        ("RTX 4090", "RTX 4090D", False),
+        ("RTX 4090", "rtx_4090", True),
+        ("", "A16", False),
+        ("A16", "", False),
+    ],
+)
+def test_which_gpu_is_which(wanted: str, offered: str, is_one: bool) -> None:
+    assert gpus.matches(wanted, offered) is is_one
+
+
+def ids(offers: list[Offer]) -> list[str]:
+    return [offer.id for offer in offers]
+
+
+@pytest.mark.parametrize(
+    ("query", "good", "bad"),
+    [
+        ({"gpu_count": 2}, {"gpu_count": 2.0}, {"gpu_count": 1.0}),
+        ({"gpu_ram_gb": 24}, {"gpu_ram_gb": 24.0}, {"gpu_ram_gb": 16.0}),
+        ({"gpu_names": ["A16", "RTX 4090"]}, {"gpu_name": "RTX 4090"}, {"gpu_name": "L40S"}),
+        ({"cpu_cores": 8}, {"cpu_cores": 8.0}, {"cpu_cores": 7.9}),
+        ({"ram_gb": 32}, {"ram_gb": 32.0}, {"ram_gb": 31.0}),
+        ({"disk_gb": 200}, {"disk_gb": 200.0}, {"disk_gb": 100.0}),
+        ({"cuda": "12.4"}, {"cuda": "12.10"}, {"cuda": "12.3"}),
+        ({"reliability": 0.98}, {"reliability": 0.99}, {"reliability": 0.97}),
+        ({"regions": ["NO"]}, {"region": "Oslo, NO"}, {"region": "Nowhere, US"}),
+        ({"regions": ["ewr"]}, {"region": "ewr"}, {"region": "fra"}),
+        ({"market": "on-demand"}, {"market": "on-demand"}, {"market": "interruptible"}),
+        ({"max_price_per_hour_usd": 0.4}, {"price_per_hour_usd": 0.4}, {"price_per_hour_usd": 0.41}),
+    ],
+)
+def test_every_condition_is_applied(query: dict[str, Any], good: dict[str, Any], bad: dict[str, Any]) -> None:
+    verdicts = market.judge([an_offer(id="good", **good), an_offer(id="bad", **bad)], Query(**query))
+    assert [(verdict.offer.id, verdict.fits) for verdict in verdicts] == [("good", True), ("bad", False)]
+    [reason] = verdicts[1].reasons
+    assert reason.condition.startswith(next(iter(query)).removesuffix("_usd"))
+
+
+@pytest.mark.parametrize("query", [{"cuda": "12.4"}, {"reliability": 0.99}])
+def test_what_a_provider_does_not_publish_does_not_count_against_it(query: dict[str, Any]) -> None:
+    [verdict] = market.judge([an_offer(cuda=None, reliability=None)], Query(**query))
+    assert verdict.fits
+
+
+def test_a_slice_is_one_gpu_of_its_memory() -> None:
+    half = an_offer(gpu_count=0.5, gpu_ram_gb=40.0)
+    assert market.judge([half], Query(gpu_count=1, gpu_ram_gb=40))[0].fits
+    assert not market.judge([half], Query(gpu_count=2))[0].fits
+    assert not market.judge([half], Query(gpu_count=1, gpu_ram_gb=80))[0].fits
+
+
+def test_a_machine_to_avoid_is_avoided() -> None:
+    offers = [an_offer(id="lost", machine_id="97"), an_offer(id="other", machine_id="98"), an_offer(id="unnamed")]
+    assert ids(market.choose(offers, Query(), avoid_machines=["97", ""])) == ["other", "unnamed"]
+
+
+def test_the_order_is_price_then_reliability_then_memory() -> None:
+    offers = [
+        an_offer(id="dear", price_per_hour_usd=0.5),
+        an_offer(id="shaky", reliability=0.9),
+        an_offer(id="small", reliability=0.99, gpu_ram_gb=16.0),
+        an_offer(id="best", reliability=0.99, gpu_ram_gb=48.0, price_per_hour_usd=0.40000001),
+    ]
+    expected = ["best", "small", "shaky", "dear"]
+    assert ids(market.choose(offers, Query())) == expected
+    assert ids(market.choose(offers[::-1], Query())) == expected
+
+
+def test_the_explanation_names_the_winner_and_what_every_condition_removed() -> None:
+    offers = [
+        an_offer(id="a", gpu_ram_gb=8.0, price_per_hour_usd=0.1),
+        an_offer(id="b", gpu_ram_gb=16.0, price_per_hour_usd=0.2),
+        an_offer(id="c", price_per_hour_usd=0.4, emulated=True),
+        an_offer(id="d", price_per_hour_usd=0.5),
+        an_offer(id="e", price_per_hour_usd=3.0),
+    ]
+    lines = market.explain(market.judge(offers, Query(gpu_ram_gb=24, max_price_per_hour_usd=1)))
+    assert lines == [
+        "Taking vast c (emulated): 1 x RTX 4090 24.6 GB, 8 cores, 32 GB RAM, Oslo, NO, $0.4000/h: "
+        "the cheapest of 2 that fit.",
+        "Next would be vast d: 1 x RTX 4090 24.6 GB, 8 cores, 32 GB RAM, Oslo, NO, $0.5000/h (+25%).",
+        "gpu_ram_gb >= 24 removed 2 of 5 (best seen 16).",
+        "max_price_per_hour <= 1 removed 1 of 5 (best seen 3).",
+    ]
+
+
+def test_nothing_fits_says_which_condition_removed_how_many() -> None:
+    offers = [an_offer(id="a", gpu_name="A16"), an_offer(id="b", gpu_name="L40S", price_per_hour_usd=2.0)]
+    query = Query(gpu_names=["H100"], max_price_per_hour_usd=0.1)
+    with pytest.raises(NoOfferError) as caught:
+        market.choose(offers, query)
+    assert str(caught.value) == (
+        "No offer fits. Of 2 offers seen (vast), gpu_names = H100 removed 2 of 2 (best seen A16, L40S); "
+        "max_price_per_hour <= 0.1 removed 2 of 2 (best seen 0.4). Nearest miss: vast a: 1 x A16 24.6 GB, 8 cores, "
+        "32 GB RAM, Oslo, NO, $0.4000/h: gpu_names = H100, has A16; max_price_per_hour <= 0.1, has 0.4. "
+        "Nothing was rented."
+    )
+
+
+def test_an_empty_market_is_said_to_be_empty() -> None:
+    with pytest.raises(NoOfferError, match="nothing for rent at all"):
+        market.choose([], Query())
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1.0, "1"), (8.0, "8"), (0.125, "1/8"), (0.5, "1/2")])
+def test_counts_are_written_as_people_do(count: float, shown: str) -> None:
+    assert market.count_of(count) == shown
+
+
+def bundles(service: Standin, reply: Reply) -> None:
+    service.on("POST", "/api/v0/bundles/", reply)
+
+
+@pytest.mark.parametrize("working", [True, False])
+def test_one_cloud_that_fails_does_not_hide_the_other(
+    vast: Vast, vultr: Vultr, service: Standin, working: bool
+) -> None:
+    bundles(service, Reply({"offers": [{"id": 1, "dph_total": 0.4}]} if working else "down", 200 if working else 503))
+    service.on("GET", "/plans", Reply({"error": "Invalid API token."}, 401))
+    told: list[str] = []
+    collect: Callable[[], market.Collected] = lambda: market.collect([vast, vultr], Query(), progress=told.append)  # noqa: E731
+    if not working:
+        with pytest.raises(ProviderDownError):
+            collect()
+        return
+    found = collect()
+    assert ids(found.offers) == ["1", "1"]
+    assert isinstance(found.problems["vultr"], AuthenticationError)
+    assert told == ["Vast.ai: 2 offers.", "Vultr cannot be asked: Vultr refused: Invalid API token."]
+
+
+def test_no_cloud_no_offers() -> None:
+    assert market.collect([], Query()).offers == []

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from gpuyard.errors import UsageError
+from gpuyard.workload import load_workload, parse_workload
+
+LEAST = """\
+name: tiny
+repository: {path: examples/tiny}
+stages:
+  - name: train
+    command: python train.py
+"""
+
+WHOLE = """\
+name: miniprover
+description: one line
+repository:
+  url: https://example.com/x.git
+  commit: 0123456789abcdef0123456789abcdef01234567
+  submodules: true
+needs: {gpu_count: 1, gpu_ram_gb: 8, gpu_names: [A16], cpu_cores: 2, ram_gb: 4, disk_gb: 30, cuda: "12.0",
+        reliability: 0.9, regions: [ewr]}
+market: interruptible
+budget: {max_price_per_hour: 1.50}
+image: vastai/pytorch
+environment:
+  required: [WANDB_API_KEY, HF_TOKEN]
+  set: {RUST_BACKTRACE: "1"}
+packages: [build-essential, git]
+python: {version: ">=3.10,<3.14", requirements: requirements.txt}
+rust: {version: "1.96.0", minimum: "1.85"}
+build: ["cargo build --release --locked"]
+persist: {root: /mnt/persistent/, directories: [models, checkpoints/]}
+checkpoints: {every_s: 60, keep_last: 3, keep_every: 10}
+iterations: 2
+setup_hours: {expected: 0.05, worst: 0.2}
+stages:
+  - name: finetune
+    command: a
+    resume_command: b
+    resumable: true
+    grace_s: 30
+    retries: 1
+    hours: {expected: 0.01, worst: 0.03}
+windows:
+  - {name: gpu, command: nvidia-smi}
+"""
+
+
+def mistakes(content: str) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        parse_workload(content, "w.yml")
+    return str(caught.value).splitlines()
+
+
+def test_the_least_and_the_whole_are_read() -> None:
+    least = parse_workload(LEAST, "w.yml")
+    assert (least.market, least.iterations, least.persist.root) == ("any", 1, "/mnt/persistent")
+    whole = parse_workload(WHOLE, "w.yml")
+    assert whole.repository.submodules
+    assert whole.stages[0].resume_command == "b"
+    assert whole.persist.directories == ["models", "checkpoints"]
+
+
+def test_the_box_learns_what_it_needs_and_nothing_else() -> None:
+    box = parse_workload(WHOLE, "w.yml").to_box()
+    assert json.loads(json.dumps(box)) == box
+    assert {"needs", "market", "budget", "image", "setup_hours"}.isdisjoint(box)
+    assert box["persist"] == {"root": "/mnt/persistent", "directories": ["models", "checkpoints"]}
+    assert box["checkpoints"] == {"every_s": 60.0, "keep_last": 3, "keep_every": 10}
+    assert box["stages"] == [
+        {
+            "name": "finetune",
+            "command": "a",
+            "resume_command": "b",
+            "resumable": True,
+            "grace_s": 30.0,
+            "retries": 1,
+        }
+    ]
+
+
+def test_the_query_takes_the_lower_price_limit() -> None:
+    workload = parse_workload(WHOLE, "w.yml")
+    query = workload.query()
+    assert (query.gpu_ram_gb, query.gpu_names, query.cuda, query.disk_gb) == (8.0, ("A16",), "12.0", 30.0)
+    assert (query.market, query.regions, query.max_price_per_hour_usd) == ("interruptible", ("ewr",), 1.5)
+    assert workload.query(max_price_per_hour_usd=0.5).max_price_per_hour_usd == 0.5
+    assert workload.query(max_price_per_hour_usd=9, market="any").max_price_per_hour_usd == 1.5
+    assert workload.query(market="any").market == "any"
+    assert parse_workload(LEAST, "w.yml").query().max_price_per_hour_usd is None
+    with pytest.raises(UsageError, match="market='spot' is not known"):
+        workload.query(market="spot")
+
+
+def test_missing_variables_are_all_named() -> None:
+    workload = parse_workload(WHOLE, "w.yml")
+    assert workload.missing_environment({"HF_TOKEN": "x", "WANDB_API_KEY": ""}) == ["WANDB_API_KEY"]
+    workload.check_environment({"HF_TOKEN": "x", "WANDB_API_KEY": "y"})
+    with pytest.raises(UsageError, match="needs WANDB_API_KEY, HF_TOKEN in the environment"):
+        workload.check_environment({})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("name: tiny", "name: Tiny", "w.yml:1: name: must be 1 to 40 lower-case"),
+        ("name: tiny", "nam: tiny", "w.yml:1: nam: is not a key here; did you mean 'name'?"),
+        ("name: tiny", "x: tiny", "w.yml:1: x: is not a key here; known are: budget, build,"),
+        ("{path: examples/tiny}", "{path: /etc}", "w.yml:2: repository.path: must be a relative path"),
+        ("{path: examples/tiny}", "{path: a/../..}", "w.yml:2: repository.path: must be a relative path"),
+        ("{path: examples/tiny}", "{}", "w.yml:2: repository: must have either path"),
+        ("{path: examples/tiny}", "{url: x}", "w.yml:2: repository: must have url and commit together"),
+        ("{path: examples/tiny}", "{url: x, commit: main}", "w.yml:2: repository.commit: must be a commit of 40"),
+        ("{path: examples/tiny}", "x", "w.yml:2: repository: must be a mapping of keys, not 'x'"),
+        ("    command: python train.py", "    comand: x", "w.yml:4: stages[0].command: is missing"),
+        ("    command: python train.py", "    command: ''", "w.yml:5: stages[0].command: must not be empty"),
+        ("    command: python train.py", "    command: 3", "w.yml:5: stages[0].command: must be text, not 3"),
+    ],
+)
+def test_a_mistake_is_named_with_line_and_key(old: str, new: str, said: str) -> None:
+    assert any(line.startswith(said) for line in mistakes(LEAST.replace(old, new))), mistakes(LEAST.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("needs: {gpu_count: 0}", "needs.gpu_count: must be a positive number, not 0"),
+        ("needs: {gpu_count: true}", "needs.gpu_count: must be a positive number, not true"),
+        ("needs: {gpu_ram_gb: .inf}", "needs.gpu_ram_gb: must be a positive number, not inf"),
+        ("needs: {gpu_ram_gb: .nan}", "needs.gpu_ram_gb: must be a positive number, not nan"),
+        ("needs: {cuda: 12.4}", "needs.cuda: must be text, not 12.4; put it in quotes"),
+        ("needs: {cuda: new}", "needs.cuda: must be a version such as '1.85', not 'new'"),
+        ("needs: {reliability: 98}", "needs.reliability: must be a number from 0 to 1, not 98"),
+        ("needs: {gpu_names: A16}", "needs.gpu_names: must be a list, not 'A16'"),
+        ("needs: {gpu_nmaes: []}", "needs.gpu_nmaes: is not a key here; did you mean 'gpu_names'?"),
+        ("needs:", "needs: must be a mapping of keys, not nothing"),
+        ("market: spot", "market: must be on-demand, interruptible or any, not 'spot'"),
+        ("budget: {max_price_per_hour: free}", "budget.max_price_per_hour: must be a positive number, not 'free'"),
+        ("environment: {required: [A B]}", "environment.required[0]: must be the name of an environment variable"),
+        ("environment: {set: {2b: x}}", "environment.set.2b: must be the name of an environment variable"),
+        ("environment: {set: {B: 1}}", "environment.set.B: must be text, not 1; put it in quotes"),
+        ("python: {version: 3.10}", "python.version: must be text, not 3.1; put it in quotes"),
+        ("python: {version: '3.10'}", "python.version: must be a version condition such as"),
+        ("rust: {}", "rust.version: is missing"),
+        ("persist: {root: relative}", "persist.root: must be an absolute path below /"),
+        ("persist: {root: /}", "persist.root: must be an absolute path below /"),
+        ("persist: {directories: [../x]}", "persist.directories[0]: must be a relative path"),
+        ("checkpoints: {every_s: 0}", "checkpoints.every_s: must be a positive number, not 0"),
+        ("checkpoints: {keep_last: 0}", "checkpoints.keep_last: must be a whole number of at least 1, not 0"),
+        ("checkpoints: {keep_every: 1.5}", "checkpoints.keep_every: must be a whole number"),
+        ("iterations: two", "iterations: must be a whole number of at least 1, not 'two'"),
+        ("setup_hours: {expected: 2, worst: 1}", "setup_hours: must have a worst that is not less than expected"),
+        ("windows: [{name: a, command: x}, {name: a, command: y}]", "windows: must not have two windows of the same"),
+        ("image: [x]", "image: must be text, not a list"),
+        ("build: cargo build", "build: must be a list, not 'cargo build'"),
+    ],
+)
+def test_every_kind_of_wrong_value_has_its_sentence(extra: str, said: str) -> None:
+    [line] = mistakes(LEAST + extra + "\n")
+    assert line.startswith(f"w.yml:6: {said}"), line
+
+
+def test_stages_are_checked_as_the_contract_shows() -> None:
+    content = LEAST + "    grace_s: soon\n    resumable: 'yes'\n    retries: -1\n    hours: {expected: 1}\n"
+    assert mistakes(content) == [
+        "w.yml:6: stages[0].grace_s: must be a positive number, not 'soon'",
+        "w.yml:7: stages[0].resumable: must be true or false, not 'yes'",
+        "w.yml:8: stages[0].retries: must be a whole number that is not negative, not -1",
+        "w.yml:9: stages[0].hours.worst: is missing",
+    ]
+    assert mistakes(LEAST + "    resume_command: x\n") == [
+        "w.yml:4: stages[0]: has a resume_command but resumable is not true"
+    ]
+    assert mistakes(LEAST.split("stages")[0] + "stages: []\n") == ["w.yml:3: stages: must name at least one stage"]
+    twice = LEAST + "  - {name: train, command: x}\n"
+    assert mistakes(twice) == ["w.yml:3: stages: must not have two stages of the same name: train"]
+
+
+def test_a_key_that_is_there_twice_is_a_mistake() -> None:
+    assert mistakes(LEAST + "name: other\n") == ["w.yml:6: name: is here a second time, first in line 1"]
+    assert mistakes(LEAST + "    name: other\n") == ["w.yml:6: stages[0].name: is here a second time, first in line 4"]
+
+
+def test_all_mistakes_come_at_once_in_the_order_of_the_file() -> None:
+    content = "name: Tiny\niterations: 0\nstages:\n  - name: a\n    command: x\n    grace_s: soon\n"
+    assert [line.split(":")[1] for line in mistakes(content)] == ["1", "1", "2", "6"]
+
+
+def test_anchors_and_merges_are_plain_yaml() -> None:
+    content = LEAST.replace("  - name: train", "  - &first\n    name: train") + "  - {<<: *first, name: more}\n"
+    assert [stage.name for stage in parse_workload(content, "w.yml").stages] == ["train", "more"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", r"w\.yml:1: a workload is a mapping of keys, not nothing"),
+        ("- a\n", r"w\.yml:1: a workload is a mapping of keys, not a list"),
+        ("name: a\n  b: c\n", r"w\.yml:2: not valid YAML: mapping values are not allowed here"),
+        ("name: [a\n", r"w\.yml:2: not valid YAML"),
+        ("name: !!python/object:os.system x\n", r"w\.yml:1: not valid YAML: could not determine a constructor"),
+        ("name: a\x01\n", r"w\.yml:1: not valid YAML"),
+    ],
+)
+def test_what_is_no_workload_at_all(content: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_workload(content, "w.yml")
+
+
+# -- finding -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    base = tmp_path / "site"
+    (base / "workloads").mkdir(parents=True)
+    (base / "workloads" / "tiny.yml").write_text(LEAST)
+    (base / "examples" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(base)
+    return base
+
+
+def test_a_workload_is_found_by_name_and_by_path(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_workload("tiny").local_tree == folder / "examples" / "tiny"
+    assert load_workload("workloads/tiny.yml").root == folder
+    monkeypatch.chdir(tmp_path)
+    assert load_workload("tiny", root=folder).source == folder / "workloads" / "tiny.yml"
+    elsewhere = tmp_path / "mine.yaml"
+    elsewhere.write_text(LEAST)
+    assert load_workload("mine.yaml").root == tmp_path
+
+
+def test_the_working_directory_wins_over_the_home(folder: Path, own_home: Path) -> None:
+    for name in ("tiny", "other"):
+        path = own_home / ".gpuyard" / "workloads" / f"{name}.yml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(LEAST)
+    assert load_workload("tiny").root == folder
+    assert load_workload("other").root == own_home / ".gpuyard"
+
+
+def test_an_unknown_workload_lists_the_known_ones(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"workload='tini' is not known; known are: .*tiny.*Did you mean tiny\?"):
+        load_workload("tini")
+    with pytest.raises(UsageError, match=r"workload=\./x\.yml: there is no such file"):
+        load_workload("./x.yml")
+
+
+def test_messages_name_the_file_from_the_working_directory(folder: Path) -> None:
+    (folder / "workloads" / "bad.yml").write_text(LEAST + "x: 1\n")
+    with pytest.raises(UsageError, match=re.escape("workloads/bad.yml:6: x: is not a key here")):
+        load_workload("bad")
+
+
+def test_a_tree_that_is_not_there_is_named(folder: Path) -> None:
+    (folder / "examples" / "tiny").rmdir()
+    with pytest.raises(UsageError, match=r"repository\.path: there is no folder .*examples/tiny"):
+        _ = load_workload("tiny").local_tree
+    assert parse_workload(WHOLE, "w.yml").local_tree is None
+
+
+def test_a_file_that_is_no_text_is_named(folder: Path) -> None:
+    (folder / "workloads" / "bin.yml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match=r"bin\.yml cannot be read: it is not UTF-8 text"):
+        load_workload("bin")
