@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.loader import init_plugin_loader
 
 from gpuyard import config
@@ -146,4 +149,22 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     return made
 
 
-Parse = Callable[..., Any]
+Verb = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def verb(world: World) -> Verb:
+    """Return a function that runs a module's verb with its real argument specification, in this process."""
+
+    def run(name: str, *, check: bool = False, lines: list[str] | None = None, **options: Any) -> dict[str, Any]:
+        prefix = "ansible_collections.gpuyard.cloud.plugins"
+        module = importlib.import_module(f"{prefix}.modules.{name}")
+        shared = importlib.import_module(f"{prefix}.module_utils._verb")
+        checked = ArgumentSpecValidator(module.ARGUMENT_SPEC, **module.CONDITIONS).validate(options)
+        assert checked.error_messages == []
+        call = shared.Call(checked.validated_parameters, check, (lines if lines is not None else []).append)
+        result = shared.attempt(module.run, call)
+        json.dumps(result)  # a module's result leaves Python
+        return result
+
+    return run

@@ -1,0 +1,457 @@
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The neutral modules: what they do to clouds in memory, and what they say."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleError
+
+from gpuyard import checkpoints
+from gpuyard.checkpoints import LocalStore
+from gpuyard.errors import CreditError, InvalidRequestError, NoCapacityError, ProviderDownError
+from gpuyard.providers.base import State
+
+from .conftest import Verb, World, instance, offer
+
+WORKLOAD = """
+name: tiny
+repository: {path: code}
+needs: {gpu_ram_gb: 8}
+environment: {required: [TINY_TOKEN]}
+stages: [{name: one, command: "true", hours: {expected: 1, worst: 2}}]
+"""
+SECRET = "canary-secret-77aa31d0c4e94b28"
+CANARY = "canary-token-5d1c07b2e9f84a63"
+
+
+@pytest.fixture
+def workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the path of a workload whose required variable is set."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "train.py").write_text("print()")
+    path = tmp_path / "workloads" / "tiny.yml"
+    path.parent.mkdir()
+    path.write_text(WORKLOAD)
+    monkeypatch.setenv("TINY_TOKEN", CANARY)
+    monkeypatch.chdir(tmp_path)
+    return str(path)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> str:
+    """Return the address of an empty bucket."""
+    (tmp_path / "bucket").mkdir()
+    return f"file://{tmp_path / 'bucket'}"
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return the options of a bucket at a port where nothing listens, with keys in the environment."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "canary-access-1b7f20")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    return {"bucket": "s3://nowhere", "bucket_endpoint": "http://127.0.0.1:9"}
+
+
+def publish(bucket: str, run: str, tmp_path: Path, *, outcome: str | None = None, workload: str = "tiny") -> None:
+    """Leave in the bucket what a run leaves there: a record and a checkpoint."""
+    store = LocalStore(Path(bucket.removeprefix("file://")))
+    checkpoints.write_record(store, run, workload, outcome=outcome)
+    root = tmp_path / f"persistent-{run}"
+    root.mkdir()
+    (root / "weights").write_text("1")
+    progress = {"iteration": 1, "stage": "search", "finished": outcome is not None, "outcome": outcome}
+    checkpoints.publish(store, run, root, progress=lambda _journal: progress)
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """Return the message of a failed result, which must be one block without a traceback."""
+    assert result.get("failed") is True, result
+    assert "Traceback" not in str(result)
+    assert "exception" not in result
+    assert result["failure"]["kind"].endswith("Error")
+    return str(result["msg"])
+
+
+# -- instance ---------------------------------------------------------------------------------------------------------
+
+PRESENT: dict[str, Any] = {"run": "a-0", "workload": "tiny", "wait": False}
+
+
+def test_present_check_create_again(world: World, verb: Verb) -> None:
+    world.vast.market = [offer("vast", "2", price_per_hour_usd=0.5), offer("vast", "1", price_per_hour_usd=0.3)]
+    predicted = verb("instance", check=True, **PRESENT)
+    assert predicted["changed"]
+    assert predicted["planned_calls"] == [
+        {"method": "PUT", "url": "https://cloud.invalid/asks/1", "body": {"label": "gpuyard/a-0/tiny"}}
+    ]
+    assert "vast 1" in predicted["diff"]["after"]["machines"][0]
+    assert world.vast.rented == []
+
+    created = verb("instance", **PRESENT)
+    assert created["changed"]
+    assert world.vast.rented == ["1"]
+    assert created["instance"]["run"] == "a-0"
+    assert created["connection"]["ansible_host"] == "192.0.2.7"
+    assert created["diff"]["before"] == {"machines": []}
+    assert len(created["actions"]) == 1
+    assert "planned_calls" not in created
+
+    again = verb("instance", **PRESENT)
+    assert not again["changed"]
+    assert again["instance"]["id"] == created["instance"]["id"]
+    assert again["diff"]["before"] == again["diff"]["after"]
+    assert world.vast.rented == ["1"]
+
+
+def test_absent_everywhere_check_delete_again(world: World, verb: Verb) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0", state=State.PREEMPTED)
+    world.vultr.held["2"] = instance("vultr", "2", "a-0")
+    world.vultr.held["3"] = instance("vultr", "3", "b-0")
+    predicted = verb("instance", check=True, run="a-0", state="absent")
+    assert [call["method"] for call in predicted["planned_calls"]] == ["DELETE", "DELETE"]
+    assert set(world.vultr.held) == {"2", "3"}
+
+    gone = verb("instance", run="a-0", state="absent")
+    assert gone["changed"]
+    assert len(gone["actions"]) == 2
+    assert (world.vast.held, set(world.vultr.held)) == ({}, {"3"})
+    assert gone["diff"]["after"] == {"machines": []}
+
+    assert not verb("instance", run="a-0", state="absent")["changed"]
+
+
+def test_absent_fails_when_a_cloud_cannot_be_asked(world: World, verb: Verb) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    world.vultr.error = ProviderDownError("Vultr answers with 503.", provider="vultr", status=503)
+    result = verb("instance", run="a-0", state="absent")
+    assert "503" in sentence(result)
+    assert result["failure"] == {
+        "kind": "ProviderDownError",
+        "provider": "vultr",
+        "status": 503,
+        "code": "",
+        "instance_id": None,
+    }
+    assert "1" in world.vast.held
+
+
+def test_offers_are_taken_in_their_order(world: World, verb: Verb) -> None:
+    offers = [
+        {**verb_offer, "price_per_hour_usd": "0.9"}
+        for verb_offer in ({**vars_of(offer("vultr", "plan@ewr"))}, {**vars_of(offer("vast", "7"))})
+    ]
+    lines: list[str] = []
+    world.vultr.refusals["plan@ewr"] = NoCapacityError("Vultr has no capacity.", provider="vultr")
+    result = verb("instance", lines=lines, offers=offers, **PRESENT)
+    assert result["instance"]["provider"] == "vast"
+    assert any("no capacity" in line for line in lines)
+
+
+def vars_of(one: Any) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in one.__dataclass_fields__}
+
+
+@pytest.mark.parametrize("refusal", [InvalidRequestError("No such image."), CreditError("Out of credit.")])
+def test_other_refusals_end_it(world: World, verb: Verb, refusal: Any) -> None:
+    world.vast.market = [offer("vast", "1"), offer("vast", "2", price_per_hour_usd=2.0)]
+    world.vast.refusals["1"] = refusal
+    assert sentence(verb("instance", **PRESENT)) == str(refusal)
+    assert world.vast.rented == []
+
+
+def test_all_offers_gone(world: World, verb: Verb) -> None:
+    world.vast.market = [offer("vast", str(number)) for number in range(3)]
+    world.vast.refusals = {str(number): NoCapacityError("Sold out.") for number in range(3)}
+    result = verb("instance", **PRESENT)
+    assert "None of the 3 best offers could be had" in sentence(result)
+    assert result["failure"]["kind"] == "NoCapacityError"
+
+
+def test_a_lost_machine_is_replaced_only_when_told(world: World, verb: Verb) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0", state=State.PREEMPTED)
+    world.vast.market = [offer("vast", "5")]
+    message = sentence(verb("instance", **PRESENT))
+    assert "resume_search.yml -e run=a-0" in message
+    assert "1" in world.vast.held
+    predicted = verb("instance", check=True, replace_preempted=True, **PRESENT)
+    assert [call["method"] for call in predicted["planned_calls"]] == ["DELETE", "PUT"]
+    replaced = verb("instance", replace_preempted=True, **PRESENT)
+    assert list(world.vast.held) == ["95"]
+    assert [action.split()[0] for action in replaced["actions"]] == ["destroy", "rent"]
+
+
+def test_two_machines_of_a_run_are_an_error(world: World, verb: Verb) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    world.vultr.held["2"] = instance("vultr", "2", "a-0")
+    message = sentence(verb("instance", **PRESENT))
+    assert "vast 1" in message
+    assert "vultr 2" in message
+
+
+def test_stop_and_start(world: World, verb: Verb) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    options = {"run": "a-0", "wait": False}
+    assert verb("instance", check=True, state="stopped", **options)["changed"]
+    assert world.vast.held["1"].state is State.RUNNING
+    assert verb("instance", state="stopped", **options)["changed"]
+    assert world.vast.held["1"].state is State.STOPPED
+    assert not verb("instance", state="stopped", **options)["changed"]
+    assert verb("instance", check=True, state="present", **options)["actions"] == ["start vast 1"]
+    assert verb("instance", state="started", **options)["changed"]
+    assert world.vast.held["1"].state is State.RUNNING
+    assert not verb("instance", state="started", **options)["changed"]
+    assert "has no machine" in sentence(verb("instance", run="b-0", state="started"))
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"run": "Not a name"}, "cannot be a run name"),
+        ({"workload": None}, "its workload has to be named"),
+        ({"offers": [{"provider": "vast"}]}, "An offer lacks id"),
+        ({"offers": []}, "no offer"),
+        ({"max_price_per_hour": 0.01}, "max_price_per_hour <= 0.01 removed 1 of 1"),
+        ({"ssh_key": "/nowhere/id"}, "ssh_key=/nowhere/id does not exist"),
+    ],
+)
+def test_bad_arguments(world: World, verb: Verb, options: dict[str, Any], wanted: str) -> None:
+    world.vast.market = [offer("vast", "1")]
+    assert wanted in sentence(verb("instance", **{**PRESENT, **options}))
+    assert world.vast.rented == []
+
+
+# -- offer_info, instance_info ----------------------------------------------------------------------------------------
+
+
+def test_offer_info(world: World, verb: Verb, workload: str) -> None:
+    world.vast.market = [offer("vast", "1", gpu_ram_gb=4.0), offer("vast", "2")]
+    world.vultr.market = [offer("vultr", "3", price_per_hour_usd=0.1)]
+    result = verb("offer_info", workload=workload)
+    assert [one["id"] for one in result["offers"]] == ["3", "2"]
+    assert result["rejected"][0]["reasons"] == ["gpu_ram_gb >= 8, has 4"]
+    assert "Taking vultr 3" in result["text"]
+    none = verb("offer_info", provider="vast", workload=workload, gpu_ram_gb=48)
+    assert none["offers"] == []
+    assert "gpu_ram_gb >= 48 removed 2 of 2" in none["text"]
+
+
+def test_instance_info(world: World, verb: Verb) -> None:
+    world.vultr.held["2"] = instance("vultr", "2", "b-0")
+    world.vast.held["1"] = instance("vast", "1", "a-0", state=State.PREEMPTED)
+    world.vast.held["9"] = instance("vast", "9")
+
+    def ids(**options: Any) -> list[str]:
+        return [one["id"] for one in verb("instance_info", **options)["instances"]]
+
+    assert ids() == ["1", "2"]
+    assert ids(all=True) == ["9", "1", "2"]
+    assert ids(run="b-0") == ["2"]
+    assert ids(state="preempted") == ["1"]
+    assert ids(provider="vultr", workload="miniprover") == ["2"]
+    world.vast.error = ProviderDownError("Vast.ai is down.")
+    assert sentence(verb("instance_info")) == "Vast.ai is down."
+
+
+# -- run_plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_plan_of_a_new_run(world: World, verb: Verb, workload: str, bucket: str) -> None:
+    world.vast.market = [offer("vast", "1")]
+    world.vultr.market = [offer("vultr", "2", price_per_hour_usd=0.2)]
+    result = verb("run_plan", workload=workload, bucket=bucket)
+    plan = result["plan"]
+    assert plan["run"] == "tiny-0"
+    assert [one["id"] for one in plan["offers"]] == ["2", "1"]
+    assert plan["cost"]["run"]["usd"]["expected"] == pytest.approx(0.2 * 1.1)
+    assert plan["workload"]["name"] == "tiny"
+    assert plan["bucket"]["url"] == bucket
+    assert plan["environment_required"] == ["TINY_TOKEN"]
+    assert plan["instance"] == plan["connection"] == plan["progress"] == {}
+    assert len(plan["fingerprint"]) == 64
+    assert "Taking vultr 2" in result["text"]
+    assert "0.2000" in result["text"]
+    assert CANARY not in str(result)
+    assert (world.vast.rented, world.vultr.rented) == ([], [])
+
+
+def test_the_fingerprint_follows_the_repository(world: World, verb: Verb, workload: str, tmp_path: Path) -> None:
+    world.vast.market = [offer("vast", "1")]
+    first = verb("run_plan", workload=workload, bucket="")["plan"]["fingerprint"]
+    assert verb("run_plan", workload=workload, bucket="")["plan"]["fingerprint"] == first
+    (tmp_path / "code" / "train.py").write_text("print(1)")
+    assert verb("run_plan", workload=workload, bucket="")["plan"]["fingerprint"] != first
+
+
+def test_plan_takes_the_run_that_has_a_machine(world: World, verb: Verb, workload: str, bucket: str) -> None:
+    world.vast.held["1"] = instance("vast", "1", "tiny-4", ref=tiny("tiny-4"))
+    plan = verb("run_plan", workload=workload, bucket=bucket)["plan"]
+    assert (plan["run"], plan["instance"]["id"], plan["offers"]) == ("tiny-4", "1", [])
+    assert plan["connection"]["ansible_port"] == 40022
+    # Asked for another cloud, it is another run, whose name is not one that is taken anywhere.
+    world.vast.held = {"1": instance("vast", "1", "tiny-0", ref=tiny("tiny-0"))}
+    world.vultr.market = [offer("vultr", "2")]
+    assert verb("run_plan", workload=workload, bucket=bucket, provider="vultr")["plan"]["run"] == "tiny-1"
+    # Named, it must not get a second machine.
+    message = sentence(verb("run_plan", workload=workload, bucket=bucket, provider="vultr", run="tiny-0"))
+    assert "has a machine at another cloud (vast 1" in message
+
+
+def tiny(run: str) -> Any:
+    from gpuyard.run import RunRef
+
+    return RunRef(run, "tiny")
+
+
+def test_a_new_name_is_free_in_the_bucket_too(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path
+) -> None:
+    world.vast.market = [offer("vast", "1")]
+    publish(bucket, "tiny-0", tmp_path, outcome="done")
+    assert verb("run_plan", workload=workload, bucket=bucket)["plan"]["run"] == "tiny-1"
+    message = sentence(verb("run_plan", workload=workload, bucket=bucket, run="tiny-0"))
+    assert "has finished" in message
+    assert "-e run=tiny-1" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"workload": "tinny"}, "Did you mean tiny?"),
+        ({"workload": "/nowhere/w.yml"}, "there is no such file"),
+        ({"run": "Tiny_0"}, "cannot be a run name"),
+        ({"ssh_key": "/nowhere/id"}, "ssh_key=/nowhere/id does not exist"),
+        ({"max_price_per_hour": 0.1}, "max_price_per_hour <= 0.1 removed 1 of 1 (best seen 0.4)"),
+        ({"bucket": "ftp://x"}, "bucket='ftp://x'"),
+        ({"mode": "resume"}, "no run that can be resumed"),
+        ({"mode": "resume", "run": "tiny-9"}, "There is no run tiny-9"),
+    ],
+)
+def test_plan_bad_input(world: World, verb: Verb, workload: str, options: dict[str, Any], wanted: str) -> None:
+    world.vast.market = [offer("vast", "1")]
+    assert wanted in sentence(verb("run_plan", **{"workload": workload, "bucket": "", **options}))
+    assert world.vast.rented == []
+
+
+def test_plan_wrong_key_in_the_workload(world: World, verb: Verb, workload: str) -> None:
+    Path(workload).write_text(WORKLOAD + "stagess: []\n")
+    assert "tiny.yml:7: stagess: is not a key here" in sentence(verb("run_plan", workload=workload))
+
+
+def test_plan_missing_environment(world: World, verb: Verb, workload: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TINY_TOKEN")
+    assert "TINY_TOKEN" in sentence(verb("run_plan", workload=workload))
+    assert world.calls == []
+
+
+def test_plan_unreachable_bucket(world: World, verb: Verb, workload: str, closed: dict[str, str]) -> None:
+    result = verb("run_plan", workload=workload, **closed)
+    assert "nowhere" in sentence(result)
+    assert SECRET not in str(result)
+
+
+# -- resuming ---------------------------------------------------------------------------------------------------------
+
+
+def test_resume_finds_the_one_run(world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path) -> None:
+    publish(bucket, "tiny-0", tmp_path, outcome="done")
+    publish(bucket, "tiny-1", tmp_path)
+    # The host that was just lost is not taken again.
+    world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"), state=State.PREEMPTED, machine_id="m1")
+    world.vast.market = [
+        offer("vast", "5", machine_id="m1", price_per_hour_usd=0.1),
+        offer("vast", "6", machine_id="m2"),
+    ]
+    result = verb("run_plan", mode="resume", workload=workload, bucket=bucket)
+    assert result["plan"]["run"] == "tiny-1"
+    assert result["plan"]["progress"]["stage"] == "search"
+    assert [one["id"] for one in result["plan"]["offers"]] == ["6"]
+    assert "goes on from iteration 1, search" in result["text"]
+    assert "resume_search.yml -e run=tiny-1" in sentence(verb("run_plan", run="tiny-1", bucket=bucket))
+
+    publish(bucket, "tiny-2", tmp_path)
+    message = sentence(verb("run_plan", mode="resume", workload=workload, bucket=bucket))
+    assert "2 runs can be resumed: tiny-1 (preempted" in message
+    assert "tiny-2 (interrupted" in message
+    assert verb("run_plan", mode="resume", run="tiny-2", bucket=bucket)["plan"]["run"] == "tiny-2"
+
+
+def test_resume_does_not_give_up_the_only_copy(world: World, verb: Verb, workload: str, bucket: str) -> None:
+    world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"), state=State.PREEMPTED)
+    message = sentence(verb("run_plan", mode="resume", run="tiny-1", bucket=bucket))
+    assert "no checkpoint in the bucket" in message
+
+
+# -- run_info ---------------------------------------------------------------------------------------------------------
+
+
+def test_run_info_joins_machines_and_bucket(world: World, verb: Verb, bucket: str, tmp_path: Path) -> None:
+    publish(bucket, "done-0", tmp_path, outcome="done")
+    publish(bucket, "lost-0", tmp_path)
+    publish(bucket, "busy-0", tmp_path)
+    world.vast.held["1"] = instance("vast", "1", ref=tiny("busy-0"))
+    world.vultr.held["2"] = instance("vultr", "2", ref=tiny("taken-0"), state=State.PREEMPTED)
+    world.vultr.held["3"] = instance("vultr", "3", ref=tiny("done-0"))
+    result = verb("run_info", bucket=bucket)
+    states = {one["run"]: (one["state"], one["resumable"]) for one in result["runs"]}
+    assert states == {
+        "busy-0": ("running", False),
+        "done-0": ("finished", False),
+        "lost-0": ("interrupted", True),
+        "taken-0": ("preempted", False),
+    }
+    assert "resume_search.yml -e run=lost-0" in result["text"]
+    assert "done-0 has ended and still bills" in result["text"]
+    busy = result["runs"][0]
+    assert busy["hours"] > 0
+    assert busy["cost_usd"] == pytest.approx(busy["hours"] * 0.4)
+    assert [one["run"] for one in verb("run_info", bucket=bucket, run="busy-0")["runs"]] == ["busy-0"]
+    assert verb("run_info", bucket=bucket, workload="none")["text"] == "There are no runs."
+
+
+def test_run_info_without_its_bucket(world: World, verb: Verb, closed: dict[str, str]) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    result = verb("run_info", **closed)
+    assert [one["run"] for one in result["runs"]] == ["a-0"]
+    assert "The bucket cannot be read" in result["text"]
+
+
+# -- secrets ----------------------------------------------------------------------------------------------------------
+
+
+def lookup(*terms: str, **options: Any) -> dict[str, str]:
+    from ansible.plugins.loader import lookup_loader
+
+    found: dict[str, str] = lookup_loader.get("gpuyard.cloud.box_secrets").run(list(terms), variables={}, **options)[0]
+    return found
+
+
+def test_box_secrets(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINY_TOKEN", CANARY)
+    monkeypatch.setenv("VAST_API_KEY", "canary-vast-3f9a00d17c")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "canary-access")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-secret")
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    assert lookup("TINY_TOKEN", bucket="s3://mine") == {
+        "TINY_TOKEN": CANARY,
+        "AWS_ACCESS_KEY_ID": "canary-access",
+        "AWS_SECRET_ACCESS_KEY": "canary-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    assert lookup(bucket="") == {}
+    with pytest.raises(AnsibleError, match="Not set in the controller's environment: NOT_THERE"):
+        lookup("TINY_TOKEN", "NOT_THERE")
+
+
+def test_without_the_package_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.module_utils._verb")
+    monkeypatch.setattr(shared, "GPUYARD_IMPORT_ERROR", "ImportError")
+    result = shared.attempt(lambda call: {}, shared.Call({}))
+    assert result["failed"]
+    assert "Python library (gpuyard)" in result["msg"]
