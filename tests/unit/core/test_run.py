@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from gpuyard.errors import UsageError
+from gpuyard.run import RunRef, check_name, next_name
+
+
+@pytest.mark.parametrize("name", ["a", "miniprover-0", "a" * 40, "x--y"])
+def test_names_that_every_label_can_hold(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "A", "-a", "a-", "0a", "a" * 41, "a_b", "a/b", "a b", "ä", "a\n", "a.b"])
+def test_names_that_cannot_be_one(name: str) -> None:
+    with pytest.raises(UsageError, match="1 to 40 lower-case letters"):
+        check_name(name)
+    with pytest.raises(UsageError):
+        RunRef(name, "miniprover")
+
+
+def test_label_and_tags_lead_back() -> None:
+    ref = RunRef("miniprover-0", "miniprover")
+    assert RunRef.from_label(ref.label) == ref
+    assert RunRef.from_label(f" {ref.label}/stopped\n") == ref
+    assert RunRef.from_tags([*reversed(ref.tags), "other:tag", "team"]) == ref
+    assert len(RunRef("a" * 40, "b" * 40).label) <= 256
+
+
+@pytest.mark.parametrize(
+    "label", [None, "", "mine", "gpuyard/x", "gpuyard/x/y/z", "gpuyard/X/y", "xgpuyard/x/y", "gpuyard/x/y/stoppedx"]
+)
+def test_labels_of_others(label: str | None) -> None:
+    assert RunRef.from_label(label) is None
+
+
+@pytest.mark.parametrize(
+    "tags", [[], ["run:x", "workload:y"], ["gpuyard"], ["gpuyard", "run:x"], ["gpuyard", "run:X", "workload:y"]]
+)
+def test_tags_of_others(tags: list[str]) -> None:
+    assert RunRef.from_tags(tags) is None
+
+
+def test_the_next_free_number() -> None:
+    assert next_name("miniprover", []) == "miniprover-0"
+    assert next_name("miniprover", ["miniprover-0", "miniprover-2", "other-1"]) == "miniprover-1"
+    with pytest.raises(UsageError):
+        next_name("a" * 40, [])
