@@ -161,6 +161,8 @@ class Settings:
     """The three files that tell the machine what to run."""
 
     def __init__(self, options: dict[str, Any]) -> None:
+        if not options["run"] or not options["workload"]:
+            raise _box.BoxError("run and workload must not be empty: they say what this machine is to do.")
         self.folder = Path(options["settings"])
         settings = {name: options[name] for name in ("run", "bucket", "bucket_endpoint", "bucket_region", "path")}
         if options["repository"]:
@@ -282,6 +284,8 @@ def start(module: AnsibleModule) -> dict[str, Any]:
     settings.write()
     restore = ["--restore"] if options["restore"] or not wanted else []
     answer = ask(options, "start", "--state", options["state"], *restore, *chosen)
+    for warning in (answer["restored"] or {}).get("warnings", ()):
+        module.warn(warning)
     if changed_files and answer["session"]["state"] == "running" and not answer["changed"]:
         module.warn(f"{options['run']} is running already; it takes up the new settings when it is next started.")
     return {

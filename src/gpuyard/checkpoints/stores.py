@@ -110,17 +110,27 @@ class LocalStore(Store):
 
     def objects(self, prefix: str) -> Iterator[StoredObject]:
         # Only whole folders are ever asked for, so the walk can begin at the prefix's last slash.
-        start = self.folder / prefix.rpartition("/")[0]
-        for path in sorted(start.rglob("*")):
-            key = path.relative_to(self.folder).as_posix()
-            if key.startswith(prefix) and not path.name.startswith(_PART_PREFIX):
-                with contextlib.suppress(FileNotFoundError):
-                    if path.is_file():
-                        yield StoredObject(key, path.stat().st_size)
+        waiting = [prefix.rpartition("/")[0]]
+        while waiting:
+            for entry in self._entries(waiting.pop()):
+                key = Path(entry.path).relative_to(self.folder).as_posix()
+                if entry.is_dir():
+                    waiting.append(key)
+                elif key.startswith(prefix) and not entry.name.startswith(_PART_PREFIX):
+                    with contextlib.suppress(FileNotFoundError):
+                        yield StoredObject(key, entry.stat().st_size)
 
     def folders(self, prefix: str = "") -> list[str]:
-        start = self.folder / prefix
-        return sorted(path.name for path in start.iterdir() if path.is_dir()) if start.is_dir() else []
+        return [entry.name for entry in self._entries(prefix) if entry.is_dir()]
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        """Return what lies in a folder, by name; nothing when it does not exist (yet)."""
+        with self._failures(folder):
+            try:
+                with os.scandir(self.folder / folder) as found:
+                    return sorted(found, key=lambda entry: entry.name)
+            except FileNotFoundError:
+                return []
 
     def delete(self, key: str) -> None:
         path = self._path(key)

@@ -1,0 +1,153 @@
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A run's stages are described, started and stopped, and no secret is ever shown. With a real tmux."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CANARY = "canary-wandb-20c4d7e1b6"
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Return the options for a box in a folder, with a tmux server of its own."""
+    (tmp_path / "t").mkdir()
+    (tmp_path / "src").mkdir()
+    monkeypatch.setenv("TMUX_TMPDIR", str(tmp_path / "t"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-process-environment")
+    yield {
+        "run": "canyon-0",
+        "workload": {
+            "name": "canyon",
+            "persist": {"root": str(tmp_path / "persistent"), "directories": []},
+            "checkpoints": {"every_s": 0},
+            "stages": [{"name": "wait", "command": "echo $TOKEN >> told; while test ! -e go; do sleep 0.1; done"}],
+        },
+        "secrets": {"TOKEN": f"{CANARY} with 'quotes'\nand lines"},
+        "repository": str(tmp_path / "src"),
+        "settings": str(tmp_path / "run"),
+        "python": sys.executable,
+    }
+    subprocess.run(["tmux", "kill-server"], capture_output=True, check=False)
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def files(tmp_path: Path) -> dict[str, int]:
+    folder = tmp_path / "run"
+    return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} if folder.exists() else {}
+
+
+def test_the_grid(run_module: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check mode predicts, start, same again, another setting, stop, stop again."""
+    predicted = run_module("stage_session", check=True, **options)
+    assert predicted["changed"] and predicted["session"] == {} and files(tmp_path) == {}
+
+    started = run_module("stage_session", **options)
+    assert started["changed"] and started["session"]["state"] == "running" and started["session"]["tmux"]
+    assert started["restored"]["source"] == "nothing"
+    assert files(tmp_path)["secrets.env"] == 0o600
+    wait_for((tmp_path / "src/told").exists)
+    assert (tmp_path / "src/told").read_text().startswith(CANARY)
+
+    for check in (True, False):
+        again = run_module("stage_session", check=check, **options)
+        assert not again["changed"] and again["diff"] == []
+
+    warnings: list[str] = []
+    monkeypatch.setattr("ansible.module_utils.basic.AnsibleModule.warn", lambda self, text: warnings.append(text))
+    options["secrets"] = {"TOKEN": "canary-another-value-31", "MORE": "canary-more-value-42"}
+    changed = run_module("stage_session", **options)
+    assert changed["changed"]
+    assert warnings == ["canyon-0 is running already; it takes up the new settings when it is next started."]
+    (shown,) = changed["diff"]
+    assert (shown["before"], shown["after"]) == ("TOKEN\n", "MORE\nTOKEN (another value)\n")
+    for result in (predicted, started, changed):
+        assert "canary" not in json.dumps({**result, "invocation": None})
+
+    status = run_module("stage_session", state="status", settings=options["settings"], python=options["python"])
+    assert not status["changed"] and status["session"]["stage"] == "wait"
+    stop = {"state": "stopped", "settings": options["settings"], "python": options["python"]}
+    assert run_module("stage_session", check=True, **stop)["changed"]
+    stopped = run_module("stage_session", **stop)
+    assert stopped["changed"] and stopped["session"]["state"] == "interrupted"
+    assert not run_module("stage_session", **stop)["changed"]
+
+
+def test_a_finished_run_is_left_alone(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "src/go").touch()
+    run_module("stage_session", **options)
+
+    def state() -> str:
+        asked = run_module("stage_session", state="status", settings=options["settings"], python=options["python"])
+        return str(asked["session"]["state"])
+
+    wait_for(lambda: state() == "finished")
+    assert not run_module("stage_session", **options)["changed"]
+    assert not run_module("stage_session", check=True, **options)["changed"]
+    assert run_module("stage_session", check=True, only="wait", **options)["changed"]
+
+
+def test_restored_starts_nothing(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    options["bucket"] = (tmp_path / "bucket").as_uri()
+    result = run_module("stage_session", **{**options, "state": "restored"})
+    assert result["changed"] and result["restored"]["source"] == "nothing"
+    assert result["session"]["state"] == "not-started" and not result["session"]["tmux"]
+    assert not run_module("stage_session", **{**options, "state": "restored"})["changed"]
+
+
+def test_a_secret_file_that_others_can_read_is_closed(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    options["state"] = "restored"
+    run_module("stage_session", **options)
+    (tmp_path / "run/secrets.env").chmod(0o644)
+    assert run_module("stage_session", check=True, **options)["changed"]
+    assert run_module("stage_session", **options)["changed"]
+    assert files(tmp_path)["secrets.env"] == 0o600
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"secrets": {"A-B": "x"}}, "secrets: 'A-B' cannot be the name of an environment variable."),
+        ({"python": "/nowhere/python"}, "the role gpuyard.cloud.checkpoints installs it"),
+        ({"workload": {"name": "canyon"}}, "does not describe a workload"),
+        ({"only": "nosuch"}, "canyon has no stage 'nosuch'; its stages are wait."),
+        ({"only": "wait", "from_stage": "wait"}, "mutually exclusive"),
+        ({"run": None}, "run"),
+        ({"bucket": "gs://x"}, "is not an address of a bucket"),
+        ({"bucket": "file:///dev/null/x"}, "cannot be used"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(
+    run_module: Any, options: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    result = run_module("stage_session", **{**options, **change})
+    assert result["failed"] and message in result["msg"]
+    assert "Traceback" not in result["msg"] and CANARY not in result["msg"]
+
+
+def test_a_box_without_tmux_is_told_apart(
+    run_module: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = run_module("stage_session", **options)
+    monkeypatch.setenv("PATH", path)
+    assert result["failed"] and result["tmux_missing"] and files(tmp_path) == {}
