@@ -46,8 +46,8 @@ _FINISH = "rm -f /etc/ssh/ssh_host_* /etc/machine-id /var/lib/dbus/machine-id; t
 _VM_FINISH = (
     "systemctl set-default multi-user.target && systemctl enable ssh.service gpuyard-user-data.service && "
     "systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer "
-    "console-getty.service getty@tty1.service systemd-udevd.service systemd-logind.service systemd-networkd-wait-online.service "
-    "dpkg-db-backup.timer"
+    "console-getty.service getty@tty1.service systemd-udevd.service systemd-logind.service "
+    "systemd-networkd-wait-online.service dpkg-db-backup.timer"
 )
 
 
