@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 import traceback
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
 
@@ -52,12 +53,17 @@ def test_what_goes_over_the_wire(client: Client, service: Standin) -> None:
 
 
 def test_a_netrc_entry_does_not_replace_the_key(
-    client: Client, service: Standin, own_home: object, monkeypatch: pytest.MonkeyPatch
+    service: Standin, own_home: Path, patience: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    netrc = own_home / ".netrc"  # type: ignore[operator]
-    netrc.write_text("machine 127.0.0.1 login someone password else\n")
+    """`127.1` is this machine under a name that is not treated as loopback, so that the environment counts."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    netrc = own_home / ".netrc"
+    netrc.write_text("machine 127.1 login someone password else\n")
+    netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     service.on("GET", "/x", Reply({}))
+    client = Client("vast", "Vast.ai", service.url.replace("127.0.0.1", "127.1"), VAST_KEY, classify, patience)
     client.call("GET", "/x")
     assert service.seen[0].headers["authorization"] == f"Bearer {VAST_KEY}"
 
