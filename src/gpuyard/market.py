@@ -164,7 +164,8 @@ def explain(verdicts: Sequence[Verdict]) -> list[str]:
     if len(ranked) > 1:
         second = ranked[1]
         dearer = second.price_per_hour_usd / winner.price_per_hour_usd - 1 if winner.price_per_hour_usd else 0.0
-        lines.append(f"Next would be {describe(second)} (+{dearer:.0%}).")
+        compared = f"+{dearer:.0%}" if dearer >= 0.005 else "at the same price"
+        lines.append(f"Next would be {describe(second)} ({compared}).")
     return lines + [f"{removal}." for removal in removals(verdicts)]
 
 

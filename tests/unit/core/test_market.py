@@ -129,6 +129,16 @@ def test_the_explanation_names_the_winner_and_what_every_condition_removed() -> 
     ]
 
 
+def test_equal_prices_and_a_single_fit_have_their_own_words() -> None:
+    two = market.explain(market.judge([an_offer(id="a"), an_offer(id="b")], Query()))
+    assert two[0].endswith("$0.4000/h: the best of 2 that fit, at the lowest price.")
+    assert two[1].endswith("(at the same price).")
+    one = market.explain(market.judge([an_offer(id="a"), an_offer(id="b", gpu_ram_gb=1.0)], Query(gpu_ram_gb=2)))
+    assert one[0].endswith("$0.4000/h: the only one of 2 offers that fits.")
+    with pytest.raises(NoOfferError):
+        market.explain(market.judge([an_offer()], Query(gpu_ram_gb=80)))
+
+
 def test_nothing_fits_says_which_condition_removed_how_many() -> None:
     offers = [an_offer(id="a", gpu_name="A16"), an_offer(id="b", gpu_name="L40S", price_per_hour_usd=2.0)]
     query = Query(gpu_names=["H100"], max_price_per_hour_usd=0.1)
