@@ -1,0 +1,149 @@
+"""The engine's command lines, the images' recipes, addresses, settings and the command's own checks."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from gpuyard.cli import main
+from gpuyard.errors import UsageError
+from gpuyard.sandbox import boxes, engine, images
+from gpuyard.sandbox.engine import ContainerSpec, Engine, EngineError, Port
+from gpuyard.sandbox.info import load
+from gpuyard.sandbox.settings import Settings, port_is_free
+
+
+def program(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    file = folder / name
+    file.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    file.chmod(0o755)
+
+
+def test_the_engine_that_answers_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program(tmp_path, "podman", "echo broken >&2; exit 125")
+    with pytest.raises(UsageError, match="no engine answers behind podman"):
+        engine.find()
+    program(tmp_path, "docker", "exit 0")
+    assert engine.find().kind == "docker"
+    program(tmp_path, "podman", "exit 0")
+    assert engine.find().kind == "podman"
+
+
+def test_a_failing_engine_is_one_sentence(tmp_path: Path) -> None:
+    program(tmp_path, "podman", "echo 'first line' >&2; echo 'Error: no such container x' >&2; exit 125")
+    with pytest.raises(EngineError, match=r"^podman start failed: Error: no such container x$"):
+        Engine(str(tmp_path / "podman"), "podman").start("x")
+
+
+@pytest.mark.parametrize(("kind", "switch"), [("podman", "--systemd=always"), ("docker", "--privileged")])
+def test_values_of_variables_are_not_on_the_command_line(tmp_path: Path, kind: str, switch: str) -> None:
+    program(tmp_path, kind, f'echo "$@" > {tmp_path}/arguments; echo "$TOKEN" > {tmp_path}/value')
+    spec = ContainerSpec(
+        name="box",
+        image="image",
+        labels={"a": "b"},
+        network="net",
+        environment={"TOKEN": "canary-token-3f9a"},
+        ports=[Port("127.77.1.1", 22, 22)],
+        mounts=[(Path("/etc/ssl/certs"), "/etc/ssl/certs")],
+        systemd=True,
+    )
+    Engine(str(tmp_path / kind), kind).create(spec)
+    arguments = (tmp_path / "arguments").read_text(encoding="utf-8").split()
+    assert "canary-token-3f9a" not in " ".join(arguments)
+    assert (tmp_path / "value").read_text(encoding="utf-8") == "canary-token-3f9a\n"
+    assert {"TOKEN", switch, "127.77.1.1:22:22/tcp", "/etc/ssl/certs:/etc/ssl/certs:ro", "a=b"} <= set(arguments)
+
+
+def test_the_overlay_is_the_same_every_time_and_programs_can_be_run() -> None:
+    for recipe in images.RECIPES:
+        assert recipe.overlay() == recipe.overlay()
+        with tarfile.open(fileobj=io.BytesIO(recipe.overlay())) as archive:
+            modes = {entry.name: entry.mode for entry in archive.getmembers()}
+        assert modes["usr/local/bin/nvidia-smi"] == 0o755
+        assert modes["etc/ssh/sshd_config.d/10-gpuyard.conf"] == 0o644
+        assert not [name for name in modes if "ssh_host" in name]
+    assert images.VM.digest != images.ML.digest
+
+
+def test_addresses_that_are_taken_are_passed_over() -> None:
+    first = boxes.choose_address("00ff00", 1, 20_022)
+    assert first.startswith("127.77.")
+    with socket.socket() as taken:
+        taken.bind((first, 20_022))
+        taken.listen()
+        assert boxes.choose_address("00ff00", 1, 20_022) != first
+    assert boxes.choose_address("00ff00", 2, 20_022) != first
+    assert len(set(boxes.choose_high_ports(64))) == 64
+
+
+def test_only_what_a_box_can_use_of_this_machines_environment_goes_there() -> None:
+    environment = {
+        "https_proxy": "http://127.0.0.1:3128",
+        "NO_PROXY": "localhost",
+        "PIP_INDEX_URL": "http://127.0.0.1/simple",
+        "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt",
+        "REQUESTS_CA_BUNDLE": "/opt/company/ca.pem",
+        "VAST_API_KEY": "canary-vast-3f9a",
+        "AWS_SECRET_ACCESS_KEY": "canary-aws-3f9a",
+        "HOME": "/home/user",
+    }
+    assert set(boxes.machine_environment(environment)) == {"https_proxy", "NO_PROXY", "PIP_INDEX_URL", "SSL_CERT_FILE"}
+
+
+def test_settings_come_back_and_a_foreign_file_is_named(tmp_path: Path) -> None:
+    assert Settings.load(tmp_path) is None
+    settings = Settings(port=4711)
+    settings.save(tmp_path)
+    assert Settings.load(tmp_path) == settings
+    assert (tmp_path / "settings.json").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "settings.json").write_text("[1", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"settings\.json"):
+        Settings.load(tmp_path)
+
+
+def test_a_stranger_with_the_old_process_id_is_not_the_sandbox(tmp_path: Path) -> None:
+    document = Settings(port=1).sandbox_json(os.getpid())
+    (tmp_path / "sandbox.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(UsageError, match="ended without being shut down"):
+        load(tmp_path)
+    (tmp_path / "sandbox.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load(tmp_path)
+
+
+def test_ports() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert not port_is_free("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["up", "--port", "0"],
+        ["up", "--port", "http"],
+        ["up", "--boot-seconds", "-1"],
+        ["up", "--boot-seconds", "soon"],
+        ["fault", "throttle", "--provider", "aws"],
+        ["fault", "throttle", "--provider", "vast", "--count", "0"],
+        ["fault", "preempt"],
+        ["fault", "preempt", "--run", "a-0", "--outcome", "explosion"],
+        ["fault"],
+        [],
+    ],
+)
+def test_wrong_usage_is_refused_by_the_parser(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["sandbox", *arguments])
+    assert stop.value.code == 2
+    assert "usage: gpuyard sandbox" in capsys.readouterr().err
