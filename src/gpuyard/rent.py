@@ -200,7 +200,8 @@ def wait_ssh(
     start = clock.now()
     last = ""
     for delay in clock.delays():
-        complaint = _try_ssh(command)
+        with _locked(file, shared=True):
+            complaint = _try_ssh(command)
         elapsed = clock.now() - start
         if complaint is None:
             fingerprint = host_key_fingerprint(instance, file)
@@ -379,11 +380,15 @@ def _known_lines(file: Path) -> list[str]:
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold the lock that goes with ``file``: several teardowns may run at once."""
+def _locked(file: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock that goes with ``file``.
+
+    Rewriting it excludes everybody else; ssh, which appends to it, only excludes that: a line appended to the file that
+    is just being replaced would be lost.
+    """
     paths.ensure_private(file.parent)
     with file.with_name(f"{file.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
 
 

@@ -63,7 +63,7 @@ def create_once(
         try:
             return send()
         except AmbiguousError as error:
-            tell(f"{provider.title}: {error} Looking for it by its label.")
+            tell(f"{error} Looking for the instance by its label.")
             return _adopt(provider, spec, error, waits, tell)
         except ThrottledError as error:
             pause = waits.throttled_delay if error.retry_after is None else error.retry_after
