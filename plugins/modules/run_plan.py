@@ -135,6 +135,9 @@ plan:
         region:
           description: The region of the S3 service.
           type: str
+    mirrors:
+      description: Where the machine gets toolchains from instead of their official servers, by toolchain.
+      type: dict
     progress:
       description: The progress in the newest checkpoint; empty when there is none.
       type: dict

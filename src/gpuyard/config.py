@@ -247,6 +247,17 @@ def s3_settings(
     return BucketSettings(bucket, endpoint, endpoint, access, secret, region)
 
 
+def mirrors(*, sandbox: bool | None = None, sandbox_state: str | Path | None = None) -> dict[str, str]:
+    """Return where machines get toolchains from instead of their official servers, by toolchain (``rust``).
+
+    Only the sandbox has such mirrors: its machines may be unable to reach the official servers.
+    """
+    site = Site.of(sandbox, sandbox_state)
+    info = read_sandbox(site.sandbox_state) if site.sandbox else None
+    rust = info.from_boxes.get("rust_mirror") if info else None
+    return {"rust": rust} if rust else {}
+
+
 def ssh_key(path: str | None = None) -> SshKey:
     """Return the SSH key at ``path``, or gpuyard's own one, which is made when it is not there yet.
 

@@ -54,6 +54,7 @@ class Plan:
     offers: list[Offer]
     estimate: cost.Estimate
     text: list[str] = field(default_factory=list)
+    mirrors: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, without any secret."""
@@ -77,6 +78,7 @@ class Plan:
                 "endpoint_from_boxes": self.bucket.endpoint_from_boxes,
                 "region": self.bucket.region,
             },
+            "mirrors": dict(self.mirrors),
             "progress": dict(self.run.progress),
             "instance": records.instance_to_dict(self.run.machine) if self.run.machine else {},
         }
@@ -113,7 +115,7 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
     workload = workload or _workload_of(run, wishes, progress)
     workload.check_environment(variables)
     _same_cloud(run, wishes)
-    if run.outcome == "done":
+    if run.outcome == "done" and not run.machine:
         raise UsageError(
             f"Run {run.name} has finished. Name another one to start afresh, for example -e run="
             f"{next_name(workload.name, [one.name for one in known])}; `ansible-playbook teardown.yml "
@@ -123,11 +125,17 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         estimate = cost.estimate(workload, run.machine.price_per_hour_usd)
         offers: list[Offer] = []
         words = [f"Run {run.name} has {machine.describe(run.machine)}; nothing has to be rented."]
+        if run.outcome:
+            words.append(
+                f"It has {'finished' if run.outcome == 'done' else 'failed'}, and its machine still bills: "
+                f"`ansible-playbook teardown.yml -e run={run.name}` ends that."
+            )
     else:
         offers, words = _offers(run, workload, chosen, wishes, progress)
         estimate = cost.estimate(workload, offers[0].price_per_hour_usd)
     text = [*_headline(run, workload, wishes.mode), *words, *estimate.to_table().splitlines(), estimate.summary()]
-    return Plan(wishes.mode, run, workload, settings, key, offers, estimate, [*text, _bucket_line(settings)])
+    text.append(_bucket_line(settings))
+    return Plan(wishes.mode, run, workload, settings, key, offers, estimate, text, config.mirrors(**site))
 
 
 def _complain(errors: Mapping[str, ProviderError], chosen: Sequence[Provider], progress: Progress | None) -> None:

@@ -1,0 +1,114 @@
+"""Promises that hold for every run: a dry run writes nothing, and secrets are where they belong and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import requests
+from yard import CANARY, ROOT, Yard
+
+TINY = """\
+name: tiny
+repository: {path: tree}
+needs: {gpu_count: 1, gpu_ram_gb: 8, cpu_cores: 2, ram_gb: 4}
+environment: {required: [TINY_TOKEN]}
+checkpoints: {every_s: 1}
+iterations: 1
+stages:
+  - name: hold
+    command: test -n "$TINY_TOKEN" && mkdir -p $GPUYARD_PERSIST/models && date > $GPUYARD_PERSIST/models/x && sleep 600
+    grace_s: 2
+"""
+
+
+def secrets(yard: Yard) -> dict[str, str]:
+    """Return every secret of the sandbox by name."""
+    info = json.loads((yard.state / "sandbox.json").read_text())
+    keys = info["keys"]
+    return {"vast": keys["vast"], "vultr": keys["vultr"], "s3": keys["s3"]["secret_key"], "token": CANARY}
+
+
+def tiny(folder: Path) -> str:
+    """Write the smallest workload and return its path."""
+    (folder / "tree").mkdir()
+    (folder / "tree" / "README").write_text("A repository.\n")
+    (folder / "workloads").mkdir()
+    (folder / "workloads" / "tiny.yml").write_text(TINY)
+    return str(folder / "workloads" / "tiny.yml")
+
+
+def test_a_dry_run_shows_the_calls_and_makes_none(yard: Yard, tmp_path: Path) -> None:
+    home = {"GPUYARD_HOME": str(tmp_path)}  # with an SSH key that no cloud knows
+    for provider in ("vultr", "vast"):
+        flags = ("--check", "--diff")
+        said = yard.play("launch", *flags, provider=provider, run="dry-0", sandbox_state=str(yard.state), env=home)
+        text = " ".join(said.text.split())
+        assert "would rent" in text and "is expected to take" in text, said.text
+        assert (
+            ("POST" in text and "/instances" in text) if provider == "vultr" else ("PUT" in text and "/asks/" in text)
+        )
+    status = yard.control.status()
+    assert [one for one in status["instances"] if "dry-0" in (one["label"] + " ".join(one["tags"]))] == []
+    # Not even the SSH key was registered.
+    info = json.loads((yard.state / "sandbox.json").read_text())
+    headers = {"Authorization": f"Bearer {info['keys']['vultr']}"}
+    listed = requests.get(f"{info['endpoints']['vultr']}/ssh-keys", headers=headers, timeout=10).json()
+    fresh = (tmp_path / "keys" / "id_ed25519.pub").read_text().split()[1]
+    assert fresh not in [key["ssh_key"].split()[1] for key in listed["ssh_keys"]]
+
+
+def test_secrets_are_in_one_file_on_the_machine_and_nowhere_else(yard: Yard, tmp_path: Path) -> None:
+    workload, token = tiny(tmp_path), {"TINY_TOKEN": CANARY}
+    said = yard.play("launch", "-vvv", provider="vast", run="secret-0", workload=workload, env=token)
+    yard.wait("a checkpoint", lambda: yard.manifest("secret-0"), seconds=60)
+    wanted = secrets(yard)
+
+    # On the machine: the token and the bucket's key in the secret file only, and the clouds' keys nowhere.
+    places = "/opt/gpuyard /mnt /etc /root /home /tmp /var/lib /var/log /run"
+    for name, secret in wanted.items():
+        files = yard.on_machine("secret-0", f"grep -rlsF -- {secret} {places} || true").split()
+        assert files == (["/opt/gpuyard/run/secrets.env"] if name in ("s3", "token") else []), (name, files)
+        commands = yard.on_machine("secret-0", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").replace(f"-- {secret}", "")
+        assert secret not in commands, name
+    assert yard.on_machine("secret-0", "stat -c %a /opt/gpuyard/run/secrets.env").strip() == "600"
+    assert CANARY not in yard.on_machine(
+        "secret-0", "tmux show-environment -g; tmux list-panes -a -F '#{pane_start_command}'"
+    )
+
+    # In the bucket and in everything that was ever printed: nowhere.
+    for path, content in yard.published("secret-0", r".*").items():
+        for name, secret in wanted.items():
+            assert secret.encode() not in content, (name, path)
+    yard.play("teardown", run="secret-0", env=token)
+    assert said.text
+    for name, secret in wanted.items():
+        for text in yard.printed:
+            assert secret not in text, name
+
+    # On the controller: in the sandbox's own files only.
+    for file in yard.home.rglob("*"):
+        if file.is_file() and yard.state not in file.parents:
+            content = file.read_bytes()
+            assert not [name for name, secret in wanted.items() if secret.encode() in content], file
+
+
+def test_the_configuration_at_the_root_says_the_same_as_the_option(yard: Yard) -> None:
+    for environment in ({"GPUYARD_SANDBOX": "1"}, {"GPUYARD_SANDBOX": "true"}):
+        said = yard.run("ansible-playbook", "status.yml", env=environment)
+        assert said.code == 0, said.text
+
+
+def test_the_plays_run_by_collection_name_from_any_folder(yard: Yard, tmp_path: Path) -> None:
+    said = yard.run(
+        "ansible-playbook",
+        "gpuyard.cloud.launch",
+        "-e",
+        "sandbox=true",
+        "-e",
+        "workload=miniprover",
+        "--check",
+        cwd=tmp_path,
+    )
+    assert said.code == 0, said.text
+    assert "would rent" in said.text and tmp_path != ROOT
