@@ -41,8 +41,9 @@ class Host(TypedDict):
 
 
 def finished_host(instance: Instance, private_key: Path) -> Host:
-    """Return the host that stands for ``instance``, which must be one of ours and is reached with the key."""
-    assert instance.ref is not None
+    """Return the host that stands for ``instance``, which is reached with the key; one that is not ours is an error."""
+    if instance.ref is None:
+        raise ValueError(f"{instance.provider} {instance.id} was not rented by gpuyard")
     facts: dict[str, Any] = {
         "provider": instance.provider,
         "instance_id": instance.id,
