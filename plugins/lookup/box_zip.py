@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: box_zip
-author: gpuyard contributors
+author: gpuyard contributors (@gpuyard)
 version_added: "0.1.0"
 short_description: The archive with gpuyard's own code for rented machines
 description:

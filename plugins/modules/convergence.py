@@ -12,7 +12,7 @@ description:
   - Compares, or records, the fingerprint of the state that the roles last brought this machine to.
   - It lets a play skip every role on a machine that matches, which then costs one round trip instead of minutes.
 version_added: "0.1.0"
-author: gpuyard contributors
+author: gpuyard contributors (@gpuyard)
 options:
   fingerprint:
     description: The fingerprint of the wanted state, as P(gpuyard.cloud.run_plan#module) returns it.

@@ -16,7 +16,7 @@ description:
     fails.
   - Waits for a package manager that is already at work, as on a cloud machine that upgrades itself at first boot.
 version_added: "0.1.0"
-author: gpuyard contributors
+author: gpuyard contributors (@gpuyard)
 options:
   names:
     description: The packages. V(name=version) asks for a version, in which V(*) stands for anything.
@@ -89,7 +89,7 @@ def missing(names: list[str], found: dict[str, str]) -> list[str]:
     """Return those of ``names`` that ``found`` does not satisfy."""
     lacking = []
     for wanted in names:
-        name, _, version = wanted.partition("=")
+        name, _sign, version = wanted.partition("=")
         if name not in found or (version and not fnmatch.fnmatch(found[name], version)):
             lacking.append(wanted)
     return lacking

@@ -14,7 +14,7 @@ description:
     A file that exists on both sides with different content is kept under a name of its own beside the other, and
     reported.
 version_added: "0.1.0"
-author: gpuyard contributors
+author: gpuyard contributors (@gpuyard)
 options:
   root:
     description: The folder where the persistent volume is mounted. It is created when it is missing.

@@ -14,7 +14,7 @@ description:
   - Puts small launchers for C(cargo), C(rustc), C(rustdoc) and C(rustup) onto PATH, which work in every kind of shell,
     because they bring the settings that rustup needs with them.
 version_added: "0.1.0"
-author: gpuyard contributors
+author: gpuyard contributors (@gpuyard)
 options:
   version:
     description: The toolchain, a version such as V(1.96.0), or a channel such as V(stable).

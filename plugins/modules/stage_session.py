@@ -15,7 +15,7 @@ description:
     has failed goes on where it was.
   - Needs the runtime that the role P(gpuyard.cloud.checkpoints#role) installs, and C(tmux) for O(state=started).
 version_added: "0.1.0"
-author: gpuyard contributors
+author: gpuyard contributors (@gpuyard)
 options:
   state:
     description:

@@ -16,7 +16,7 @@ description:
     behind links to a persistent volume stay.
   - Runs the build commands once for each state of the tree, and shows the end of the log when one of them fails.
 version_added: "0.1.0"
-author: gpuyard contributors
+author: gpuyard contributors (@gpuyard)
 options:
   dest:
     description: The folder on the machine.
