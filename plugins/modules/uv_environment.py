@@ -14,7 +14,7 @@ description:
   - Records a hash of everything that was asked for, so that an environment that matches costs no more than a look at
     three small files.
 version_added: "0.1.0"
-author: gpuyard contributors
+author: gpuyard contributors (@gpuyard)
 options:
   path:
     description: The virtual environment.
@@ -128,7 +128,7 @@ def included(requirements: Path) -> list[Path]:
             raise _box.BoxError(f"The requirements file {file} does not exist on this machine.")
         files.append(file)
         for line in file.read_text(encoding="utf-8").splitlines():
-            option, _, name = line.strip().replace("=", " ", 1).partition(" ")
+            option, _space, name = line.strip().replace("=", " ", 1).partition(" ")
             if option in ("-r", "-c", "--requirement", "--constraint") and name.strip():
                 waiting.append(file.parent / name.strip())
     return files
@@ -185,7 +185,7 @@ class Environment:
                 "--quiet",
                 "--require-hashes",
             ]
-            command += ["--only-binary", ":all:", "-r", str(wanted)]
+            command += ["--require-hashes", "--only-binary", ":all:", "-r", str(wanted)]
             _box.run(command, purpose=f"Installing uv {version}", environment=self.settings)
         _box.write_record(root / UV_RECORD, {"uv": version})
         self.uv = root / "bin" / "uv"
