@@ -10,8 +10,9 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PARTS = ("galaxy.yml", "meta", "playbooks", "plugins", "roles")
+PARTS = ("galaxy.yml", "meta", "playbooks", "plugins", "roles", "workloads", "examples")
 DESTINATION = "ansible_collections/gpuyard/cloud"
+BUILT = {"__pycache__", "target", ".venv"}
 
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
@@ -19,7 +20,12 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Extend what the wheel carries; ``version`` is ``standard`` or ``editable``."""
-        if version == "standard":
-            for part in PARTS:
-                build_data["force_include"][str(Path(self.root) / part)] = f"{DESTINATION}/{part}"
-            build_data["force_include"][str(Path(self.root) / "workloads")] = "gpuyard/workloads"
+        if version != "standard":
+            return
+        root = Path(self.root)
+        for part in PARTS:
+            top = root / part
+            for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
+                name = file.relative_to(root)
+                if file.is_file() and not BUILT & set(name.parts):
+                    build_data["force_include"][str(file)] = f"{DESTINATION}/{name}"

@@ -1,4 +1,4 @@
-"""Launch, lose the machine in the middle of the search, resume, tear down: with the same results as without the loss."""
+"""Launch, lose the machine in the search, resume, tear down: with the same results as without the loss."""
 
 from __future__ import annotations
 
