@@ -19,7 +19,7 @@ from pathlib import Path
 from miniprover.formula import Formula, parse
 
 SEED = 20260322
-ATOMS = (10, 19)
+ATOMS = (10, 15)
 # Share of all rows in which a premise holds.
 STRONGEST, WEAKEST = 0.8, 0.95
 SIZES = {"train": 240, "heldout": 100}
@@ -53,11 +53,14 @@ def random_problem(rng: random.Random) -> tuple[list[str], str]:
         premises: list[tuple[str, int]] = []
         while wrong and right:
             text = random_formula(rng, atoms, rng.randint(3, 4))
-            table = parse(text).truth_table(atoms)
+            formula = parse(text)
+            share = formula.truth_table().bit_count() / (1 << len(formula.atoms))
             # Weak premises make hard problems: each excludes little by itself, but something that matters, and together
             # they stay consistent.
-            weak = WEAKEST * full.bit_count() >= table.bit_count() >= STRONGEST * full.bit_count()
-            if weak and wrong & ~table and right & table:
+            if not STRONGEST <= share <= WEAKEST:
+                continue
+            table = formula.truth_table(atoms)
+            if wrong & ~table and right & table:
                 premises.append((text, table))
                 wrong, right = wrong & table, right & table
         for premise in list(premises):
