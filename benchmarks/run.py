@@ -1,0 +1,189 @@
+"""Measures what gpuyard adds, as ratios to a floor that is taken in the same run.
+
+The floor is what nobody can do without: a rented machine that answers `ssh box true`. Every time is counted from the
+moment at which the cloud accepted the request to rent. The machines are the sandbox's, so the figures say nothing about
+a real cloud's boot times; what gpuyard adds on top is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpuyard import config, market, rent, watch
+from gpuyard.config import SshKey
+from gpuyard.providers.base import CreateSpec, Instance, Provider, Query
+from gpuyard.run import RunRef
+from gpuyard.sandbox import engine, lifecycle
+from gpuyard.sandbox.client import Control, load
+
+ROOT = Path(__file__).resolve().parents[1]
+READY_IMAGE = "localhost/gpuyard-bench-ready"
+CLOUD = "vast"  # its machines boot from an image of one's own choice
+MOST_TIMES_THE_FLOOR = 4.0
+MOST_SECONDS_AGAIN = 10.0
+
+
+class Bench:
+    """One sandbox, and what is timed on it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.state = home / "sandbox"
+        os.environ["GPUYARD_HOME"] = str(home)
+        lifecycle.up(self.state, self.say)
+        self.provider: Provider = config.connect(CLOUD, sandbox=True, sandbox_state=self.state)[0]
+        self.key: SshKey = config.ssh_key()
+        self.control = Control(load(self.state))
+
+    def say(self, line: str) -> None:
+        """Show what goes on."""
+        print(f"  {line}", flush=True)
+
+    def workload(self, name: str, image: str) -> Path:
+        """Write miniprover's workload with a first stage that prints the time, booting from ``image``."""
+        document = yaml.safe_load((ROOT / "workloads" / "miniprover.yml").read_text())
+        first = {"name": "first", "command": "date +first-line=%s.%N; sleep 600", "grace_s": 1}
+        document |= {"name": name, "image": image, "stages": [first, *document["stages"]]}
+        document["repository"] = {"path": str(ROOT / document["repository"]["path"])}
+        file = self.home / f"{name}-{'ready' if image else 'empty'}.yml"
+        file.write_text(yaml.safe_dump(document))
+        return file
+
+    def launch(self, run: str, workload: Path) -> tuple[float, str]:
+        """Launch, and return the seconds that it took and what it said."""
+        began = time.monotonic()
+        done = subprocess.run(
+            [
+                str(Path(sys.executable).parent / "ansible-playbook"),
+                *("launch.yml", "-e", "sandbox=true", "-e", f"provider={CLOUD}"),
+                *("-e", f"workload={workload}", "-e", f"run={run}"),
+            ],
+            cwd=ROOT,
+            env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise SystemExit(done.stdout + done.stderr)
+        return time.monotonic() - began, done.stdout
+
+    def machine(self, run: str) -> Instance:
+        """Return the run's machine."""
+        (one,) = rent.find([self.provider], run)
+        return one
+
+    def row(self, instance: Instance) -> Mapping[str, Any]:
+        """Return the sandbox's own record of a machine."""
+        return next(one for one in self.control.status()["instances"] if one["id"] == instance.id)
+
+    def end(self, instance: Instance) -> None:
+        """Give a machine back."""
+        rent.destroy_all([self.provider], [instance])
+
+    # --- what is timed ---
+
+    def floor(self) -> float:
+        """Seconds from the accepted request to `ssh box true`."""
+        query = Query(gpu_count=1, gpu_ram_gb=8)
+        offers = market.choose(self.provider.offers(query), query)
+        spec = CreateSpec(RunRef("bench-floor", "bench"), self.key.public_text)
+        instance = rent.rent([self.provider], offers, spec)
+        instance = rent.wait_ready(self.provider, instance)
+        rent.wait_ssh(instance, self.key)
+        seconds = time.time() - float(self.row(instance)["created_at"])
+        self.end(instance)
+        return seconds
+
+    def first_line(self, run: str, workload: Path) -> tuple[float, Instance]:
+        """Seconds from the accepted request to the first line of the first stage, and the machine."""
+        self.launch(run, workload)
+        instance = self.machine(run)
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            text = "\n".join(watch.lines(instance, self.key, ["log", "--stage", "first"]))
+            if match := re.search(r"first-line=([\d.]+)", text):
+                return float(match[1]) - float(self.row(instance)["created_at"]), instance
+            time.sleep(0.2)
+        raise SystemExit("the first stage printed nothing")
+
+    def make_ready_image(self, instance: Instance) -> None:
+        """Make an image of a machine that is in shape, without anything of its run."""
+        for _ in watch.lines(instance, self.key, ["stop"]):
+            pass
+        container = str(self.row(instance)["container"])
+        found = engine.find()
+        wipe = "rm -rf /opt/gpuyard/run /mnt/persistent/* /mnt/persistent/.gpuyard /etc/ssh/ssh_host_* /root/.ssh"
+        found.execute(container, "sh", "-c", wipe)
+        found.run("commit", container, READY_IMAGE)
+
+
+def main() -> int:
+    """Measure, print a table, and write the figures to ``benchmarks/latest.json``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default 3)")
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory(prefix="gpuyard-bench-") as folder:
+        bench = Bench(Path(folder))
+        figures: dict[str, list[float]] = {"floor": [], "empty": [], "again": [], "ready": []}
+        try:
+            empty = bench.workload("bench", "")
+            ready = bench.workload("bench", READY_IMAGE)
+            for number in range(rounds):
+                figures["floor"].append(bench.floor())
+                seconds, instance = bench.first_line(f"empty-{number}", empty)
+                figures["empty"].append(seconds)
+                seconds, said = bench.launch(f"empty-{number}", empty)
+                figures["again"].append(seconds)
+                if changed := [int(count) for count in re.findall(r"changed=(\d+)", said) if count != "0"]:
+                    raise SystemExit(f"the second launch changed something: {changed}\n{said}")
+                if not number:
+                    bench.make_ready_image(instance)
+                bench.end(instance)
+                seconds, instance = bench.first_line(f"ready-{number}", ready)
+                figures["ready"].append(seconds)
+                bench.end(instance)
+                bench.say(
+                    f"round {number + 1} of {rounds}: " + ", ".join(f"{k} {v[-1]:.1f} s" for k, v in figures.items())
+                )
+        finally:
+            lifecycle.down(bench.state, bench.say)
+    middle = {name: statistics.median(values) for name, values in figures.items()}
+    ratio = {name: middle[name] / middle["floor"] for name in ("empty", "ready")}
+    print(f"\n{'':58}{'median':>8}{'least':>8}{'most':>8}{'× floor':>9}")
+    for name, title in (
+        ("floor", "rent call → `ssh box true` (the floor)"),
+        ("empty", "rent call → first stage's first line, empty machine"),
+        ("ready", "rent call → first stage's first line, machine that matches"),
+        ("again", "launch.yml again on a running machine, wall time"),
+    ):
+        values = figures[name]
+        times = f"{ratio[name]:9.1f}" if name in ratio else ""
+        print(f"{title:<58}{middle[name]:7.1f}s{min(values):7.1f}s{max(values):7.1f}s{times}")
+    held = ratio["ready"] <= MOST_TIMES_THE_FLOOR and middle["again"] <= MOST_SECONDS_AGAIN
+    print(
+        f"\nlimits: matching machine at most {MOST_TIMES_THE_FLOOR:g} × the floor, "
+        f"again at most {MOST_SECONDS_AGAIN:g} s: "
+        f"{'held' if held else 'NOT held'}"
+    )
+    record = {"machine": f"{os.cpu_count()} cores, {platform.platform()}", "seconds": figures, "ratio": ratio}
+    (ROOT / "benchmarks" / "latest.json").write_text(json.dumps(record, indent=1) + "\n")
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
