@@ -15,8 +15,17 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of all sub-commands; each sets ``handler``, which returns the exit code."""
     top = argparse.ArgumentParser(prog="gpuyard", description="Rent GPUs, train on them, leave nothing billing.")
     top.add_argument("--version", action="version", version=f"gpuyard {__version__}")
-    sandbox_cli.add_parser(top.add_subparsers(dest="command", required=True))
+    commands = top.add_subparsers(dest="command", required=True)
+    sandbox_cli.add_parser(commands)
+    demo = commands.add_parser("demo", help="show the main job on two emulated clouds, from renting to the bill")
+    demo.set_defaults(handler=_demo)
     return top
+
+
+def _demo(_: argparse.Namespace) -> int:
+    from gpuyard import demo  # brings Ansible in, which the other commands do without
+
+    return demo.main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

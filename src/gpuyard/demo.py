@@ -248,8 +248,8 @@ class Demo:
         bill = self.control.status()["bill"]
         for line in bill["lines"]:
             self.teller.say(
-                f"{line['provider']:<6} {line['instance']:<10} {line['item']:<28} "
-                f"{line['seconds']:7.0f} s  {line['cost_usd']:9.5f} USD"
+                f"{line['provider']:<6} {line['id']:<38} {line['what']:<9} {line['seconds']:6.0f} s at "
+                f"{line['price_per_hour_usd']:.4f} USD/h  {line['amount_usd']:9.6f} USD"
             )
         self.teller.say(f"total {bill['total_usd']:.5f} USD; still billing: {len(bill['billable'])}")
         if bill["billable"]:
