@@ -1,4 +1,4 @@
 # Copyright: gpuyard contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The training side of miniprover: learns from the prover's own searches which cut to try, and which state is promising."""
+"""The training side of miniprover: learns from searches which cut to try, and which state is promising."""

@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--iteration", type=int, required=True)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--checkpoint-every", type=int, default=50, metavar="STEPS")
-    parser.add_argument("--weight", type=float, default=1.0, help="of the energy against the policy's log-probabilities")
+    parser.add_argument("--weight", type=float, default=1.0, help="of the energy against the log-probabilities")
     parser.add_argument("--resume-from", type=Path, help="go on from this checkpoint, if it is there")
     options = parser.parse_args()
     checkpoint = CHECKPOINTS / f"energy-{options.iteration}.npz"

@@ -21,7 +21,7 @@ from miniprover.formula import parse, read_theorems
 
 
 def measure(nodes: int, guidance: list[str | Path]) -> dict:
-    """Search the held-out list and verify the answers; counts, and the nodes of every theorem (unsolved: the budget)."""
+    """Search the held-out list and verify the answers. An unsolved theorem counts with the nodes that it used up."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "results.jsonl"
         run_prover("search", "--theorems", *HELD_OUT, "--output", output, "--nodes", str(nodes), *guidance)
@@ -34,17 +34,22 @@ def measure(nodes: int, guidance: list[str | Path]) -> dict:
             check_result(parse(theorem.text), theorem.status, result)
         except Wrong as why:
             wrong.append(f"{theorem.id}: {why}")
+    solved = [result for result in results if result["outcome"] != "unknown"]
     outcomes = [result["outcome"] for result in results]
     provable = [result for result in results if theorems[result["id"]].status == "theorem"]
+    proved = outcomes.count("proved")
+    mean_nodes = round(sum(result["nodes"] for result in provable) / len(provable), 2)
     return {
+        "summary": f"{proved} of {len(provable)} held-out theorems proved within {nodes} nodes each, "
+        f"{mean_nodes} nodes on average; {len(solved) - len(wrong)} answers verified, {len(wrong)} wrong",
         "budget_nodes": nodes,
         "theorems": len(provable),
-        "proved": outcomes.count("proved"),
+        "proved": proved,
         "non_theorems": len(results) - len(provable),
         "refuted": outcomes.count("refuted"),
-        "verified": len(results) - len(wrong) - outcomes.count("unknown"),
+        "verified": len(solved) - len(wrong),
         "wrong": wrong,
-        "mean_nodes_of_theorems": round(sum(result["nodes"] for result in provable) / len(provable), 2),
+        "mean_nodes_of_theorems": mean_nodes,
     }
 
 
@@ -68,7 +73,7 @@ def table(reports: dict[str, dict]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m miniprover.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--iteration", type=int, required=True)
-    parser.add_argument("--nodes", type=int, default=100, help="budget for each theorem")
+    parser.add_argument("--nodes", type=int, default=30, help="budget for each theorem")
     parser.add_argument(
         "--require-not-worse",
         action="store_true",
@@ -78,7 +83,7 @@ def main() -> int:
     names = ["untrained", *(f"iteration-{i}" for i in range(options.iteration + 1))]
     guidance: list[str | Path] = []
     try:
-        if not (EVAL_RESULTS / "untrained.json").exists():
+        if options.iteration == 0:
             save(EVAL_RESULTS / "untrained.json", measure(options.nodes, []))
         for kind in ("policy", "energy"):
             guidance += [f"--{kind}", MODELS / f"{kind}-{options.iteration}.txt"]

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Formulas on the Python side: a parser of its own, truth tables, and the theorem lists.
 
-Nothing here is shared with the Rust prover, so that the checker which stands on it (:mod:`miniprover.check`) repeats none
-of the prover's mistakes. The syntax and the numbering of subformulas are described in ``src/formula.rs``.
+Nothing here is shared with the Rust prover, so that the checker which stands on it (:mod:`miniprover.check`) repeats
+none of the prover's mistakes. The syntax and the numbering of subformulas are described in ``src/formula.rs``.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ class Formula:
                 continue
             op, a, b = node
             x, y = tables[a], tables[b]
-            tables.append(
-                {"~": full & ~x, "&": x & y, "|": x | y, "->": (full & ~x) | y, "<->": full & ~(x ^ y)}[op]
-            )
+            tables.append({"~": full & ~x, "&": x & y, "|": x | y, "->": (full & ~x) | y, "<->": full & ~(x ^ y)}[op])
         return tables[-1]
 
     def is_theorem(self) -> bool:

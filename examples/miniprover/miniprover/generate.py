@@ -94,9 +94,7 @@ def pigeonhole(pigeons: int, holes: int) -> str:
     """If every pigeon has a hole, some hole has two pigeons."""
     placed = [f"({' | '.join(f'x{p}_{h}' for h in range(1, holes + 1))})" for p in range(1, pigeons + 1)]
     shared = [
-        f"x{p}_{h} & x{q}_{h}"
-        for h in range(1, holes + 1)
-        for p, q in itertools.combinations(range(1, pigeons + 1), 2)
+        f"x{p}_{h} & x{q}_{h}" for h in range(1, holes + 1) for p, q in itertools.combinations(range(1, pigeons + 1), 2)
     ]
     return f"{' & '.join(placed)} -> {' | '.join(shared)}"
 

@@ -87,7 +87,7 @@ class Training:
         self.save(checkpoint)
 
     def _batch(self, count: int) -> np.ndarray:
-        """The choices of this step. They depend on seed and step number only, so that a resumed training sees them too."""
+        """The choices of this step: they depend on seed and step number only, so a resumed training sees the same."""
         per_epoch = -(-count // BATCH)
         epoch, at = divmod(self.step, per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(count)

@@ -42,8 +42,11 @@ pub fn read_theorems(paths: &[PathBuf]) -> Result<Vec<Theorem>, String> {
     Ok(theorems)
 }
 
-/// The whole result lines of a file, by theorem, in file order. A torn or foreign line is left out.
-pub fn read_lines(path: &Path) -> Result<Vec<(BTreeMap<String, String>, String)>, String> {
+/// One line of a result or trace file: its simple members, and the text itself.
+pub type Record = (BTreeMap<String, String>, String);
+
+/// The whole lines of a file that have an `id`, in file order. A torn or foreign line is left out.
+pub fn read_lines(path: &Path) -> Result<Vec<Record>, String> {
     let bytes = match fs::read(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(|e| format!("{}: {e}", path.display()))?,

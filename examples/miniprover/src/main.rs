@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::io::{self, BufRead};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::features::{decode, ENERGY_FEATURES, POLICY_FEATURES};
 use crate::files::{read_lines, read_theorems};
@@ -24,6 +25,7 @@ use crate::search::Guide;
 const USAGE: &str = "\
 usage: prover search --theorems FILE… --output FILE [--traces FILE] [--journal FILE] [--policy FILE] [--energy FILE]
                      [--nodes 600] [--flush-every 50] [--on-flush COMMAND] [--resume-from FILE]
+                     [--pace-ms 0]
        prover search --dry-run --theorems FILE… [--policy FILE] [--energy FILE] [--nodes 600]
        prover check  --theorems FILE… --results FILE
        prover parse  --theorems FILE…
@@ -31,12 +33,28 @@ usage: prover search --theorems FILE… --output FILE [--traces FILE] [--journal
        prover info   [--policy FILE] [--energy FILE]
 
 search  proves or refutes every theorem within a budget of nodes. Results, traces (training material) and the journal
-        (one line an attempt) are appended to; results and traces reach the disk every --flush-every theorems, and then
+        (one line for each theorem begun) are appended to; results and traces reach the disk every --flush-every theorems, and then
         --on-flush is run. --resume-from skips what that file already has. SIGINT finishes the current theorem, flushes
-        and exits with 130; SIGTERM kills. --dry-run loads everything, tries one theorem and writes nothing.
+        and exits with 130; SIGTERM kills. --pace-ms makes every theorem take at least that long, for demonstrations.
+        --dry-run loads everything, tries one theorem and writes nothing.
 check   has the independent checker verify every proof and countermodel of a result file.
 parse   shows the size of every formula.   score  shows what a model says.   info  shows what this build expects.
 ";
+
+const SEARCH_OPTIONS: [&str; 12] = [
+    "theorems",
+    "output",
+    "traces",
+    "journal",
+    "policy",
+    "energy",
+    "nodes",
+    "flush-every",
+    "on-flush",
+    "resume-from",
+    "pace-ms",
+    "dry-run",
+];
 
 /// Command-line options; those that may be repeated keep all their values.
 struct Options(HashMap<String, Vec<String>>);
@@ -122,6 +140,11 @@ fn search_command(options: &Options) -> Result<u8, String> {
         journal: beside("journal", "search.log.jsonl")?,
         resume_from: options.one("resume-from")?.map(PathBuf::from),
         nodes,
+        pace: Duration::from_millis(
+            options
+                .one("pace-ms")?
+                .map_or(Ok(0), |text| text.parse().map_err(|_| format!("--pace-ms must be a number, not '{text}'")))?,
+        ),
         flush_every: options.count("flush-every", 50)?,
         on_flush: options.one("on-flush")?.filter(|command| !command.is_empty()).map(str::to_string),
         output,
@@ -192,30 +215,15 @@ fn info_command(options: &Options) -> Result<u8, String> {
 
 fn dispatch(arguments: &[String]) -> Result<u8, String> {
     let (command, rest) = arguments.split_first().ok_or("no command given")?;
-    let (allowed, run): (&[&str], fn(&Options) -> Result<u8, String>) = match command.as_str() {
-        "search" => (
-            &[
-                "theorems",
-                "output",
-                "traces",
-                "journal",
-                "policy",
-                "energy",
-                "nodes",
-                "flush-every",
-                "on-flush",
-                "resume-from",
-                "dry-run",
-            ],
-            search_command,
-        ),
-        "check" => (&["theorems", "results"], check_command),
-        "parse" => (&["theorems"], parse_command),
-        "score" => (&["kind", "model"], score_command),
-        "info" => (&["policy", "energy"], info_command),
-        other => return Err(format!("unknown command '{other}'")),
-    };
-    run(&Options::parse(rest, allowed)?)
+    let options = |allowed: &[&str]| Options::parse(rest, allowed);
+    match command.as_str() {
+        "search" => search_command(&options(&SEARCH_OPTIONS)?),
+        "check" => check_command(&options(&["theorems", "results"])?),
+        "parse" => parse_command(&options(&["theorems"])?),
+        "score" => score_command(&options(&["kind", "model"])?),
+        "info" => info_command(&options(&["policy", "energy"])?),
+        other => Err(format!("unknown command '{other}'")),
+    }
 }
 
 fn main() -> ExitCode {
