@@ -157,14 +157,18 @@ class Runner:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, lambda *_: self._stop.set())
             self._end_leftovers()
+            for name in self.spec.directories:
+                # A bucket holds no empty folders, so a restored root may lack some that the repository links to.
+                (self.spec.root / name).mkdir(parents=True, exist_ok=True)
             self.journal.append("run-start", run=self.spec.run, workload=self.spec.workload, pid=os.getpid())
             self._publisher.start()
             outcome = "done"
             for place in todo:
                 outcome = self._run_stage(place)
-                self._wake.set()
                 if outcome != "done":
                     break
+                if place != todo[-1]:
+                    self._wake.set()  # publish while the next stage runs; the last one's set is made at the end
             if self._stop.is_set() and outcome == "done" and progress_of(self.spec).pending:
                 outcome = "interrupted"
             self._finish(outcome)
@@ -241,38 +245,39 @@ class Runner:
         return outcome
 
     def _execute(self, command: str, place: Position, token: str, grace_s: float, log: IO[bytes]) -> int:
-        try:
-            process = subprocess.Popen(
-                ["bash", "-eo", "pipefail", "-c", _PREAMBLE + command],
-                cwd=self.spec.repository,
-                env=self._environment(place, token),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            message = f"The stage cannot be started: {error}\n".encode()
-            log.write(message)
-            self._show(message)
-            return 127
-        assert process.stdout is not None
-        reader = threading.Thread(target=self._copy_output, args=(process.stdout, log), name="output", daemon=True)
-        reader.start()
-        while process.poll() is None and not self._stop.is_set():
-            self._pause(process)
-        if self._stop.is_set() and process.poll() is None:
-            self._say(f"told to stop: {place[1]} has {grace_s:g} s to save its work")
-        # After a normal end this ends what a stage left in the background: the GPU belongs to the next stage now.
-        processes.end(token, grace_s, tick=process.poll)
-        exit_code = process.wait()
-        # End of file comes with the last process; one that escaped with the pipe in its hands must not hold up the run.
-        reader.join(timeout=2)
-        return exit_code
+        # The stage writes to its log itself, so that the death of this process does not break a pipe under its hands.
+        with self.spec.log(*place).open("rb") as shown:
+            shown.seek(0, os.SEEK_END)
+            try:
+                process = subprocess.Popen(
+                    ["bash", "-eo", "pipefail", "-c", _PREAMBLE + command],
+                    cwd=self.spec.repository,
+                    env=self._environment(place, token),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                log.write(f"The stage cannot be started: {error}\n".encode())
+                self._copy(shown)
+                return 127
 
-    def _pause(self, process: subprocess.Popen[bytes]) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_POLL_S)
+            def tick() -> None:
+                process.poll()
+                self._copy(shown)
+
+            while process.poll() is None and not self._stop.is_set():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_S)
+                self._copy(shown)
+            if self._stop.is_set() and process.poll() is None:
+                self._say(f"told to stop: {place[1]} has {grace_s:g} s to save its work")
+            # After a normal end this ends what a stage left in the background: the GPU belongs to the next stage now.
+            processes.end(token, grace_s, tick=tick)
+            exit_code = process.wait()
+            self._copy(shown)
+            return exit_code
 
     def _environment(self, place: Position, token: str) -> dict[str, str]:
         spec = self.spec
@@ -293,14 +298,6 @@ class Runner:
         path = environment.get("PATH") or os.defpath
         environment["PATH"] = os.pathsep.join([*spec.path, path])
         return environment
-
-    def _copy_output(self, pipe: IO[bytes], log: IO[bytes]) -> None:
-        """Give every byte of the stage to its log and to the screen as it comes."""
-        with pipe:
-            while chunk := os.read(pipe.fileno(), 65536):
-                with contextlib.suppress(OSError, ValueError):  # a full disk must not end the stage by a broken pipe
-                    log.write(chunk)
-                self._show(chunk)
 
     def _end_leftovers(self) -> None:
         """End what a killed runner left running, so that no stage ever runs twice at a time."""
@@ -349,6 +346,11 @@ class Runner:
 
     def _say(self, text: str) -> None:
         self._show(f"== {text}\n".encode())
+
+    def _copy(self, log: IO[bytes]) -> None:
+        """Show what has come into the log since the last look."""
+        while chunk := log.read(65536):
+            self._show(chunk)
 
     def _show(self, data: bytes) -> None:
         """Write to the tmux pane. It may be gone, which must not matter to a stage."""

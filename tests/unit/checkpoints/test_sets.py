@@ -193,8 +193,11 @@ def test_a_set_without_manifest_is_never_restored(store: Store, tmp_path: Path) 
 def test_retention_keeps_what_a_kept_manifest_needs(store: Store, tmp_path: Path) -> None:
     root = make_root(tmp_path)
     retention = Retention(keep_last=2, keep_every=3)
+    (root / "models/old.npz").write_text("only the first three sets have this")
     for number in range(1, 8):
         (root / "trajectories/a.jsonl").write_text(f"{number}\n" * number)
+        if number == 4:
+            (root / "models/old.npz").unlink()
         published = publish(store, RUN, root, retention=retention)
     assert published.sequence == 7 and published.removed > 0
     assert sorted(manifest.sequence for manifest in manifests(store, RUN)) == [3, 6, 7]
@@ -206,6 +209,7 @@ def test_retention_keeps_what_a_kept_manifest_needs(store: Store, tmp_path: Path
         f"{RUN}/checkpoints/000001/{path}"
         for path in (
             "models/policy.npz",
+            "models/old.npz",
             "models/deep/er/ebm.bin",
             ".gpuyard/journal.jsonl",
             ".gpuyard/logs/0-search.log",
@@ -297,6 +301,29 @@ def test_a_restore_that_was_cut_off_is_begun_again(folder: LocalStore, tmp_path:
     assert restore(lambda: store, RUN, fresh).source == "cloud"
     assert tree(fresh) == tree(root)
     assert len(fetched) == len(set(fetched)) == 5, "what had been fetched is used"
+
+
+def test_a_restore_that_was_cut_off_while_placing_leaves_no_journal(
+    folder: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_root(tmp_path)
+    publish(folder, RUN, root)
+    placed: list[Path] = []
+    place = sets_module._place
+
+    def cut(part: Path, target: Path, *, last: bool) -> None:
+        if len(placed) == 4:
+            raise OSError("killed")
+        placed.append(target)
+        place(part, target, last=last)
+
+    fresh = tmp_path / "fresh"
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+        patch.setattr(sets_module, "_place", cut)
+        restore(lambda: folder, RUN, fresh)
+    assert len(tree(fresh)) >= 4 and not (fresh / ".gpuyard/journal.jsonl").exists()
+    assert restore(lambda: folder, RUN, fresh).source == "cloud"
+    assert tree(fresh) == tree(root)
 
 
 def test_the_first_publish_after_a_restore_reads_and_sends_nothing(folder: LocalStore, tmp_path: Path) -> None:

@@ -97,6 +97,11 @@ def test_a_failing_command_in_the_middle_or_in_a_pipe_is_a_failure(box: Box) -> 
     assert box.marks == []
 
 
+def test_the_persistent_folders_are_there(box: Box) -> None:
+    box.describe([{"name": "a", "command": "touch $GPUYARD_PERSIST/models/x $GPUYARD_PERSIST/trajectories/y"}])
+    assert box.run() == 0
+
+
 def test_a_missing_repository_is_a_failed_stage(box: Box) -> None:
     box.describe([mark("a")])
     box.repository.rmdir()
@@ -169,6 +174,7 @@ def test_the_shell_around_a_program_neither_kills_it_nor_goes_on(box: Box, prove
     assert runner.wait(15) == 3
     assert time.monotonic() - began < 5
     assert results(box) == searched(box)
+    assert "\nflushed, leaving\n" in box.screen, "its output had a reader until its end"
     assert box.marks == []
 
 
@@ -245,7 +251,7 @@ def test_what_a_stage_leaves_in_the_background_ends_with_it(box: Box) -> None:
     )
     began = time.monotonic()
     assert box.run() == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert not alive((box.repository / "pid").read_text().strip())
 
 
@@ -320,7 +326,7 @@ def test_checkpoints_are_published_after_each_stage_and_at_the_end(box: Box) -> 
     box.describe(stages, bucket=(box.base / "bucket").as_uri())
     assert box.run() == 0
     sets = list(manifests(bucket_of(box), RUN))
-    assert len(sets) >= 2
+    assert len(sets) == 2
     assert sets[0].progress == {
         "iteration": None,
         "stage": None,
