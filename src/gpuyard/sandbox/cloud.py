@@ -215,14 +215,11 @@ class Cloud:
         Outcomes: ``stopped`` and ``outbid`` (Vast; they differ in ``intended_status``, see provider-apis.md 1.7),
         ``gone`` and ``suspended`` (Vultr, where the real behaviour is not documented).
         """
-        if notice_s > 0:
-            await self._lock(rental).acquire()
-            try:
+        async with self._lock(rental):
+            if notice_s > 0:
                 await asyncio.to_thread(self.engine.stop, rental.container, grace_s=round(notice_s))
-            finally:
-                self._lock(rental).release()
-        else:
-            await asyncio.to_thread(self.engine.kill, rental.container)
+            else:
+                await asyncio.to_thread(self.engine.kill, rental.container)
         rental.preempted = True
         LOG.info("%s %s preempted (%s)", rental.provider, rental.id, outcome)
         if outcome == "gone":

@@ -193,10 +193,6 @@ class Engine:
         flags = ["--interactive"] if stdin is not None else []
         return self.run("exec", *flags, container, *command, stdin=stdin, timeout_s=timeout_s)
 
-    def logs(self, container: str, *, lines: int = 20) -> str:
-        """Return the newest lines that a container's process 1 has written to its standard output."""
-        return self.run("logs", "--tail", str(lines), container)
-
     def state(self, container: str) -> ContainerState | None:
         """Return a container's state, ``None`` when it does not exist."""
         try:

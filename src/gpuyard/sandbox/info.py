@@ -87,7 +87,7 @@ def is_server(pid: int, state: Path) -> bool:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return b"gpuyard.sandbox.server" in command and os.fsencode(state.absolute()) in command
+    return b"gpuyard.sandbox.server" in command and os.fsencode(state.resolve()) in command
 
 
 def is_up(state: Path) -> bool:

@@ -39,16 +39,19 @@ class Options:
 
 def up(state: Path, progress: Progress, options: Options | None = None) -> SandboxInfo:
     """Let a sandbox run with this state folder, and return how to reach it. Running already: nothing changes."""
-    state = state.absolute()
+    state = paths.ensure_private(state).resolve()
     options = options or Options()
-    paths.ensure_private(state)
     with _lock(state):
         if is_up(state):
             info = load(state)
             progress(f"The sandbox is up at {info.endpoints['vast']} (state folder {state}).")
+            if options != Options():
+                progress("It was up already: other options need `gpuyard sandbox down` first.")
             return info
         settings = _settings(state, options)
         engine = find()
+        if not engine.state(services.container(settings, "bucket")) and not port_is_free(LOOPBACK, settings.s3_port):
+            settings.s3_port = free_port()
         images.ensure(engine, progress)
         progress(f"Starting the sandbox {settings.name} with {engine.kind}")
         engine.ensure_network(settings.network, {LABEL: settings.name})
@@ -68,7 +71,7 @@ def down(state: Path, progress: Progress, *, keep_state: bool = False) -> None:
 
     The state folder's own files go too, unless ``keep_state`` keeps the bill and the log.
     """
-    state = state.absolute()
+    state = state.resolve()
     settings = Settings.load(state) if state.is_dir() else None
     if settings is None:
         progress(f"There is no sandbox in {state}.")
@@ -156,14 +159,6 @@ def _stop_server(state: Path) -> None:
         time.sleep(0.05)
     if is_server(pid, state):
         os.kill(pid, signal.SIGKILL)
-
-
-def restart_server(state: Path) -> SandboxInfo:
-    """End the server process and start it again; rentals and their containers are not touched."""
-    state = state.absolute()
-    with _lock(state):
-        _stop_server(state)
-        return _start_server(state)
 
 
 def image_present() -> bool:

@@ -92,14 +92,14 @@ def rust_mirror_folder(progress: Progress) -> Path | None:
         return None
 
 
-def container(settings: Settings, service: Service) -> str:
+def container(settings: Settings, service: str) -> str:
     """Return the name of a service's container."""
-    return f"{settings.network}-{service.name}"
+    return f"{settings.network}-{service}"
 
 
 def ensure(engine: Engine, settings: Settings, service: Service) -> None:
     """Let a service run: create its container when missing, start it when stopped, leave it alone when running."""
-    name = container(settings, service)
+    name = container(settings, service.name)
     state = engine.state(name)
     if state is None:
         spec = ContainerSpec(
