@@ -147,8 +147,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
 
 
 @pytest.fixture
-def yard(running: Yard) -> Iterator[Yard]:
+def yard(running: Yard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
     """Return the sandbox with nothing rented; what a test printed may hold no key and no deprecation."""
+    monkeypatch.setenv("GPUYARD_HOME", running.environment["GPUYARD_HOME"])
     running.printed.clear()
     yield running
     printed = "\n".join(running.printed)

@@ -180,7 +180,8 @@ def test_inventory(yard: Yard) -> None:
     known = yard.folder / "home" / "known_hosts"
     kept = known.read_text()
     known.write_text("")
-    refused = yard.ansible("ansible", "vast-0", "-m", "ansible.builtin.ping", status=4)
+    fresh = {"ANSIBLE_SSH_ARGS": "-o ControlPath=none"}  # not over the connection that is still open
+    refused = yard.ansible("ansible", "vast-0", "-m", "ansible.builtin.ping", status=4, **fresh)
     known.write_text(kept)
     assert "Host key verification failed" in refused
 
