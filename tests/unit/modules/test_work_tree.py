@@ -108,6 +108,8 @@ def test_what_the_source_never_had_stays(send: Sender, tmp_path: Path) -> None:
     (send.source / "run.sh").unlink()
     (send.source / "link").unlink()
     send()
+    (send.source / "models/README").unlink()
+    send()
     assert (send.dest / "target/program").read_text() == "built"
     assert (send.dest / "models").is_symlink()
     assert {path.name: path.read_text() for path in volume.iterdir()} == {
