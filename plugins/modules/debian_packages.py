@@ -70,6 +70,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
 
 LISTS = Path("/var/lib/apt/lists")
+LOCK_POLL_S = 5.0
 QUERY = "${binary:Package}\\t${db:Status-Status}\\t${Version}\\t${Provides}\\n"
 
 
@@ -100,6 +101,23 @@ def lists_age_s() -> float:
     times = [file.stat().st_mtime for file in LISTS.glob("*_Packages*")]
     # apt keeps the server's time on the lists; the folder has the time of the last update.
     return time.time() - max(LISTS.stat().st_mtime, *times) if times else float("inf")
+
+
+def run_apt(command: list[str], *, purpose: str, lock_timeout: float) -> None:
+    """Run apt-get, and run it again for as long as another one holds a lock.
+
+    ``DPkg::Lock::Timeout`` covers dpkg's locks only, not the one on the package lists, which ``update`` takes.
+    """
+    environment = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "l", "LC_ALL": "C.UTF-8"}
+    deadline = time.monotonic() + lock_timeout
+    while True:
+        try:
+            _box.run(command, purpose=purpose, environment=environment)
+            return
+        except _box.BoxError as error:
+            if "Could not get lock" not in str(error) or time.monotonic() >= deadline:
+                raise explain(error) from error
+        time.sleep(min(LOCK_POLL_S, max(0.0, deadline - time.monotonic())))
 
 
 def explain(error: _box.BoxError) -> _box.BoxError:
@@ -137,15 +155,12 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             "-o",
             "Acquire::Retries=3",
         ]
-        environment = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "l", "LC_ALL": "C.UTF-8"}
         recommends = "--install-recommends" if options["install_recommends"] else "--no-install-recommends"
-        try:
-            if lists_age_s() > options["cache_valid_time"]:
-                _box.run([*apt, "update"], purpose="Fetching package lists", environment=environment)
-            purpose = f"Installing {', '.join(lacking)}"
-            _box.run([*apt, "install", recommends, "--", *lacking], purpose=purpose, environment=environment)
-        except _box.BoxError as error:
-            raise explain(error) from error
+        timeout = options["lock_timeout"]
+        if lists_age_s() > options["cache_valid_time"]:
+            run_apt([*apt, "update"], purpose="Fetching package lists", lock_timeout=timeout)
+        purpose = f"Installing {', '.join(lacking)}"
+        run_apt([*apt, "install", recommends, "--", *lacking], purpose=purpose, lock_timeout=timeout)
     return {
         "changed": bool(lacking),
         "installed": lacking,

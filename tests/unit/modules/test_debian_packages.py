@@ -76,3 +76,21 @@ def test_everything_in_one_transaction(
     assert len((tmp_path / "calls").read_text().splitlines()) == 1, "lists that are fresh are not fetched again"
     (tmp_path / "calls").unlink()
     assert not run_module("debian_packages", names=["bash"])["changed"] and not (tmp_path / "calls").exists()
+
+
+def test_another_apt_is_waited_for(
+    run_module: Any, module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "listing").write_text(LISTING)
+    write_program(tmp_path, "dpkg-query", f"/bin/cat {tmp_path}/listing")
+    busy = 'echo "E: Could not get lock /var/lib/apt/lists/lock" >&2; exit 100'
+    free_now = f"[ $(/usr/bin/wc -l < {tmp_path}/calls) -gt 2 ]"
+    write_program(tmp_path, "apt-get", f"echo x >> {tmp_path}/calls; {free_now} || {{ {busy}; }}")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(module, "LISTS", tmp_path / "none")
+    monkeypatch.setattr(module, "LOCK_POLL_S", 0.01)
+    refused = run_module("debian_packages", names=["tmux"], lock_timeout=0)
+    assert refused["failed"] and refused["msg"].startswith("Another package manager run did not end in time")
+    (tmp_path / "calls").unlink()
+    assert run_module("debian_packages", names=["tmux"], lock_timeout=30)["changed"]
+    assert (tmp_path / "calls").read_text().count("x") == 4, "twice refused, then update and install"
