@@ -113,7 +113,7 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
 UV_RECORD = "gpuyard-uv.json"
 PTH = "gpuyard.pth"
 # Where images keep a uv that a non-interactive shell's PATH does not name.
-USUAL_PLACES = ("/usr/local/bin/uv", "/root/.local/bin/uv", "/opt/uv/bin/uv")
+USUAL_PLACES = ("/usr/local/bin/uv", "~/.local/bin/uv", "/opt/uv/bin/uv")
 
 
 def included(requirements: Path) -> list[Path]:
@@ -157,7 +157,8 @@ class Environment:
             if not os.access(options["uv"], os.X_OK):
                 raise _box.BoxError(f"uv={options['uv']} is not a program on this machine.")
             return Path(options["uv"])
-        found = shutil.which("uv") or next((place for place in USUAL_PLACES if os.access(place, os.X_OK)), None)
+        places = [Path(place).expanduser() for place in USUAL_PLACES]
+        found = shutil.which("uv") or next((place for place in places if os.access(place, os.X_OK)), None)
         if found:
             return Path(found)
         own = Path(options["uv_root"], "bin", "uv")
