@@ -25,7 +25,9 @@ def choices() -> list[Choice]:
 
 def accuracy(training: Training, choices: list[Choice]) -> float:
     whole = quantise(training.weights, 1)
-    return float(np.mean([integer_scores(whole, c.rows)[c.best] == integer_scores(whole, c.rows).max() for c in choices]))
+    return float(
+        np.mean([integer_scores(whole, c.rows)[c.best] == integer_scores(whole, c.rows).max() for c in choices])
+    )
 
 
 def test_training_learns_the_rule(choices: list[Choice], tmp_path: Path) -> None:
