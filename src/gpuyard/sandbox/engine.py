@@ -46,7 +46,7 @@ class ContainerSpec:
     """A container to be created.
 
     ``environment`` never appears on a command line: the engine's client reads the values from its own environment.
-    ``mounts`` are ``(source, target)`` pairs, mounted read-only; ``data_mounts`` likewise, but writable.
+    ``mounts`` are ``(source, target)`` pairs, mounted read-only.
     """
 
     name: str
@@ -59,7 +59,6 @@ class ContainerSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     ports: Sequence[Port] = ()
     mounts: Sequence[tuple[Path, str]] = ()
-    data_mounts: Sequence[tuple[Path, str]] = ()
     systemd: bool = False
 
 
@@ -152,8 +151,6 @@ class Engine:
             options += ["--publish", port.option]
         for source, target in spec.mounts:
             options += ["--volume", f"{source}:{target}:ro"]
-        for source, target in spec.data_mounts:
-            options += ["--volume", f"{source}:{target}"]
         for variable in spec.environment:
             options += ["--env", variable]
         if spec.systemd:
