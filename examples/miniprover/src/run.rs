@@ -95,7 +95,7 @@ impl Output {
         self.waiting_traces.clear();
         self.waiting_results.clear();
         if let Some(command) = on_flush {
-            // A process group of its own: the SIGINT that ends this search must not cut the publication short.
+            // A process group of its own: a Ctrl-C that ends this search must not cut the publication short.
             let status = Command::new("sh").arg("-c").arg(command).process_group(0).status();
             match status {
                 Ok(status) if status.success() => {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -34,7 +35,10 @@ class Search:
     def start(self, *extra: str | Path, pace_ms: int = 0) -> subprocess.Popen[str]:
         command = [self.prover, "search", "--theorems", self.theorems, "--output", self.results, "--nodes", "50"]
         command += ["--flush-every", "5", "--pace-ms", str(pace_ms), *extra]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # A session of its own, so that a test can signal its process group, as a terminal's Ctrl-C does.
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
 
     def run(self, *extra: str | Path) -> tuple[int, str]:
         process = self.start(*extra)
@@ -154,11 +158,11 @@ def test_the_flush_command_runs_after_each_flush_and_is_waited_for(search: Searc
     assert log.read_text().split() == [word for n in range(5, THEOREMS + 1, 5) for word in (str(n), "done")]
 
 
-def test_sigint_does_not_reach_the_flush_command(search: Search) -> None:
+def test_sigint_to_the_process_group_does_not_reach_the_flush_command(search: Search) -> None:
     log = search.folder / "flushes"
     process = search.start("--on-flush", f"echo begun >> {log}; sleep 0.5; echo done >> {log}", pace_ms=5)
     wait_for(log.exists)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == INTERRUPTED
     words = log.read_text().split()

@@ -25,9 +25,8 @@ def choices() -> list[Choice]:
 
 def accuracy(training: Training, choices: list[Choice]) -> float:
     whole = quantise(training.weights, 1)
-    return float(
-        np.mean([integer_scores(whole, c.rows)[c.best] == integer_scores(whole, c.rows).max() for c in choices])
-    )
+    scores = [integer_scores(whole, choice.rows) for choice in choices]
+    return float(np.mean([own[choice.best] == own.max() for own, choice in zip(scores, choices, strict=True)]))
 
 
 def test_training_learns_the_rule(choices: list[Choice], tmp_path: Path) -> None:
