@@ -201,7 +201,7 @@ def _new(
     if not offers:
         raise UsageError("There is no offer to rent.")
     trouble: list[GpuyardError] = []
-    for offer in offers[: rent.MOST_OFFERS]:
+    for offer in rent.worth_trying(offers):
         try:
             instance = rent.rent(providers, [offer], spec, progress=progress)
         except NoCapacityError as error:

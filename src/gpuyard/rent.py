@@ -15,6 +15,7 @@ import os
 import shlex
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from gpuyard.market import describe
 from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider, State
 
 MOST_OFFERS = 8  # tried in one rent; Vast allows one create in 4.5 s
+MOST_AT_ONE_CLOUD = 3  # tried there before the other clouds have their turn
 NOT_YET_LISTED_S = 20.0  # a new instance may be missing from its provider's answers for a moment
 _LIVE = (State.PENDING, State.RUNNING, State.UNKNOWN)
 _SSH_CONNECT_TIMEOUT_S = 10
@@ -97,6 +99,20 @@ def rent(
     return _first_to_be_had(providers, offers, spec, tell)
 
 
+def worth_trying(offers: Sequence[Offer]) -> list[Offer]:
+    """Return the offers to try, in order, when each may turn out to be gone.
+
+    They come best first. A cloud that has refused a few is likely to be sold out, whatever it lists, so the other
+    clouds' offers come before the rest of its own.
+    """
+    seen: Counter[str] = Counter()
+    first, later = [], []
+    for offer in offers:
+        seen[offer.provider] += 1
+        (first if seen[offer.provider] <= MOST_AT_ONE_CLOUD else later).append(offer)
+    return [*first, *later][:MOST_OFFERS]
+
+
 def _first_to_be_had(
     providers: Sequence[Provider], offers: Sequence[Offer], spec: CreateSpec, tell: Progress
 ) -> Instance:
@@ -104,7 +120,7 @@ def _first_to_be_had(
         raise UsageError("There is no offer to rent.")
     by_name = {provider.name: provider for provider in providers}
     refusals: list[NoCapacityError] = []
-    for offer in offers[:MOST_OFFERS]:
+    for offer in worth_trying(offers):
         tell(f"Renting {describe(offer)}.")
         provider = by_name[offer.provider]
         try:

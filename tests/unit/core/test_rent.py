@@ -372,3 +372,10 @@ def test_a_key_of_another_instance_is_not_this_ones(tmp_path: Path) -> None:
     file.write_text(f"# a comment\n\ngpuyard-vast-77 ssh-ed25519 {BLOB}\ngpuyard-vast-7 ssh-ed25519 not-base64!\n")
     assert rent.host_key_fingerprint(an_instance(), file) is None
     assert rent.host_key_fingerprint(dataclasses.replace(an_instance(), id="77"), file) is not None
+
+
+def test_other_clouds_have_their_turn_before_the_rest_of_one_that_refuses() -> None:
+    offers = [*(an_offer(provider="vast", id=f"v{number}") for number in range(10)), an_offer(provider="vultr", id="u0")]
+    tried = [offer.id for offer in rent.worth_trying(offers)]
+    assert tried == ["v0", "v1", "v2", "u0", "v3", "v4", "v5", "v6"]
+    assert [offer.id for offer in rent.worth_trying(offers[:2])] == ["v0", "v1"]
