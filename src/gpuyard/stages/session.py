@@ -113,11 +113,19 @@ def _tmux(*arguments: str, own_scope: bool = False) -> subprocess.CompletedProce
     ``own_scope``: where systemd runs the box, the server begins in a scope of its own, outside the SSH session's, so
     that it survives the end of that session whatever ``KillUserProcesses`` says.
     """
-    command = ["tmux", "-u", *arguments]
-    if own_scope and os.geteuid() == 0 and Path("/run/systemd/system").is_dir() and shutil.which("systemd-run"):
-        command = ["systemd-run", "--quiet", "--scope", "--collect", "--slice=system.slice", "--", *command]
     environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     environment |= {"LANG": "C.UTF-8", "TERM": "xterm-256color"}
+    command = ["tmux", "-u", *arguments]
+    if own_scope and os.geteuid() == 0 and Path("/run/systemd/system").is_dir() and shutil.which("systemd-run"):
+        scope = ["systemd-run", "--quiet", "--scope", "--collect", "--slice=system.slice", "--"]
+        answer = _call([*scope, *command], environment)
+        if answer.returncode == 0:
+            return answer
+        # A systemd that cannot be talked to (no bus, say) is no reason not to train.
+    return _call(command, environment)
+
+
+def _call(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
