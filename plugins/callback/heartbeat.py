@@ -14,8 +14,8 @@ version_added: 0.1.0
 author:
   - gpuyard contributors (@gpuyard)
 description:
-  - Installing packages or building a program takes minutes in which Ansible prints nothing. This callback prints a line with the
-    task's name and its time so far every few seconds, as long as the output is for people.
+  - Installing packages or building a program takes minutes in which Ansible prints nothing. This callback prints a
+    line with the task's name and its time so far every few seconds, as long as the output is for people.
   - Tasks that show their own progress, such as M(gpuyard.cloud.instance), are left alone.
 requirements:
   - enabled in C(callbacks_enabled) of the configuration

@@ -211,9 +211,11 @@ def run(call):
         "connection": rent.ansible_vars(instance, key) if instance else {},
         "diff": {"before": {"machines": outcome.before}, "after": {"machines": outcome.after}},
     }
+    if state == "absent" and not outcome.changed:
+        result["text"] = f"Run {order.run} has no machine at {' and '.join(cloud.title for cloud in clouds)}."
     if call.check_mode:
         result["planned_calls"] = [records.call_to_dict(planned) for planned in outcome.planned]
-        result["text"] = "\n".join(f"would {action}" for action in outcome.actions)
+        result["text"] = "\n".join(f"would {action}" for action in outcome.actions) or result.get("text", "")
     return result
 
 

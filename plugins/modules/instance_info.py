@@ -40,6 +40,9 @@ options:
     description: Also machines that gpuyard did not rent.
     type: bool
     default: false
+  ssh_key:
+    description: The path of the private SSH key for the connections. When it is not said, gpuyard's own key.
+    type: path
 seealso:
   - module: gpuyard.cloud.instance
   - module: gpuyard.cloud.run_info
@@ -59,7 +62,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 instances:
-  description: The machines, in the order of provider, run and id.
+  description:
+    - The machines, in the order of provider, run and id.
+    - C(connection) of each is what Ansible needs to reach it, as host variables; empty as long as it has no address.
   returned: success
   type: list
   elements: dict
@@ -73,6 +78,10 @@ instances:
       gpu_name: RTX 4090
       price_per_hour_usd: 0.43
       emulated: false
+      connection:
+        ansible_host: 203.0.113.7
+        ansible_port: 40022
+        ansible_user: root
 """
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PROVIDER_OPTIONS, run_module
@@ -82,21 +91,23 @@ ARGUMENT_SPEC = PROVIDER_OPTIONS | {
     "workload": {"type": "str"},
     "state": {"type": "str", "choices": ["pending", "running", "stopped", "preempted", "failed", "unknown"]},
     "all": {"type": "bool", "default": False},
+    "ssh_key": {"type": "path", "no_log": False},
 }
 CONDITIONS = {}
 
 
 def run(call):
     """Return the machines that the clouds asked list and the options let through."""
-    from gpuyard import config, records, runs
+    from gpuyard import config, records, rent, runs
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
+    key = config.ssh_key(call.option("ssh_key"))
     wanted = call.given("run", "workload", "state")
-    found = [
-        values
-        for values in map(records.instance_to_dict, runs.instances(clouds))
-        if (values["run"] or call.params["all"]) and all(values[name] == value for name, value in wanted.items())
-    ]
+    found = []
+    for one in runs.instances(clouds):
+        values = records.instance_to_dict(one) | {"connection": rent.ansible_vars(one, key)}
+        if (values["run"] or call.params["all"]) and all(values[name] == value for name, value in wanted.items()):
+            found.append(values)
     return {"instances": sorted(found, key=lambda one: (one["provider"], one["run"], one["id"]))}
 
 

@@ -240,7 +240,8 @@ class Demo:
         reports = {path: json.loads(content) for path, content in self.published() if path.startswith("eval_results/")}
         if len(reports) < 2:
             raise DemoError(f"Two iterations should have been evaluated, but there are {len(reports)} reports.")
-        for path, report in sorted(reports.items()):
+        # "untrained" sorts after "iteration-N", and came before them.
+        for path, report in sorted(reports.items(), key=lambda item: ("iteration" in item[0], item[0])):
             self.teller.say(f"{path}: {report['summary']}")
 
     def show_bill(self) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import gpuyard
+from gpuyard import boxzip
 
 # The folders of the collection whose files decide what converging a machine does.
 _PARTS = ("roles", "plugins/modules", "plugins/module_utils", "plugins/action")
-_ON_THE_BOX = ("stages", "checkpoints")
 
 
 def _files(folder: Path) -> Iterable[Path]:
@@ -41,11 +41,9 @@ def fingerprint(box: Mapping[str, object], tree_digest: str = "") -> str:
     digest of the local repository's content, empty for a repository that is fetched at a fixed commit.
     """
     digest = hashlib.sha256()
-    folders = [Path(gpuyard.__file__).resolve().parent / part for part in _ON_THE_BOX]
+    digest.update(boxzip.content())
     root = collection_root()
-    if root:
-        folders += [root / part for part in _PARTS]
-    for folder in folders:
+    for folder in [root / part for part in _PARTS] if root else []:
         for path in _files(folder):
             digest.update(f"{path.relative_to(folder.parent)}\0".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())

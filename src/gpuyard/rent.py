@@ -106,7 +106,8 @@ def worth_trying(offers: Sequence[Offer]) -> list[Offer]:
     clouds' offers come before the rest of its own.
     """
     seen: Counter[str] = Counter()
-    first, later = [], []
+    first: list[Offer] = []
+    later: list[Offer] = []
     for offer in offers:
         seen[offer.provider] += 1
         (first if seen[offer.provider] <= MOST_AT_ONE_CLOUD else later).append(offer)

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from gpuyard import rent
@@ -79,14 +80,25 @@ def lines(instance: Instance, key: SshKey, words: list[str]) -> Iterator[str]:
 
 
 def progress(instance: Instance, key: SshKey) -> Iterator[Mapping[str, Any]]:
-    """Yield what the stages do, one record a change, until the run ends (``gpuyard.stages progress --follow``)."""
+    """Yield what the stages do, one record a change, until the run ends (``gpuyard.stages progress --follow``).
+
+    A restored journal begins with what an earlier machine did; that is left out.
+    """
     for line in lines(instance, key, ["progress", "--follow"]):
         try:
             record = json.loads(line)
         except ValueError:
             continue  # a login banner, say
-        if isinstance(record, dict):
+        if isinstance(record, dict) and not _before(instance, record):
             yield record
+
+
+def _before(instance: Instance, record: Mapping[str, Any]) -> bool:
+    """Tell whether a journal record is older than the instance."""
+    when = record.get("time")
+    if instance.created_at is None or not isinstance(when, str):
+        return False
+    return datetime.fromisoformat(when).timestamp() < instance.created_at
 
 
 def tell(record: Mapping[str, Any]) -> str:
