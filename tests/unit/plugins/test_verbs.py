@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleError
 
-from gpuyard import checkpoints
+from gpuyard import checkpoints, rent
 from gpuyard.checkpoints import LocalStore
-from gpuyard.errors import CreditError, InvalidRequestError, NoCapacityError, ProviderDownError
+from gpuyard.errors import CreditError, InvalidRequestError, NoCapacityError, ProviderDownError, UnreachableError
 from gpuyard.providers.base import State
 
 from .conftest import Verb, World, instance, offer
@@ -172,6 +172,29 @@ def test_all_offers_gone(world: World, verb: Verb) -> None:
     result = verb("instance", **PRESENT)
     assert "None of the 3 best offers could be had" in sentence(result)
     assert result["failure"]["kind"] == "NoCapacityError"
+
+
+def test_a_machine_that_never_answers_is_given_back(world: World, verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.vast.market = [offer("vast", "1", price_per_hour_usd=0.1), offer("vast", "2")]
+    waited: list[str] = []
+
+    def wait_ssh(one: Any, *_args: Any, **_options: Any) -> str:
+        waited.append(one.id)
+        if one.id == "91":
+            raise UnreachableError("vast instance 91 did not answer.")
+        return "SHA256:x"
+
+    monkeypatch.setattr(rent, "wait_ssh", wait_ssh)
+    lines: list[str] = []
+    result = verb("instance", lines=lines, **{**PRESENT, "wait": True})
+    assert result["instance"]["id"] == "92"
+    assert waited == ["91", "92"]
+    assert list(world.vast.held) == ["92"]
+    assert "vast instance 91 did not answer. Giving it back." in lines
+    # A machine that the run had before is never given back: its disk holds the run's work.
+    world.vast.held = {"91": instance("vast", "91", "a-0")}
+    assert "did not answer" in sentence(verb("instance", **{**PRESENT, "wait": True}))
+    assert list(world.vast.held) == ["91"]
 
 
 def test_a_lost_machine_is_replaced_only_when_told(world: World, verb: Verb) -> None:
