@@ -151,6 +151,8 @@ failure:
   sample: {kind: NoCapacityError, provider: vast, status: 400, code: no_such_ask, instance_id: null}
 """
 
+import json
+
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PROVIDER_OPTIONS, QUERY_OPTIONS, run_module
 
 ARGUMENT_SPEC = (
@@ -215,7 +217,9 @@ def run(call):
         result["text"] = f"Run {order.run} has no machine at {' and '.join(cloud.title for cloud in clouds)}."
     if call.check_mode:
         result["planned_calls"] = [records.call_to_dict(planned) for planned in outcome.planned]
-        result["text"] = "\n".join(f"would {action}" for action in outcome.actions) or result.get("text", "")
+        words = [f"would {action}" for action in outcome.actions]
+        words += [f"  {one.method} {one.url} {json.dumps(one.body or {})}" for one in outcome.planned]
+        result["text"] = "\n".join(words) or result.get("text", "")
     return result
 
 

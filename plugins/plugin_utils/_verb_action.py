@@ -18,12 +18,15 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from ansible import constants as C
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import Call, attempt
 
 display = Display()
+
+_NUMBERS = {"int": int, "float": float}
 
 
 class VerbAction(ActionBase):
@@ -41,6 +44,7 @@ class VerbAction(ActionBase):
         """Run the verb and return its result, as a module's result would be."""
         super().run(tmp, task_vars)
         self._set_environment()
+        self._check_numbers()
         _result, options = self.validate_argument_spec(self.module.ARGUMENT_SPEC, **self.module.CONDITIONS)
         # The core gets the plain values that a module process would get, without Ansible's tags on them.
         plain = json.loads(json.dumps(options))
@@ -48,6 +52,18 @@ class VerbAction(ActionBase):
         for line in str(result.get("text") or "").splitlines():
             self._show(line)
         return result
+
+    def _check_numbers(self) -> None:
+        """Refuse what is no number in a sentence with option and value; Ansible's own names its internal types."""
+        for name, spec in self.module.ARGUMENT_SPEC.items():
+            value = self._task.args.get(name)
+            if spec["type"] not in _NUMBERS or value in (None, ""):
+                continue
+            try:
+                _NUMBERS[spec["type"]](str(value))
+            except ValueError:
+                kind = "a whole number" if spec["type"] == "int" else "a number"
+                raise AnsibleActionFail(f"{name}={str(value)!r} must be {kind}.") from None
 
     def _set_environment(self) -> None:
         """Give the verb what the task's ``environment`` says, as a module process would get it."""
