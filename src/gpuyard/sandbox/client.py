@@ -18,15 +18,8 @@ _TIMEOUT_S = 60.0
 
 
 def ensure_up(state: Path, *, progress: Progress) -> SandboxInfo:
-    """Return the running sandbox; start it when the box images exist, which takes seconds.
-
-    Raises :class:`UsageError` where they would have to be built first: that takes minutes and is the user's decision.
-    """
-    if is_up(state):
-        return load(state)
-    if not lifecycle.image_present():
-        raise UsageError(f"The sandbox is not running (state folder {state}): run `gpuyard sandbox up`.")
-    return lifecycle.up(state, progress)
+    """Return the running sandbox, started when it was not; the very first time its box images are built, in minutes."""
+    return load(state) if is_up(state) else lifecycle.up(state, progress)
 
 
 class Control:

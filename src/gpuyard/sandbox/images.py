@@ -109,14 +109,13 @@ def add_file(archive: tarfile.TarFile, name: str, content: bytes, mode: int) -> 
     archive.addfile(entry, io.BytesIO(content))
 
 
-def present(engine: Engine) -> bool:
-    """Return whether both images exist in the version of this gpuyard, so that nothing has to be built."""
+def _present(engine: Engine) -> bool:
     return all(engine.image_label(recipe.image, RECIPE_LABEL) == recipe.digest for recipe in RECIPES)
 
 
 def ensure(engine: Engine, progress: Progress) -> None:
     """Make the images that are missing or out of date. The first time takes one or two minutes."""
-    if present(engine):
+    if _present(engine):
         return
     folder = paths.cache() / "boxes"
     folder.mkdir(parents=True, exist_ok=True)

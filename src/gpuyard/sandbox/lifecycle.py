@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from gpuyard import paths
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.providers.base import Progress
 from gpuyard.sandbox import images, services
-from gpuyard.sandbox.engine import LABEL, Engine, find
+from gpuyard.sandbox.engine import LABEL, find
 from gpuyard.sandbox.info import INFO_FILE, SandboxInfo, is_server, is_up, load
 from gpuyard.sandbox.settings import LOOPBACK, Settings, free_port, port_is_free
 
@@ -159,14 +158,3 @@ def _stop_server(state: Path) -> None:
         time.sleep(0.05)
     if is_server(pid, state):
         os.kill(pid, signal.SIGKILL)
-
-
-def image_present() -> bool:
-    """Return whether the box images are there, so that ``up`` takes seconds."""
-    if not shutil.which("podman") and not shutil.which("docker"):
-        return False
-    try:
-        engine: Engine = find()
-    except UsageError:
-        return False
-    return images.present(engine)
