@@ -7,6 +7,7 @@ process environment into it, keys included), and turns its events into a few pla
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,7 +71,9 @@ def run_playbook(
             on_event(event)
         return False  # keeps ansible-runner from writing a file an event
 
-    envvars = {"ANSIBLE_NOCOLOR": "1", **(environment or {})}
+    # ansible-playbook is next to this Python, which need not be an activated environment.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    envvars = {"ANSIBLE_NOCOLOR": "1", "PATH": path, **(environment or {})}
     root = collection_root()
     if root and (root / "ansible.cfg").is_file() and "ANSIBLE_CONFIG" not in os.environ:
         envvars["ANSIBLE_CONFIG"] = str(root / "ansible.cfg")

@@ -20,6 +20,7 @@ from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.providers.base import Instance
 from gpuyard.runs import Run
+from gpuyard.stages.report import ERRORS
 
 BOX_PYTHON = "/opt/gpuyard/venv/bin/python"
 # ssh itself exits with 255; anything else is the command's own status.
@@ -142,7 +143,6 @@ class LogQuery:
 
 
 _LOG_FILE = re.compile(r"\.gpuyard/logs/(\d+)-(.+)\.log")
-_ERROR = re.compile(r"error|exception|traceback|panicked|fatal|killed|out of memory", re.IGNORECASE)
 
 
 def published_log(one: Run, store: Store, query: LogQuery) -> list[str]:
@@ -165,7 +165,7 @@ def published_log(one: Run, store: Store, query: LogQuery) -> list[str]:
     # Without a stage named, the one that the run was at is meant; of several iterations, the last.
     wanted = current if current in fitting else max(fitting)
     text = store.get(found[wanted]).decode(errors="replace").splitlines()
-    return [line for line in text if not query.errors or _ERROR.search(line)][-query.lines :]
+    return [line for line in text if not query.errors or ERRORS.search(line)][-query.lines :]
 
 
 def choose(found: Sequence[Run], wanted: str | None) -> Run:

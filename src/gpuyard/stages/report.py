@@ -16,7 +16,7 @@ from gpuyard.stages.runner import is_running, journal_of, progress_of
 from gpuyard.stages.spec import BoxSpec
 
 STATES = ("running", "finished", "failed", "interrupted", "not-started")
-_ERRORS = re.compile(r"error|exception|traceback|panicked|fatal|killed|out of memory", re.IGNORECASE)
+ERRORS = re.compile(r"error|exception|traceback|panicked|fatal|killed|out of memory", re.IGNORECASE)
 _POLL_S = 0.3
 
 
@@ -129,7 +129,7 @@ def last_lines(file: Path, count: int) -> list[str]:
 def error_lines(file: Path, count: int) -> list[str]:
     """Return the last ``count`` lines of a log that look like errors."""
     with file.open(errors="replace") as stream:
-        return [line.rstrip("\n") for line in stream if _ERRORS.search(line)][-count:]
+        return [line.rstrip("\n") for line in stream if ERRORS.search(line)][-count:]
 
 
 def follow_log(spec: BoxSpec, stage: str | None, iteration: int | None, lines: int) -> Iterator[str]:
