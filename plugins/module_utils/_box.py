@@ -12,16 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import tempfile
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.urls import open_url
 
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _BLOCK = 1 << 20
@@ -42,6 +41,9 @@ class BoxError(Exception):
 
 def guarded(module: AnsibleModule, work: Callable[[AnsibleModule], dict[str, Any]]) -> None:
     """Run ``work``, leave with its result, and turn an expected failure into one sentence."""
+    # The programs that are run inherit the standard input, which may be a terminal: one that asks must not wait there.
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     try:
         result = work(module)
     except BoxError as error:
@@ -58,28 +60,49 @@ def tail(text: str, lines: int = 8) -> str:
     return "\n".join(text.strip().splitlines()[-lines:])
 
 
-def run(command: Sequence[str], *, purpose: str, environment: Mapping[str, str] | None = None) -> str:
+def execute(
+    module: AnsibleModule,
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> tuple[int, str, str]:
+    """Run a program in ``folder`` and return its exit code, standard output and standard error.
+
+    ``environment`` is added to the module's own. Nothing in ``command`` is expanded. Raises :class:`OSError` with the
+    program's name when it cannot be run.
+    """
+    try:
+        done: tuple[int, str, str] = module.run_command(
+            list(command),
+            environ_update=dict(environment or {}),
+            cwd=str(folder) if folder else None,
+            ignore_invalid_cwd=False,
+            expand_user_and_vars=False,
+            errors="replace",
+            handle_exceptions=False,
+        )
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, command[0]) from error
+    return done
+
+
+def run(
+    module: AnsibleModule, command: Sequence[str], *, purpose: str, environment: Mapping[str, str] | None = None
+) -> str:
     """Run a program and return its standard output.
 
     ``environment`` is added to the module's own. Raises :class:`BoxError` that begins with ``purpose`` ("Installing …")
     and ends with the program's last lines.
     """
     try:
-        done = subprocess.run(
-            list(command),
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        code, output, errors = execute(module, command, environment=environment)
     except OSError as error:
         raise BoxError(f"{purpose} failed: {command[0]}: {error.strerror}.") from error
-    if done.returncode:
-        said = tail(f"{done.stdout}\n{done.stderr}")
-        raise BoxError(f"{purpose} failed with exit code {done.returncode}:\n{said}", rc=done.returncode)
-    return done.stdout
+    if code:
+        said = tail(f"{output}\n{errors}")
+        raise BoxError(f"{purpose} failed with exit code {code}:\n{said}", rc=code)
+    return output
 
 
 def file_sha256(path: Path) -> str:
@@ -101,7 +124,11 @@ def download(url: str, target: Path, accepted: Sequence[str]) -> None:
         if attempt:
             time.sleep(2.0**attempt)
         try:
-            with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer, target.open("wb") as stream:
+            # The bytes as they are, and no password from a file that is meant for other programs.
+            with (
+                open_url(url, timeout=_TIMEOUT_S, decompress=False, use_netrc=False) as answer,
+                target.open("wb") as stream,
+            ):
                 while block := answer.read(_BLOCK):
                     stream.write(block)
             break

@@ -103,7 +103,7 @@ def lists_age_s() -> float:
     return time.time() - max(LISTS.stat().st_mtime, *times) if times else float("inf")
 
 
-def run_apt(command: list[str], *, purpose: str, lock_timeout: float) -> None:
+def run_apt(module: AnsibleModule, command: list[str], *, purpose: str, lock_timeout: float) -> None:
     """Run apt-get, and run it again for as long as another one holds a lock.
 
     ``DPkg::Lock::Timeout`` covers dpkg's locks only, not the one on the package lists, which ``update`` takes.
@@ -112,7 +112,7 @@ def run_apt(command: list[str], *, purpose: str, lock_timeout: float) -> None:
     deadline = time.monotonic() + lock_timeout
     while True:
         try:
-            _box.run(command, purpose=purpose, environment=environment)
+            _box.run(module, command, purpose=purpose, environment=environment)
             return
         except _box.BoxError as error:
             if "Could not get lock" not in str(error) or time.monotonic() >= deadline:
@@ -143,7 +143,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             "and leave them out of the list."
         )
     purpose = "Asking dpkg for the installed packages"
-    before = parse(_box.run(["dpkg-query", "--show", f"--showformat={QUERY}"], purpose=purpose))
+    before = parse(_box.run(module, ["dpkg-query", "--show", f"--showformat={QUERY}"], purpose=purpose))
     lacking = missing(names, before)
     if lacking and not module.check_mode:
         apt = [
@@ -158,9 +158,9 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         recommends = "--install-recommends" if options["install_recommends"] else "--no-install-recommends"
         timeout = options["lock_timeout"]
         if lists_age_s() > options["cache_valid_time"]:
-            run_apt([*apt, "update"], purpose="Fetching package lists", lock_timeout=timeout)
+            run_apt(module, [*apt, "update"], purpose="Fetching package lists", lock_timeout=timeout)
         purpose = f"Installing {', '.join(lacking)}"
-        run_apt([*apt, "install", recommends, "--", *lacking], purpose=purpose, lock_timeout=timeout)
+        run_apt(module, [*apt, "install", recommends, "--", *lacking], purpose=purpose, lock_timeout=timeout)
     return {
         "changed": bool(lacking),
         "installed": lacking,

@@ -108,8 +108,9 @@ LAUNCHED = ("cargo", "rustc", "rustdoc", "rustup")
 class Toolchain:
     """The toolchain as it is on this machine, and the steps to the wanted one."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.options = options
+    def __init__(self, module: AnsibleModule) -> None:
+        options: dict[str, Any] = module.params
+        self.module, self.options = module, options
         self.root = Path(options["root"])
         self.cargo_home = self.root / "cargo"
         self.server = options["dist_server"].rstrip("/")
@@ -130,14 +131,16 @@ class Toolchain:
         """Return the path of one of rustup's programs."""
         return self.cargo_home / "bin" / name
 
+    def run(self, command: list[str], purpose: str) -> str:
+        """Run one of rustup's programs with its environment, see :func:`_box.run`."""
+        return _box.run(self.module, command, purpose=purpose, environment=self.environment)
+
     def ask(self, *command: str) -> str:
         """Return what one of rustup's programs prints; empty when it is missing or fails."""
         if not self.program(command[0]).exists():
             return ""
         try:
-            return _box.run(
-                [str(self.program(command[0])), *command[1:]], purpose=command[0], environment=self.environment
-            ).strip()
+            return self.run([str(self.program(command[0])), *command[1:]], command[0]).strip()
         except _box.BoxError:
             return ""
 
@@ -201,7 +204,7 @@ class Toolchain:
             _box.download(f"{self.server}/rustup/archive/{version}/{self.target}/rustup-init", program, accepted)
             program.chmod(0o755)
             command = [str(program), "-y", "--no-modify-path", "--profile", "minimal", "--default-toolchain", "none"]
-            _box.run(command, purpose=f"Installing rustup {version}", environment=self.environment)
+            self.run(command, f"Installing rustup {version}")
 
     def install_toolchain(self) -> None:
         """Let rustup install the toolchain and its components."""
@@ -210,12 +213,12 @@ class Toolchain:
         command += ["--profile", self.options["profile"]]
         for component in self.options["components"]:
             command += ["--component", component]
-        _box.run(command, purpose=f"Installing Rust {version} from {self.server}", environment=self.environment)
+        self.run(command, f"Installing Rust {version} from {self.server}")
 
     def make_default(self) -> None:
         """Make the toolchain the one that is used without a choice."""
         command = [str(self.program("rustup")), "default", self.options["version"]]
-        _box.run(command, purpose=f"Making Rust {self.options['version']} the default", environment=self.environment)
+        self.run(command, f"Making Rust {self.options['version']} the default")
 
     def write_launchers(self) -> None:
         """Write the launchers that differ; a link to another toolchain is replaced, not written through."""
@@ -235,7 +238,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     """Bring the toolchain to the wanted state, or in check mode say what that would take."""
     options = module.params
     check_minimum(options["minimum"], options["version"], f"Rust {options['version']}")
-    toolchain = Toolchain(options)
+    toolchain = Toolchain(module)
     before, wanted = toolchain.state(), toolchain.wanted()
     incomplete = any(before[key] != wanted[key] for key in ("toolchain", "components"))
     steps = [

@@ -147,7 +147,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -228,37 +227,39 @@ class Settings:
             return None
 
 
-def ask(options: dict[str, Any], *arguments: str) -> dict[str, Any]:
+def ask(module: AnsibleModule, *arguments: str) -> dict[str, Any]:
     """Run a command of the stage runner and return its answer; its one sentence becomes the error."""
+    options = module.params
     command = [options["python"], "-I", "-m", "gpuyard.stages", *arguments, "--settings", options["settings"]]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        code, output, errors = _box.execute(module, command)
     except OSError as error:
         raise _box.BoxError(
             f"{options['python']} cannot be run ({error.strerror}): the role gpuyard.cloud.checkpoints installs it."
         ) from error
     try:
-        answer = json.loads(done.stdout)
+        answer = json.loads(output)
     except ValueError:
         answer = None
-    if done.returncode or not isinstance(answer, dict):
-        said = _box.tail(done.stderr) or f"exit code {done.returncode}"
+    if code or not isinstance(answer, dict):
+        said = _box.tail(errors) or f"exit code {code}"
         raise _box.BoxError(said, tmux_missing=False)
     return answer
 
 
-def status(options: dict[str, Any]) -> dict[str, Any]:
+def status(module: AnsibleModule) -> dict[str, Any]:
     """Return where the run stands, ``{}`` when there is none or no runtime to ask."""
+    options = module.params
     known = Path(options["settings"], "settings.json").exists() and os.access(options["python"], os.X_OK)
-    return ask(options, "status", "--json") if known else {}
+    return ask(module, "status", "--json") if known else {}
 
 
 def stop(module: AnsibleModule) -> dict[str, Any]:
     """End the session in good order."""
-    session = status(module.params)
+    session = status(module)
     if module.check_mode or not session:
         return {"changed": bool(session.get("tmux") or session.get("state") == "running"), "session": session}
-    answer = ask(module.params, "stop", "--wait", str(module.params["wait_s"]))
+    answer = ask(module, "stop", "--wait", str(module.params["wait_s"]))
     return {"changed": answer["changed"], "session": answer["session"]}
 
 
@@ -275,7 +276,7 @@ def start(module: AnsibleModule) -> dict[str, Any]:
         for word in (option, str(options[name]))
     ]
     if module.check_mode:
-        session = status(options)
+        session = status(module)
         state = session.get("state", "not-started")
         starts = wanted and state != "running" and (state != "finished" or bool(chosen))
         return {"changed": bool(changed_files) or starts, "session": session, "diff": diff}
@@ -283,7 +284,7 @@ def start(module: AnsibleModule) -> dict[str, Any]:
         raise _box.BoxError("tmux is not installed on this machine.", tmux_missing=True)
     settings.write()
     restore = ["--restore"] if options["restore"] or not wanted else []
-    answer = ask(options, "start", "--state", options["state"], *restore, *chosen)
+    answer = ask(module, "start", "--state", options["state"], *restore, *chosen)
     for warning in (answer["restored"] or {}).get("warnings", ()):
         module.warn(warning)
     if changed_files and answer["session"]["state"] == "running" and not answer["changed"]:
@@ -300,7 +301,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     """Bring the session to the wanted state, or in check mode say what that would take."""
     state = module.params["state"]
     if state == "status":
-        return {"changed": False, "session": status(module.params)}
+        return {"changed": False, "session": status(module)}
     return stop(module) if state == "stopped" else start(module)
 
 

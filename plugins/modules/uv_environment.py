@@ -113,7 +113,7 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
 UV_RECORD = "gpuyard-uv.json"
 PTH = "gpuyard.pth"
 # Where images keep a uv that a non-interactive shell's PATH does not name.
-USUAL_PLACES = ("/usr/local/bin/uv", "~/.local/bin/uv", "/opt/uv/bin/uv")
+USUAL_PLACES = ("/usr/local/bin/uv", ".local/bin/uv", "/opt/uv/bin/uv")  # relative ones lie in the home folder
 
 
 def included(requirements: Path) -> list[Path]:
@@ -137,8 +137,9 @@ def included(requirements: Path) -> list[Path]:
 class Environment:
     """The environment as it is on this machine, and the steps to the wanted one."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.options = options
+    def __init__(self, module: AnsibleModule) -> None:
+        options: dict[str, Any] = module.params
+        self.module, self.options = module, options
         self.path = Path(options["path"])
         # Beside the environment, not in it: two workloads may share an image's environment.
         self.record = self.path.with_name(f".{self.path.name}.json")
@@ -150,6 +151,10 @@ class Environment:
         if _box.CERTIFICATES.exists():
             self.settings["PIP_CERT"] = str(_box.CERTIFICATES)
 
+    def run(self, command: list[str], purpose: str) -> None:
+        """Run pip or uv with its settings, see :func:`_box.run`."""
+        _box.run(self.module, command, purpose=purpose, environment=self.settings)
+
     def find_uv(self) -> Path | None:
         """Return the uv to use, or None when our own has yet to be installed in the wanted version."""
         options = self.options
@@ -157,7 +162,7 @@ class Environment:
             if not os.access(options["uv"], os.X_OK):
                 raise _box.BoxError(f"uv={options['uv']} is not a program on this machine.")
             return Path(options["uv"])
-        places = [Path(place).expanduser() for place in USUAL_PLACES]
+        places = [Path.home() / place for place in USUAL_PLACES]
         found = shutil.which("uv") or next((place for place in places if os.access(place, os.X_OK)), None)
         if found:
             return Path(found)
@@ -169,7 +174,8 @@ class Environment:
         """Install our own uv from the package index, by checksum."""
         root, version = Path(self.options["uv_root"]), self.options["uv_version"]
         try:
-            _box.run([sys.executable, "-m", "venv", "--clear", str(root)], purpose="Creating the environment of uv")
+            command = [sys.executable, "-m", "venv", "--clear", str(root)]
+            _box.run(self.module, command, purpose="Creating the environment of uv")
         except _box.BoxError as error:
             raise _box.BoxError(
                 f"uv {version} cannot be installed, because this machine's Python cannot make virtual environments: "
@@ -187,7 +193,7 @@ class Environment:
                 "--require-hashes",
             ]
             command += ["--require-hashes", "--only-binary", ":all:", "-r", str(wanted)]
-            _box.run(command, purpose=f"Installing uv {version}", environment=self.settings)
+            self.run(command, f"Installing uv {version}")
         _box.write_record(root / UV_RECORD, {"uv": version})
         self.uv = root / "bin" / "uv"
 
@@ -201,16 +207,16 @@ class Environment:
                 shutil.rmtree(self.path)
             self.path.symlink_to(self.base)
             return
-        command = [str(self.uv), "venv", "--clear", "--python", self.options["python"], str(self.path)]
         wanted = self.options["python"]
-        _box.run(command, purpose=f"Creating a Python {wanted} environment", environment=self.settings)
+        command = [str(self.uv), "venv", "--clear", "--python", wanted, str(self.path)]
+        self.run(command, f"Creating a Python {wanted} environment")
 
     def install(self) -> None:
         """Let uv install what is missing."""
         command = [str(self.uv), "pip", "install", "--python", str(self.path / "bin" / "python")]
         if self.options["requirements"]:
             command += ["--requirements", self.options["requirements"]]
-        _box.run([*command, *self.options["packages"]], purpose="Installing requirements", environment=self.settings)
+        self.run([*command, *self.options["packages"]], "Installing requirements")
 
     def wanted(self) -> dict[str, Any]:
         """Return what is asked for. Two environments with the same answer are the same."""
@@ -255,7 +261,7 @@ class Environment:
 
 def work(module: AnsibleModule) -> dict[str, Any]:
     """Bring the environment to the wanted state, or in check mode say what that would take."""
-    environment = Environment(module.params)
+    environment = Environment(module)
     try:
         wanted = environment.wanted()
     except _box.BoxError:

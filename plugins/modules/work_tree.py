@@ -112,7 +112,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import tarfile
 import time
 from pathlib import Path
@@ -122,6 +121,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
 
 LOG_LINES = 20
+# The output goes straight to the log, which can be followed while the command runs.
+LOGGED = 'exec >>"$0" 2>&1; exec bash -o pipefail -c "$1"'
 
 
 class Place:
@@ -236,7 +237,8 @@ class LocalTree:
                     scratch.symlink_to(member.linkname)
                 else:
                     content = archive.extractfile(member)
-                    assert content is not None  # the action plugin packs files and links only
+                    if content is None:
+                        raise _box.BoxError(f"{member.name} in {self.archive} is neither a file nor a link.")
                     scratch.write_bytes(content.read())
                     scratch.chmod(member.mode)
                 if target.is_dir() and not target.is_symlink():
@@ -247,15 +249,18 @@ class LocalTree:
 class GitTree:
     """A tree that the machine fetches itself."""
 
-    def __init__(self, place: Place, url: str, commit: str, submodules: bool) -> None:
+    def __init__(self, module: AnsibleModule, place: Place) -> None:
+        commit: str = module.params["commit"]
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise _box.BoxError(f"commit={commit!r} must be a full commit of 40 hexadecimal digits.")
-        self.place, self.url, self.digest, self.submodules = place, url, commit, submodules
+        self.module, self.place, self.digest = module, place, commit
+        self.url: str = module.params["url"]
+        self.submodules: bool = module.params["submodules"]
 
     def git(self, *arguments: str, purpose: str) -> str:
         """Run git in the tree, never asking for a password."""
         command = ["git", "-C", str(self.place.dest), "-c", "advice.detachedHead=false", *arguments]
-        return _box.run(command, purpose=purpose, environment={"GIT_TERMINAL_PROMPT": "0"})
+        return _box.run(self.module, command, purpose=purpose, environment={"GIT_TERMINAL_PROMPT": "0"})
 
     @property
     def in_order(self) -> bool:
@@ -305,33 +310,28 @@ class GitTree:
         place.save()
 
 
-def build(place: Place, options: dict[str, Any]) -> None:
+def build(module: AnsibleModule, place: Place) -> None:
     """Run the build commands, all output to the log."""
+    options = module.params
     path = os.pathsep.join([*options["path"], os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")])
     variables = {key: str(value) for key, value in options["environment"].items()}
-    environment = {**os.environ, **variables, "PATH": path}
-    with place.log.open("wb") as log:
-        for command in options["build"]:
-            log.write(f"$ {command}\n".encode())
-            log.flush()
-            started = time.monotonic()
-            done = subprocess.run(
-                ["bash", "-o", "pipefail", "-c", command],
-                cwd=place.dest,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=False,
+    environment = {**variables, "PATH": path}
+    place.log.write_bytes(b"")
+    for command in options["build"]:
+        with place.log.open("a", encoding="utf-8") as log:
+            log.write(f"$ {command}\n")
+        started = time.monotonic()
+        code, _output, _errors = _box.execute(
+            module, ["bash", "-c", LOGGED, str(place.log), command], environment=environment, folder=place.dest
+        )
+        if code:
+            said = _box.tail(place.log.read_text(encoding="utf-8", errors="replace"), LOG_LINES)
+            raise _box.BoxError(
+                f"The build command {command!r} failed with exit code {code} after "
+                f"{time.monotonic() - started:.0f} s; the end of {place.log}:\n{said}",
+                rc=code,
+                log=str(place.log),
             )
-            if done.returncode:
-                said = _box.tail(place.log.read_text(encoding="utf-8", errors="replace"), LOG_LINES)
-                raise _box.BoxError(
-                    f"The build command {command!r} failed with exit code {done.returncode} after "
-                    f"{time.monotonic() - started:.0f} s; the end of {place.log}:\n{said}",
-                    rc=done.returncode,
-                    log=str(place.log),
-                )
 
 
 def work(module: AnsibleModule) -> dict[str, Any]:
@@ -340,7 +340,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     place = Place(Path(options["dest"]))
     tree: LocalTree | GitTree
     if options["url"]:
-        tree = GitTree(place, options["url"], options["commit"], options["submodules"])
+        tree = GitTree(module, place)
     elif options["tree"]:
         tree = LocalTree(place, options["tree"], options["archive"])
     else:
@@ -366,7 +366,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         if must_build:
             place.record["built"] = None
             place.save()
-            build(place, options)
+            build(module, place)
             place.record["built"] = key
             place.save()
     return {**result, "changed": bool(actions), "actions": actions}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,47 @@ def test_a_failing_build_shows_the_end_of_its_log_and_is_tried_again(send: Sende
     assert "line 1\n" in Path(failed["log"]).read_text()
     (send.dest / "allowed").touch()
     assert send(build=build)["actions"] == ["run 1 build command"]
+
+
+def test_the_log_of_a_build_grows_while_it_runs(send: Sender) -> None:
+    log = send.dest.with_name(".code.build.log")
+    built = send(build=[f"echo early; echo problem >&2; grep early {log} | wc -l; grep -c problem {log}", "echo late"])
+    assert "failed" not in built, built
+    lines = [line for line in log.read_text().splitlines() if not line.startswith("$ ")]
+    assert lines == ["early", "problem", "2", "2", "late"], "twice: the line itself, and the command that begins with $"
+
+
+def test_a_build_that_asks_gets_no_answer(send: Sender) -> None:
+    """Not even from a terminal: what waits for one would wait for ever."""
+    reading, writing = os.pipe()
+    kept = os.dup(0)
+    try:
+        os.write(writing, b"typed\n")
+        os.dup2(reading, 0)
+        assert "failed" not in send(build=["! read -r answer"])
+    finally:
+        os.dup2(kept, 0)
+        for descriptor in (reading, writing, kept):
+            os.close(descriptor)
+
+
+def test_a_machine_without_bash_is_told_so(send: Sender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tree.describe(send.source)
+    monkeypatch.setattr(tree, "describe", lambda source: found)  # which needs git
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert send(build=["true"])["msg"] == "bash: No such file or directory."
+
+
+def test_an_archive_with_something_else_in_it_is_refused(send: Sender) -> None:
+    found = tree.describe(send.source)
+    with tarfile.open(send.archive, "w") as archive:
+        folder = tarfile.TarInfo("run.sh")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    described = {"digest": found.digest, "files": found.files}
+    options = {"src": str(send.source), "dest": str(send.dest), "tree": described, "archive": str(send.archive)}
+    result = send.run_module("work_tree", **options)
+    assert result["failed"] and result["msg"] == f"run.sh in {send.archive} is neither a file nor a link."
 
 
 def test_check_mode_predicts_and_touches_nothing(send: Sender) -> None:
