@@ -186,7 +186,9 @@ def _bill(arguments: argparse.Namespace) -> int:
     console = _console()
     console.print(table)
     open_lines = len(bill["billable"])
-    ending = f"{open_lines} lines still cost money." if open_lines else "Nothing costs money any more."
+    ending = "Nothing costs money any more."
+    if open_lines:
+        ending = f"{open_lines} line{'s' * (open_lines > 1)} still cost{'s' * (open_lines == 1)} money."
     console.print(f"Total ${bill['total_usd']:.6f}. {ending}")
     return 0
 
