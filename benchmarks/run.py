@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -58,8 +59,12 @@ class Bench:
         document = yaml.safe_load((ROOT / "workloads" / "miniprover.yml").read_text())
         first = {"name": "first", "command": "date +first-line=%s.%N; sleep 600", "grace_s": 1}
         document |= {"name": name, "image": image, "stages": [first, *document["stages"]]}
-        document["repository"] = {"path": str(ROOT / document["repository"]["path"])}
-        file = self.home / f"{name}-{'ready' if image else 'empty'}.yml"
+        # A workload names its repository relative to the folder that holds workloads/.
+        tree = self.home / document["repository"]["path"]
+        if not tree.exists():
+            shutil.copytree(ROOT / document["repository"]["path"], tree, ignore=shutil.ignore_patterns("target"))
+        file = self.home / "workloads" / f"{name}-{'ready' if image else 'empty'}.yml"
+        file.parent.mkdir(exist_ok=True)
         file.write_text(yaml.safe_dump(document))
         return file
 
