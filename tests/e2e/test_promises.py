@@ -93,10 +93,17 @@ def test_secrets_are_in_one_file_on_the_machine_and_nowhere_else(yard: Yard, tmp
             assert not [name for name, secret in wanted.items() if secret.encode() in content], file
 
 
-def test_the_configuration_at_the_root_says_the_same_as_the_option(yard: Yard) -> None:
-    for environment in ({"GPUYARD_SANDBOX": "1"}, {"GPUYARD_SANDBOX": "true"}):
-        said = yard.run("ansible-playbook", "status.yml", env=environment)
-        assert said.code == 0, said.text
+def test_environment_and_site_configuration_say_the_same_as_the_option(yard: Yard, tmp_path: Path) -> None:
+    said = yard.run("ansible-playbook", "status.yml", env={"GPUYARD_SANDBOX": "1"})
+    assert said.code == 0, said.text
+    (tmp_path / "group_vars").mkdir()
+    (tmp_path / "group_vars" / "all.yml").write_text("sandbox: true\nworkload: miniprover\n")
+    (tmp_path / "vast.yml").write_text("plugin: gpuyard.cloud.vast\n")
+    said = yard.run("ansible-playbook", "-i", str(tmp_path), "launch.yml", "--check")
+    assert said.code == 0 and "(emulated)" in said.text, said.text
+    no_key = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    (tmp_path / "group_vars" / "all.yml").write_text("sandbox: false\nworkload: miniprover\n")
+    assert yard.run("ansible-playbook", "-i", str(tmp_path), "launch.yml", "--check", env=no_key).code != 0
 
 
 def test_the_plays_run_by_collection_name_from_any_folder(yard: Yard, tmp_path: Path) -> None:
