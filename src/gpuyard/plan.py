@@ -235,13 +235,15 @@ def _offers(
     run: Run, workload: Workload, clouds: Sequence[Provider], wishes: Wishes, progress: Progress | None
 ) -> tuple[list[Offer], list[str]]:
     """Return what fits, best first, and the choice in words. A physical host that was just lost is not taken again."""
-    query = workload.query(max_price_per_hour_usd=wishes.max_price_per_hour_usd, market=wishes.market)
+    done = {(int(iteration), str(stage)) for iteration, stage in run.progress.get("done") or ()}
+    by_stage, why = workload.market_of(done)
+    query = workload.query(max_price_per_hour_usd=wishes.max_price_per_hour_usd, market=wishes.market or by_stage)
     collected = market.collect(clouds, query, progress=progress)
     lost = {instance.machine_id for instance in run.leftovers if instance.machine_id}
     verdicts = market.judge(collected.offers, query, avoid_machines=lost)
     reasons = market.explain(verdicts)
     offers = market.rank(verdicts)
-    return offers, [*records.offer_table(offers), *reasons]
+    return offers, [*records.offer_table(offers), *reasons, *([why] if why and not wishes.market else [])]
 
 
 def _headline(run: Run, workload: Workload, mode: Mode) -> list[str]:

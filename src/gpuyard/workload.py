@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -276,6 +276,8 @@ class Stage(_Part):
     grace_s: Positive = 30.0
     retries: Count = 0
     hours: Hours | None = None  # per iteration
+    # The market whose machines it may run on; unset: the workload's. A long stage that cannot resume says on-demand.
+    market: Literal["on-demand", "interruptible", "any"] | None = None
 
     @model_validator(mode="after")
     def _resume(self) -> Stage:
@@ -353,7 +355,7 @@ class Workload(_Part):
 
         The lower of the file's and the given price limit (USD an hour) counts; ``market`` replaces the file's.
         """
-        wanted = market or self.market
+        wanted = market or self.market_of()[0]
         if wanted not in ("on-demand", "interruptible", "any"):
             raise UsageError(f"market={wanted!r} is not known; choose one of: on-demand, interruptible, any.")
         limits = [limit for limit in (self.budget.max_price_per_hour, max_price_per_hour_usd) if limit is not None]
@@ -376,6 +378,27 @@ class Workload(_Part):
             max_price_per_hour_usd=min(limits, default=None),
         )
 
+    def market_of(self, done: Collection[tuple[int, str]] = ()) -> tuple[str, str]:
+        """Return the market that suits every stage that is still to run, and in words which stage decides it.
+
+        All stages of a run share its machine, so one stage that wants an on-demand machine decides for all that are
+        left; once it is ``done`` (pairs of iteration and stage name), the others may go on on an interruptible one.
+        """
+        left = {
+            stage.name: stage.market or self.market
+            for iteration in range(self.iterations)
+            for stage in self.stages
+            if (iteration, stage.name) not in done
+        }
+        for wanted in ("on-demand", "interruptible"):
+            names = [name for name, market in left.items() if market == wanted]
+            if names and self.market != wanted:
+                verb = "asks" if len(names) == 1 else "ask"
+                return wanted, f"Market {wanted}, because {' and '.join(names)} {verb} for it."
+            if names:
+                return wanted, ""
+        return "any", ""
+
     def missing_environment(self, env: Mapping[str, str]) -> list[str]:
         """Return the required variables that are unset or empty in ``env``."""
         return [name for name in self.environment.required if not env.get(name)]
@@ -395,7 +418,7 @@ class Workload(_Part):
             exclude={
                 **dict.fromkeys(("needs", "market", "budget", "setup_hours", "image", "description"), True),
                 # Prices and estimates stay here: changing one must not make a box look different from its workload.
-                "stages": {"__all__": {"hours"}},
+                "stages": {"__all__": {"hours", "market"}},
             },
         )
 

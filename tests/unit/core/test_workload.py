@@ -270,3 +270,34 @@ def test_a_file_that_is_no_text_is_named(folder: Path) -> None:
     (folder / "workloads" / "bin.yml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match=r"bin\.yml cannot be read: it is not UTF-8 text"):
         load_workload("bin")
+
+
+BY_STAGE = """\
+name: prover
+repository: {path: examples/tiny}
+iterations: 2
+stages:
+  - {name: finetune, command: a, market: on-demand}
+  - {name: search, command: b, market: interruptible, resumable: true}
+"""
+
+
+def test_one_stage_that_wants_on_demand_decides_until_it_is_done() -> None:
+    workload = parse_workload(BY_STAGE, "w.yml")
+    assert workload.market_of() == ("on-demand", "Market on-demand, because finetune asks for it.")
+    assert workload.market_of([(0, "finetune"), (0, "search")])[0] == "on-demand"
+    last_search = [(0, "finetune"), (0, "search"), (1, "finetune")]
+    assert workload.market_of(last_search) == ("interruptible", "Market interruptible, because search asks for it.")
+    assert workload.query().market == "on-demand"
+    assert workload.query(market="any").market == "any"
+
+
+def test_stages_without_a_market_have_the_workloads() -> None:
+    assert parse_workload(LEAST, "w.yml").market_of() == ("any", "")
+    assert parse_workload(f"{LEAST}market: interruptible\n", "w.yml").market_of() == ("interruptible", "")
+
+
+def test_a_stages_market_is_checked_and_stays_on_the_controller() -> None:
+    assert "stages[0].market" in mistakes(BY_STAGE.replace("market: on-demand", "market: spot"))[0]
+    stages = parse_workload(BY_STAGE, "w.yml").to_box()["stages"]
+    assert isinstance(stages, list) and "market" not in stages[0]
