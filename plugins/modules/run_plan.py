@@ -20,10 +20,13 @@ description:
   - Fails with one sentence when the run could not succeed, such as when a variable of the environment that the
     workload requires is not set, the SSH key or the bucket cannot be used, no offer fits, or the run has finished.
   - Changes nothing. The plan holds no secret.
+  - What the machine has to offer is said by the workload. A condition given here takes the place of the workload's; of
+    the price limits the lower one counts.
 extends_documentation_fragment:
   - gpuyard.cloud.provider
   - gpuyard.cloud.provider.attributes
   - gpuyard.cloud.bucket
+  - gpuyard.cloud.query
 attributes:
   check_mode:
     support: full
@@ -48,13 +51,9 @@ options:
       - The name of the run.
       - When it is not said, a launch takes the one run of this workload that has a machine, else the first free name.
     type: str
-  market:
-    description: Overrides the workload's market.
+  offer:
+    description: The id of the one offer to take, as RV(gpuyard.cloud.offer_info#module:offers) says it.
     type: str
-    choices: [on-demand, interruptible, any]
-  max_price_per_hour:
-    description: The highest price in US dollars an hour; the lower of this and the workload's own limit counts.
-    type: float
   ssh_key:
     description:
       - The path of the private SSH key with which the machine will be reached. When it is not said, gpuyard uses a
@@ -153,17 +152,22 @@ text:
   type: str
 """
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_OPTIONS, PROVIDER_OPTIONS, run_module
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
+    BUCKET_OPTIONS,
+    PROVIDER_OPTIONS,
+    QUERY_OPTIONS,
+    run_module,
+)
 
 ARGUMENT_SPEC = (
     PROVIDER_OPTIONS
     | BUCKET_OPTIONS
+    | QUERY_OPTIONS
     | {
         "mode": {"type": "str", "choices": ["launch", "resume"], "default": "launch"},
         "workload": {"type": "str"},
         "run": {"type": "str"},
-        "market": {"type": "str", "choices": ["on-demand", "interruptible", "any"]},
-        "max_price_per_hour": {"type": "float"},
+        "offer": {"type": "str"},
         "ssh_key": {"type": "path", "no_log": False},
     }
 )
@@ -178,7 +182,8 @@ def run(call):
         mode=call.params["mode"],
         bucket=call.params["bucket"],
         max_price_per_hour_usd=call.option("max_price_per_hour"),
-        **call.given("workload", "run", "provider", "market", "ssh_key", "bucket_endpoint"),
+        conditions=call.given(*(name for name in QUERY_OPTIONS if name not in ("market", "max_price_per_hour"))),
+        **call.given("workload", "run", "provider", "market", "ssh_key", "bucket_endpoint", "offer"),
         **call.site(),
     )
     made = plan.make(wishes, progress=call.progress)

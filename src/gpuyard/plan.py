@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,9 @@ class Wishes:
     ssh_key: str | None = None
     bucket: str | None = None
     bucket_endpoint: str | None = None
+    offer: str | None = None  # the id of the one offer to take
+    # What the machine has to offer, in place of what the workload says: fields of Query by name.
+    conditions: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Plan:
     estimate: cost.Estimate
     text: list[str] = field(default_factory=list)
     mirrors: Mapping[str, str] = field(default_factory=dict)
+    disk_gb: float = 20.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, without any secret."""
@@ -68,7 +73,7 @@ class Plan:
             "tree": str(source or ""),
             "fingerprint": fingerprint(box, tree.describe(source).digest if source else ""),
             "image": self.workload.image,
-            "disk_gb": self.workload.needs.disk_gb,
+            "disk_gb": self.disk_gb,
             "environment_required": list(self.workload.environment.required),
             "offers": [records.offer_to_dict(offer) for offer in self.offers],
             "cost": self.estimate.to_dict(),
@@ -133,9 +138,10 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
     else:
         offers, words = _offers(run, workload, chosen, wishes, progress)
         estimate = cost.estimate(workload, offers[0].price_per_hour_usd)
+    disk_gb = float(wishes.conditions.get("disk_gb", workload.needs.disk_gb))
     text = [*_headline(run, workload, wishes.mode), *words, *estimate.to_table().splitlines(), estimate.summary()]
     text.append(_bucket_line(settings))
-    return Plan(wishes.mode, run, workload, settings, key, offers, estimate, text, config.mirrors(**site))
+    return Plan(wishes.mode, run, workload, settings, key, offers, estimate, text, config.mirrors(**site), disk_gb)
 
 
 def _complain(errors: Mapping[str, ProviderError], chosen: Sequence[Provider], progress: Progress | None) -> None:
@@ -237,13 +243,28 @@ def _offers(
     """Return what fits, best first, and the choice in words. A physical host that was just lost is not taken again."""
     done = {(int(iteration), str(stage)) for iteration, stage in run.progress.get("done") or ()}
     by_stage, why = workload.market_of(done)
-    query = workload.query(max_price_per_hour_usd=wishes.max_price_per_hour_usd, market=wishes.market or by_stage)
+    asked = workload.query(max_price_per_hour_usd=wishes.max_price_per_hour_usd, market=wishes.market or by_stage)
+    query = dataclasses.replace(asked, **wishes.conditions)
     collected = market.collect(clouds, query, progress=progress)
     lost = {instance.machine_id for instance in run.leftovers if instance.machine_id}
     verdicts = market.judge(collected.offers, query, avoid_machines=lost)
     reasons = market.explain(verdicts)
     offers = market.rank(verdicts)
+    if wishes.offer:
+        offers, reasons = _the_one(wishes.offer, verdicts), [f"Taking offer {wishes.offer}, which was named."]
     return offers, [*records.offer_table(offers), *reasons, *([why] if why and not wishes.market else [])]
+
+
+def _the_one(wanted: str, verdicts: Sequence[market.Verdict]) -> list[Offer]:
+    """Return the named offer (an id may be offered on both markets), or say why it cannot be taken."""
+    named = [verdict for verdict in verdicts if verdict.offer.id == wanted]
+    if not named:
+        raise UsageError(f"offer={wanted!r} is not among the {len(verdicts)} offers there are now.")
+    fitting = market.rank(named)
+    if not fitting:
+        reasons = "; ".join(str(reason) for reason in named[0].reasons)
+        raise UsageError(f"offer={wanted!r} does not fit: {reasons}.")
+    return fitting
 
 
 def _headline(run: Run, workload: Workload, mode: Mode) -> list[str]:
