@@ -231,7 +231,7 @@ def _podman_environment() -> dict[str, str]:
         count = 30_000 if processes == resource.RLIM_INFINITY else min(processes, 30_000)
         settings.append(f'default_ulimits = ["nofile={nofile}:{nofile}", "nproc={count}:{count}"]')
     settings += ["[engine]", 'cgroup_manager = "cgroupfs"', 'events_logger = "file"']
-    if not shutil.which("crun") and shutil.which("runc"):
+    if shutil.which("runc"):  # crun needs more of the control groups than such a place allows
         settings.append('runtime = "runc"')
     settings += ["[network]", 'network_backend = "netavark"']
     folder = paths.cache()
