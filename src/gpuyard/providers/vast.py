@@ -283,7 +283,12 @@ class Vast(Provider):
             answer = self._api.call("GET", f"/api/v0/instances/{instance_id}/", params={"owner": "me"})
         except NotFoundError:
             return None
-        rows = answer.get("instances")
+        if "instances" not in answer:
+            # Such an answer confirms no end, and a destroy that believes it would leave something billing.
+            raise ProviderDownError(
+                f"Vast.ai's answer about instance {instance_id} does not say whether it exists.", provider=self.name
+            )
+        rows = answer["instances"]
         candidates = [rows] if isinstance(rows, dict) else dicts(rows)
         for row in candidates:
             if str(row.get("id")) == instance_id:

@@ -384,6 +384,14 @@ def test_a_destroyed_instance_is_none(vast: Vast, service: Standin, reply: Reply
     assert vast.instance("7") is None
 
 
+@pytest.mark.parametrize("reply", [Reply({"success": True}), Reply(None)])
+def test_an_answer_about_nothing_is_not_a_destroyed_instance(vast: Vast, service: Standin, reply: Reply) -> None:
+    service.on("DELETE", "/api/v0/instances/7/", Reply({"success": True}))
+    service.on("GET", "/api/v0/instances/7/", reply)
+    with pytest.raises(LeakError, match="7 could not be confirmed destroyed"):
+        vast.destroy("7")
+
+
 def test_a_wrong_key_is_not_a_destroyed_instance(vast: Vast, service: Standin) -> None:
     service.on("GET", "/api/v0/instances/7/", Reply({"error": "auth_error", "msg": "Invalid user key"}, 404))
     with pytest.raises(AuthenticationError):
