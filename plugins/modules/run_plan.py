@@ -89,6 +89,14 @@ plan:
     mode:
       description: V(launch) or V(resume).
       type: str
+    provider:
+      description:
+        - The provider at which the machine is looked for and rented, for O(gpuyard.cloud.instance#module:provider).
+          Empty for all of them, which is also so when a lost machine has left something at another one.
+      type: str
+    replace_preempted:
+      description: Whether the bucket holds a checkpoint to go on from, so that what is left of a lost machine may go.
+      type: bool
     workload:
       description: The workload as it goes to the machine.
       type: dict

@@ -89,6 +89,9 @@ def present(
         known_ids=frozenset(instance.id for instance in held),
     )
     offers = list(order.offers())
+    if not offers:
+        # Before anything is destroyed to make room for a machine that then cannot be had.
+        raise UsageError("There is no offer to rent.")
     if check:
         return _plan(providers, held, offers, spec)
     actions = [f"destroy {describe(instance)}" for instance in held]
@@ -198,8 +201,6 @@ def _new(
     progress: Progress | None,
 ) -> Instance:
     """Rent the first offer that can be had and becomes usable. What does not become usable is destroyed."""
-    if not offers:
-        raise UsageError("There is no offer to rent.")
     trouble: list[GpuyardError] = []
     for offer in rent.worth_trying(offers):
         try:
@@ -226,8 +227,6 @@ def _new(
 def _plan(
     providers: Sequence[Provider], held: Sequence[Instance], offers: Sequence[Offer], spec: CreateSpec
 ) -> Outcome:
-    if not offers:
-        raise UsageError("There is no offer to rent.")
     by_name = {provider.name: provider for provider in providers}
     best = offers[0]
     planned = [call for instance in held for call in by_name[instance.provider].plan_destroy(instance.id)]

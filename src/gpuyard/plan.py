@@ -60,6 +60,7 @@ class Plan:
     text: list[str] = field(default_factory=list)
     mirrors: Mapping[str, str] = field(default_factory=dict)
     disk_gb: float = 20.0
+    provider: str = ""  # the one cloud at which the run's machines are looked for; "": all of them
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, without any secret."""
@@ -68,6 +69,9 @@ class Plan:
         return {
             "mode": self.mode,
             "run": self.run.name,
+            "provider": self.provider,
+            # Only what the bucket holds makes the disk of a lost machine dispensable.
+            "replace_preempted": self.mode == "resume" and self.run.manifest is not None,
             "workload": box,
             "workload_file": str(self.workload.source),
             "tree": str(source or ""),
@@ -137,11 +141,24 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
             )
     else:
         offers, words = _offers(run, workload, chosen, wishes, progress)
+        words += [f"What is left of the lost machine goes first: {machine.describe(one)}." for one in run.leftovers]
         estimate = cost.estimate(workload, offers[0].price_per_hour_usd)
     disk_gb = float(wishes.conditions.get("disk_gb", workload.needs.disk_gb))
     text = [*_headline(run, workload, wishes.mode), *words, *estimate.to_table().splitlines(), estimate.summary()]
     text.append(_bucket_line(settings))
-    return Plan(wishes.mode, run, workload, settings, key, offers, estimate, text, config.mirrors(**site), disk_gb)
+    return Plan(
+        wishes.mode,
+        run,
+        workload,
+        settings,
+        key,
+        offers,
+        estimate,
+        text,
+        config.mirrors(**site),
+        disk_gb,
+        _where(run, wishes),
+    )
 
 
 def _complain(errors: Mapping[str, ProviderError], chosen: Sequence[Provider], progress: Progress | None) -> None:
@@ -172,9 +189,21 @@ def _launch(known: Sequence[Run], chosen: Sequence[Provider], workload: Workload
 
 def _not_lost(run: Run) -> Run:
     if run.leftovers and not run.machine:
+        _not_the_only_copy(run)
         raise UsageError(
             f"Run {run.name} has lost its machine ({machine.describe(run.leftovers[0])}). `ansible-playbook "
             f"resume_search.yml -e run={run.name}` goes on from its newest checkpoint on another one."
+        )
+    return run
+
+
+def _not_the_only_copy(run: Run) -> Run:
+    """Return the run, unless going on with it would destroy the disk that may hold all there is of it."""
+    if run.leftovers and not run.machine and run.manifest is None:
+        raise UsageError(
+            f"Run {run.name} has no checkpoint in the bucket, and {machine.describe(run.leftovers[0])} may "
+            "hold all that there is of it. Resuming would destroy that; start it again at its cloud, or "
+            "tear the run down."
         )
     return run
 
@@ -185,13 +214,7 @@ def _resume(known: Sequence[Run], wishes: Wishes) -> Run:
         named = next((run for run in known if run.name == wishes.run), None)
         if named is None:
             raise UsageError(f"There is no run {wishes.run}: neither a cloud nor the bucket knows it.")
-        if named.leftovers and not named.machine and named.manifest is None:
-            raise UsageError(
-                f"Run {named.name} has no checkpoint in the bucket, and {machine.describe(named.leftovers[0])} may "
-                "hold all that there is of it. Resuming would destroy that; start it again at its cloud, or "
-                "tear the run down."
-            )
-        return named
+        return _not_the_only_copy(named)
     candidates = [run for run in known if run.resumable]
     if len(candidates) > 1:
         raise UsageError(
@@ -201,7 +224,7 @@ def _resume(known: Sequence[Run], wishes: Wishes) -> Run:
         alive = [run for run in known if run.machine]
         more = f" These have a machine and need none: {_listed(alive)}." if alive else ""
         raise UsageError(f"There is no run that can be resumed.{more}")
-    return candidates[0]
+    return _not_the_only_copy(candidates[0])
 
 
 def _listed(some: Sequence[Run]) -> str:
@@ -235,6 +258,18 @@ def _same_cloud(run: Run, wishes: Wishes) -> None:
             f"Run {run.name} has a machine at another cloud ({machine.describe(run.machine)}): leave out provider="
             f"{wishes.provider}, name another run, or tear this one down."
         )
+
+
+def _where(run: Run, wishes: Wishes) -> str:
+    """Return the cloud at which the run's machines are looked for, ``""`` for all of them.
+
+    What is left of a lost machine at another cloud than the wanted one must end as well: it may still bill, and at an
+    interruptible price come back to life beside the new machine.
+    """
+    if run.machine:
+        return run.machine.provider
+    wanted = wishes.provider or ""
+    return "" if any(one.provider != wanted for one in run.leftovers) else wanted
 
 
 def _offers(
@@ -280,4 +315,8 @@ def _headline(run: Run, workload: Workload, mode: Mode) -> list[str]:
 def _bucket_line(settings: BucketSettings) -> str:
     if not settings.url:
         return "There is no bucket: checkpoints stay on the machine and are lost with it."
+    if settings.url.startswith("file:"):
+        return (
+            f"Checkpoints go to {settings.url} on the machine; unless storage is shared there, they are lost with it."
+        )
     return f"Checkpoints go to {settings.url}" + (f" at {settings.endpoint}." if settings.endpoint else ".")

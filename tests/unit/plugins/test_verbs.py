@@ -158,6 +158,12 @@ def vars_of(one: Any) -> dict[str, Any]:
     return {name: getattr(one, name) for name in one.__dataclass_fields__}
 
 
+def test_nothing_is_given_up_for_a_machine_that_no_offer_can_bring(world: World, verb: Verb) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0", state=State.PREEMPTED)
+    assert "no offer to rent" in sentence(verb("instance", **PRESENT, offers=[], replace_preempted=True))
+    assert list(world.vast.held) == ["1"]
+
+
 @pytest.mark.parametrize("refusal", [InvalidRequestError("No such image."), CreditError("Out of credit.")])
 def test_other_refusals_end_it(world: World, verb: Verb, refusal: Any) -> None:
     world.vast.market = [offer("vast", "1"), offer("vast", "2", price_per_hour_usd=2.0)]
@@ -300,6 +306,8 @@ def test_plan_of_a_new_run(world: World, verb: Verb, workload: str, bucket: str)
     assert len(plan["fingerprint"]) == 64
     assert "Taking vultr 2" in result["text"]
     assert "0.2000" in result["text"]
+    # A folder of that name here is not the one that the machine writes to.
+    assert "on the machine; unless storage is shared there, they are lost with it" in result["text"]
     assert CANARY not in str(result)
     assert (world.vast.rented, world.vultr.rented) == ([], [])
 
@@ -409,6 +417,45 @@ def test_resume_does_not_give_up_the_only_copy(world: World, verb: Verb, workloa
     world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"), state=State.PREEMPTED)
     message = sentence(verb("run_plan", mode="resume", run="tiny-1", bucket=bucket))
     assert "no checkpoint in the bucket" in message
+    # Nor when the bucket knows no more of it than that it began, and no run is named.
+    checkpoints.write_record(LocalStore(Path(bucket.removeprefix("file://"))), "tiny-1", "tiny")
+    assert sentence(verb("run_plan", mode="resume", bucket=bucket)) == message
+    # A launch does not promise a checkpoint that there is not.
+    assert sentence(verb("run_plan", run="tiny-1", bucket=bucket)) == message
+
+
+def test_only_a_checkpoint_lets_a_lost_machine_go(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path
+) -> None:
+    world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"))
+    plan = verb("run_plan", mode="resume", run="tiny-1", bucket=bucket)["plan"]
+    # It may be lost between the plan and the renting; what its disk holds is then the only copy.
+    assert (plan["provider"], plan["replace_preempted"]) == ("vast", False)
+    publish(bucket, "tiny-1", tmp_path)
+    assert verb("run_plan", mode="resume", run="tiny-1", bucket=bucket)["plan"]["replace_preempted"] is True
+    assert verb("run_plan", mode="launch", run="tiny-1", bucket=bucket)["plan"]["replace_preempted"] is False
+
+
+def test_what_a_lost_machine_left_elsewhere_goes_as_well(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path
+) -> None:
+    publish(bucket, "tiny-1", tmp_path)
+    world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"), state=State.PREEMPTED)
+    world.vultr.market = [offer("vultr", "2")]
+    result = verb("run_plan", mode="resume", run="tiny-1", provider="vultr", bucket=bucket)
+    plan = result["plan"]
+    assert "What is left of the lost machine goes first: vast 1" in result["text"]
+    replaced = verb(
+        "instance",
+        wait=False,
+        workload="tiny",
+        **{name: plan[name] for name in ("run", "provider", "offers", "replace_preempted")},
+    )
+    assert replaced["instance"]["provider"] == "vultr"
+    assert world.vast.held == {}
+    assert verb("run_plan", workload=workload, bucket=bucket, provider="vultr", run="tiny-2")["plan"]["provider"] == (
+        "vultr"
+    )
 
 
 # -- run_info ---------------------------------------------------------------------------------------------------------
