@@ -43,7 +43,7 @@ class Teller:
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._last = self._started
-        self._busy = ""
+        self._busy, self._busy_since = "", self._started
         self._lock = threading.Lock()
         self._color = sys.stdout.isatty()
         threading.Thread(target=self._beat, daemon=True).start()
@@ -62,7 +62,8 @@ class Teller:
 
     def busy(self, what: str) -> None:
         """Say what goes on from now on, for the signs of life."""
-        self._busy = what
+        if what != self._busy:
+            self._busy, self._busy_since = what, time.monotonic()
 
     @property
     def elapsed_s(self) -> float:
@@ -79,7 +80,7 @@ class Teller:
             time.sleep(0.5)
             quiet = time.monotonic() - self._last
             if self._busy and quiet >= _BEAT_S:
-                self.say(f"… {self._busy}")
+                self.say(f"… {self._busy} ({time.monotonic() - self._busy_since:.0f} s)")
 
 
 class Demo:
