@@ -130,7 +130,10 @@ def _first_to_be_had(
             tell(f"Not to be had any more: {refusal}")
             refusals.append(refusal)
             continue
-        tell(f"Rented {_name(instance)} for run {spec.ref.run}.")
+        tell(
+            f"Rented {_name(instance)} for run {spec.ref.run}; it bills until `ansible-playbook teardown.yml "
+            f"-e run={spec.ref.run}` ends that."
+        )
         return instance
     raise NoCapacityError(
         f"None of the {len(refusals)} best offers could be had; the last answer: {refusals[-1]} Nothing was rented.",

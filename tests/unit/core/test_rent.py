@@ -90,7 +90,8 @@ def test_the_next_offer_is_tried_when_one_is_gone(clouds: list[Any], service: St
         "Renting vast 2",
         "Not to be had any more",
         "Renting vultr vcg-a16@ewr",
-        "Rented vultr instance v-1 for run miniprover-0.",
+        "Rented vultr instance v-1 for run miniprover-0; it bills until `ansible-playbook teardown.yml "
+        "-e run=miniprover-0` ends that.",
     ]
 
 
