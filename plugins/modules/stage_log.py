@@ -98,7 +98,7 @@ CONDITIONS = {}
 
 def run(call):
     """Show a log, or follow a run."""
-    from gpuyard import config, runs, watch
+    from gpuyard import checkpoints, config, runs, watch
     from gpuyard.errors import GpuyardError, UsageError
 
     if call.params["lines"] < 1:
@@ -106,7 +106,16 @@ def run(call):
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
     settings = config.s3_settings(call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site())
     store = runs.open_bucket(settings)
-    one = watch.choose(runs.join(runs.instances(clouds), runs.stored(store)), call.option("run"))
+    machines = runs.instances(clouds)
+    try:
+        kept = runs.stored(store)
+    except checkpoints.CheckpointError as error:
+        # A machine can be asked all the same.
+        kept = runs.Stored()
+        if not any(one.machine and call.option("run") in (None, one.name) for one in runs.join(machines, kept)):
+            raise
+        call.progress(f"The bucket cannot be read, so runs without a machine are missing: {error}")
+    one = watch.choose(runs.join(machines, kept), call.option("run"))
     key = config.ssh_key(call.option("ssh_key"))
     if call.params["follow"]:
         if not one.machine:

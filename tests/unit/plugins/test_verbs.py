@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleError
 
-from gpuyard import checkpoints, rent
+from gpuyard import checkpoints, rent, watch
 from gpuyard.checkpoints import LocalStore
 from gpuyard.errors import CreditError, InvalidRequestError, NoCapacityError, ProviderDownError, UnreachableError
 from gpuyard.providers.base import State
@@ -490,6 +490,18 @@ def test_run_info_without_its_bucket(world: World, verb: Verb, closed: dict[str,
     result = verb("run_info", **closed)
     assert [one["run"] for one in result["runs"]] == ["a-0"]
     assert "The bucket cannot be read" in result["text"]
+
+
+def test_a_log_does_not_need_the_bucket(
+    world: World, verb: Verb, closed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "lines", lambda machine, key, words: iter(["theorem 41: proved"]))
+    assert "nowhere" in sentence(verb("stage_log", run="a-0", **closed))
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    told: list[str] = []
+    assert verb("stage_log", run="a-0", lines=told, **closed)["lines"] == ["theorem 41: proved"]
+    assert "nowhere" in sentence(verb("stage_log", run="b-0", **closed))
+    assert any("The bucket cannot be read" in line for line in told)
 
 
 # -- secrets ----------------------------------------------------------------------------------------------------------
