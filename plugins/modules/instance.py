@@ -175,7 +175,7 @@ CONDITIONS = {}
 
 def run(call):
     """Bring the run's machine into the wanted state."""
-    from gpuyard import config, machine, market, records, rent
+    from gpuyard import config, machine, market, paths, records, rent
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
     key = config.ssh_key(call.option("ssh_key"))
@@ -213,6 +213,8 @@ def run(call):
         "connection": rent.ansible_vars(instance, key) if instance else {},
         "diff": {"before": {"machines": outcome.before}, "after": {"machines": outcome.after}},
     }
+    if instance and call.params["wait"] and not call.check_mode:
+        result["text"] = f"Reach it by its name: ssh -F {paths.home() / 'ssh_config'} {order.run}"
     if state == "absent" and not outcome.changed:
         result["text"] = f"Run {order.run} has no machine at {' and '.join(cloud.title for cloud in clouds)}."
     if call.check_mode:

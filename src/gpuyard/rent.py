@@ -228,6 +228,7 @@ def wait_ssh(
             if fingerprint is None:
                 raise UnreachableError(f"{_name(instance)} answers over SSH, but its host key is not in {file}.")
             tell(f"{_name(instance)} answers over SSH after {elapsed:.0f} s; host key {fingerprint}.")
+            add_ssh_host(instance, key, file)
             return fingerprint
         if "IDENTIFICATION HAS CHANGED" in complaint or "Host key verification failed" in complaint:
             raise UnreachableError(
@@ -289,17 +290,53 @@ def host_key_fingerprint(instance: Instance, known_hosts: Path | None = None) ->
     return None
 
 
-def forget_host_key(instance: Instance, known_hosts: Path | None = None) -> None:
-    """Remove the instance's pinned host key; nothing happens when there is none."""
+def add_ssh_host(instance: Instance, key: SshKey, known_hosts: Path | None = None) -> None:
+    """Let ``ssh -F ~/.gpuyard/ssh_config <run>`` reach the instance, with its pinned host key and nothing else.
+
+    ssh, scp, rsync and editors take it; whoever includes that file in their own configuration can leave out ``-F``.
+    """
+    if instance.ref is None:
+        return
     file = known_hosts or paths.known_hosts()
+    # One file a run: a machine that replaces a lost one takes over its name.
+    entry = _ssh_entries(file) / f"{instance.ref.run}.conf"
+    paths.ensure_private(entry.parent)
+    options = {
+        "HostName": instance.ssh_host,
+        "Port": str(instance.ssh_port),
+        "User": instance.ssh_user,
+        "IdentityFile": _ssh_path(key.private_path),
+        **_ssh_settings(instance, file, first_contact=False),
+    }
+    lines = [f"Host {instance.ref.run}", *(f"  {name} {value}" for name, value in options.items())]
+    _write_private(entry, "\n".join(lines) + "\n")
+    top = file.parent / "ssh_config"
+    if not top.exists():
+        _write_private(top, f"# Written by gpuyard: one file a run.\nInclude {_ssh_path(entry.parent)}/*.conf\n")
+
+
+def _ssh_entries(known_hosts: Path) -> Path:
+    return known_hosts.parent / "ssh"
+
+
+def _write_private(file: Path, text: str) -> None:
+    fresh = file.with_name(f"{file.name}.{os.getpid()}")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.chmod(0o600)
+    fresh.replace(file)
+
+
+def forget_host_key(instance: Instance, known_hosts: Path | None = None) -> None:
+    """Remove the instance's pinned host key and its entry for ssh; nothing happens when there is none."""
+    file = known_hosts or paths.known_hosts()
+    for entry in _ssh_entries(file).glob("*.conf"):
+        if f"HostKeyAlias {instance.host_key_alias}\n" in entry.read_text(encoding="utf-8"):
+            entry.unlink(missing_ok=True)
     with _locked(file):
         lines = _known_lines(file)
         kept = [line for line in lines if line.split()[:1] != [instance.host_key_alias]]
         if len(kept) != len(lines):
-            fresh = file.with_name(f"{file.name}.{os.getpid()}")
-            fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            fresh.chmod(0o600)
-            fresh.replace(file)
+            _write_private(file, "".join(line + "\n" for line in kept))
 
 
 def find(providers: Sequence[Provider], run: str | None = None) -> list[Instance]:
@@ -351,9 +388,9 @@ def destroy_all(
         raise LeakError(" ".join(str(error) for error in errors), provider=errors[0].provider)
 
 
-def _ssh_options(instance: Instance, known_hosts: Path, first_contact: bool) -> list[str]:
+def _ssh_settings(instance: Instance, known_hosts: Path, first_contact: bool) -> dict[str, str]:
     checking = "accept-new" if first_contact else "yes"
-    options = {
+    return {
         "HostKeyAlias": instance.host_key_alias,
         "UserKnownHostsFile": _ssh_path(known_hosts),
         # Only our own file counts: addresses and ports are re-used by other people's machines.
@@ -363,7 +400,11 @@ def _ssh_options(instance: Instance, known_hosts: Path, first_contact: bool) -> 
         "UpdateHostKeys": "no",
         "IdentitiesOnly": "yes",
     }
-    return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+
+
+def _ssh_options(instance: Instance, known_hosts: Path, first_contact: bool) -> list[str]:
+    settings = _ssh_settings(instance, known_hosts, first_contact)
+    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
 
 
 def _ssh_path(path: Path) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import requests
@@ -119,3 +122,36 @@ def test_the_plays_run_by_collection_name_from_any_folder(yard: Yard, tmp_path: 
     )
     assert said.code == 0, said.text
     assert "would rent" in said.text and tmp_path != ROOT
+
+
+def follower(alias: str) -> int | None:
+    """Return the process id of the connection over which a play follows the machine of that name."""
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = place.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue  # it has just ended
+        if words[0] == "ssh" and f"HostKeyAlias={alias}" in words and words[-2].endswith("progress --follow"):
+            return int(place.parent.name)
+    return None
+
+
+def test_a_lost_connection_destroys_no_machine_that_is_at_work(yard: Yard, tmp_path: Path) -> None:
+    workload, token = tiny(tmp_path), {"TINY_TOKEN": CANARY}
+    options = {"provider": "vast", "run": "alone-0", "workload": workload, "shutdown": "true"}
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        launched = pool.submit(yard.play, "launch", ok=False, env=token, **options)
+        yard.wait("a machine", lambda: [one for one in yard.instances("alone-0") if one.state == "running"])
+        alias = yard.machine("alone-0").host_key_alias
+        connection = yard.wait("the play to follow", lambda: launched.done() or follower(alias))
+        assert connection is not True, launched.result().text
+        yard.wait("a checkpoint", lambda: yard.manifest("alone-0"), seconds=60)
+        os.kill(connection, signal.SIGTERM)
+        said = launched.result()
+    sentence = " ".join(said.text.split())
+    assert "The connection to vast instance" in sentence and "is lost" in sentence
+    assert "Nothing is destroyed" in sentence and "teardown.yml -e run=alone-0" in sentence
+    status = yard.on_machine("alone-0", "/opt/gpuyard/venv/bin/python -m gpuyard.stages status --json")
+    assert json.loads(status)["state"] == "running"
+    yard.play("teardown", run="alone-0", env=token)
+    assert yard.instances("alone-0") == []

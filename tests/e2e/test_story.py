@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from typing import Any
 
@@ -70,6 +71,9 @@ def test_a_run_that_loses_its_machine_ends_like_one_that_does_not(
         assert f"@{group}" in graph, graph
     assert f"--{run}" in graph
 
+    # The run's name is enough for ssh, and for whatever else reads ssh's configuration.
+    by_name = ["ssh", "-F", str(yard.home / "ssh_config"), run, "hostname; test -d /opt/gpuyard"]
+    subprocess.run(by_name, check=True, stdin=subprocess.DEVNULL, capture_output=True)
     windows = yard.on_machine(run, "tmux list-windows -t miniprover -F '#{window_index} #{window_name}'")
     assert windows.splitlines() == ["0 iteration", "1 gpu", "2 log", "3 disk"]
 

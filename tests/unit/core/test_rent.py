@@ -380,3 +380,25 @@ def test_other_clouds_have_their_turn_before_the_rest_of_one_that_refuses() -> N
     tried = [offer.id for offer in rent.worth_trying(offers)]
     assert tried == ["v0", "v1", "v2", "u0", "v3", "v4", "v5", "v6"]
     assert [offer.id for offer in rent.worth_trying(offers[:2])] == ["v0", "v1"]
+
+
+def test_a_run_can_be_reached_by_its_name_until_its_machine_is_forgotten(tmp_path: Path) -> None:
+    key, hosts = SshKey(tmp_path / "id", SSH_KEY), tmp_path / "known_hosts"
+    ref = RunRef("story-0", "prover")
+    lost, current = an_instance(ref=ref), an_instance(id="8", ref=ref, ssh_port=2222)
+    for instance in (lost, current):
+        rent.add_ssh_host(instance, key, hosts)
+
+    def resolved() -> set[str]:
+        words = ["ssh", "-G", "-F", str(tmp_path / "ssh_config"), "story-0"]
+        return set(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines())
+
+    wanted = {f"hostname {current.ssh_host}", "port 2222", f"identityfile {key.private_path}"}
+    pinned = {"hostkeyalias gpuyard-vast-8", f"userknownhostsfile {hosts}", "stricthostkeychecking true"}
+    assert wanted | pinned <= resolved()
+    rent.forget_host_key(lost, hosts)
+    assert "port 2222" in resolved()
+    rent.forget_host_key(current, hosts)
+    assert "port 2222" not in resolved()
+    rent.add_ssh_host(an_instance(ref=None), key, hosts)
+    assert list((tmp_path / "ssh").iterdir()) == []

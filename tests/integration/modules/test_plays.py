@@ -1,0 +1,100 @@
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The plays where they are cut off, cannot know what is meant, or cannot reach the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gpuyard import checkpoints, config, runs
+
+from .conftest import BIN, ROOT, Yard
+
+SANDBOX = ("-e", "sandbox=true")
+
+
+def cut_off(yard: Yard, verb: str, marker: str, *words: str) -> str:
+    """Start a play, press Ctrl-C as soon as a line begins with ``marker``, and return what it printed by then."""
+    with subprocess.Popen(
+        [BIN / "ansible-playbook", f"{verb}.yml", *SANDBOX, *words],
+        cwd=ROOT,
+        env=yard.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a process group of its own, as a terminal would make it
+    ) as play:
+        assert play.stdout
+        seen = ""
+        for line in play.stdout:
+            seen += line
+            if line.strip().startswith(marker):
+                os.killpg(play.pid, signal.SIGINT)
+                break
+        rest = play.stdout.read()
+    yard.printed.append(seen + rest)
+    assert marker in seen, seen + rest
+    assert play.returncode != 0
+    return seen
+
+
+@pytest.mark.parametrize("marker", ["Renting ", "Rented "])
+def test_a_launch_cut_off_while_it_rents_is_taken_up_by_the_next(yard: Yard, marker: str) -> None:
+    words = ("-e", f"workload={yard.workload}", "-e", "provider=vast", "-e", "bucket=")
+    cut_off(yard, "launch", marker, *words)
+    before = [one["id"] for one in yard.rented()]
+    assert len(before) <= 1
+    # The next one is cut off as soon as it has its machine: bringing that into shape is not what this is about.
+    said = cut_off(yard, "launch", "TASK [Compare the machine", *words)
+    (only,) = yard.rented()
+    if before:
+        assert only["id"] == before[0]
+        assert f"has vast {only['id']}" in " ".join(said.split())
+        assert "Renting" not in said
+
+
+def test_several_runs_that_can_be_resumed_are_listed_and_nothing_is_done(yard: Yard, tmp_path: Path) -> None:
+    bucket = "s3://gpuyard/several"
+    state = yard.folder / "home" / "sandbox"
+    store = runs.open_bucket(config.s3_settings(bucket, sandbox=True, sandbox_state=state))
+    assert store
+    (tmp_path / "weights").write_text("1")
+    for run in ("tiny-7", "tiny-8"):
+        checkpoints.write_record(store, run, "tiny")
+        checkpoints.publish(store, run, tmp_path, progress=lambda _journal: {"iteration": 1, "stage": "one"})
+    words = ("-e", f"workload={yard.workload}", "-e", f"bucket={bucket}")
+    said = yard.ansible("ansible-playbook", "resume_search.yml", *SANDBOX, *words, status=2)
+    sentence = " ".join(said.split())
+    assert "2 runs can be resumed: tiny-7 (interrupted, iteration 1, one), tiny-8 (interrupted, iteration 1, one)" in (
+        sentence
+    )
+    assert "-e run=" in sentence
+    assert "Rent the machine" not in said
+    assert yard.rented() == []
+    # One that is named is the one that is meant.
+    named = yard.ansible(
+        "ansible-playbook", "resume_search.yml", *SANDBOX, *words, "-e", "run=tiny-8", "--check", "--diff"
+    )
+    assert "Run tiny-8 of workload tiny goes on from iteration 1, one" in " ".join(named.split())
+    assert yard.rented() == []
+
+
+def test_what_cannot_be_saved_is_told_and_does_not_keep_billing(yard: Yard) -> None:
+    yard.task("instance", run="deaf-0", workload="tiny", provider="vast")
+    known = yard.folder / "home" / "known_hosts"
+    known.write_text("")  # as if somebody else answered at the machine's address
+    said = yard.ansible("ansible-playbook", "teardown.yml", *SANDBOX, "-e", "run=deaf-0")
+    sentence = " ".join(said.split())
+    assert "could not be ended in good order, so what the newest checkpoint does not hold is lost" in sentence
+    assert "Host key verification failed" in sentence
+    assert yard.rented() == []
+    assert json.loads(yard.gpuyard("sandbox", "bill", "--json"))["billable"] == []
