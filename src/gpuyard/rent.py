@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpuyard import paths
@@ -329,10 +329,10 @@ def _write_private(file: Path, text: str) -> None:
 def forget_host_key(instance: Instance, known_hosts: Path | None = None) -> None:
     """Remove the instance's pinned host key and its entry for ssh; nothing happens when there is none."""
     file = known_hosts or paths.known_hosts()
-    for entry in _ssh_entries(file).glob("*.conf"):
-        if f"HostKeyAlias {instance.host_key_alias}\n" in entry.read_text(encoding="utf-8"):
-            entry.unlink(missing_ok=True)
     with _locked(file):
+        for entry in _ssh_entries(file).glob("*.conf"):
+            if f"HostKeyAlias {instance.host_key_alias}\n" in entry.read_text(encoding="utf-8"):
+                entry.unlink()
         lines = _known_lines(file)
         kept = [line for line in lines if line.split()[:1] != [instance.host_key_alias]]
         if len(kept) != len(lines):
@@ -377,7 +377,9 @@ def destroy_all(
             by_name[instance.provider].destroy(instance.id, progress=progress)
         except ProviderError as error:
             return error
-        forget_host_key(instance)
+        # A line too many in that file does no harm; what became of the other machines must be told.
+        with suppress(OSError):
+            forget_host_key(instance)
         return None
 
     with ThreadPoolExecutor(max_workers=min(8, len(wanted))) as pool:
