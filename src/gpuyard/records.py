@@ -136,6 +136,9 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
                 f"{one.manifest.sequence} of {one.manifest.time}" if one.manifest else "-",
             ]
         )
+        notes += [
+            f"{one.name} also has {machine.describe(more)}, which may bill as well." for more in one.instances[1:]
+        ]
         if one.resumable:
             notes.append(f"{one.name} can go on: ansible-playbook resume_search.yml -e run={one.name}")
         elif one.outcome and one.instances:

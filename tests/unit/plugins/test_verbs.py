@@ -468,6 +468,7 @@ def test_run_info_joins_machines_and_bucket(world: World, verb: Verb, bucket: st
     world.vast.held["1"] = instance("vast", "1", ref=tiny("busy-0"))
     world.vultr.held["2"] = instance("vultr", "2", ref=tiny("taken-0"), state=State.PREEMPTED)
     world.vultr.held["3"] = instance("vultr", "3", ref=tiny("done-0"))
+    world.vultr.held["4"] = instance("vultr", "4", ref=tiny("busy-0"), state=State.PREEMPTED)
     result = verb("run_info", bucket=bucket)
     states = {one["run"]: (one["state"], one["resumable"]) for one in result["runs"]}
     assert states == {
@@ -478,7 +479,9 @@ def test_run_info_joins_machines_and_bucket(world: World, verb: Verb, bucket: st
     }
     assert "resume_search.yml -e run=lost-0" in result["text"]
     assert "done-0 has ended and still bills" in result["text"]
-    busy = result["runs"][0]
+    assert "busy-0 also has vultr 4, RTX 4090 in Sweden, SE, preempted, which may bill as well." in result["text"]
+    del world.vultr.held["4"]
+    busy = verb("run_info", bucket=bucket)["runs"][0]
     assert busy["hours"] > 0
     assert busy["cost_usd"] == pytest.approx(busy["hours"] * 0.4)
     assert [one["run"] for one in verb("run_info", bucket=bucket, run="busy-0")["runs"]] == ["busy-0"]
