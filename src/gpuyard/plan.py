@@ -143,6 +143,13 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         offers, words = _offers(run, workload, chosen, wishes, progress)
         words += [f"What is left of the lost machine goes first: {machine.describe(one)}." for one in run.leftovers]
         estimate = cost.estimate(workload, offers[0].price_per_hour_usd)
+    words += [
+        f"Run {other.name} has lost its machine ({machine.describe(other.leftovers[0])}), which may still bill: "
+        f"`ansible-playbook resume_search.yml -e run={other.name}` goes on with it, `ansible-playbook teardown.yml "
+        f"-e run={other.name}` gives it up."
+        for other in known
+        if other.workload == workload.name and other.name != run.name and other.leftovers and not other.machine
+    ]
     disk_gb = float(wishes.conditions.get("disk_gb", workload.needs.disk_gb))
     text = [*_headline(run, workload, wishes.mode), *words, *estimate.to_table().splitlines(), estimate.summary()]
     text.append(_bucket_line(settings))

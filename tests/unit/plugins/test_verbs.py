@@ -405,6 +405,11 @@ def test_resume_finds_the_one_run(world: World, verb: Verb, workload: str, bucke
     assert [one["id"] for one in result["plan"]["offers"]] == ["6"]
     assert "goes on from iteration 1, search" in result["text"]
     assert "resume_search.yml -e run=tiny-1" in sentence(verb("run_plan", run="tiny-1", bucket=bucket))
+    # Whoever launches another one is told of it.
+    other = verb("run_plan", workload=workload, bucket=bucket)
+    assert other["plan"]["run"] == "tiny-2"
+    assert "Run tiny-1 has lost its machine (vast 1" in other["text"]
+    assert "has lost its machine" not in result["text"]
 
     publish(bucket, "tiny-2", tmp_path)
     message = sentence(verb("run_plan", mode="resume", workload=workload, bucket=bucket))
