@@ -88,6 +88,15 @@ def test_several_runs_that_can_be_resumed_are_listed_and_nothing_is_done(yard: Y
     assert yard.rented() == []
 
 
+def test_the_environment_names_the_provider_of_a_play(yard: Yard) -> None:
+    words = (*SANDBOX, "-e", f"workload={yard.workload}", "-e", "bucket=", "--check")
+    for provider, call in (("vast", "PUT http"), ("vultr", "POST http")):
+        said = yard.ansible("ansible-playbook", "launch.yml", *words, GPUYARD_PROVIDER=provider)
+        (rent,) = [line for line in said.splitlines() if "would rent" in line]
+        assert provider in rent
+        assert call in said
+
+
 def test_what_cannot_be_saved_is_told_and_does_not_keep_billing(yard: Yard) -> None:
     yard.task("instance", run="deaf-0", workload="tiny", provider="vast")
     known = yard.folder / "home" / "known_hosts"
