@@ -1,4 +1,4 @@
-"""The whole product as a user types it, on a sandbox of this session's own."""
+"""The whole product as a user types it; each file has a sandbox, and so a bucket, of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from yard import Yard
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
     """A controller with a running sandbox."""
     home = tmp_path_factory.mktemp("e2e")
