@@ -13,7 +13,11 @@ from yard import Yard
 def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
     """A controller with a running sandbox."""
     home = tmp_path_factory.mktemp("e2e")
-    keep = {name: value for name, value in os.environ.items() if not name.startswith(("GPUYARD_", "ANSIBLE_", "VAST", "VULTR"))}
+    keep = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("GPUYARD_", "ANSIBLE_", "VAST", "VULTR"))
+    }
     environment = keep | {"GPUYARD_HOME": str(home), "ANSIBLE_NOCOLOR": "1", "GPUYARD_HEARTBEAT": "0"}
     os.environ["GPUYARD_HOME"] = str(home)
     made = Yard(home, environment)
