@@ -73,7 +73,7 @@ def lines(instance: Instance, key: SshKey, words: list[str]) -> Iterator[str]:
         if process.poll() is None:
             process.terminate()
             process.wait()
-    if code == _SSH_FAILED:
+    if code == _SSH_FAILED or code < 0:  # below 0: a signal has ended ssh
         reason = complaint[-1] if complaint else "no reason given"
         raise GpuyardError(f"The connection to {instance.provider} instance {instance.id} is lost: {reason}")
     if code:

@@ -78,6 +78,7 @@ def test_progress_leaves_out_what_an_earlier_machine_did(tmp_path: Path, monkeyp
     ("script", "says"),
     [
         ("echo 'No route to host' >&2; exit 255", "connection to vast instance 7 is lost: No route to host"),
+        ("kill -TERM $$", "connection to vast instance 7 is lost: no reason given"),
         ("echo 'miniprover has no stage x' >&2; exit 2", "miniprover has no stage x"),
     ],
 )
