@@ -16,7 +16,7 @@ import gpuyard
 from gpuyard import boxzip
 
 # The folders of the collection whose files decide what converging a machine does.
-_PARTS = ("roles", "plugins/modules", "plugins/module_utils", "plugins/action")
+_PARTS = ("playbooks/tasks", "roles", "plugins/modules", "plugins/module_utils", "plugins/action")
 
 
 def _files(folder: Path) -> Iterable[Path]:

@@ -19,6 +19,8 @@ STOPPED_MARK = "/stopped"
 """Ends the label of an instance that gpuyard itself stopped, so that a stop by the provider can be told from it."""
 _LABEL = re.compile(rf"gpuyard/({RUN_NAME.pattern})/({RUN_NAME.pattern})(?:{STOPPED_MARK})?")
 TAG = "gpuyard"
+# A run is a host in the inventory, beside Ansible's own host and groups and the one group of ours without a prefix.
+_RESERVED = frozenset({"all", "gpuyard", "localhost", "ungrouped"})
 
 
 def check_name(name: str, *, option: str = "run") -> str:
@@ -28,6 +30,8 @@ def check_name(name: str, *, option: str = "run") -> str:
             f"{option}={name!r} cannot be a {option} name: use 1 to 40 lower-case letters, digits and dashes, "
             f"beginning with a letter and ending with a letter or digit, for example {option}=miniprover-0."
         )
+    if name in _RESERVED:
+        raise UsageError(f"{option}={name!r} means something to Ansible itself: choose another name.")
     return name
 
 

@@ -60,6 +60,7 @@ CASES = [
     ),
     Case("no such file", {"workload": "{dir}/absent.yml"}, ("absent.yml",)),
     Case("run name", {"run": "My_Run"}, ("My_Run", "lower-case")),
+    Case("reserved run name", {"run": "localhost"}, ("localhost", "another name")),
     Case("long run name", {"run": "a" * 80}, ("1 to 40",)),
     Case("nothing fits", {"workload": "{dir}/greedy.yml"}, ("gpu_count", "removed"), files={"greedy.yml": GREEDY}),
     Case("too dear", {"max_price_per_hour": "0.001"}, ("max_price_per_hour", "0.001", "removed")),

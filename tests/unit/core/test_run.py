@@ -46,3 +46,9 @@ def test_the_next_free_number() -> None:
     assert next_name("miniprover", ["miniprover-0", "miniprover-2", "other-1"]) == "miniprover-1"
     with pytest.raises(UsageError):
         next_name("a" * 40, [])
+
+
+@pytest.mark.parametrize("name", ["all", "localhost", "ungrouped", "gpuyard"])
+def test_names_that_mean_something_to_ansible_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="choose another name"):
+        check_name(name)
