@@ -18,7 +18,7 @@ def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
         for name, value in os.environ.items()
         if not name.startswith(("GPUYARD_", "ANSIBLE_", "VAST", "VULTR"))
     }
-    environment = keep | {"GPUYARD_HOME": str(home), "ANSIBLE_NOCOLOR": "1", "GPUYARD_HEARTBEAT": "0"}
+    environment = keep | {"GPUYARD_HOME": str(home), "ANSIBLE_NOCOLOR": "1", "GPUYARD_HEARTBEAT": "20"}
     os.environ["GPUYARD_HOME"] = str(home)
     made = Yard(home, environment)
     up = made.run("gpuyard", "sandbox", "up", "--boot-seconds", "2")

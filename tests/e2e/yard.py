@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from gpuyard.sandbox.client import Control, load
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
 LONG_S = 900
+SHOWN_EVERY_S = 20
 # A value that must turn up nowhere but in the 0600 file on the machine.
 CANARY = "canary-token-7d1f0b9c2e854a6f93d4"
 
@@ -48,19 +50,32 @@ class Yard:
         return self.home / "sandbox"
 
     def run(self, *words: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Said:
-        """Run one of the environment's programs."""
-        done = subprocess.run(
+        """Run one of the environment's programs, and show now and then where a long one is."""
+        began = shown = time.monotonic()
+        process = subprocess.Popen(
             [str(PROGRAMS / words[0]), *words[1:]],
             cwd=cwd,
             env=self.environment | (env or {}),
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            check=False,
-            timeout=LONG_S,
         )
-        self.printed.append(done.stdout)
-        return Said(done.returncode, done.stdout)
+        assert process.stdout is not None  # asked for above
+        watchdog = threading.Timer(LONG_S, process.kill)
+        watchdog.start()
+        lines = []
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                if line.strip() and time.monotonic() - shown >= SHOWN_EVERY_S:
+                    shown = time.monotonic()
+                    print(f"    {words[0]} after {shown - began:.0f} s: {line.strip()[:90]}", flush=True)
+            code = process.wait()
+        finally:
+            watchdog.cancel()
+        self.printed.append("".join(lines))
+        return Said(code, self.printed[-1])
 
     def play(self, verb: str, *flags: str, ok: bool = True, env: dict[str, str] | None = None, **extra: str) -> Said:
         """Run a play from the root of the checkout as a user would; ``ok`` asserts how it ends."""
