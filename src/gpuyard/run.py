@@ -25,14 +25,18 @@ _RESERVED = frozenset({"all", "gpuyard", "localhost", "ungrouped"})
 
 def check_name(name: str, *, option: str = "run") -> str:
     """Return ``name`` when a label, a host name and a bucket key can all hold it, else raise :class:`UsageError`."""
+    _check_form(name, option)
+    if name in _RESERVED:
+        raise UsageError(f"{option}={name!r} means something to Ansible itself: choose another name.")
+    return name
+
+
+def _check_form(name: str, option: str) -> None:
     if not RUN_NAME.fullmatch(name):
         raise UsageError(
             f"{option}={name!r} cannot be a {option} name: use 1 to 40 lower-case letters, digits and dashes, "
             f"beginning with a letter and ending with a letter or digit, for example {option}=miniprover-0."
         )
-    if name in _RESERVED:
-        raise UsageError(f"{option}={name!r} means something to Ansible itself: choose another name.")
-    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,9 @@ class RunRef:
     workload: str
 
     def __post_init__(self) -> None:
-        check_name(self.run)
-        check_name(self.workload, option="workload")
+        # What is rented already keeps its name, whatever names are refused to new runs.
+        _check_form(self.run, "run")
+        _check_form(self.workload, "workload")
 
     @property
     def label(self) -> str:
