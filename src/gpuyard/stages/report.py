@@ -141,7 +141,8 @@ def follow_log(spec: BoxSpec, stage: str | None, iteration: int | None, lines: i
     position = file.stat().st_size
     yield from (f"{line}\n" for line in last_lines(file, lines))
     while True:
-        alive = is_running(spec)
+        # Looked at before reading: what a runner or a stage wrote before its end is then not missed.
+        alive, newest = is_running(spec), newest_log(spec)
         with file.open("rb") as stream:
             stream.seek(position)
             added = stream.read()
@@ -150,8 +151,7 @@ def follow_log(spec: BoxSpec, stage: str | None, iteration: int | None, lines: i
             yield added.decode(errors="replace")
         elif not alive:
             return
-        elif stage is None and (newest := newest_log(spec)) not in (None, file):
-            assert newest is not None
+        elif stage is None and newest is not None and newest != file:
             file, position = newest, 0
         else:
             time.sleep(_POLL_S)

@@ -157,9 +157,7 @@ class Runner:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, lambda *_: self._stop.set())
             self._end_leftovers()
-            for name in self.spec.directories:
-                # A bucket holds no empty folders, so a restored root may lack some that the repository links to.
-                (self.spec.root / name).mkdir(parents=True, exist_ok=True)
+            self.spec.make_directories()
             self.journal.append("run-start", run=self.spec.run, workload=self.spec.workload, pid=os.getpid())
             self._publisher.start()
             outcome = "done"

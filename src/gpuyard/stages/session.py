@@ -45,6 +45,8 @@ def start(spec: BoxSpec, choice: Choice | None = None) -> None:
     if not spec.repository.is_dir():
         raise UsageError(f"The repository {spec.repository} is not on this box.")
     (spec.root / ".gpuyard" / "logs").mkdir(parents=True, exist_ok=True)
+    # Before the first window opens: the disk's shows the folders that it finds, and looks again only half a minute on.
+    spec.make_directories()
     if exists(spec):
         _tmux("kill-session", "-t", f"={spec.workload}")
     settings = ("--settings", str(spec.folder))

@@ -80,6 +80,11 @@ class BoxSpec:
             env={**os.environ, **self.secrets()},
         )
 
+    def make_directories(self) -> None:
+        """Have every persistent folder: a bucket holds no empty ones, so a restored root may lack some."""
+        for name in self.directories:
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+
     def log(self, iteration: int, stage: str) -> Path:
         """Return the log file of a stage."""
         return self.root / ".gpuyard" / "logs" / f"{iteration}-{stage}.log"

@@ -20,7 +20,7 @@ CANARY = "canary-wandb-77d1f0c9a2e4"
 SOURCE = str(Path(gpuyard.__file__).parents[1])
 
 
-def wait_for(condition: Callable[[], Any], *, seconds: float = 15, what: str = "") -> Any:
+def wait_for(condition: Callable[[], Any], *, seconds: float = 40, what: str = "") -> Any:
     """Return the condition's first true value, or fail."""
     deadline = time.monotonic() + seconds
     while True:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
+import threading
 import time
 from typing import Any
 
@@ -48,6 +50,18 @@ def test_a_session_has_the_four_windows_and_starts_once(box: Box) -> None:
     assert (stopped["session"]["state"], stopped["session"]["tmux"]) == ("interrupted", False)
     assert box.outcomes() == [(0, "search", "interrupted")]
     assert not answer(box, "stop")["changed"]
+
+
+def test_the_disk_window_shows_the_folders_at_once_however_late_the_runner_is(box: Box) -> None:
+    box.describe([LONG])
+    with (box.settings / "runner.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # no runner begins while somebody looks at its lock
+        starting = threading.Thread(target=answer, args=(box, "start"))
+        starting.start()
+        folder = str(box.root / "models")
+        wait_for(lambda: folder in tmux(box, "capture-pane", "-p", "-t", "canyon:3"), seconds=10, what=folder)
+    starting.join()
+    answer(box, "stop")
 
 
 def test_a_workload_has_windows_of_its_own(box: Box) -> None:
