@@ -27,8 +27,9 @@ else:
 
 PROVIDER_OPTIONS: dict[str, Any] = {
     "provider": {"type": "str", "fallback": (env_fallback, ["GPUYARD_PROVIDER"])},
-    "sandbox": {"type": "bool", "fallback": (env_fallback, ["GPUYARD_SANDBOX"])},
-    "sandbox_state": {"type": "path", "fallback": (env_fallback, ["GPUYARD_SANDBOX_STATE"])},
+    # What the environment says of the sandbox is read by the core, which takes an empty variable for none.
+    "sandbox": {"type": "bool"},
+    "sandbox_state": {"type": "path"},
 }
 
 BUCKET_OPTIONS: dict[str, Any] = {"bucket": {"type": "str"}, "bucket_endpoint": {"type": "str"}}
