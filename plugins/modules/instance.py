@@ -197,6 +197,7 @@ def run(call):
         timeout_s=call.params["timeout"],
         **call.given("disk_gb"),
     )
+        planned=bool(call.params["offers"]),
     how = {"check": call.check_mode, "progress": call.progress}
     state = call.params["state"]
     if state == "absent":

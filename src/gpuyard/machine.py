@@ -44,6 +44,7 @@ class Order:
     key: SshKey
     disk_gb: float = 20.0
     image: str = ""
+    planned: bool = False  # whoever chose the offers has seen that the run has no machine
     replace_preempted: bool = False
     wait: bool = True
     timeout_s: float = 900.0
@@ -66,6 +67,19 @@ def present(
     is destroyed, and the next offer is taken.
     """
     check_name(order.run)
+    if check:
+        return _present(providers, order, check=True, progress=progress)
+    with rent.exclusive(order.run, progress) as waited:
+        if waited and order.planned and (held := rent.find(providers, order.run)):
+            raise UsageError(
+                f"Another command has just rented {describe(held[0])} for run {order.run}, and brings it into shape. "
+                f"`ansible-playbook logs.yml -e run={order.run}` shows what it does; for a machine beside it, name "
+                "another run with -e run=…."
+            )
+        return _present(providers, order, check=False, progress=progress)
+
+
+def _present(providers: Sequence[Provider], order: Order, *, check: bool, progress: Progress | None) -> Outcome:
     held = rent.find(providers, order.run)
     current = _current(order.run, held)
     if current and current.state is State.STOPPED:
