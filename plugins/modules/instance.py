@@ -175,9 +175,14 @@ CONDITIONS = {}
 
 def run(call):
     """Bring the run's machine into the wanted state."""
-    from gpuyard import config, machine, market, paths, records, rent
+    from gpuyard import config, machine, market, records, rent
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
+    how = {"check": call.check_mode, "progress": call.progress}
+    state = call.params["state"]
+    if state == "absent":
+        # First, so that nothing that only other states need can be in the way of ending what bills.
+        return report(call, machine.absent(clouds, call.params["run"], **how), {}, clouds)
     key = config.ssh_key(call.option("ssh_key"))
 
     def offers():
@@ -198,26 +203,29 @@ def run(call):
         **call.given("disk_gb"),
     )
         planned=bool(call.params["offers"]),
-    how = {"check": call.check_mode, "progress": call.progress}
-    state = call.params["state"]
-    if state == "absent":
-        outcome = machine.absent(clouds, order.run, **how)
-    elif state == "stopped":
+    if state == "stopped":
         outcome = machine.stopped(clouds, order.run, **how)
     else:
         outcome = (machine.started if state == "started" else machine.present)(clouds, order, **how)
-    instance = outcome.instance
+    return report(call, outcome, rent.ansible_vars(outcome.instance, key) if outcome.instance else {}, clouds)
+
+
+def report(call, outcome, connection, clouds):
+    """Return what was done, or in check mode would be, as the module's result."""
+    from gpuyard import paths, records
+
+    name = call.params["run"]
     result = {
         "changed": outcome.changed,
         "actions": outcome.actions,
-        "instance": records.instance_to_dict(instance) if instance else {},
-        "connection": rent.ansible_vars(instance, key) if instance else {},
+        "instance": records.instance_to_dict(outcome.instance) if outcome.instance else {},
+        "connection": connection,
         "diff": {"before": {"machines": outcome.before}, "after": {"machines": outcome.after}},
     }
-    if instance and call.params["wait"] and not call.check_mode:
-        result["text"] = f"Reach it by its name: ssh -F {paths.home() / 'ssh_config'} {order.run}"
-    if state == "absent" and not outcome.changed:
-        result["text"] = f"Run {order.run} has no machine at {' and '.join(cloud.title for cloud in clouds)}."
+    if outcome.instance and call.params["wait"] and not call.check_mode:
+        result["text"] = f"Reach it by its name: ssh -F {paths.home() / 'ssh_config'} {name}"
+    if call.params["state"] == "absent" and not outcome.changed:
+        result["text"] = f"Run {name} has no machine at {' and '.join(cloud.title for cloud in clouds)}."
     if call.check_mode:
         result["planned_calls"] = [records.call_to_dict(planned) for planned in outcome.planned]
         words = [f"would {action}" for action in outcome.actions]

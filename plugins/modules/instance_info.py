@@ -40,6 +40,14 @@ options:
     description: Also machines that gpuyard did not rent.
     type: bool
     default: false
+  partial:
+    description:
+      - Whether one cloud that does not answer is only told in RV(unanswered). Without this the task fails, since what
+        cannot be seen may still be there.
+      - With V(true) the task fails only when no cloud answers, and an SSH key that cannot be used leaves
+        C(connection) empty.
+    type: bool
+    default: false
   ssh_key:
     description: The path of the private SSH key for the connections. When it is not said, gpuyard's own key.
     type: path
@@ -82,6 +90,11 @@ instances:
         ansible_host: 203.0.113.7
         ansible_port: 40022
         ansible_user: root
+unanswered:
+  description: For each cloud that could not be asked, by its name, a sentence with the reason.
+  returned: success
+  type: dict
+  sample: {}
 """
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PROVIDER_OPTIONS, run_module
@@ -91,6 +104,7 @@ ARGUMENT_SPEC = PROVIDER_OPTIONS | {
     "workload": {"type": "str"},
     "state": {"type": "str", "choices": ["pending", "running", "stopped", "preempted", "failed", "unknown"]},
     "all": {"type": "bool", "default": False},
+    "partial": {"type": "bool", "default": False},
     "ssh_key": {"type": "path", "no_log": False},
 }
 CONDITIONS = {}
@@ -98,17 +112,29 @@ CONDITIONS = {}
 
 def run(call):
     """Return the machines that the clouds asked list and the options let through."""
-    from gpuyard import config, records, rent, runs
+    from gpuyard import config, records, rent
+    from gpuyard.errors import UsageError
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
-    key = config.ssh_key(call.option("ssh_key"))
+    key = None
+    try:
+        key = config.ssh_key(call.option("ssh_key"))
+    except UsageError as error:
+        if not call.params["partial"]:
+            raise
+        call.progress(f"The machines cannot be reached: {error}")
     wanted = call.given("run", "workload", "state")
     found = []
-    for one in runs.instances(clouds):
-        values = records.instance_to_dict(one) | {"connection": rent.ansible_vars(one, key)}
+    seen = rent.survey(clouds)
+    for one in seen.answered() if call.params["partial"] else seen.complete():
+        values = records.instance_to_dict(one) | {"connection": rent.ansible_vars(one, key) if key else {}}
         if (values["run"] or call.params["all"]) and all(values[name] == value for name, value in wanted.items()):
             found.append(values)
-    return {"instances": sorted(found, key=lambda one: (one["provider"], one["run"], one["id"]))}
+    return {
+        "instances": sorted(found, key=lambda one: (one["provider"], one["run"], one["id"])),
+        "unanswered": seen.unanswered(),
+        "text": "\n".join(seen.unanswered().values()),
+    }
 
 
 def main():

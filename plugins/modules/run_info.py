@@ -16,6 +16,8 @@ author:
 description:
   - Joins the machines that the clouds list with the records and checkpoints in the bucket.
   - A bucket that does not answer is a warning in RV(text), and the machines are listed all the same.
+  - A cloud that does not answer is in RV(unanswered), and the others' machines are listed all the same; the task fails
+    when none answers.
 extends_documentation_fragment:
   - gpuyard.cloud.provider
   - gpuyard.cloud.provider.attributes
@@ -84,6 +86,11 @@ runs:
       description: Its machines.
       type: list
       elements: dict
+unanswered:
+  description: For each cloud that could not be asked, by its name, a sentence with the reason.
+  returned: success
+  type: dict
+  sample: {}
 text:
   description: The same as a table for people.
   returned: success
@@ -98,12 +105,14 @@ CONDITIONS = {}
 
 def run(call):
     """Return the runs that the clouds and the bucket know."""
-    from gpuyard import checkpoints, config, records, runs
+    from gpuyard import checkpoints, config, records, rent, runs
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
-    machines = runs.instances(clouds)
+    seen = rent.survey(clouds)
+    machines = seen.answered()
     settings = config.s3_settings(call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site())
-    warnings = []
+    unanswered = seen.unanswered()
+    warnings = list(unanswered.values())
     try:
         kept = runs.stored(runs.open_bucket(settings))
     except checkpoints.CheckpointError as error:
@@ -116,6 +125,7 @@ def run(call):
         found = [one for one in found if one.workload == workload]
     return {
         "runs": [records.run_to_dict(one) for one in found],
+        "unanswered": unanswered,
         "text": "\n".join([*records.run_table(found), *warnings]),
     }
 

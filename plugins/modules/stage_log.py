@@ -98,7 +98,7 @@ CONDITIONS = {}
 
 def run(call):
     """Show a log, or follow a run."""
-    from gpuyard import checkpoints, config, runs, watch
+    from gpuyard import checkpoints, config, rent, runs, watch
     from gpuyard.errors import GpuyardError, UsageError
 
     if call.params["lines"] < 1:
@@ -106,7 +106,11 @@ def run(call):
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
     settings = config.s3_settings(call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site())
     store = runs.open_bucket(settings)
-    machines = runs.instances(clouds)
+    seen = rent.survey(clouds)
+    machines = seen.answered()
+    if call.option("run") not in [one.ref.run for one in rent.owned(machines)]:
+        # It may be at the cloud that does not answer.
+        seen.complete()
     try:
         kept = runs.stored(store)
     except checkpoints.CheckpointError as error:

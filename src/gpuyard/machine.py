@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from gpuyard import market, rent
 from gpuyard.config import SshKey
-from gpuyard.errors import GpuyardError, LeakError, NoCapacityError, UnreachableError, UsageError
+from gpuyard.errors import GpuyardError, LeakError, NoCapacityError, ProviderError, UnreachableError, UsageError
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
 from gpuyard.run import RunRef, check_name
 
@@ -119,16 +119,31 @@ def absent(
 ) -> Outcome:
     """Destroy every machine of the run, wherever it is, and come back when each is confirmed gone.
 
-    Raises :class:`LeakError` naming every machine that could not be confirmed, after all were tried.
+    Raises :class:`LeakError` naming every machine that could not be confirmed, and every cloud that could not be
+    asked, after all that can be seen was tried: a cloud that is down must not keep another one's machine billing.
     """
     check_name(run)
-    held = rent.find(providers, run)
+    seen = rent.survey(providers)
+    held = rent.owned(seen.answered(), run)
     planned = []
+    trouble = []
     if check:
         by_name = {provider.name: provider for provider in providers}
         planned = [call for instance in held for call in by_name[instance.provider].plan_destroy(instance.id)]
     else:
-        rent.destroy_all(providers, held, progress=progress)
+        try:
+            rent.destroy_all(providers, held, progress=progress)
+        except ProviderError as error:
+            if not seen.errors:
+                raise
+            trouble.append(str(error))
+    if seen.errors:
+        if held and not check and not trouble:
+            trouble.append(f"Destroyed, and confirmed gone: {'; '.join(map(describe, held))}.")
+        trouble += seen.unanswered().values()
+        raise LeakError(
+            f"{' '.join(trouble)} Tear run {run} down again when all clouds answer.", provider=next(iter(seen.errors))
+        )
     return Outcome(_words(held), [], [f"destroy {describe(instance)}" for instance in held], planned)
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
-from gpuyard import config, cost, machine, market, records, runs, tree
+from gpuyard import checkpoints, config, cost, machine, market, records, rent, runs, tree
 from gpuyard.config import BucketSettings, SshKey
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.fingerprint import fingerprint
@@ -114,7 +114,7 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
     everywhere = chosen if wishes.provider is None else config.connect(require=False, **site)
     settings = config.s3_settings(wishes.bucket, bucket_endpoint=wishes.bucket_endpoint, **site)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        asked = pool.submit(runs.survey, everywhere)
+        asked = pool.submit(rent.survey, everywhere)
         # What the bucket holds decides which runs there are, so a bucket that cannot be read ends the planning.
         kept = pool.submit(runs.stored, runs.open_bucket(settings), run=wishes.run)
         survey = asked.result()

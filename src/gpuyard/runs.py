@@ -15,8 +15,7 @@ from typing import Any
 
 from gpuyard.checkpoints import Manifest, RunRecord, Store, latest_manifest, list_runs, open_store
 from gpuyard.config import BucketSettings
-from gpuyard.errors import ProviderError
-from gpuyard.providers.base import Instance, Provider, State
+from gpuyard.providers.base import Instance, State
 
 LIVE = frozenset({State.RUNNING, State.PENDING, State.STOPPED, State.UNKNOWN})
 """States of a machine that still is the run's machine; one that was taken away or failed is only a leftover."""
@@ -69,7 +68,10 @@ class Run:
 
     @property
     def resumable(self) -> bool:
-        """Whether it has no machine and can go on from what the bucket holds."""
+        """Whether it has no machine, can go on from what the bucket holds, and was not torn down on purpose.
+
+        A run that was torn down can go on, too, but only when it is named.
+        """
         return self.state in ("preempted", "interrupted") and (self.manifest is not None or self.record is not None)
 
     @property
@@ -90,41 +92,6 @@ class Run:
 
 def _age_h(instance: Instance, now: float) -> float:
     return max(0.0, now - instance.created_at) / 3600 if instance.created_at else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """All instances of the clouds asked, and for each cloud that did not answer its error."""
-
-    instances: list[Instance] = field(default_factory=list)
-    errors: dict[str, ProviderError] = field(default_factory=dict)
-
-
-def survey(providers: Sequence[Provider]) -> Survey:
-    """Ask all ``providers`` for their instances at the same time."""
-
-    def ask(provider: Provider) -> list[Instance] | ProviderError:
-        try:
-            return provider.instances()
-        except ProviderError as error:
-            return error
-
-    found = Survey()
-    with ThreadPoolExecutor(max_workers=max(1, len(providers))) as pool:
-        for provider, answer in zip(providers, pool.map(ask, providers), strict=True):
-            if isinstance(answer, ProviderError):
-                found.errors[provider.name] = answer
-            else:
-                found.instances.extend(answer)
-    return found
-
-
-def instances(providers: Sequence[Provider]) -> list[Instance]:
-    """Return all instances of ``providers``; raises the first error, since what cannot be seen may still be there."""
-    found = survey(providers)
-    for error in found.errors.values():
-        raise error
-    return found.instances
 
 
 def open_bucket(settings: BucketSettings) -> Store | None:
