@@ -113,14 +113,18 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
     # The run may have a machine at a cloud other than the wanted one, and then must not get a second one.
     everywhere = chosen if wishes.provider is None else config.connect(require=False, **site)
     settings = config.s3_settings(wishes.bucket, bucket_endpoint=wishes.bucket_endpoint, **site)
+    store = runs.open_bucket(settings)
     with ThreadPoolExecutor(max_workers=2) as pool:
         asked = pool.submit(rent.survey, everywhere)
         # What the bucket holds decides which runs there are, so a bucket that cannot be read ends the planning.
-        kept = pool.submit(runs.stored, runs.open_bucket(settings), run=wishes.run)
+        kept = pool.submit(runs.stored, store, run=wishes.run)
         survey = asked.result()
         _complain(survey.errors, chosen, progress)
         known = runs.join(survey.instances, kept.result())
-    run = _resume(known, wishes) if wishes.mode == "resume" else _launch(known, chosen, workload, wishes)
+    if wishes.mode == "resume":
+        run = _with_whole_checkpoint(_resume(known, wishes), store, progress)
+    else:
+        run = _launch(known, chosen, workload, wishes)
     workload = workload or _workload_of(run, wishes, progress)
     workload.check_environment(variables)
     _same_cloud(run, wishes)
@@ -208,11 +212,24 @@ def _not_the_only_copy(run: Run) -> Run:
     """Return the run, unless going on with it would destroy the disk that may hold all there is of it."""
     if run.leftovers and not run.machine and run.manifest is None:
         raise UsageError(
-            f"Run {run.name} has no checkpoint in the bucket, and {machine.describe(run.leftovers[0])} may "
+            f"Run {run.name} has no whole checkpoint in the bucket, and {machine.describe(run.leftovers[0])} may "
             "hold all that there is of it. Resuming would destroy that; start it again at its cloud, or "
             "tear the run down."
         )
     return run
+
+
+def _with_whole_checkpoint(run: Run, store: checkpoints.Store | None, progress: Progress | None) -> Run:
+    """Return the run with the checkpoint that a new machine will restore, where a lost one's disk is given up for it.
+
+    A manifest is written last, so its files were there once; whether they still are is asked before that disk goes.
+    """
+    if store is None or run.manifest is None or run.machine or not run.leftovers:
+        return run
+    whole = checkpoints.latest_whole_manifest(store, run.name)
+    if progress and whole and whole.sequence != run.manifest.sequence:
+        progress(f"Checkpoint {run.manifest.sequence} of {run.name} lacks files, so {whole.sequence} will be restored.")
+    return _not_the_only_copy(dataclasses.replace(run, manifest=whole))
 
 
 def _resume(known: Sequence[Run], wishes: Wishes) -> Run:

@@ -142,6 +142,19 @@ def _record(store: Store, run: str) -> RunRecord:
         return RunRecord(run=run)
 
 
+def latest_whole_manifest(store: Store, run: str) -> Manifest | None:
+    """Like :func:`latest_manifest`, but only of a set whose every object is in the store, at its size.
+
+    One listing answers that, and no object is read. Raises :class:`BucketError`.
+    """
+    sizes = {item.key: item.size for item in store.objects(f"{run}/checkpoints/")}
+    return next((found for found in manifests(store, run) if _is_whole(found, sizes)), None)
+
+
+def _is_whole(manifest: Manifest, sizes: Mapping[str, int]) -> bool:
+    return all(entry.link is not None or sizes.get(entry.key) == entry.size for entry in manifest.files)
+
+
 def write_record(store: Store, run: str, workload: str, *, outcome: str | None = None) -> RunRecord:
     """Say in the bucket that ``run`` has begun (or goes on), or with ``outcome`` that it ended; return the record.
 

@@ -456,7 +456,7 @@ def test_resume_finds_the_one_run(world: World, verb: Verb, workload: str, bucke
 def test_resume_does_not_give_up_the_only_copy(world: World, verb: Verb, workload: str, bucket: str) -> None:
     world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"), state=State.PREEMPTED)
     message = sentence(verb("run_plan", mode="resume", run="tiny-1", bucket=bucket))
-    assert "no checkpoint in the bucket" in message
+    assert "no whole checkpoint in the bucket" in message
     # Nor when the bucket knows no more of it than that it began, and no run is named.
     checkpoints.write_record(LocalStore(Path(bucket.removeprefix("file://"))), "tiny-1", "tiny")
     assert sentence(verb("run_plan", mode="resume", bucket=bucket)) == message
@@ -474,6 +474,30 @@ def test_only_a_checkpoint_lets_a_lost_machine_go(
     publish(bucket, "tiny-1", tmp_path)
     assert verb("run_plan", mode="resume", run="tiny-1", bucket=bucket)["plan"]["replace_preempted"] is True
     assert verb("run_plan", mode="launch", run="tiny-1", bucket=bucket)["plan"]["replace_preempted"] is False
+
+
+def test_a_lost_disk_is_not_given_up_for_a_checkpoint_that_lacks_files(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path
+) -> None:
+    publish(bucket, "tiny-1", tmp_path)
+    store = LocalStore(Path(bucket.removeprefix("file://")))
+    root = tmp_path / "persistent-tiny-1"
+    (root / "weights").write_text("2 and more")
+    checkpoints.publish(store, "tiny-1", root, progress=lambda _journal: {})
+    newest, older = checkpoints.manifests(store, "tiny-1")
+    world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"), state=State.PREEMPTED)
+    world.vast.market = [offer("vast", "2")]
+    lines: list[str] = []
+
+    def plan() -> dict[str, Any]:
+        return verb("run_plan", mode="resume", run="tiny-1", bucket=bucket, lines=lines)
+
+    assert plan()["plan"]["replace_preempted"] is True and not any("lacks files" in line for line in lines)
+    store.delete(next(entry.key for entry in newest.files if entry.path == "weights"))
+    assert plan()["plan"]["progress"]["stage"] == "search"  # the older one's
+    assert any(f"Checkpoint {newest.sequence} of tiny-1 lacks files, so {older.sequence}" in line for line in lines)
+    store.put(next(entry.key for entry in older.files if entry.path == "weights"), b"cut off in the middle")
+    assert "no whole checkpoint in the bucket" in sentence(plan())
 
 
 def test_what_a_lost_machine_left_elsewhere_goes_as_well(
