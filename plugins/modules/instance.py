@@ -197,12 +197,12 @@ def run(call):
         offers=offers,
         key=key,
         image=call.params["image"],
+        planned=bool(call.params["offers"]),
         replace_preempted=call.params["replace_preempted"],
         wait=call.params["wait"],
         timeout_s=call.params["timeout"],
         **call.given("disk_gb"),
     )
-        planned=bool(call.params["offers"]),
     if state == "stopped":
         outcome = machine.stopped(clouds, order.run, **how)
     else:

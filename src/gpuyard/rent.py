@@ -483,25 +483,6 @@ def _known_lines(file: Path) -> list[str]:
 
 
 @contextmanager
-def _locked(file: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock that goes with ``file``.
-
-    Rewriting it excludes everybody else; ssh, which appends to it, only excludes that: a line appended to the file that
-    is just being replaced would be lost.
-    """
-    paths.ensure_private(file.parent)
-    with file.with_name(f"{file.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
-
-
-def _name(instance: Instance) -> str:
-    return f"{instance.provider} instance {instance.id}"
-
-
-def _silent(_: str) -> None:
-    """Tell nobody."""
-@contextmanager
 def exclusive(run: str, progress: Progress | None = None) -> Iterator[bool]:
     """Be the only one on this controller who rents for ``run``; yield whether somebody else was at it before.
 
@@ -520,3 +501,22 @@ def exclusive(run: str, progress: Progress | None = None) -> Iterator[bool]:
         yield waited
 
 
+@contextmanager
+def _locked(file: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock that goes with ``file``.
+
+    Rewriting it excludes everybody else; ssh, which appends to it, only excludes that: a line appended to the file that
+    is just being replaced would be lost.
+    """
+    paths.ensure_private(file.parent)
+    with file.with_name(f"{file.name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+
+
+def _name(instance: Instance) -> str:
+    return f"{instance.provider} instance {instance.id}"
+
+
+def _silent(_: str) -> None:
+    """Tell nobody."""

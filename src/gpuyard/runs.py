@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gpuyard.checkpoints import Manifest, RunRecord, Store, latest_manifest, list_runs, open_store
+from gpuyard.checkpoints import Manifest, RunRecord, Store, latest_manifest, list_runs, open_store, write_record
 from gpuyard.config import BucketSettings
 from gpuyard.providers.base import Instance, State
 
@@ -57,14 +57,14 @@ class Run:
 
     @property
     def state(self) -> str:
-        """One word: ``finished``, ``failed``, the state of its machine, ``preempted``, or ``interrupted``."""
+        """One word: ``finished``, ``failed``, its machine's state, ``preempted``, ``cancelled`` or ``interrupted``."""
         if self.outcome:
             return "finished" if self.outcome == "done" else "failed"
         if self.machine:
             return str(self.machine.state)
         if any(instance.state is State.PREEMPTED for instance in self.instances):
             return "preempted"
-        return "interrupted"
+        return "cancelled" if self.record and self.record.outcome == "cancelled" else "interrupted"
 
     @property
     def resumable(self) -> bool:
@@ -140,6 +140,19 @@ def join(machines: Iterable[Instance], kept: Stored) -> list[Run]:
         return Run(name, of, tuple(held), record, kept.manifests.get(name))
 
     return [build(name) for name in sorted(owned.keys() | kept.records.keys())]
+
+
+def cancel(store: Store, run: str, *, check: bool = False) -> bool:
+    """Say in the bucket that the user has torn ``run`` down, unless it had ended; return whether that is news.
+
+    Raises :class:`gpuyard.checkpoints.BucketError` when the bucket does not answer.
+    """
+    record = next((one for one in list_runs(store) if one.run == run), None)
+    if record is None or record.outcome in ("done", "failed", "cancelled"):
+        return False
+    if not check:
+        write_record(store, run, record.workload, outcome="cancelled")
+    return True
 
 
 def _manifests(store: Store, names: Sequence[str]) -> dict[str, Manifest]:

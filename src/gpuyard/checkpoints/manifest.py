@@ -105,8 +105,8 @@ class Manifest:
 class RunRecord:
     """What a bucket knows of a run (``<run>/run.json``). Times are UTC; ``outcome`` is ``None`` until the run ended.
 
-    ``outcome`` is one of ``done``, ``failed``, ``interrupted``. A run whose record was never written (its first box
-    died at once) appears with ``workload`` and ``created`` empty.
+    ``outcome`` is one of ``done``, ``failed``, ``interrupted``, and ``cancelled`` when the user tore the run down. A
+    run whose record was never written (its first box died at once) appears with ``workload`` and ``created`` empty.
     """
 
     run: str

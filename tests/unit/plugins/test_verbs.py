@@ -552,6 +552,44 @@ def test_run_info_joins_machines_and_bucket(world: World, verb: Verb, bucket: st
     assert verb("run_info", bucket=bucket, workload="none")["text"] == "There are no runs."
 
 
+def test_run_info_without_one_of_the_clouds(world: World, verb: Verb, bucket: str) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    world.vultr.error = ProviderDownError("Vultr is down.", provider="vultr")
+    result = verb("run_info", bucket=bucket)
+    assert [one["run"] for one in result["runs"]] == ["a-0"]
+    assert "Vultr is down." in result["unanswered"]["vultr"] and "Vultr is down." in result["text"]
+    world.vast.error = ProviderDownError("Vast.ai is down.")
+    assert sentence(verb("run_info", bucket=bucket)) == "Vast.ai is down."
+
+
+# -- run_record -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_torn_down_is_resumed_only_by_name(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path
+) -> None:
+    for run, outcome in (("tiny-0", "interrupted"), ("tiny-1", "done"), ("tiny-2", None)):
+        publish(bucket, run, tmp_path, outcome=outcome)
+    world.vast.market = [offer("vast", "1")]
+    assert verb("run_record", run="tiny-0", bucket=bucket, check=True)["changed"]
+    assert "tiny-0 (interrupted" in sentence(verb("run_plan", mode="resume", bucket=bucket))
+    told = verb("run_record", run="tiny-0", bucket=bucket)
+    assert told["changed"] and told["diff"]["after"] == {"outcome": "cancelled"}
+    for run in ("tiny-0", "tiny-1", "tiny-9"):  # again; ended by itself; unknown to the bucket
+        assert not verb("run_record", run=run, bucket=bucket)["changed"]
+    assert not verb("run_record", run="tiny-0", bucket="")["changed"]
+    states = {one["run"]: one["state"] for one in verb("run_info", bucket=bucket)["runs"]}
+    assert states == {"tiny-0": "cancelled", "tiny-1": "finished", "tiny-2": "interrupted"}
+    assert verb("run_plan", mode="resume", bucket=bucket)["plan"]["run"] == "tiny-2"
+    assert verb("run_plan", mode="resume", run="tiny-0", bucket=bucket)["plan"]["run"] == "tiny-0"
+
+
+def test_an_end_is_no_failure_because_the_bucket_cannot_be_told(verb: Verb, closed: dict[str, str]) -> None:
+    result = verb("run_record", run="a-0", **closed)
+    assert not result["changed"] and not result.get("failed")
+    assert "still counts as resumable" in result["text"] and SECRET not in str(result)
+
+
 def test_run_info_without_its_bucket(world: World, verb: Verb, closed: dict[str, str]) -> None:
     world.vast.held["1"] = instance("vast", "1", "a-0")
     result = verb("run_info", **closed)
@@ -569,6 +607,14 @@ def test_a_log_does_not_need_the_bucket(
     assert verb("stage_log", run="a-0", lines=told, **closed)["lines"] == ["theorem 41: proved"]
     assert "nowhere" in sentence(verb("stage_log", run="b-0", **closed))
     assert any("The bucket cannot be read" in line for line in told)
+
+
+def test_a_log_does_not_need_the_other_clouds(world: World, verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "lines", lambda machine, key, words: iter(["theorem 41: proved"]))
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    world.vultr.error = ProviderDownError("Vultr is down.", provider="vultr")
+    assert verb("stage_log", run="a-0", bucket="")["lines"] == ["theorem 41: proved"]
+    assert sentence(verb("stage_log", run="b-0", bucket="")) == "Vultr is down."
 
 
 # -- secrets ----------------------------------------------------------------------------------------------------------
@@ -604,11 +650,3 @@ def test_without_the_package_there_is_one_sentence(monkeypatch: pytest.MonkeyPat
     result = shared.attempt(lambda call: {}, shared.Call({}))
     assert result["failed"]
     assert "Python library (gpuyard)" in result["msg"]
-def test_a_log_does_not_need_the_other_clouds(world: World, verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "lines", lambda machine, key, words: iter(["theorem 41: proved"]))
-    world.vast.held["1"] = instance("vast", "1", "a-0")
-    world.vultr.error = ProviderDownError("Vultr is down.", provider="vultr")
-    assert verb("stage_log", run="a-0", bucket="")["lines"] == ["theorem 41: proved"]
-    assert sentence(verb("stage_log", run="b-0", bucket="")) == "Vultr is down."
-
-
