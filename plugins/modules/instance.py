@@ -132,6 +132,10 @@ connection:
     ansible_host: 203.0.113.7
     ansible_port: 40022
     ansible_user: root
+rented:
+  description: Whether the machine is one that this task has rented, and that holds no work yet.
+  returned: success
+  type: bool
 actions:
   description: What was done, or would be done in check mode, in words.
   returned: success
@@ -220,6 +224,7 @@ def report(call, outcome, connection, clouds):
         "actions": outcome.actions,
         "instance": records.instance_to_dict(outcome.instance) if outcome.instance else {},
         "connection": connection,
+        "rented": outcome.rented,
         "diff": {"before": {"machines": outcome.before}, "after": {"machines": outcome.after}},
     }
     if outcome.instance and call.params["wait"] and not call.check_mode:

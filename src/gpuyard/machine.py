@@ -27,6 +27,7 @@ class Outcome:
     actions: list[str] = field(default_factory=list)
     planned: list[PlannedCall] = field(default_factory=list)
     instance: Instance | None = None
+    rented: bool = False  # whether the machine is one that has just been rented, and holds no work yet
 
     @property
     def changed(self) -> bool:
@@ -111,7 +112,8 @@ def _present(providers: Sequence[Provider], order: Order, *, check: bool, progre
     actions = [f"destroy {describe(instance)}" for instance in held]
     rent.destroy_all(providers, held, progress=progress)
     instance = _new(providers, offers, spec, order, progress)
-    return Outcome(_words(held), [describe(instance)], [*actions, f"rent {describe(instance)}"], instance=instance)
+    actions.append(f"rent {describe(instance)}")
+    return Outcome(_words(held), [describe(instance)], actions, instance=instance, rented=True)
 
 
 def absent(

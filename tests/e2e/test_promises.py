@@ -11,6 +11,8 @@ from pathlib import Path
 import requests
 from yard import CANARY, ROOT, Yard
 
+from gpuyard.runs import stored
+
 TINY = """\
 name: tiny
 repository: {path: tree}
@@ -32,12 +34,12 @@ def secrets(yard: Yard) -> dict[str, str]:
     return {"vast": keys["vast"], "vultr": keys["vultr"], "s3": keys["s3"]["secret_key"], "token": CANARY}
 
 
-def tiny(folder: Path) -> str:
-    """Write the smallest workload and return its path."""
+def tiny(folder: Path, more: str = "") -> str:
+    """Write the smallest workload, with ``more`` lines at its end, and return its path."""
     (folder / "tree").mkdir()
     (folder / "tree" / "README").write_text("A repository.\n")
     (folder / "workloads").mkdir()
-    (folder / "workloads" / "tiny.yml").write_text(TINY)
+    (folder / "workloads" / "tiny.yml").write_text(TINY + more)
     return str(folder / "workloads" / "tiny.yml")
 
 
@@ -155,3 +157,20 @@ def test_a_lost_connection_destroys_no_machine_that_is_at_work(yard: Yard, tmp_p
     assert json.loads(status)["state"] == "running"
     yard.play("teardown", run="alone-0", env=token)
     assert yard.instances("alone-0") == []
+    # It was ended and not lost, so nobody is asked to go on with it.
+    assert stored(yard.store).records["alone-0"].outcome == "cancelled"
+
+
+def test_only_a_new_machine_that_cannot_be_used_is_given_back(yard: Yard, tmp_path: Path) -> None:
+    workload, token = tiny(tmp_path, 'build: "echo nothing can be built; exit 3"\n'), {"TINY_TOKEN": CANARY}
+    options = {"provider": "vast", "run": "unbuilt-0", "workload": workload}
+    said = yard.play("launch", ok=False, env=token, **options)
+    assert "nothing can be built" in said.text
+    assert "kept, and bills" in said.text and "teardown.yml -e run=unbuilt-0" in " ".join(said.text.split())
+    kept = yard.machine("unbuilt-0")
+    # A machine that was there before may hold work, whatever shutdown says.
+    said = yard.play("launch", ok=False, env=token, **options, shutdown="true")
+    assert "kept, and bills" in said.text and yard.machine("unbuilt-0").id == kept.id
+    yard.play("teardown", run="unbuilt-0", env=token)
+    said = yard.play("launch", ok=False, env=token, **options, shutdown="true")
+    assert "The machine is destroyed" in said.text and yard.instances("unbuilt-0") == []
