@@ -162,7 +162,7 @@ def test_a_lost_connection_destroys_no_machine_that_is_at_work(yard: Yard, tmp_p
 
 
 def test_only_a_new_machine_that_cannot_be_used_is_given_back(yard: Yard, tmp_path: Path) -> None:
-    workload, token = tiny(tmp_path, 'build: "echo nothing can be built; exit 3"\n'), {"TINY_TOKEN": CANARY}
+    workload, token = tiny(tmp_path, 'build: ["echo nothing can be built; exit 3"]\n'), {"TINY_TOKEN": CANARY}
     options = {"provider": "vast", "run": "unbuilt-0", "workload": workload}
     said = yard.play("launch", ok=False, env=token, **options)
     assert "nothing can be built" in said.text
