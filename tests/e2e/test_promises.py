@@ -164,13 +164,12 @@ def test_a_lost_connection_destroys_no_machine_that_is_at_work(yard: Yard, tmp_p
 def test_only_a_new_machine_that_cannot_be_used_is_given_back(yard: Yard, tmp_path: Path) -> None:
     workload, token = tiny(tmp_path, 'build: ["echo nothing can be built; exit 3"]\n'), {"TINY_TOKEN": CANARY}
     options = {"provider": "vast", "run": "unbuilt-0", "workload": workload}
-    said = yard.play("launch", ok=False, env=token, **options)
+    said = yard.play("launch", ok=False, env=token, **options, shutdown="true")
     assert "nothing can be built" in said.text
+    assert "The machine is destroyed" in said.text and yard.instances("unbuilt-0") == []
+    said = yard.play("launch", ok=False, env=token, **options)
     assert "kept, and bills" in said.text and "teardown.yml -e run=unbuilt-0" in " ".join(said.text.split())
     kept = yard.machine("unbuilt-0")
     # A machine that was there before may hold work, whatever shutdown says.
     said = yard.play("launch", ok=False, env=token, **options, shutdown="true")
     assert "kept, and bills" in said.text and yard.machine("unbuilt-0").id == kept.id
-    yard.play("teardown", run="unbuilt-0", env=token)
-    said = yard.play("launch", ok=False, env=token, **options, shutdown="true")
-    assert "The machine is destroyed" in said.text and yard.instances("unbuilt-0") == []
