@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from gpuyard import demo
 
 ROOT = Path(__file__).resolve().parents[3]
 ENTRY_POINTS = sorted(path.name for path in (ROOT / "playbooks").glob("*.yml"))
@@ -78,3 +81,14 @@ def test_runtime_names_every_module_of_ours_in_the_action_group() -> None:
         name for name in ours if "gpuyard.cloud.provider" in (ROOT / f"plugins/modules/{name}.py").read_text()
     }
     assert group == documented
+
+
+def test_the_demonstration_depends_on_no_configuration_of_the_user() -> None:
+    options = set()
+    for play in (ROOT / "playbooks").glob("*.yml"):
+        options |= set(re.findall(r"(?<![\w.])(?<!\| )(\w+) \| default\(", play.read_text()))
+    assert {"provider", "bucket", "gpu_name", "shutdown", "max_price_per_hour"} <= options
+    options = {name for name in options if not name.startswith(("ansible_", "gpuyard_"))}
+    said_each_time = {"sandbox", "sandbox_state"}
+    said_of_logs = {"stage", "iteration", "lines", "errors"}  # which the demonstration does not play
+    assert options - demo.UNSAID.keys() - said_each_time - said_of_logs == set()
