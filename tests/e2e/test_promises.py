@@ -161,7 +161,7 @@ def test_a_lost_connection_destroys_no_machine_that_is_at_work(yard: Yard, tmp_p
     assert stored(yard.store).records["alone-0"].outcome == "cancelled"
 
 
-def test_only_a_new_machine_that_cannot_be_used_is_given_back(yard: Yard, tmp_path: Path) -> None:
+def test_a_new_machine_that_cannot_be_used_is_given_back_and_a_used_one_is_not(yard: Yard, tmp_path: Path) -> None:
     workload, token = tiny(tmp_path, 'build: ["echo nothing can be built; exit 3"]\n'), {"TINY_TOKEN": CANARY}
     options = {"provider": "vast", "run": "unbuilt-0", "workload": workload}
     said = yard.play("launch", ok=False, env=token, **options, shutdown="true")
@@ -173,3 +173,12 @@ def test_only_a_new_machine_that_cannot_be_used_is_given_back(yard: Yard, tmp_pa
     # A machine that was there before may hold work, whatever shutdown says.
     said = yard.play("launch", ok=False, env=token, **options, shutdown="true")
     assert "kept, and bills" in said.text and yard.machine("unbuilt-0").id == kept.id
+    # A cloud that is down keeps no other one's machine billing; that it could not be asked is told.
+    yard.control.fault("server-error", "vultr", 1000)
+    said = yard.play("teardown", ok=False, run="unbuilt-0")
+    sentence = " ".join(said.text.split())
+    assert f"confirmed gone: vast {kept.id}" in sentence and "vultr could not be asked" in sentence
+    status = yard.play("status", ok=False, provider="vultr")
+    yard.control.clear_faults()
+    assert "Vultr" in status.text and yard.instances("unbuilt-0") == []
+    yard.play("teardown", run="unbuilt-0")
