@@ -119,14 +119,18 @@ def run(call):
         kept = runs.Stored()
         warnings.append(f"The bucket cannot be read, so runs without a machine are missing: {error}")
     found = runs.join(machines, kept)
+    unknown = []
     if run_name := call.option("run"):
+        names = ", ".join(one.name for one in found) or "none"
         found = [one for one in found if one.name == run_name]
+        if not found:
+            unknown = [f"run={run_name!r} is not known to the clouds and the bucket; the runs there are: {names}."]
     if workload := call.option("workload"):
         found = [one for one in found if one.workload == workload]
     return {
         "runs": [records.run_to_dict(one) for one in found],
         "unanswered": unanswered,
-        "text": "\n".join([*records.run_table(found), *warnings]),
+        "text": "\n".join([*(unknown or records.run_table(found)), *warnings]),
     }
 
 

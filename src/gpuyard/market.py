@@ -6,12 +6,14 @@ honour filters, and counted, because "nothing fits" is only useful with the cond
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from gpuyard import gpus
-from gpuyard.errors import GpuyardError, NoOfferError
+from gpuyard.errors import GpuyardError, NoOfferError, UsageError
 from gpuyard.providers.base import Offer, Progress, Provider, Query
 
 
@@ -73,6 +75,17 @@ class _Condition:
 
     def reason(self, offer: Offer) -> Reason:
         return Reason(self.words, self.shows(offer), self.nearness(offer) if self.nearness else None)
+
+
+def check_conditions(conditions: Mapping[str, Any]) -> None:
+    """Refuse a number that no machine can be held against; ``conditions`` are by the names of the options."""
+    for name in _POSITIVE:
+        value = conditions.get(name)
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"{name}={value:g} must be a number above 0.")
+    share = conditions.get("reliability")
+    if share is not None and not 0 <= share <= 1:
+        raise UsageError(f"reliability={share:g} must be a number from 0 to 1.")
 
 
 def collect(providers: Sequence[Provider], query: Query, *, progress: Progress | None = None) -> Collected:
@@ -200,6 +213,8 @@ def count_of(gpu_count: float) -> str:
         return f"1/{round(1 / gpu_count)}"
     return f"{gpu_count:g}"
 
+
+_POSITIVE = ("gpu_count", "gpu_ram_gb", "cpu_cores", "ram_gb", "disk_gb", "max_price_per_hour")
 
 # The first word of every condition, in the order in which people think of them.
 _ORDER = (

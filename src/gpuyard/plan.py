@@ -103,6 +103,7 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
     if wishes.run:
         check_name(wishes.run)
     # Mistakes that need no answer from anywhere come first.
+    market.check_conditions({**wishes.conditions, "max_price_per_hour": wishes.max_price_per_hour_usd})
     workload = (
         load_workload(wishes.workload) if wishes.workload and wishes.mode == "launch" and not wishes.run else None
     )
@@ -149,8 +150,7 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         estimate = cost.estimate(workload, offers[0].price_per_hour_usd)
     words += [
         f"Run {other.name} has lost its machine ({machine.describe(other.leftovers[0])}), which may still bill: "
-        f"`ansible-playbook resume_search.yml -e run={other.name}` goes on with it, `ansible-playbook teardown.yml "
-        f"-e run={other.name}` gives it up."
+        + _ways_out(other)
         for other in known
         if other.workload == workload.name and other.name != run.name and other.leftovers and not other.machine
     ]
@@ -198,8 +198,16 @@ def _launch(known: Sequence[Run], chosen: Sequence[Provider], workload: Workload
     return alive[0] if alive else Run(next_name(workload.name, [run.name for run in known]), workload.name)
 
 
+def _ways_out(lost: Run) -> str:
+    """Return what can be done about a run whose machine is lost."""
+    teardown = f"`ansible-playbook teardown.yml -e run={lost.name}`"
+    if lost.outcome == "done":
+        return f"it has finished, and {teardown} ends what is left of it."
+    return f"`ansible-playbook resume_search.yml -e run={lost.name}` goes on with it, {teardown} gives it up."
+
+
 def _not_lost(run: Run) -> Run:
-    if run.leftovers and not run.machine:
+    if run.leftovers and not run.machine and run.outcome != "done":
         _not_the_only_copy(run)
         raise UsageError(
             f"Run {run.name} has lost its machine ({machine.describe(run.leftovers[0])}). `ansible-playbook "

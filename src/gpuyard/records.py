@@ -20,6 +20,7 @@ def query_to_dict(query: Query) -> dict[str, Any]:
 
 def query_from_dict(values: Mapping[str, Any]) -> Query:
     """Return the query with the conditions of ``values``, by the names of the options."""
+    market.check_conditions(values)
     renamed = dict(values)
     limit = renamed.pop("max_price_per_hour", None)
     return Query(**renamed, max_price_per_hour_usd=limit)

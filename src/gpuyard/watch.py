@@ -157,8 +157,9 @@ def published_log(one: Run, store: Store, query: LogQuery) -> list[str]:
     fitting = [place for place in found if query.stage in (None, place[1]) and query.iteration in (None, place[0])]
     if not fitting:
         names = ", ".join(f"{iteration}-{stage}" for iteration, stage in sorted(found)) or "none"
+        where = "" if query.iteration is None else f" in iteration {query.iteration}"
         raise UsageError(
-            f"The newest checkpoint of run {one.name} has no log of {query.stage or 'any stage'}. "
+            f"The newest checkpoint of run {one.name} has no log of {query.stage or 'any stage'}{where}. "
             f"Logs (iteration-stage): {names}."
         )
     current = (one.progress.get("iteration"), one.progress.get("stage"))

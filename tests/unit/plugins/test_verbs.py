@@ -277,6 +277,8 @@ def test_stop_and_start(world: World, verb: Verb) -> None:
         ({"offers": [{"provider": "vast"}]}, "An offer lacks id"),
         ({"offers": []}, "no offer"),
         ({"max_price_per_hour": 0.01}, "max_price_per_hour <= 0.01 removed 1 of 1"),
+        ({"max_price_per_hour": float("nan")}, "max_price_per_hour=nan must be a number above 0"),
+        ({"reliability": 95.0}, "reliability=95 must be a number from 0 to 1"),
         ({"ssh_key": "/nowhere/id"}, "ssh_key=/nowhere/id does not exist"),
     ],
 )
@@ -394,6 +396,10 @@ def test_a_new_name_is_free_in_the_bucket_too(
         ({"run": "Tiny_0"}, "cannot be a run name"),
         ({"ssh_key": "/nowhere/id"}, "ssh_key=/nowhere/id does not exist"),
         ({"max_price_per_hour": 0.1}, "max_price_per_hour <= 0.1 removed 1 of 1 (best seen 0.4)"),
+        ({"max_price_per_hour": float("nan")}, "max_price_per_hour=nan must be a number above 0"),
+        ({"max_price_per_hour": -1.0}, "max_price_per_hour=-1 must be a number above 0"),
+        ({"gpu_count": 0.0}, "gpu_count=0 must be a number above 0"),
+        ({"disk_gb": float("inf")}, "disk_gb=inf must be a number above 0"),
         ({"bucket": "ftp://x"}, "bucket='ftp://x'"),
         ({"mode": "resume"}, "no run that can be resumed"),
         ({"mode": "resume", "run": "tiny-9"}, "There is no run tiny-9"),
@@ -403,6 +409,14 @@ def test_plan_bad_input(world: World, verb: Verb, workload: str, options: dict[s
     world.vast.market = [offer("vast", "1")]
     assert wanted in sentence(verb("run_plan", **{"workload": workload, "bucket": "", **options}))
     assert world.vast.rented == []
+
+
+def test_a_wrong_number_is_refused_for_a_run_that_has_a_machine(
+    world: World, verb: Verb, workload: str, bucket: str
+) -> None:
+    world.vast.held["1"] = instance("vast", "1", "tiny-0", ref=tiny("tiny-0"))
+    message = sentence(verb("run_plan", workload=workload, bucket=bucket, max_price_per_hour=-1.0))
+    assert "max_price_per_hour=-1 must be" in message
 
 
 def test_plan_wrong_key_in_the_workload(world: World, verb: Verb, workload: str) -> None:
@@ -522,6 +536,19 @@ def test_what_a_lost_machine_left_elsewhere_goes_as_well(
     )
 
 
+def test_a_finished_run_that_lost_its_machine_is_not_to_be_resumed(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path
+) -> None:
+    publish(bucket, "tiny-0", tmp_path, outcome="done")
+    world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-0"), state=State.PREEMPTED)
+    world.vast.market = [offer("vast", "2")]
+    message = sentence(verb("run_plan", workload=workload, bucket=bucket, run="tiny-0"))
+    assert "has finished" in message and "teardown.yml -e run=tiny-0" in message
+    lines: list[str] = verb("run_plan", workload=workload, bucket=bucket)["text"].splitlines()
+    (about,) = [line for line in lines if line.startswith("Run tiny-0 ")]
+    assert "teardown.yml -e run=tiny-0" in about and "resume_search" not in about
+
+
 # -- run_info ---------------------------------------------------------------------------------------------------------
 
 
@@ -543,6 +570,9 @@ def test_run_info_joins_machines_and_bucket(world: World, verb: Verb, bucket: st
     }
     assert "resume_search.yml -e run=lost-0" in result["text"]
     assert "done-0 has ended and still bills" in result["text"]
+    missing = verb("run_info", bucket=bucket, run="dnoe-0")["text"]
+    assert missing.startswith("run='dnoe-0' is not known to the clouds and the bucket; ")
+    assert missing.endswith("the runs there are: busy-0, done-0, lost-0, taken-0.")
     assert "busy-0 also has vultr 4, RTX 4090 in Sweden, SE, preempted, which may bill as well." in result["text"]
     del world.vultr.held["4"]
     busy = verb("run_info", bucket=bucket)["runs"][0]
