@@ -59,6 +59,21 @@ options:
       - The path of the private SSH key with which the machine will be reached. When it is not said, gpuyard uses a
         key of its own.
     type: path
+  converge:
+    description:
+      - How much of the machine the play will look at. The plan does not depend on it.
+      - The play's own switches are options here so that a wrong value is refused before anything is rented.
+    type: str
+    choices: [auto, full]
+    default: auto
+  follow:
+    description: Whether the play will show the stages' progress. The plan does not depend on it.
+    type: bool
+    default: false
+  shutdown:
+    description: Whether the play will end the rental when the run ends. The plan does not depend on it.
+    type: bool
+    default: false
 seealso:
   - module: gpuyard.cloud.instance
   - module: gpuyard.cloud.run_info
@@ -177,6 +192,9 @@ ARGUMENT_SPEC = (
         "run": {"type": "str"},
         "offer": {"type": "str"},
         "ssh_key": {"type": "path", "no_log": False},
+        "converge": {"type": "str", "choices": ["auto", "full"], "default": "auto"},
+        "follow": {"type": "bool", "default": False},
+        "shutdown": {"type": "bool", "default": False},
     }
 )
 CONDITIONS = {}

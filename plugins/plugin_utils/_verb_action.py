@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, ClassVar
 
 from ansible import constants as C
 from ansible.errors import AnsibleActionFail
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -26,7 +28,11 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import Call, a
 
 display = Display()
 
-_NUMBERS = {"int": int, "float": float}
+_TYPES: dict[str, tuple[Callable[[str], Any], str]] = {
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "bool": (boolean, "true or false"),
+}
 
 
 class VerbAction(ActionBase):
@@ -44,7 +50,7 @@ class VerbAction(ActionBase):
         """Run the verb and return its result, as a module's result would be."""
         super().run(tmp, task_vars)
         self._set_environment()
-        self._check_numbers()
+        self._check_values()
         _result, options = self.validate_argument_spec(self.module.ARGUMENT_SPEC, **self.module.CONDITIONS)
         # The core gets the plain values that a module process would get, without Ansible's tags on them.
         plain = json.loads(json.dumps(options))
@@ -53,17 +59,17 @@ class VerbAction(ActionBase):
             self._show(line)
         return result
 
-    def _check_numbers(self) -> None:
-        """Refuse what is no number in a sentence with option and value; Ansible's own names its internal types."""
+    def _check_values(self) -> None:
+        """Refuse what has not the type in a sentence with option and value; Ansible's own names its internal types."""
         for name, spec in self.module.ARGUMENT_SPEC.items():
             value = self._task.args.get(name)
-            if spec["type"] not in _NUMBERS or value in (None, ""):
+            if spec["type"] not in _TYPES or value in (None, ""):
                 continue
+            convert, words = _TYPES[spec["type"]]
             try:
-                _NUMBERS[spec["type"]](str(value))
-            except ValueError:
-                kind = "a whole number" if spec["type"] == "int" else "a number"
-                raise AnsibleActionFail(f"{name}={str(value)!r} must be {kind}.") from None
+                convert(str(value))
+            except (TypeError, ValueError):
+                raise AnsibleActionFail(f"{name}={str(value)!r} must be {words}.") from None
 
     def _set_environment(self) -> None:
         """Give the verb what the task's ``environment`` says, as a module process would get it."""
