@@ -157,6 +157,9 @@ class Demo:
             match event.kind:
                 case "task":
                     self.teller.busy(event.text)
+                case "skipped":
+                    # A slow moment after it must not look as if what it names were being done.
+                    self.teller.busy(f"{verb}.yml goes on")
                 case "line":
                     self.teller.say(event.text.removeprefix("  "))
                 case "changed":

@@ -22,8 +22,9 @@ from gpuyard.fingerprint import collection_root
 class Event:
     """Something that a play did.
 
-    ``kind`` is ``task`` (one begins), ``line`` (a plugin printed a line), ``changed``, or ``failed``; ``text`` is the
-    task's name, the line, or the failure's message; ``role`` the task's role, if any; ``seconds`` how long it took.
+    ``kind`` is ``task`` (one begins), ``skipped``, ``line`` (a plugin printed a line), ``changed``, or ``failed``;
+    ``text`` is the task's name, the line, or the failure's message; ``role`` the task's role, if any; ``seconds`` how
+    long it took.
     """
 
     kind: str
@@ -47,6 +48,8 @@ def _translate(raw: Mapping[str, object]) -> Event | None:
             return Event("line", str(raw["stdout"]))
         case "runner_on_ok" if answer.get("changed"):
             return Event("changed", task, role, took)
+        case "runner_on_skipped":
+            return Event("skipped", task, role, took)
         case "runner_on_failed" | "runner_on_unreachable" if not details.get("ignore_errors"):
             return Event("failed", str(answer.get("msg") or answer), role, took)
         case _:

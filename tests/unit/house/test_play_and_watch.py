@@ -8,14 +8,20 @@ from typing import Any
 
 import pytest
 
-from gpuyard import watch
+from gpuyard import demo, watch
 from gpuyard.checkpoints import FileEntry, LocalStore, Manifest
 from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError, UsageError
-from gpuyard.play import Event, run_playbook
+from gpuyard.play import Event, _translate, run_playbook
 from gpuyard.providers.base import Instance, State
 from gpuyard.runs import Run
 
+# What ansible-runner says of a task whose condition does not hold, and what a front makes of it.
+RAW = [
+    {"event": name, "event_data": {"task": "Destroy every machine"}}
+    for name in ("playbook_on_task_start", "runner_on_start", "runner_on_skipped")
+]
+EVENTS = [event for raw in RAW if (event := _translate(raw))]
 KEY = SshKey(Path("/nowhere/id"), "ssh-ed25519 AAAA")
 
 
@@ -63,6 +69,15 @@ def test_a_play_tells_tasks_changes_lines_and_failures(tmp_path: Path, monkeypat
     assert "provider='nowhere' is not known" in failed.text
     # ansible-runner writes the environment to disk while it runs; nothing of it may stay.
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"canary-vast" in path.read_bytes()]
+
+
+def test_a_skipped_task_is_not_told_as_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "run_playbook", lambda *_args, on_event, **_more: [*map(on_event, EVENTS)] and 0)
+    busy: list[str] = []
+    told = demo.Demo(tmp_path)
+    monkeypatch.setattr(told.teller, "busy", busy.append)
+    told.play("launch")
+    assert busy == ["Destroy every machine", "launch.yml goes on", ""]
 
 
 def test_progress_leaves_out_what_an_earlier_machine_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +134,8 @@ def test_a_log_comes_from_the_bucket_when_the_machine_is_gone(tmp_path: Path) ->
     assert watch.published_log(one, store, watch.LogQuery("search", 0, errors=True)) == ["error: two"]
     with pytest.raises(UsageError, match=r"no log of ebm.*0-search, 1-search"):
         watch.published_log(one, store, watch.LogQuery("ebm"))
+    with pytest.raises(UsageError, match=r"no log of any stage in iteration 7\. "):
+        watch.published_log(one, store, watch.LogQuery(iteration=7))
 
 
 def test_the_run_meant_is_the_named_or_the_only_one() -> None:
