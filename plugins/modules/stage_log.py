@@ -125,6 +125,9 @@ def run(call):
         if not one.machine:
             raise UsageError(f"Run {one.name} has no machine, so there is nothing to follow.")
         state = ""
+        call.progress(
+            f"Following run {one.name}; Ctrl-C ends the following only: the run goes on, and its machine bills."
+        )
         for record in watch.progress(one.machine, key):
             if line := watch.tell(record):
                 call.progress(line)

@@ -34,6 +34,7 @@ def finish(yard: Yard, run: str) -> None:
     """Follow the run to its end, as a user would."""
     said = yard.play("logs", run=run, follow="true")
     assert "The run is finished." in said.text
+    assert "Ctrl-C ends the following only" in said.text
 
 
 @pytest.fixture(scope="module")
