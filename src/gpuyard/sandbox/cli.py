@@ -35,7 +35,11 @@ def add_parser(subparsers: Any) -> None:
     verbs = sandbox.add_subparsers(dest="verb", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
-        "--state", type=Path, default=None, metavar="DIR", help="state folder (default: $GPUYARD_SANDBOX_STATE)"
+        "--state",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="state folder (default: $GPUYARD_SANDBOX_STATE, else ~/.gpuyard/sandbox)",
     )
 
     def verb(name: str, handler: Handler, text: str, parent: Any = verbs) -> argparse.ArgumentParser:
