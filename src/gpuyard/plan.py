@@ -255,6 +255,8 @@ def _resume(known: Sequence[Run], wishes: Wishes) -> Run:
     if not candidates:
         alive = [run for run in known if run.machine]
         more = f" These have a machine and need none: {_listed(alive)}." if alive else ""
+        bare = [run for run in known if run.leftovers and not run.machine and run.manifest is None]
+        more += f" These lost theirs before a checkpoint, and may still bill: {_listed(bare)}." if bare else ""
         raise UsageError(f"There is no run that can be resumed.{more}")
     return _not_the_only_copy(candidates[0])
 

@@ -467,6 +467,14 @@ def test_resume_finds_the_one_run(world: World, verb: Verb, workload: str, bucke
     assert verb("run_plan", mode="resume", run="tiny-2", bucket=bucket)["plan"]["run"] == "tiny-2"
 
 
+def test_resume_tells_of_what_was_lost_before_a_checkpoint(
+    world: World, verb: Verb, workload: str, bucket: str
+) -> None:
+    world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"), state=State.PREEMPTED)
+    message = sentence(verb("run_plan", mode="resume", bucket=bucket))
+    assert "no run that can be resumed" in message and "may still bill: tiny-1" in message
+
+
 def test_resume_does_not_give_up_the_only_copy(world: World, verb: Verb, workload: str, bucket: str) -> None:
     world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"), state=State.PREEMPTED)
     message = sentence(verb("run_plan", mode="resume", run="tiny-1", bucket=bucket))
