@@ -182,3 +182,9 @@ def test_a_new_machine_that_cannot_be_used_is_given_back_and_a_used_one_is_not(y
     yard.control.clear_faults()
     assert "Vultr" in status.text and yard.instances("unbuilt-0") == []
     yard.play("teardown", run="unbuilt-0")
+
+
+def test_the_default_workload_is_known_in_any_folder(yard: Yard, tmp_path: Path) -> None:
+    said = yard.run("ansible-playbook", "gpuyard.cloud.launch", "-e", "sandbox=true", "--check", cwd=tmp_path)
+    assert said.code == 0, said.text
+    assert "of workload miniprover" in said.text
