@@ -230,7 +230,7 @@ def report(call, outcome, connection, clouds):
     if outcome.instance and call.params["wait"] and not call.check_mode:
         result["text"] = f"Reach it by its name: ssh -F {paths.home() / 'ssh_config'} {name}"
     if call.params["state"] == "absent" and not outcome.changed:
-        result["text"] = f"Run {name} has no machine at {' and '.join(cloud.title for cloud in clouds)}."
+        result["text"] = f"Run {name} has no machine at {' or '.join(cloud.title for cloud in clouds)}."
     if call.check_mode:
         result["planned_calls"] = [records.call_to_dict(planned) for planned in outcome.planned]
         words = [f"would {action}" for action in outcome.actions]

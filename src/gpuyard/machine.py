@@ -127,6 +127,10 @@ def absent(
     check_name(run)
     seen = rent.survey(providers)
     held = rent.owned(seen.answered(), run)
+    others = sorted({one.ref.run for one in rent.owned(seen.instances) if one.ref and one.ref.run != run})
+    if progress and others and not held:
+        # A slip in the name would otherwise look like the end of a rental that goes on.
+        progress(f"Runs that have machines: {', '.join(others)}.")
     planned = []
     trouble = []
     if check:

@@ -132,8 +132,8 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
     if run.outcome == "done" and not run.machine:
         raise UsageError(
             f"Run {run.name} has finished. Name another one to start afresh, for example -e run="
-            f"{next_name(workload.name, [one.name for one in known])}; `ansible-playbook teardown.yml "
-            f"-e run={run.name}` ends what is left of this one."
+            f"{next_name(workload.name, [one.name for one in known])}."
+            + (f" `ansible-playbook teardown.yml -e run={run.name}` ends what is left of it." if run.leftovers else "")
         )
     if run.machine:
         estimate = cost.estimate(workload, run.machine.price_per_hour_usd)

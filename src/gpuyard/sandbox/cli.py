@@ -188,9 +188,10 @@ def _bill(arguments: argparse.Namespace) -> int:
             f"{line['amount_usd']:.6f}",
         )
     console = _console()
-    console.print(table)
+    if bill["lines"]:
+        console.print(table)
     open_lines = len(bill["billable"])
-    ending = "Nothing costs money any more."
+    ending = "Nothing costs money any more." if bill["lines"] else "Nothing has been rented."
     if open_lines:
         ending = f"{open_lines} line{'s' * (open_lines > 1)} still cost{'s' * (open_lines == 1)} money."
     console.print(f"Total ${bill['total_usd']:.6f}. {ending}")

@@ -143,6 +143,15 @@ def test_absent_ends_what_can_be_seen_and_names_the_cloud_that_cannot(world: Wor
     assert sentence(verb("instance", run="a-0", state="absent")) == "Vast.ai is down."
 
 
+def test_a_slip_in_the_name_does_not_look_like_the_end_of_a_rental(world: World, verb: Verb) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    lines: list[str] = []
+    result = verb("instance", run="a-00", state="absent", lines=lines)
+    assert result["text"] == "Run a-00 has no machine at Vast or Vultr."
+    assert lines == ["Runs that have machines: a-0."]
+    assert world.vast.held
+
+
 def test_absent_needs_no_ssh_key(world: World, verb: Verb) -> None:
     world.vast.held["1"] = instance("vast", "1", "a-0")
     gone = {"ssh_key": "/nowhere/id"}
