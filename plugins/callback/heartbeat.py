@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A sign of life from tasks that take long."""
+"""A sign of life from tasks that take long, and what to do when a run's machine gives none any more."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ description:
   - Installing packages or building a program takes minutes in which Ansible prints nothing. This callback prints a
     line with the task's name and its time so far every few seconds, as long as the output is for people.
   - Tasks that show their own progress, such as M(gpuyard.cloud.instance), are left alone.
+  - When the machine that a play works on does not answer any more, it may have been taken away. Ansible only prints
+    what C(ssh) said; this callback adds what can be done about it.
 requirements:
   - enabled in C(callbacks_enabled) of the configuration
 options:
@@ -37,6 +39,8 @@ import time
 from ansible import constants as C
 from ansible.plugins.callback import CallbackBase
 
+# The group into which the plays put the machine that they work on.
+TARGET = "gpuyard_target"
 # These tell what they do while they do it.
 TALKATIVE = ("instance", "offer_info", "run_plan", "run_info", "stage_log")
 
@@ -61,6 +65,17 @@ class CallbackModule(CallbackBase):
             return
         self._ended = threading.Event()
         threading.Thread(target=self._beat, args=(task.get_name(), self._ended), daemon=True).start()
+
+    def v2_runner_on_unreachable(self, result):
+        """Say what can be done about a run's machine that does not answer."""
+        if self._quiet or result.task.ignore_unreachable or TARGET not in [group.name for group in result.host.groups]:
+            return
+        run = result.host.get_name()
+        self._display.display(
+            f"  {run} does not answer any more. `ansible-playbook status.yml` shows whether its machine was taken "
+            f"away: `ansible-playbook resume_search.yml -e run={run}` then goes on with another one, and "
+            f"`ansible-playbook teardown.yml -e run={run}` ends the run."
+        )
 
     def v2_playbook_on_stats(self, stats):
         """Stop the clock of the last task."""

@@ -92,3 +92,21 @@ def test_the_demonstration_depends_on_no_configuration_of_the_user() -> None:
     said_each_time = {"sandbox", "sandbox_state"}
     said_of_logs = {"stage", "iteration", "lines", "errors"}  # which the demonstration does not play
     assert options - demo.UNSAID.keys() - said_each_time - said_of_logs == set()
+
+
+def test_a_machine_that_does_not_answer_any_more_is_not_only_an_ssh_message(tmp_path: Path) -> None:
+    # Nothing listens on port 1 of loopback.
+    host = "127.0.0.1 ansible_port=1 ansible_ssh_common_args='-F /dev/null'"
+    (tmp_path / "hosts.ini").write_text(
+        f"[gpuyard_target]\na-0 ansible_host={host}\n[others]\nb-0 ansible_host={host}\n"
+    )
+    task = {"ansible.builtin.raw": "true"}
+    plays = [
+        {"hosts": "all", "gather_facts": False, "tasks": [{**task, "ignore_unreachable": True}]},
+        {"hosts": "all", "gather_facts": False, "tasks": [task]},
+    ]
+    (tmp_path / "play.yml").write_text(yaml.safe_dump(plays))
+    done = run("ansible-playbook", "-i", str(tmp_path / "hosts.ini"), str(tmp_path / "play.yml"))
+    assert done.returncode != 0
+    assert done.stdout.count("does not answer any more") == 1, done.stdout + done.stderr
+    assert "resume_search.yml -e run=a-0" in done.stdout
