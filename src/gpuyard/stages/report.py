@@ -20,9 +20,13 @@ ERRORS = re.compile(r"error|exception|traceback|panicked|fatal|killed|out of mem
 _POLL_S = 0.3
 
 
-def state_of(spec: BoxSpec, progress: Progress) -> str:
-    """Return one of :data:`STATES`. A run whose runner is gone without a word is ``interrupted``."""
-    if is_running(spec):
+def state_of(progress: Progress, *, alive: bool) -> str:
+    """Return one of :data:`STATES`. A run whose runner is gone without a word is ``interrupted``.
+
+    ``alive`` must have been looked at before the journal was read: a runner that ends in between would otherwise look
+    as if it had been cut off.
+    """
+    if alive:
         return "running"
     if progress.finished:
         return "finished"
@@ -33,8 +37,9 @@ def state_of(spec: BoxSpec, progress: Progress) -> str:
 
 def status(spec: BoxSpec) -> dict[str, Any]:
     """Return where the run stands, as one JSON-able object."""
+    alive = is_running(spec)
     progress = progress_of(spec)
-    state = state_of(spec, progress)
+    state = state_of(progress, alive=alive)
     current = progress.current
     latest = newest_log(spec)
     lines = last_lines(latest, 1) if latest else []
@@ -149,10 +154,10 @@ def follow_log(spec: BoxSpec, stage: str | None, iteration: int | None, lines: i
         if added:
             position += len(added)
             yield added.decode(errors="replace")
-        elif not alive:
-            return
         elif stage is None and newest is not None and newest != file:
             file, position = newest, 0
+        elif not alive:
+            return
         else:
             time.sleep(_POLL_S)
 
@@ -187,6 +192,6 @@ def progress_events(spec: BoxSpec, *, since: int = 0, follow: bool = False) -> I
                 last_output, last_time = newest, time.monotonic()
                 yield {"event": "output", "iteration": iteration, "stage": stage, "line": newest[1]}
         if not alive or not follow:
-            yield {"event": "end", "n": shown, "state": state_of(spec, progress)}
+            yield {"event": "end", "n": shown, "state": state_of(progress, alive=alive)}
             return
         time.sleep(_POLL_S)
