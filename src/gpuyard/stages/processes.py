@@ -62,19 +62,24 @@ def end(token: str, grace_s: float, *, tick: Callable[[], object] = lambda: None
     ``tick`` is called while waiting, some twenty times a second.
     """
     began = time.monotonic()
+    late_since: float | None = None
     told: dict[int, set[int]] = {}
     while processes := members(token):
-        waited = time.monotonic() - began
-        if waited >= grace_s:
+        now = time.monotonic()
+        if late_since is None and now - began >= grace_s / 2:
+            late_since = now
+        # Counted from the second signals on: where this process itself was held up, each is heard all the same.
+        overdue = -1.0 if late_since is None else now - late_since - grace_s / 2
+        if overdue >= 0:
             for process in processes:
                 _send(process.pid, signal.SIGKILL)
-            if waited >= grace_s + 5:
+            if overdue >= 5:
                 return False  # in the kernel's hands (a stuck disk, say); nothing more can be done from here
         else:
             listeners = [process for process in processes if process.listens]
             for process in processes:
                 sent = told.setdefault(process.pid, set())
-                for number in _signals(process, bool(listeners), late=waited >= grace_s / 2):
+                for number in _signals(process, bool(listeners), late=late_since is not None):
                     if number not in sent:
                         sent.add(number)
                         _send(process.pid, number)
