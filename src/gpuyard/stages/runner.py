@@ -31,6 +31,7 @@ from gpuyard.stages.spec import BoxSpec, Stage
 LOCK = "runner.lock"
 JOURNAL = ".gpuyard/journal.jsonl"
 _LOCK_WAIT_S = 2.0
+_LOOKERS_WAIT_S = 60.0
 _POLL_S = 0.1
 # bash waits for the program in the foreground and then leaves, so that a stopped stage begins no further command.
 _PREAMBLE = "trap 'exit 130' INT\n"
@@ -104,8 +105,9 @@ def hold_lock(spec: BoxSpec) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError as error:
-                # A status call looks at the lock for a moment; a runner keeps it.
-                if time.monotonic() >= deadline:
+                # A runner keeps the lock; a status call that looks at it lets go, however slow its machine is.
+                late = time.monotonic() - deadline
+                if late >= _LOOKERS_WAIT_S or (late >= 0 and is_running(spec)):
                     raise UsageError(f"{spec.run} is running already (process {lock_owner(spec)}).") from error
                 time.sleep(0.05)
         handle.truncate(0)
@@ -152,10 +154,11 @@ class Runner:
         SIGTERM, SIGINT and SIGHUP end it in good order. Raises :class:`UsageError` when there is nothing sensible to
         run, or when another runner is alive.
         """
+        # Before the lock says who is to be told to stop: a signal that comes at once must not find Python's defaults.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: self._stop.set())
         with hold_lock(self.spec):
             todo = self._todo(choice or Choice())
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, lambda *_: self._stop.set())
             self._end_leftovers()
             self.spec.make_directories()
             self.journal.append("run-start", run=self.spec.run, workload=self.spec.workload, pid=os.getpid())
