@@ -22,7 +22,9 @@ from gpuyard.stages.spec import BoxSpec
 
 WINDOWS = ("gpu", "log", "disk")
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "USER", "SHELL", "PYTHONPATH", "TMUX_TMPDIR")
-_START_WAIT_S = 15.0
+_START_WAIT_S = 60.0
+# A tmux server without a session leaves, and may still take a call while it does: what the call was for is not done.
+_LEAVING = ("server exited", "lost server")
 
 
 class SessionError(GpuyardError):
@@ -53,7 +55,10 @@ def start(spec: BoxSpec, choice: Choice | None = None) -> None:
     runner = python_module("gpuyard.stages", "run", *settings, *_arguments(choice or Choice()))
     first = ["new-session", "-d", "-s", spec.workload, "-n", "iteration", "-x", "200", "-y", "50", "-c", str(spec.root)]
     # A dead window stays to be read. The option must be there before its command can end, hence the one command line.
-    started = _tmux(*first, shlex.join(runner), ";", "set-option", "-w", "remain-on-exit", "on", own_scope=True)
+    first += [shlex.join(runner), ";", "set-option", "-w", "remain-on-exit", "on"]
+    deadline = time.monotonic() + _START_WAIT_S
+    while _is_leaving(started := _tmux(*first, own_scope=True)) and time.monotonic() < deadline:
+        time.sleep(0.05)
     if started.returncode != 0:
         raise SessionError(f"tmux cannot start the session {spec.workload}: {started.stderr.strip()}")
     own = [(name, shlex.join(python_module("gpuyard.stages", "pane", name, *settings))) for name in WINDOWS]
@@ -74,17 +79,18 @@ def stop(spec: BoxSpec, wait_s: float) -> bool:
     Raises :class:`SessionError` when it has not ended after ``wait_s`` seconds (it goes on ending all the same).
     """
     running = is_running(spec)
-    owner = lock_owner(spec) if running else None
-    if owner is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(owner, signal.SIGTERM)
-        deadline = time.monotonic() + wait_s
-        while is_running(spec):
-            if time.monotonic() > deadline:
-                raise SessionError(
-                    f"{spec.run} has not ended after {wait_s:.0f} s; it was told to and is still saving."
-                )
-            time.sleep(0.1)
+    told: int | None = None
+    deadline = time.monotonic() + wait_s
+    while is_running(spec):
+        # A runner that has this moment begun holds its lock, and has not written yet who it is.
+        owner = lock_owner(spec)
+        if owner is not None and owner != told:
+            told = owner
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(owner, signal.SIGTERM)
+        if time.monotonic() > deadline:
+            raise SessionError(f"{spec.run} has not ended after {wait_s:.0f} s; it was told to and is still saving.")
+        time.sleep(0.1)
     present = exists(spec)
     if present:
         _tmux("kill-session", "-t", f"={spec.workload}")
@@ -97,6 +103,10 @@ def _arguments(choice: Choice) -> list[str]:
         if value is not None:
             arguments += [option, str(value)]
     return arguments
+
+
+def _is_leaving(answer: subprocess.CompletedProcess[str]) -> bool:
+    return answer.returncode != 0 and any(words in answer.stderr for words in _LEAVING)
 
 
 def _pane_is_dead(spec: BoxSpec) -> bool:
@@ -121,7 +131,7 @@ def _tmux(*arguments: str, own_scope: bool = False) -> subprocess.CompletedProce
     if own_scope and os.geteuid() == 0 and Path("/run/systemd/system").is_dir() and shutil.which("systemd-run"):
         scope = ["systemd-run", "--quiet", "--scope", "--collect", "--slice=system.slice", "--"]
         answer = _call([*scope, *command], environment)
-        if answer.returncode == 0:
+        if answer.returncode == 0 or _is_leaving(answer):
             return answer
         # A systemd that cannot be talked to (no bus, say) is no reason not to train.
     return _call(command, environment)
