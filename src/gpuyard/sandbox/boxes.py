@@ -16,7 +16,7 @@ from pathlib import Path
 from gpuyard.sandbox import images
 from gpuyard.sandbox.engine import LABEL, ContainerSpec, Engine, EngineError, Port
 from gpuyard.sandbox.model import Json, Rental
-from gpuyard.sandbox.settings import Settings, port_is_free
+from gpuyard.sandbox.settings import HIGH_PORTS, Settings, port_is_free
 
 SSH = 22
 INSTANCE_LABEL = "gpuyard.instance"
@@ -27,7 +27,6 @@ _REGISTRY_VARIABLES = re.compile(
     r"|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE",
     re.IGNORECASE,
 )
-_HIGH_PORTS = range(20_000, 32_000)  # below the range from which Linux takes ports for outgoing connections
 _ATTEMPTS = 20
 
 
@@ -47,7 +46,7 @@ def choose_address(sandbox: str, number: int, *ports: int) -> str:
 
 def choose_high_ports(count: int) -> list[int]:
     """Return ``count`` different random high port numbers."""
-    return random.sample(_HIGH_PORTS, count)
+    return random.sample(HIGH_PORTS, count)
 
 
 def machine_environment(environment: Mapping[str, str]) -> dict[str, str]:

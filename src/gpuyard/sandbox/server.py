@@ -82,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((LOOPBACK, settings.port))
+        # From here on a call waits for its answer: `up` returns when the file is there, and uvicorn listens only later.
+        listener.listen(socket.SOMAXCONN)
     except OSError:
         print(f"Port {settings.port} is taken: choose another one with `--port`.", file=sys.stderr)
         return 2

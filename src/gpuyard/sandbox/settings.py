@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import secrets
 import socket
 from dataclasses import asdict, dataclass, field, fields
@@ -13,6 +14,8 @@ from gpuyard.sandbox.model import write_private
 
 BUCKET = "gpuyard"
 LOOPBACK = "127.0.0.1"
+HIGH_PORTS = range(20_000, 32_000)  # below the range from which Linux takes ports for outgoing connections
+_ATTEMPTS = 50
 _FILE = "settings.json"
 
 
@@ -96,7 +99,10 @@ def port_is_free(address: str, port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a TCP port on loopback that nobody uses now."""
+    """Return a TCP port on loopback that nobody uses now, and that no outgoing connection gets meanwhile."""
+    for port in random.sample(HIGH_PORTS, _ATTEMPTS):
+        if port_is_free(LOOPBACK, port):
+            return port
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

@@ -16,7 +16,7 @@ from gpuyard.errors import UsageError
 from gpuyard.sandbox import boxes, engine, images
 from gpuyard.sandbox.engine import ContainerSpec, Engine, EngineError, Port
 from gpuyard.sandbox.info import load
-from gpuyard.sandbox.settings import Settings, port_is_free
+from gpuyard.sandbox.settings import HIGH_PORTS, Settings, free_port, port_is_free
 
 
 def program(folder: Path, name: str, script: str) -> None:
@@ -125,6 +125,7 @@ def test_ports() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert not port_is_free("127.0.0.1", taken.getsockname()[1])
+        assert free_port() in HIGH_PORTS, "an outgoing connection could get another one before its server starts"
 
 
 @pytest.mark.parametrize(
