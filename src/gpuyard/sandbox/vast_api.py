@@ -57,7 +57,7 @@ class VastApi:
 
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
-        self._spacing = Spacing()
+        self._spacing = Spacing(cloud.clock)
 
     def router(self) -> Router:
         """Return the routes, without trailing slashes."""

@@ -46,7 +46,7 @@ class VultrApi:
 
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
-        self._rate = PerSecond(_REQUESTS_PER_SECOND)
+        self._rate = PerSecond(_REQUESTS_PER_SECOND, cloud.clock)
 
     def router(self) -> Router:
         """Return the routes."""
