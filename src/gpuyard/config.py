@@ -302,7 +302,7 @@ def _answers(endpoint: str) -> bool:
     """Say whether something listens at ``endpoint``; a file left behind by a killed sandbox says it all the same."""
     parts = urlsplit(endpoint)
     try:
-        with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=2):
+        with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=10):
             return True
     except OSError:
         return False

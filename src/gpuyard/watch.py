@@ -32,7 +32,7 @@ def command(instance: Instance, key: SshKey, words: list[str]) -> list[str]:
     return ["ssh", *rent.ssh_args(instance, key), shlex.join([BOX_PYTHON, "-m", "gpuyard.stages", *words])]
 
 
-def status(instance: Instance, key: SshKey, *, timeout_s: float = 15) -> Mapping[str, Any] | None:
+def status(instance: Instance, key: SshKey, *, timeout_s: float = 60) -> Mapping[str, Any] | None:
     """Return ``status --json`` of the machine's stages, ``None`` when the machine or its runner does not answer."""
     try:
         answer = subprocess.run(

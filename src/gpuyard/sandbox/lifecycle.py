@@ -22,8 +22,8 @@ from gpuyard.sandbox.info import INFO_FILE, SandboxInfo, is_server, is_up, load
 from gpuyard.sandbox.settings import LOOPBACK, Settings, free_port, port_is_free
 
 LOG_FILE = "sandbox.log"
-_START_S = 30.0
-_STOP_S = 15.0
+_START_S = 120.0
+_STOP_S = 60.0
 _OWN_FILES = (INFO_FILE, "settings.json", "state.json", LOG_FILE, "lock")
 
 

@@ -23,7 +23,7 @@ from gpuyard.sandbox.settings import BUCKET, LOOPBACK, Settings
 S3_PORT = 8333
 MIRROR_PORT = 8080
 MIRROR_URL = f"http://mirror:{MIRROR_PORT}"
-_READY_S = 20.0
+_READY_S = 120.0
 _RUST_MIRROR = "gpuyard.sandbox.rust_mirror"
 
 
