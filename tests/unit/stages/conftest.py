@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +13,17 @@ from stage_box import PROVER, Box
 
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[Box]:
-    made = Box(tmp_path, tmp_path / "persistent", tmp_path / "run", tmp_path / "src")
+    # The path of a socket may have 107 characters, which a folder of pytest's own can exceed.
+    sockets = Path(tempfile.mkdtemp(prefix="yard", dir="/tmp"))
+    made = Box(tmp_path, tmp_path / "persistent", tmp_path / "run", tmp_path / "src", sockets)
     made.repository.mkdir()
-    (tmp_path / "t").mkdir()
     yield made
     for process in made.processes:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             process.wait()
     subprocess.run(["tmux", "kill-server"], env=made.env, capture_output=True, check=False)
+    shutil.rmtree(sockets, ignore_errors=True)
 
 
 @pytest.fixture

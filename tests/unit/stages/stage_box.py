@@ -20,7 +20,7 @@ CANARY = "canary-wandb-77d1f0c9a2e4"
 SOURCE = str(Path(gpuyard.__file__).parents[1])
 
 
-def wait_for(condition: Callable[[], Any], *, seconds: float = 40, what: str = "") -> Any:
+def wait_for(condition: Callable[[], Any], *, seconds: float = 120, what: str = "") -> Any:
     """Return the condition's first true value, or fail."""
     deadline = time.monotonic() + seconds
     while True:
@@ -39,6 +39,7 @@ class Box:
     root: Path
     settings: Path
     repository: Path
+    sockets: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -48,7 +49,7 @@ class Box:
     @property
     def env(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        return {**kept, "PYTHONPATH": SOURCE, "TMUX_TMPDIR": str(self.base / "t")}
+        return {**kept, "PYTHONPATH": SOURCE, "TMUX_TMPDIR": str(self.sockets)}
 
     def describe(self, stages: list[dict[str, Any]], *, bucket: str = "", **fields: Any) -> None:
         self.settings.mkdir(parents=True, exist_ok=True)
@@ -88,11 +89,11 @@ class Box:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=180,
         )
 
     def run(self, *arguments: str) -> int:
-        return self.start("run", *arguments).wait(timeout=60)
+        return self.start("run", *arguments).wait(timeout=180)
 
     def status(self) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self.call("status", "--json").stdout)
@@ -110,7 +111,8 @@ class Box:
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         file = self.root / ".gpuyard/journal.jsonl"
-        events = [json.loads(line) for line in file.read_text().splitlines()]
+        # The last line may be just being written.
+        events = [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
         return [event for event in events if kind in (None, event["event"])]
 
     def outcomes(self) -> list[tuple[int, str, str]]:
@@ -127,7 +129,9 @@ def alive(pid: int | str) -> bool:
 
 
 PROVER = '''
-"""Stands in for a prover: SIGINT makes it finish its theorem and flush, SIGTERM kills it at once."""
+"""Stands in for a prover: SIGINT makes it finish its theorem and flush, SIGTERM kills it at once.
+
+The theorem whose number is in the file `hold` takes until SIGINT comes, unless the search is resumed."""
 import os, signal, sys, time
 stopping = False
 def stop(number, frame):
@@ -138,7 +142,9 @@ signal.signal(signal.SIGTERM, signal.SIG_DFL)
 results = os.path.join(os.environ["GPUYARD_PERSIST"], "trajectories", "results")
 os.makedirs(os.path.dirname(results), exist_ok=True)
 done = set()
-if "--resume-from" in sys.argv and os.path.exists(results):
+resumed = "--resume-from" in sys.argv
+held = int(open("hold").read()) if os.path.exists("hold") and not resumed else None
+if resumed and os.path.exists(results):
     done = set(open(results).read().split())
 total, flush_every, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 buffer = []
@@ -152,6 +158,8 @@ for number in range(total):
     print("theorem", number)
     open("searched", "a").write(f"{number}\\n")
     time.sleep(seconds)
+    while number == held and not stopping:
+        time.sleep(0.02)
     buffer.append(number)
     if len(buffer) >= flush_every or stopping:
         flush()

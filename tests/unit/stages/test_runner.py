@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ def prover_stage(total: int, flush_every: int, seconds: float, **fields: Any) ->
         "command": command,
         "resume_command": f"{command} --resume-from results",
         "resumable": True,
-        "grace_s": 10,
+        "grace_s": 60,
         **fields,
     }
 
@@ -38,6 +39,11 @@ def searched(box: Box) -> list[int]:
 def results(box: Box) -> list[int]:
     file = box.root / "trajectories/results"
     return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def until(condition: str) -> str:
+    """Return the command of a stage that takes until the shell command ``condition`` succeeds, two minutes at most."""
+    return f"for i in $(seq 1200); do if {condition}; then exit 0; fi; sleep 0.1; done; exit 9"
 
 
 def test_all_stages_of_all_iterations_run_in_order(box: Box) -> None:
@@ -154,7 +160,7 @@ def test_sigterm_lets_a_program_save_that_hears_sigint_only(box: Box, prover: Pa
     runner = box.start("run")
     wait_for(lambda: len(searched(box)) >= 3, what="the search")
     runner.terminate()
-    assert runner.wait(15) == 3
+    assert runner.wait(120) == 3
     # Every theorem that was begun was finished and flushed.
     assert results(box) == searched(box) and "flushed, leaving" in box.screen
     assert box.outcomes() == [(0, "search", "interrupted")] and box.marks == []
@@ -166,13 +172,13 @@ def test_sigterm_lets_a_program_save_that_hears_sigint_only(box: Box, prover: Pa
 )
 def test_the_shell_around_a_program_neither_kills_it_nor_goes_on(box: Box, prover: Path, shape: str) -> None:
     command = shape.format(prover=f"{sys.executable} prover.py 1000 50 0.05")
-    box.describe([{"name": "search", "command": command, "grace_s": 10}])
+    box.describe([{"name": "search", "command": command, "grace_s": 100}])
     runner = box.start("run")
     wait_for(lambda: len(searched(box)) >= 3, what="the search")
     began = time.monotonic()
     runner.terminate()
-    assert runner.wait(15) == 3
-    assert time.monotonic() - began < 5
+    assert runner.wait(120) == 3
+    assert time.monotonic() - began < 50, "it left at the first signal, and not at half of the grace time"
     assert results(box) == searched(box)
     assert "\nflushed, leaving\n" in box.screen, "its output had a reader until its end"
     assert box.marks == []
@@ -191,11 +197,11 @@ time.sleep(60)
 
 def test_sigterm_reaches_a_program_that_hears_sigterm(box: Box) -> None:
     (box.repository / "hears.py").write_text(HEARS)
-    box.describe([{"name": "train", "command": f"{sys.executable} hears.py", "grace_s": 10}])
+    box.describe([{"name": "train", "command": f"{sys.executable} hears.py", "grace_s": 60}])
     runner = box.start("run")
     wait_for((box.repository / "ready").exists)
     runner.terminate()
-    assert runner.wait(15) == 3
+    assert runner.wait(120) == 3
     assert box.marks == ["saved on SIGTERM"]
 
 
@@ -203,13 +209,13 @@ def test_sigterm_reaches_a_program_that_hears_sigterm(box: Box) -> None:
 def test_a_script_with_a_trap_runs_its_trap(box: Box, name: str) -> None:
     script = box.repository / "script.sh"
     script.write_text(f"trap 'echo trapped >> marks; exit 0' {name}\ntouch ready\nwhile :; do sleep 0.2; done\n")
-    box.describe([{"name": "train", "command": "bash script.sh", "grace_s": 6}])
+    box.describe([{"name": "train", "command": "bash script.sh", "grace_s": 100}])
     runner = box.start("run")
     wait_for((box.repository / "ready").exists)
     began = time.monotonic()
     runner.terminate()
-    assert runner.wait(15) == 3
-    assert box.marks == ["trapped"] and time.monotonic() - began < 4
+    assert runner.wait(120) == 3
+    assert box.marks == ["trapped"] and time.monotonic() - began < 50
 
 
 STUBBORN = """
@@ -224,24 +230,24 @@ while True:
 
 def test_after_the_grace_time_comes_sigkill(box: Box) -> None:
     (box.repository / "stubborn.py").write_text(STUBBORN)
-    box.describe([{"name": "train", "command": f"{sys.executable} stubborn.py & wait", "grace_s": 1.5}])
+    box.describe([{"name": "train", "command": f"{sys.executable} stubborn.py & wait", "grace_s": 2}])
     runner = box.start("run")
     wait_for(lambda: (box.repository / "ready").exists() and (box.repository / "ready").read_text())
     began = time.monotonic()
     runner.terminate()
-    assert runner.wait(15) == 3
-    assert 1.4 < time.monotonic() - began < 5
+    assert runner.wait(120) == 3
+    assert time.monotonic() - began > 1.9
     assert box.marks == ["SIGTERM", "SIGINT"], "first what it listens to, at half-time the other one, each once"
     assert not alive((box.repository / "ready").read_text())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_other_signals_end_the_runner_as_well(box: Box, number: signal.Signals) -> None:
-    box.describe([{"name": "sleep", "command": "touch ready; sleep 60", "grace_s": 5}])
+    box.describe([{"name": "sleep", "command": "touch ready; sleep 600", "grace_s": 60}])
     runner = box.start("run")
     wait_for((box.repository / "ready").exists)
     runner.send_signal(number)
-    assert runner.wait(10) == 3
+    assert runner.wait(120) == 3
     assert box.outcomes() == [(0, "sleep", "interrupted")]
 
 
@@ -251,14 +257,15 @@ def test_what_a_stage_leaves_in_the_background_ends_with_it(box: Box) -> None:
     )
     began = time.monotonic()
     assert box.run() == 0
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 150, "nobody waited for them"
     assert not alive((box.repository / "pid").read_text().strip())
 
 
 def test_a_killed_runner_is_interrupted_and_its_stage_never_runs_twice(box: Box, prover: Path) -> None:
     box.describe([mark("finetune"), prover_stage(40, 5, 0.05), mark("evaluate")])
+    (box.repository / "hold").write_text("12")
     runner = box.start("run")
-    wait_for(lambda: len(searched(box)) >= 12, what="the search")
+    wait_for(lambda: len(searched(box)) >= 13, what="the search")
     assert box.status()["state"] == "running"
     runner.kill()
     runner.wait()
@@ -274,12 +281,12 @@ def test_a_killed_runner_is_interrupted_and_its_stage_never_runs_twice(box: Box,
 
 
 def test_a_stage_that_cannot_be_resumed_runs_again(box: Box) -> None:
-    command = "echo began >> marks; test -e again || { touch again; sleep 60; }"
-    box.describe([{"name": "export", "command": command, "resume_command": "echo wrong >> marks", "grace_s": 5}])
+    command = "echo began >> marks; test -e again || { touch again; sleep 600; }"
+    box.describe([{"name": "export", "command": command, "resume_command": "echo wrong >> marks", "grace_s": 60}])
     runner = box.start("run")
     wait_for((box.repository / "again").exists)
     runner.terminate()
-    runner.wait(10)
+    runner.wait(120)
     assert box.run() == 0
     assert box.marks == ["began", "began"]
 
@@ -303,7 +310,7 @@ def test_a_journal_that_was_cut_off_in_a_line_goes_on(box: Box) -> None:
 
 
 def test_there_is_one_runner_at_a_time(box: Box) -> None:
-    box.describe([{"name": "sleep", "command": "touch ready; sleep 60", "grace_s": 5}])
+    box.describe([{"name": "sleep", "command": "touch ready; sleep 600", "grace_s": 60}])
     runner = box.start("run")
     wait_for((box.repository / "ready").exists)
     second = box.call("run")
@@ -321,7 +328,7 @@ def bucket_of(box: Box) -> LocalStore:
 def test_checkpoints_are_published_after_each_stage_and_at_the_end(box: Box) -> None:
     stages = [
         {"name": "train", "command": "mkdir -p $GPUYARD_PERSIST/models; echo w > $GPUYARD_PERSIST/models/w"},
-        {"name": "wait", "command": "sleep 1.5"},
+        {"name": "wait", "command": until("test -e ../bucket/canyon-0/checkpoints/000001/manifest.json")},
     ]
     box.describe(stages, bucket=(box.base / "bucket").as_uri())
     assert box.run() == 0
@@ -342,8 +349,9 @@ def test_checkpoints_are_published_after_each_stage_and_at_the_end(box: Box) -> 
 
 
 def test_checkpoints_are_published_every_few_seconds(box: Box) -> None:
+    fourth = f"../bucket/{RUN}/checkpoints/000004/manifest.json"
     box.describe(
-        [{"name": "train", "command": "for i in $(seq 100); do echo $i > $GPUYARD_PERSIST/step; sleep 0.05; done"}],
+        [{"name": "train", "command": until(f"echo $i > $GPUYARD_PERSIST/step; test -e {fourth}")}],
         bucket=(box.base / "bucket").as_uri(),
         checkpoints={"every_s": 0.4, "keep_last": 0},
     )
@@ -371,7 +379,7 @@ def test_a_dead_bucket_does_not_touch_the_stages(box: Box, bucket: str) -> None:
         secrets.write("AWS_ACCESS_KEY_ID=canary-key-3377aabb\nAWS_SECRET_ACCESS_KEY=canary-secret-66ccdd00\n")
     began = time.monotonic()
     assert box.run() == 0
-    assert time.monotonic() - began < 45
+    assert time.monotonic() - began < 120
     assert box.marks == ["went on", "0-search"]
     assert ("Warning: no checkpoint was published" in box.screen) == bool(bucket)
     assert "canary-" not in box.screen
@@ -385,6 +393,7 @@ def test_preemption_without_notice_and_a_new_box(box: Box, prover: Path, tmp_pat
         "checkpoints": {"every_s": 0.3, "keep_last": 2},
     }
     box.describe(stages, **options)
+    (box.repository / "hold").write_text("20")
     runner = box.start("run")
 
     def published_results() -> bool:
@@ -392,16 +401,18 @@ def test_preemption_without_notice_and_a_new_box(box: Box, prover: Path, tmp_pat
         return manifest is not None and any(entry.path == "trajectories/results" for entry in manifest.files)
 
     wait_for(published_results, what="published results")
-    leader = [int(e.name) for e in Path("/proc").iterdir() if e.name.isdigit() and is_prover(e)]
+    leader = [int(e.name) for e in Path("/proc").iterdir() if e.name.isdigit() and is_prover(e, box)]
+    assert leader
     runner.kill()
     for pid in leader:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the shell around the prover may have left with it
+            os.kill(pid, signal.SIGKILL)
     runner.wait()
     manifest = latest_manifest(LocalStore(tmp_path / "bucket"), RUN)
     assert manifest is not None and manifest.progress["stage"] == "search"
 
     before = searched(box)
-    other = Box(tmp_path, tmp_path / "other/persistent", tmp_path / "other/run", tmp_path / "other/src")
+    other = Box(tmp_path, tmp_path / "other/persistent", tmp_path / "other/run", tmp_path / "other/src", box.sockets)
     other.repository.mkdir(parents=True)
     (other.repository / "prover.py").write_text(prover.read_text())
     other.describe(stages, **options)
@@ -419,8 +430,9 @@ def test_preemption_without_notice_and_a_new_box(box: Box, prover: Path, tmp_pat
     assert len(listed) == 2 and listed[0]["progress"]["finished"]
 
 
-def is_prover(process: Path) -> bool:
+def is_prover(process: Path, box: Box) -> bool:
+    """Tell whether a process is the box's own prover: other tests run at the same time."""
     try:
-        return b"prover.py" in (process / "cmdline").read_bytes()
+        return b"prover.py" in (process / "cmdline").read_bytes() and (process / "cwd").readlink() == box.repository
     except OSError:
         return False
