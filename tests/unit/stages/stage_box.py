@@ -31,6 +31,15 @@ def wait_for(condition: Callable[[], Any], *, seconds: float = 120, what: str = 
         time.sleep(0.05)
 
 
+def mark(name: str, **fields: Any) -> dict[str, Any]:
+    return {"name": name, "command": f"echo $ITERATION-{name} >> marks", **fields}
+
+
+def until(condition: str) -> str:
+    """Return the command of a stage that takes until the shell command ``condition`` succeeds, two minutes at most."""
+    return f"for i in $(seq 1200); do if {condition}; then exit 0; fi; sleep 0.1; done; exit 9"
+
+
 @dataclass
 class Box:
     """A stand-in for a rented box: the folders of one, on this machine, with real processes."""

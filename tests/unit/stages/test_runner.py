@@ -10,13 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage_box import CANARY, RUN, Box, alive, wait_for
+from stage_box import CANARY, RUN, Box, alive, mark, until, wait_for
 
 from gpuyard.checkpoints import LocalStore, latest_manifest, list_runs, manifests
-
-
-def mark(name: str, **fields: Any) -> dict[str, Any]:
-    return {"name": name, "command": f"echo $ITERATION-{name} >> marks", **fields}
 
 
 def prover_stage(total: int, flush_every: int, seconds: float, **fields: Any) -> dict[str, Any]:
@@ -39,11 +35,6 @@ def searched(box: Box) -> list[int]:
 def results(box: Box) -> list[int]:
     file = box.root / "trajectories/results"
     return [int(line) for line in file.read_text().split()] if file.exists() else []
-
-
-def until(condition: str) -> str:
-    """Return the command of a stage that takes until the shell command ``condition`` succeeds, two minutes at most."""
-    return f"for i in $(seq 1200); do if {condition}; then exit 0; fi; sleep 0.1; done; exit 9"
 
 
 def test_all_stages_of_all_iterations_run_in_order(box: Box) -> None:
