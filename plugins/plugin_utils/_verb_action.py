@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import Call, a
 
 display = Display()
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 _TYPES: dict[str, tuple[Callable[[str], Any], str]] = {
     "int": (int, "a whole number"),
     "float": (float, "a number"),
@@ -79,5 +81,12 @@ class VerbAction(ActionBase):
 
     def _show(self, line: str) -> None:
         """Show one line now. A callback that writes JSON owns the standard output."""
-        if not self._task.no_log:
+        if self._task.no_log:
+            return
+        # The line goes through a queue whose lock would stay taken if Ctrl-C ended this process in the middle of it, as
+        # it may well do when somebody waits for that line: Ansible itself would then wait for the lock, for ever.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        try:
             display.display(f"  {line}", stderr="json" in C.DEFAULT_STDOUT_CALLBACK)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)

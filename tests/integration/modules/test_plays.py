@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,12 @@ def cut_off(yard: Yard, verb: str, marker: str, *words: str) -> str:
             if line.strip().startswith(marker):
                 os.killpg(play.pid, signal.SIGINT)
                 break
+        # Ansible can lose itself between its processes when it is told to end, and a user would press again.
+        again = threading.Timer(60, os.killpg, (play.pid, signal.SIGINT))
+        again.start()
         rest = play.stdout.read()
+        play.wait()
+        again.cancel()
     yard.printed.append(seen + rest)
     assert marker in seen, seen + rest
     assert play.returncode != 0
