@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -32,12 +32,6 @@ class Bucket:
         }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
     """rclone's S3 server over a folder: it starts in a tenth of a second, and checks signatures."""
@@ -46,25 +40,22 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
     assert rclone, "rclone is part of the test requirements"
     folder = tmp_path_factory.mktemp("s3")
     (folder / "yard").mkdir()
-    port = free_port()
-    log = (folder.parent / "rclone.log").open("wb")
+    said = folder.parent / "rclone.log"
+    log = said.open("wb")
+    # Port 0: it takes a free one itself, and says which. One that was chosen here could be somebody else's by then.
     server = subprocess.Popen(
-        [rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", str(folder)],
+        [rclone, "serve", "s3", "--addr", "127.0.0.1:0", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", str(folder)],
         stdout=log,
         stderr=log,
         env={"PATH": os.environ["PATH"], "HOME": str(folder.parent), "RCLONE_CONFIG": "/dev/null"},
     )
     try:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < deadline, "the S3 server does not start"
-                time.sleep(0.05)
-        yield Bucket(f"http://127.0.0.1:{port}", "yard")
+        deadline = time.monotonic() + 120
+        while not (endpoint := re.search(r"http://127\.0\.0\.1:\d+", said.read_text())):
+            assert server.poll() is None and time.monotonic() < deadline, "the S3 server does not start"
+            time.sleep(0.05)
+        yield Bucket(endpoint[0], "yard")
     finally:
         server.terminate()
-        server.wait(timeout=10)
+        server.wait(timeout=60)
         log.close()

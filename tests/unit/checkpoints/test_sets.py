@@ -417,12 +417,12 @@ def test_two_publishers_on_one_box_take_turns(folder: LocalStore, tmp_path: Path
     class Held(LocalStore):
         def put(self, key: str, data: bytes) -> None:
             inside.set()
-            assert go_on.wait(10)
+            assert go_on.wait(120)
             super().put(key, data)
 
     first = threading.Thread(target=publish, args=(Held(folder.folder), RUN, root))
     first.start()
-    assert inside.wait(10)
+    assert inside.wait(120)
     with pytest.raises(CheckpointError, match="under way for more than"):
         publish(folder, RUN, root, lock_wait_s=0.1)
     go_on.set()
@@ -456,12 +456,13 @@ def test_a_dead_bucket_is_a_sentence_without_keys_in_bounded_time(
 ) -> None:
     monkeypatch.setattr("gpuyard.checkpoints.stores.READ_TIMEOUT_S", 1)
     env = dict(bucket.env)  # type: ignore[attr-defined]
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
     name = "yard"
     if kind in ("refused", "silent"):
         env["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    if kind == "refused":
-        listener.close()
+    if kind == "silent":
+        listener.listen()  # a port that is only bound refuses, and nobody else gets it meanwhile
     if kind == "wrong key":
         env["AWS_SECRET_ACCESS_KEY"] = "canary-other-secret-0077aa"
     if kind == "no bucket":
@@ -469,7 +470,7 @@ def test_a_dead_bucket_is_a_sentence_without_keys_in_bounded_time(
     began = time.monotonic()
     with listener, pytest.raises(BucketError) as caught:
         publish(open_store(f"s3://{name}/{tmp_path.name}", env=env), RUN, make_root(tmp_path))
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     text = str(caught.value)
     assert f"s3://{name}" in text and "canary" not in text
     expected = {"wrong key": "refuses the key", "no bucket": "does not exist"}.get(kind, "cannot be used")

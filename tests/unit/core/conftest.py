@@ -64,7 +64,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def patience() -> Patience:
-    return Patience(tries=3, first_delay=0.01, longest_delay=0.02, read_timeout=5)
+    return Patience(tries=3, first_delay=0.01, longest_delay=0.02, read_timeout=60)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def client(service: Standin, fake_time: FakeTime) -> Client:
         service.url + "/",
         VAST_KEY,
         classify,
-        Patience(tries=4, first_delay=0.5, read_timeout=5),
+        Patience(tries=4, first_delay=0.5, read_timeout=60),
         sleep=fake_time.sleep,
         now=fake_time.clock,
     )
@@ -121,12 +121,12 @@ def test_a_create_is_sent_once_and_its_lost_answer_is_ambiguous(
 
 
 def test_a_create_that_was_never_sent_is_not_ambiguous(patience: Patience) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    client = Client("vast", "Vast.ai", url, VAST_KEY, classify, patience)
-    with pytest.raises(ProviderDownError, match="cannot be reached"):
-        client.call("POST", "/x", body={})
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: it refuses, and nobody else gets it meanwhile
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        client = Client("vast", "Vast.ai", url, VAST_KEY, classify, patience)
+        with pytest.raises(ProviderDownError, match="cannot be reached"):
+            client.call("POST", "/x", body={})
 
 
 def test_a_create_that_times_out_is_ambiguous(service: Standin) -> None:

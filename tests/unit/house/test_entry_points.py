@@ -19,7 +19,7 @@ ENTRY_POINTS = sorted(path.name for path in (ROOT / "playbooks").glob("*.yml"))
 def run(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run one of the environment's programs and return what it said."""
     program = Path(sys.executable).parent / words[0]
-    return subprocess.run([str(program), *words[1:]], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([str(program), *words[1:]], cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

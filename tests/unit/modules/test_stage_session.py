@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +25,10 @@ CANARY = "canary-wandb-20c4d7e1b6"
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Return the options for a box in a folder, with a tmux server of its own."""
-    (tmp_path / "t").mkdir()
     (tmp_path / "src").mkdir()
-    monkeypatch.setenv("TMUX_TMPDIR", str(tmp_path / "t"))
+    # The path of a socket may have 107 characters, which a folder of pytest's own can exceed.
+    sockets = tempfile.mkdtemp(prefix="yard", dir="/tmp")
+    monkeypatch.setenv("TMUX_TMPDIR", sockets)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-process-environment")
     yield {
         "run": "canyon-0",
@@ -41,10 +44,11 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
         "python": sys.executable,
     }
     subprocess.run(["tmux", "kill-server"], capture_output=True, check=False)
+    shutil.rmtree(sockets, ignore_errors=True)
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
