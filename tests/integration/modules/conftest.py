@@ -49,7 +49,7 @@ class Yard:
     def gpuyard(self, *words: str) -> str:
         """Run the command line tool and return what it printed."""
         done = subprocess.run(
-            [BIN / "gpuyard", *words], env=self.environment, capture_output=True, text=True, timeout=300, check=False
+            [BIN / "gpuyard", *words], env=self.environment, capture_output=True, text=True, timeout=900, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -78,7 +78,7 @@ class Yard:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
         )
         self.printed.append(done.stdout)

@@ -80,7 +80,8 @@ def test_progress_is_shown_while_it_runs(yard: Yard) -> None:
     rented = next(moment for moment, line in seen if line.startswith("Rented vast instance"))
     answered = next(moment for moment, line in seen if "answers over SSH" in line)
     assert running.returncode == 0
-    assert answered - rented > BOOT_S / 2
+    # Lines that were kept back until the end would come in the same moment.
+    assert answered - rented > BOOT_S / 10
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -223,7 +224,7 @@ def test_a_module_as_a_process_of_its_own(yard: Yard) -> None:
         env=yard.environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

