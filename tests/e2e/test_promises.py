@@ -58,7 +58,7 @@ def test_a_dry_run_shows_the_calls_and_makes_none(yard: Yard, tmp_path: Path) ->
     # Not even the SSH key was registered.
     info = json.loads((yard.state / "sandbox.json").read_text())
     headers = {"Authorization": f"Bearer {info['keys']['vultr']}"}
-    listed = requests.get(f"{info['endpoints']['vultr']}/ssh-keys", headers=headers, timeout=10).json()
+    listed = requests.get(f"{info['endpoints']['vultr']}/ssh-keys", headers=headers, timeout=120).json()
     fresh = (tmp_path / "keys" / "id_ed25519.pub").read_text().split()[1]
     assert fresh not in [key["ssh_key"].split()[1] for key in listed["ssh_keys"]]
 
@@ -66,7 +66,7 @@ def test_a_dry_run_shows_the_calls_and_makes_none(yard: Yard, tmp_path: Path) ->
 def test_secrets_are_in_one_file_on_the_machine_and_nowhere_else(yard: Yard, tmp_path: Path) -> None:
     workload, token = tiny(tmp_path), {"TINY_TOKEN": CANARY}
     said = yard.play("launch", "-vvv", provider="vast", run="secret-0", workload=workload, env=token)
-    yard.wait("a checkpoint", lambda: yard.manifest("secret-0"), seconds=60)
+    yard.wait("a checkpoint", lambda: yard.manifest("secret-0"), seconds=300)
     wanted = secrets(yard)
 
     # On the machine: the token and the bucket's key in the secret file only, and the clouds' keys nowhere.
@@ -147,7 +147,7 @@ def test_a_lost_connection_destroys_no_machine_that_is_at_work(yard: Yard, tmp_p
         alias = yard.machine("alone-0").host_key_alias
         connection = yard.wait("the play to follow", lambda: launched.done() or follower(alias))
         assert connection is not True, launched.result().text
-        yard.wait("a checkpoint", lambda: yard.manifest("alone-0"), seconds=60)
+        yard.wait("a checkpoint", lambda: yard.manifest("alone-0"), seconds=300)
         os.kill(connection, signal.SIGTERM)
         said = launched.result()
     sentence = " ".join(said.text.split())

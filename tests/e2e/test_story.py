@@ -81,7 +81,7 @@ def test_a_run_that_loses_its_machine_ends_like_one_that_does_not(
     def searched() -> list[dict[str, Any]]:
         return lines(yard.published(run, SEARCH_RESULTS).get(SEARCH_RESULTS, b""))
 
-    yard.wait("the search's third flush", lambda: len(searched()) >= 30, seconds=300)
+    yard.wait("the search's third flush", lambda: len(searched()) >= 30, seconds=600)
     yard.control.preempt(run=run)
     kept = {record["id"] for record in searched()}
     total = {json.loads(line)["id"] for line in undisturbed[SEARCH_RESULTS]}

@@ -18,7 +18,7 @@ from gpuyard.sandbox.client import Control, load
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
-LONG_S = 900
+LONG_S = 1500
 SHOWN_EVERY_S = 20
 # A value that must turn up nowhere but in the 0600 file on the machine.
 CANARY = "canary-token-7d1f0b9c2e854a6f93d4"
@@ -119,11 +119,11 @@ class Yard:
     def on_machine(self, run: str, command: str) -> str:
         """Run a shell command on the run's machine over SSH."""
         words = ["ssh", *rent.ssh_args(self.machine(run), config.ssh_key()), command]
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode in (0, 1), done.stderr
         return done.stdout
 
-    def wait(self, what: str, condition: Any, *, seconds: float = 300) -> Any:
+    def wait(self, what: str, condition: Any, *, seconds: float = 600) -> Any:
         """Wait until ``condition()`` is true, and return it."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
