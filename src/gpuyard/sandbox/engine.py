@@ -185,7 +185,7 @@ class Engine:
             options = ["--force", "--volumes"] + (["--time", "0"] if self.kind == "podman" else [])
             self.run("rm", *options, container)
 
-    def execute(self, container: str, *command: str, stdin: bytes | None = None, timeout_s: float = 60) -> str:
+    def execute(self, container: str, *command: str, stdin: bytes | None = None, timeout_s: float = _TIMEOUT_S) -> str:
         """Run a command in a running container and return its standard output."""
         flags = ["--interactive"] if stdin is not None else []
         return self.run("exec", *flags, container, *command, stdin=stdin, timeout_s=timeout_s)
@@ -257,7 +257,7 @@ def find() -> Engine:
             continue
         engine = Engine(binary, kind, _podman_environment() if kind == "podman" else {})
         try:
-            engine.run("ps", "--quiet", timeout_s=20)
+            engine.run("ps", "--quiet", timeout_s=120)
         except EngineError:
             silent.append(kind)
             continue
