@@ -7,15 +7,20 @@ process environment into it, keys included), and turns its events into a few pla
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import ansible_runner
 
 from gpuyard.fingerprint import collection_root
+
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ def run_playbook(
     root = collection_root()
     if root and (root / "ansible.cfg").is_file() and "ANSIBLE_CONFIG" not in os.environ:
         envvars["ANSIBLE_CONFIG"] = str(root / "ansible.cfg")
-    with tempfile.TemporaryDirectory(prefix="gpuyard-play-") as private:
+    with tempfile.TemporaryDirectory(prefix="gpuyard-play-") as private, _interruptible() as interrupted:
         outcome = ansible_runner.run(
             private_data_dir=private,
             project_dir=str(Path.cwd()),
@@ -88,6 +93,28 @@ def run_playbook(
             extravars=dict(variables),
             envvars=envvars,
             event_handler=handle,
+            cancel_callback=interrupted,
             quiet=True,
         )
     return int(outcome.rc)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C end the play and then do what it does without one; yield whether it came.
+
+    The play has a terminal of its own, so it does not hear it. ansible-runner's own handlers would stay after the play,
+    and make every later Ctrl-C do nothing.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _ENDING}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])

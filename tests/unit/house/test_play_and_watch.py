@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,22 @@ def test_a_play_tells_tasks_changes_lines_and_failures(tmp_path: Path, monkeypat
     assert "provider='nowhere' is not known" in failed.text
     # ansible-runner writes the environment to disk while it runs; nothing of it may stay.
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"canary-vast" in path.read_bytes()]
+
+
+def test_ctrl_c_ends_the_play_and_what_started_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    seen: list[Event] = []
+
+    def press(event: Event) -> None:
+        seen.append(event)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_playbook("logs", {"provider": "nowhere"}, on_event=press, environment={"GPUYARD_HOME": str(tmp_path)})
+    assert seen
+    # Later it does again what it did before.
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_a_skipped_task_is_not_told_as_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
