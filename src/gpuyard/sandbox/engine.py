@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -21,6 +22,21 @@ from gpuyard.errors import GpuyardError, UsageError
 LABEL = "gpuyard.sandbox"
 _PODMAN_NOFILE = 1_048_576  # what Podman gives every container unless told otherwise
 _TIMEOUT_S = 300.0
+_SYSTEMD_STOP = "SIGRTMIN+3"
+# Docker mounts the control groups read-only and has no switch for systemd. The right to mount them writable (thanks to
+# the private namespace it is the container's own branch only) is given up before systemd begins, which then has no more
+# rights than under Podman. Version 1 of the control groups has a branch of its own for systemd.
+_DOCKER_SYSTEMD_OPTIONS = (
+    *("--cgroupns=private", "--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined"),
+    *("--tmpfs=/run", "--tmpfs=/run/lock", "--env=container=docker"),
+)
+_DOCKER_SYSTEMD = (
+    "groups=/sys/fs/cgroup; [ ! -d $groups/systemd ] || groups=$groups/systemd; "
+    "mount -o remount,bind,rw $groups && "
+    "exec setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin /lib/systemd/systemd"
+)
+# What Docker's client adds after its error message.
+_HINTS = re.compile(r"(Run|See) 'docker .*|\s*")
 
 
 class EngineError(GpuyardError):
@@ -59,7 +75,7 @@ class ContainerSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     ports: Sequence[Port] = ()
     mounts: Sequence[tuple[Path, str]] = ()
-    systemd: bool = False
+    systemd: bool = False  # process 1 is systemd, whatever ``command`` says
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +119,15 @@ class Engine:
         except OSError as error:
             raise EngineError(f"{self.kind} cannot be run: {error.strerror}.") from None
         if done.returncode:
-            lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-            raise EngineError(f"{self.kind} {arguments[0]} failed: {lines[-1]}")
+            lines = [line for line in done.stderr.decode(errors="replace").splitlines() if not _HINTS.fullmatch(line)]
+            raise EngineError(f"{self.kind} {arguments[0]} failed: {lines[-1] if lines else 'no message'}")
         return done.stdout.decode(errors="replace")
+
+    def rootless(self) -> bool:
+        """Return whether the engine runs without root's rights, so that it opens no low port."""
+        if self.kind == "podman":
+            return self.run("info", "--format", "{{.Host.Security.Rootless}}").strip() == "true"
+        return "name=rootless" in self.run("info", "--format", "{{.SecurityOptions}}")
 
     def image_label(self, image: str, label: str) -> str | None:
         """Return an image's label, ``""`` when it has none, ``None`` when the image does not exist."""
@@ -153,14 +175,15 @@ class Engine:
             options += ["--volume", f"{source}:{target}:ro"]
         for variable in spec.environment:
             options += ["--env", variable]
+        command = spec.command
         if spec.systemd:
-            # Docker has no switch for it; systemd then needs the control groups writable.
-            options += (
-                ["--systemd=always"] if self.kind == "podman" else ["--privileged", "--tmpfs=/run", "--tmpfs=/run/lock"]
-            )
-        elif self.kind == "podman":
-            options += ["--systemd=false"]
-        self.run("create", *options, spec.image, *spec.command, extra_environment=spec.environment)
+            options += ["--stop-signal", _SYSTEMD_STOP]
+        if self.kind == "podman":
+            options += ["--systemd=always" if spec.systemd else "--systemd=false"]
+        elif spec.systemd:
+            options += _DOCKER_SYSTEMD_OPTIONS
+            command = ["sh", "-c", _DOCKER_SYSTEMD]
+        self.run("create", *options, spec.image, *command, extra_environment=spec.environment)
 
     def copy_in(self, container: str, tar: bytes) -> None:
         """Unpack a tar archive at the container's root; works before its first start."""
@@ -172,7 +195,7 @@ class Engine:
 
     def stop(self, container: str, *, grace_s: int = 10) -> None:
         """Send SIGTERM (systemd: its own stop signal), then SIGKILL after ``grace_s`` seconds."""
-        self.run("stop", "--time", str(grace_s), container)
+        self.run("stop", "-t", str(grace_s), container)
 
     def kill(self, container: str) -> None:
         """SIGKILL the container's processes at once; a container that does not run is fine."""

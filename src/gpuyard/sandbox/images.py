@@ -64,12 +64,8 @@ class Recipe:
     @property
     def changes(self) -> list[str]:
         """The Containerfile instructions that turn the root file system into the image."""
-        return [f"LABEL {RECIPE_LABEL}={self.digest}", self.command, "STOPSIGNAL " + self.stop_signal]
-
-    @property
-    def stop_signal(self) -> str:
-        """What asks process 1 to end: systemd wants a signal of its own."""
-        return "SIGRTMIN+3" if "vm" in self.layers else "SIGTERM"
+        # The signal that ends systemd is given with the container: `docker import` takes no STOPSIGNAL.
+        return [f"LABEL {RECIPE_LABEL}={self.digest}", self.command]
 
     @property
     def digest(self) -> str:

@@ -43,7 +43,17 @@ def test_a_failing_engine_is_one_sentence(tmp_path: Path) -> None:
         Engine(str(tmp_path / "podman"), "podman").start("x")
 
 
-@pytest.mark.parametrize(("kind", "switch"), [("podman", "--systemd=always"), ("docker", "--privileged")])
+def test_the_hint_of_dockers_client_is_not_the_error(tmp_path: Path) -> None:
+    message = "Error response from daemon: no such container\n\nRun 'docker start --help' for more information"
+    program(tmp_path, "docker", f"cat >&2 <<'end'\n{message}\nend\nexit 1")
+    with pytest.raises(EngineError, match=r"^docker start failed: Error response from daemon: no such container$"):
+        Engine(str(tmp_path / "docker"), "docker").start("x")
+    program(tmp_path, "docker", "echo \"See 'docker start --help'.\" >&2; exit 1")
+    with pytest.raises(EngineError, match=r"^docker start failed: no message$"):
+        Engine(str(tmp_path / "docker"), "docker").start("x")
+
+
+@pytest.mark.parametrize(("kind", "switch"), [("podman", "--systemd=always"), ("docker", "--cgroupns=private")])
 def test_values_of_variables_are_not_on_the_command_line(tmp_path: Path, kind: str, switch: str) -> None:
     program(tmp_path, kind, f'echo "$@" > {tmp_path}/arguments; echo "$TOKEN" > {tmp_path}/value')
     spec = ContainerSpec(
@@ -61,6 +71,8 @@ def test_values_of_variables_are_not_on_the_command_line(tmp_path: Path, kind: s
     assert "canary-token-3f9a" not in " ".join(arguments)
     assert (tmp_path / "value").read_text(encoding="utf-8") == "canary-token-3f9a\n"
     assert {"TOKEN", switch, "127.77.1.1:22:22/tcp", "/etc/ssl/certs:/etc/ssl/certs:ro", "a=b"} <= set(arguments)
+    assert arguments[arguments.index("--stop-signal") + 1] == "SIGRTMIN+3"
+    assert "--privileged" not in arguments
 
 
 def test_the_overlay_is_the_same_every_time_and_programs_can_be_run() -> None:
