@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from gpuyard.errors import UsageError
 from gpuyard.sandbox import images
 from gpuyard.sandbox.engine import LABEL, ContainerSpec, Engine, EngineError, Port
 from gpuyard.sandbox.model import Json, Rental
@@ -33,15 +34,32 @@ _ATTEMPTS = 20
 def choose_address(sandbox: str, number: int, *ports: int) -> str:
     """Return a loopback address on which all ``ports`` are free; ``number`` never repeats, so addresses hardly do.
 
-    Several sandboxes begin in different parts of 127.77.0.0/16; where they meet, the bind decides.
+    Several sandboxes begin in different parts of 127.77.0.0/16; where they meet, the bind decides. ``""``: port 22 is
+    wanted and something, such as this machine's own sshd, has it on every address.
     """
     start = int(sandbox, 16) * 256 + number
     for step in range(_ATTEMPTS):
         place = (start + step) % (254 * 254)
         address = f"127.77.{place // 254 + 1}.{place % 254 + 1}"
-        if all(port_is_free(address, port) for port in ports):
+        # The engine listens there, not this process; whether it may is asked once, by `check_ssh_port`.
+        if all(port_is_free(address, port, as_root=True) for port in ports):
             return address
-    raise EngineError("No loopback address below 127.77.0.0/16 has its port 22 free.")
+    if SSH in ports:
+        return ""
+    raise EngineError(f"No loopback address below 127.77.0.0/16 has the ports {', '.join(map(str, ports))} free.")
+
+
+def check_ssh_port(engine: Engine, sandbox: str) -> None:
+    """Raise :class:`UsageError` when no box could have port 22, neither on loopback nor on an address of its own."""
+    address = choose_address(sandbox, 0, SSH)
+    if (address and port_is_free(address, SSH)) or not engine.rootless():
+        return
+    reason = "something else listens on port 22 of every address" if not address else "it may not listen on port 22"
+    remedy = "" if not address else ", or let root run `sysctl net.ipv4.ip_unprivileged_port_start=22`"
+    raise UsageError(
+        f"{engine.kind.title()} without root's rights cannot run the sandbox's machines here because {reason}: "
+        f"run the sandbox as root{remedy}."
+    )
 
 
 def choose_high_ports(count: int) -> list[int]:
@@ -120,13 +138,23 @@ def make(
             network=settings.network,
             hostname=hostname(rental),
             environment=environment,
-            ports=[Port(rental.address, outside, int(inside)) for inside, outside in rental.ports.items()],
+            ports=[Port(rental.address, outside, int(inside)) for inside, outside in rental.ports.items()]
+            if rental.address
+            else [],
             mounts=[(_CERTIFICATES, str(_CERTIFICATES))] if _CERTIFICATES.is_dir() else [],
             systemd=rental.image == images.VM_IMAGE,
         )
         engine.create(spec)
         engine.copy_in(rental.container, box_files(rental, gpu, onstart, user_data))
+    start(engine, rental)
+
+
+def start(engine: Engine, rental: Rental) -> None:
+    """Start the rental's container; one without a loopback address is reached at its own, which may change."""
     engine.start(rental.container)
+    if rental.bridged or not rental.address:
+        state = engine.state(rental.container)
+        rental.bridged, rental.address = True, state.address if state else ""
 
 
 def hostname(rental: Rental) -> str:

@@ -125,7 +125,7 @@ class Cloud:
         if boot is None:
             if rental.boot == "reboot":
                 self.engine.stop(rental.container, grace_s=_STOP_GRACE_S)
-            self.engine.start(rental.container)
+            boxes.start(self.engine, rental)
             return
         for attempt in range(_ADDRESS_ATTEMPTS):
             try:
@@ -284,7 +284,7 @@ class Cloud:
                 rental.boot = "start"
                 self._background(self._boot(rental, None))
             elif not state.running:
-                await asyncio.to_thread(self.engine.start, rental.container)
+                await asyncio.to_thread(boxes.start, self.engine, rental)
         self.save()
 
     async def close(self) -> None:

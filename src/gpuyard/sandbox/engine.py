@@ -86,6 +86,7 @@ class ContainerState:
     running: bool
     exit_code: int
     labels: Mapping[str, str]
+    address: str = ""  # its own, on the network that it is on
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +220,13 @@ class Engine:
             found = json.loads(self.run("container", "inspect", container))[0]
         except EngineError:
             return None
+        networks = (found.get("NetworkSettings") or {}).get("Networks") or {}
         return ContainerState(
             name=str(found["Name"]).lstrip("/"),
             running=bool(found["State"]["Running"]),
             exit_code=int(found["State"]["ExitCode"]),
             labels=(found.get("Config") or {}).get("Labels") or {},
+            address=next((str(one["IPAddress"]) for one in networks.values() if one.get("IPAddress")), ""),
         )
 
     def containers(self, sandbox: str) -> list[str]:
@@ -268,25 +271,34 @@ def _podman_environment() -> dict[str, str]:
     return {"CONTAINERS_CONF": str(file)}
 
 
-def find() -> Engine:
-    """Return the first engine that answers, Podman before Docker.
+def find(chosen: str = "") -> Engine:
+    """Return the first engine that answers; with ``chosen``, the one that a sandbox was started with or none.
 
-    Raises :class:`UsageError` with the command that installs one.
+    Root's Podman comes before Docker, Docker before the Podman of an ordinary user, which can do less. Raises
+    :class:`UsageError` that says what to do.
     """
-    silent: list[str] = []
-    for kind in ("podman", "docker"):
+    silent: dict[str, str] = {}
+    kinds = ("podman", "docker") if os.geteuid() == 0 else ("docker", "podman")
+    for kind in (chosen,) if chosen else kinds:
         binary = shutil.which(kind)
         if not binary:
             continue
         engine = Engine(binary, kind, _podman_environment() if kind == "podman" else {})
         try:
             engine.run("ps", "--quiet", timeout_s=120)
-        except EngineError:
-            silent.append(kind)
+        except EngineError as error:
+            silent[kind] = str(error)
             continue
         return engine
-    reason = f"no engine answers behind {' and '.join(silent)}" if silent else "there is no container engine"
+    if chosen:
+        raise UsageError(f"This sandbox was started with {chosen}, which does not answer now: start it and try again.")
+    if "permission denied" in silent.get("docker", "").lower():
+        raise UsageError(
+            "The sandbox needs a container engine and this user may not use Docker's socket: let root do "
+            "`usermod -aG docker <user>` and log in again, or use root."
+        )
+    reason = f"none answers behind {' and '.join(silent)}" if silent else "there is none"
     raise UsageError(
-        f"The sandbox needs a container engine and {reason}: start Docker, or install Podman with "
+        f"The sandbox needs a container engine, and {reason}: start Docker, or install Podman with "
         "`apt-get install podman runc netavark aardvark-dns iptables mmdebstrap`."
     )

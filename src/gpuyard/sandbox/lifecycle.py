@@ -16,8 +16,8 @@ from pathlib import Path
 from gpuyard import paths
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.providers.base import Progress
-from gpuyard.sandbox import images, services
-from gpuyard.sandbox.engine import LABEL, find
+from gpuyard.sandbox import boxes, images, services
+from gpuyard.sandbox.engine import LABEL, Engine, find
 from gpuyard.sandbox.info import INFO_FILE, SandboxInfo, is_server, is_up, load
 from gpuyard.sandbox.settings import LOOPBACK, Settings, free_port, port_is_free
 
@@ -47,15 +47,16 @@ def up(state: Path, progress: Progress, options: Options | None = None) -> Sandb
             if options != Options():
                 progress("It was up already: other options need `gpuyard sandbox down` first.")
             return info
+        engine = _engine(state)
         settings = _settings(state, options)
-        engine = find()
+        settings.engine = engine.kind
         if not engine.state(services.container(settings, "bucket")) and not port_is_free(LOOPBACK, settings.s3_port):
             settings.s3_port = free_port()
         images.ensure(engine, progress)
         progress(f"Starting the sandbox {settings.name} with {engine.kind}")
         engine.ensure_network(settings.network, {LABEL: settings.name})
         services.ensure(engine, settings, services.bucket(settings))
-        folder = services.rust_mirror_folder(progress)
+        folder = services.rust_mirror_folder(engine, progress)
         settings.rust_mirror = services.MIRROR_URL if folder else ""
         if folder:
             services.ensure(engine, settings, services.mirror(folder))
@@ -77,7 +78,7 @@ def down(state: Path, progress: Progress, *, keep_state: bool = False) -> None:
         return
     with _lock(state):
         _stop_server(state)
-        engine = find()
+        engine = find(settings.engine)
         names = engine.containers(settings.name)
         for name in names:
             engine.remove(name)
@@ -88,6 +89,14 @@ def down(state: Path, progress: Progress, *, keep_state: bool = False) -> None:
             if not any(state.iterdir()):
                 state.rmdir()
     progress(f"The sandbox {settings.name} is down: its process, {len(names)} containers and its network are gone.")
+
+
+def _engine(state: Path) -> Engine:
+    """Return the engine that this state folder's sandbox has, else the best one, when its machines can run there."""
+    known = Settings.load(state) or Settings()
+    engine = find(known.engine)
+    boxes.check_ssh_port(engine, known.name)
+    return engine
 
 
 @contextmanager

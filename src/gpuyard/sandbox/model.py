@@ -50,7 +50,7 @@ class Rental:
     label: str
     container: str
     image: str
-    address: str
+    address: str  # on loopback; "": none is free, so the box gets one of its own when it starts
     ports: dict[str, int]  # container port (JSON wants text) -> port on `address`
     created_at: float
     phase: Phase
@@ -59,6 +59,7 @@ class Rental:
     intended: Literal["running", "stopped"] = "running"
     preempted: bool = False
     suspended: bool = False
+    bridged: bool = False  # `address` is the container's own, on the sandbox's network
     relet: bool = False  # the GPU went to somebody else: a start is queued
     status_text: str = ""
     ended_at: float | None = None

@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = Settings.load(state)
         if settings is None:
             raise UsageError(f"There is no sandbox in {state}: run `gpuyard sandbox up`.")
-        cloud = Cloud(engine.find(), settings, state)
+        cloud = Cloud(engine.find(settings.engine), settings, state)
     except GpuyardError as error:
         print(error, file=sys.stderr)
         return 2

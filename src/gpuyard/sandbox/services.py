@@ -80,13 +80,13 @@ def weed() -> Path:
     return Path(found).absolute()
 
 
-def rust_mirror_folder(progress: Progress) -> Path | None:
+def rust_mirror_folder(engine: Engine, progress: Progress) -> Path | None:
     """Return the folder of the Rust mirror, built when needed; ``None`` where it cannot be had."""
     if importlib.util.find_spec(_RUST_MIRROR) is None:
         return None
     module = importlib.import_module(_RUST_MIRROR)
     try:
-        return Path(module.build(paths.cache(), progress)).absolute()
+        return Path(module.build(paths.cache(), progress, engine=engine)).absolute()
     except GpuyardError as error:
         progress(f"Going on without a Rust mirror: {error}")
         return None

@@ -33,6 +33,7 @@ class Settings:
     control_key: str = field(default_factory=lambda: "sandbox-control-" + secrets.token_hex(24))
     s3_access_key: str = field(default_factory=lambda: "SANDBOX" + secrets.token_hex(6).upper())
     s3_secret_key: str = field(default_factory=lambda: secrets.token_hex(24))
+    engine: str = ""  # what runs its containers: "podman" or "docker"; "": not chosen yet
     rust_mirror: str = ""  # the mirror's address from inside a box; "": there is none
 
     @property
@@ -86,13 +87,15 @@ class Settings:
         }
 
 
-def port_is_free(address: str, port: int) -> bool:
-    """Return whether this process could listen there now."""
+def port_is_free(address: str, port: int, *, as_root: bool = False) -> bool:
+    """Return whether this process could listen there now; ``as_root``: or could if it had root's rights."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # As every server does: a connection that lingers after a restart does not make the port taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
+        except PermissionError:
+            return as_root
         except OSError:
             return False
     return True

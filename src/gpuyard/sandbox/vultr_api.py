@@ -333,7 +333,7 @@ class VultrApi:
             "os": rental.request.get("os") or "",
             "ram": plan["ram"],
             "disk": plan["disk"],
-            "main_ip": rental.address if address_known else "0.0.0.0",
+            "main_ip": (rental.address if address_known else "") or "0.0.0.0",
             "vcpu_count": plan["vcpu_count"],
             "region": rental.region,
             "plan": plan["id"],

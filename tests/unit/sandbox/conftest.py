@@ -60,7 +60,7 @@ class StandInEngine(Engine):
     def state(self, container: str) -> ContainerState | None:
         if container not in self.specs:
             return None
-        return ContainerState(container, self.running[container], 0, self.specs[container].labels)
+        return ContainerState(container, self.running[container], 0, self.specs[container].labels, "10.9.8.7")
 
     def containers(self, sandbox: str) -> list[str]:
         return list(self.specs)

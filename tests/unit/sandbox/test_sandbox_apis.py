@@ -285,3 +285,18 @@ def test_the_control_api_wants_its_key(apis: Apis) -> None:
         404,
         "The sandbox has no run none-0 that could be preempted.",
     )
+
+
+def test_a_vultr_box_has_an_address_of_its_own_where_port_22_is_taken_on_every_loopback_address(
+    apis: Apis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpuyard.sandbox.boxes.port_is_free", lambda *_, **__: False)
+    instance = apis.rent_vultr()
+    rental = apis.cloud.world.living("vultr")[0]
+    end = time.monotonic() + 10
+    while not rental.bridged and time.monotonic() < end:
+        apis.vultr("GET", f"/instances/{instance}")
+    apis.clock.now += 9.0
+    assert apis.vultr("GET", f"/instances/{instance}").json()["instance"]["main_ip"] == "10.9.8.7"
+    (spec,) = apis.cloud.engine.specs.values()  # type: ignore[attr-defined]
+    assert spec.ports == []

@@ -34,7 +34,70 @@ def test_the_engine_that_answers_is_taken(tmp_path: Path, monkeypatch: pytest.Mo
     program(tmp_path, "docker", "exit 0")
     assert engine.find().kind == "docker"
     program(tmp_path, "podman", "exit 0")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert engine.find().kind == "podman"
+    # An ordinary user's Podman opens no port 22.
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert engine.find().kind == "docker"
+
+
+def test_a_sandbox_stays_with_its_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    program(tmp_path, "podman", "exit 0")
+    program(tmp_path, "docker", "exit 0")
+    assert engine.find("docker").kind == "docker"
+    program(tmp_path, "docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1")
+    with pytest.raises(UsageError, match="started with docker, which does not answer"):
+        engine.find("docker")
+
+
+def test_dockers_socket_for_others_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program(tmp_path, "docker", "echo 'permission denied while trying to connect to the Docker daemon' >&2; exit 1")
+    with pytest.raises(UsageError, match="may not use Docker's socket: let root do `usermod -aG docker"):
+        engine.find()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "rootless"),
+    [
+        ("podman", "true", True),
+        ("podman", "false", False),
+        ("docker", "[name=seccomp,profile=default name=rootless name=cgroupns]", True),
+        ("docker", "[name=seccomp,profile=default]", False),
+    ],
+)
+def test_an_engine_without_roots_rights_is_known(tmp_path: Path, kind: str, said: str, rootless: bool) -> None:
+    program(tmp_path, kind, f"echo '{said}'")
+    assert Engine(str(tmp_path / kind), kind).rootless() is rootless
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        (PermissionError(), "it may not listen on port 22: run the sandbox as root, or let root run `sysctl"),
+        (OSError(), "something else listens on port 22 of every address: run the sandbox as root."),
+    ],
+)
+def test_an_engine_that_cannot_open_port_22_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: OSError, words: str
+) -> None:
+    def bind(*_: object) -> None:
+        raise outcome
+
+    class Refusing(socket.socket):
+        pass
+
+    monkeypatch.setattr(Refusing, "bind", bind, raising=False)
+    monkeypatch.setattr("gpuyard.sandbox.settings.socket.socket", Refusing)
+    program(tmp_path, "podman", "echo true")
+    with pytest.raises(UsageError) as caught:
+        boxes.check_ssh_port(Engine(str(tmp_path / "podman"), "podman"), "00ff00")
+    assert words in str(caught.value)
+    # Root's engine opens the port itself, or gives a box an address of its own.
+    program(tmp_path, "podman", "echo false")
+    boxes.check_ssh_port(Engine(str(tmp_path / "podman"), "podman"), "00ff00")
 
 
 def test_a_failing_engine_is_one_sentence(tmp_path: Path) -> None:
@@ -95,6 +158,13 @@ def test_addresses_that_are_taken_are_passed_over() -> None:
         assert boxes.choose_address("00ff00", 1, 20_022) != first
     assert boxes.choose_address("00ff00", 2, 20_022) != first
     assert len(set(boxes.choose_high_ports(64))) == 64
+
+
+def test_a_high_port_that_is_taken_everywhere_is_an_error_and_port_22_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boxes, "port_is_free", lambda *_, **__: False)
+    assert not boxes.choose_address("00ff00", 1, boxes.SSH)
+    with pytest.raises(EngineError, match="has the ports 20022, 20023 free"):
+        boxes.choose_address("00ff00", 1, 20_022, 20_023)
 
 
 def test_only_what_a_box_can_use_of_this_machines_environment_goes_there() -> None:
