@@ -41,7 +41,7 @@ def choose_address(sandbox: str, number: int, *ports: int) -> str:
     for step in range(_ATTEMPTS):
         place = (start + step) % (254 * 254)
         address = f"127.77.{place // 254 + 1}.{place % 254 + 1}"
-        # The engine listens there, not this process; whether it may is asked once, by `check_ssh_port`.
+        # The engine listens there, not this process; whether it may is asked once, by `check_rights`.
         if all(port_is_free(address, port, as_root=True) for port in ports):
             return address
     if SSH in ports:
@@ -49,16 +49,24 @@ def choose_address(sandbox: str, number: int, *ports: int) -> str:
     raise EngineError(f"No loopback address below 127.77.0.0/16 has the ports {', '.join(map(str, ports))} free.")
 
 
-def check_ssh_port(engine: Engine, sandbox: str) -> None:
-    """Raise :class:`UsageError` when no box could have port 22, neither on loopback nor on an address of its own."""
+def check_rights(engine: Engine, sandbox: str) -> None:
+    """Raise :class:`UsageError` when the engine lacks a right without which no Vultr machine can be had."""
+    if not engine.rootless():
+        return  # root's engine listens on port 22, or gives a box an address of its own
     address = choose_address(sandbox, 0, SSH)
-    if (address and port_is_free(address, SSH)) or not engine.rootless():
+    remedy = "run the sandbox as root"
+    if engine.control_groups() == "1":
+        reason = "systemd does not start there on control groups of version 1"
+    elif not address:
+        reason = "something else listens on port 22 of every address"
+    elif not port_is_free(address, SSH):
+        reason = "it may not listen on port 22"
+        remedy += ", or let root run `sysctl net.ipv4.ip_unprivileged_port_start=22`"
+    else:
         return
-    reason = "something else listens on port 22 of every address" if not address else "it may not listen on port 22"
-    remedy = "" if not address else ", or let root run `sysctl net.ipv4.ip_unprivileged_port_start=22`"
     raise UsageError(
         f"{engine.kind.title()} without root's rights cannot run the sandbox's machines here because {reason}: "
-        f"run the sandbox as root{remedy}."
+        f"{remedy}."
     )
 
 

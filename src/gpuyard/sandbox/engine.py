@@ -130,6 +130,11 @@ class Engine:
             return self.run("info", "--format", "{{.Host.Security.Rootless}}").strip() == "true"
         return "name=rootless" in self.run("info", "--format", "{{.SecurityOptions}}")
 
+    def control_groups(self) -> str:
+        """Return the version of this machine's control groups, "1" or "2"."""
+        key = "{{.Host.CgroupsVersion}}" if self.kind == "podman" else "{{.CgroupVersion}}"
+        return self.run("info", "--format", key).strip().removeprefix("v")
+
     def image_label(self, image: str, label: str) -> str | None:
         """Return an image's label, ``""`` when it has none, ``None`` when the image does not exist."""
         try:

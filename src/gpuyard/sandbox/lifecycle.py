@@ -95,7 +95,7 @@ def _engine(state: Path) -> Engine:
     """Return the engine that this state folder's sandbox has, else the best one, when its machines can run there."""
     known = Settings.load(state) or Settings()
     engine = find(known.engine)
-    boxes.check_ssh_port(engine, known.name)
+    boxes.check_rights(engine, known.name)
     return engine
 
 

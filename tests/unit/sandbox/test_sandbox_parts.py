@@ -74,30 +74,30 @@ def test_an_engine_without_roots_rights_is_known(tmp_path: Path, kind: str, said
 
 
 @pytest.mark.parametrize(
-    ("outcome", "words"),
+    ("version", "outcome", "words"),
     [
-        (PermissionError(), "it may not listen on port 22: run the sandbox as root, or let root run `sysctl"),
-        (OSError(), "something else listens on port 22 of every address: run the sandbox as root."),
+        ("1", None, "systemd does not start there on control groups of version 1: run the sandbox as root."),
+        ("2", PermissionError(), "it may not listen on port 22: run the sandbox as root, or let root run `sysctl"),
+        ("2", OSError(), "something else listens on port 22 of every address: run the sandbox as root."),
     ],
 )
-def test_an_engine_that_cannot_open_port_22_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: OSError, words: str
+def test_an_engine_that_lacks_a_right_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, outcome: OSError | None, words: str
 ) -> None:
-    def bind(*_: object) -> None:
-        raise outcome
+    class Probe(socket.socket):
+        def bind(self, *_: object) -> None:
+            if outcome:
+                raise outcome
 
-    class Refusing(socket.socket):
-        pass
-
-    monkeypatch.setattr(Refusing, "bind", bind, raising=False)
-    monkeypatch.setattr("gpuyard.sandbox.settings.socket.socket", Refusing)
-    program(tmp_path, "podman", "echo true")
+    monkeypatch.setattr("gpuyard.sandbox.settings.socket.socket", Probe)
+    podman = Engine(str(tmp_path / "podman"), "podman")
+    program(tmp_path, "podman", f'case "$3" in *Rootless*) echo true;; *) echo v{version};; esac')
     with pytest.raises(UsageError) as caught:
-        boxes.check_ssh_port(Engine(str(tmp_path / "podman"), "podman"), "00ff00")
+        boxes.check_rights(podman, "00ff00")
     assert words in str(caught.value)
     # Root's engine opens the port itself, or gives a box an address of its own.
-    program(tmp_path, "podman", "echo false")
-    boxes.check_ssh_port(Engine(str(tmp_path / "podman"), "podman"), "00ff00")
+    program(tmp_path, "podman", f'case "$3" in *Rootless*) echo false;; *) echo v{version};; esac')
+    boxes.check_rights(podman, "00ff00")
 
 
 def test_a_failing_engine_is_one_sentence(tmp_path: Path) -> None:
