@@ -5,8 +5,8 @@ the same without systemd as process 1 and with compilers, git and tmux, as Vast'
 
 They are made with mmdebstrap from the package sources of this machine and cached twice: in the engine's storage, under
 a label with the recipe's hash, and as a tarball in :func:`gpuyard.paths.cache`. Where mmdebstrap is missing but the
-engine can pull images, a Containerfile on ``debian`` is used instead; that second way was written for machines with a
-container registry in reach and has not been tried on one.
+engine can pull images, a Containerfile on ``debian`` is used instead. That second way has been tried with Docker on a
+Debian tree under the registry image's name; no registry was in reach.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _mmdebstrap(recipe: Recipe, tarball: Path) -> None:
 
 
 def _build_from_registry(engine: Engine, recipe: Recipe, progress: Progress) -> None:
-    """Build on the registry's ``debian`` image. Untried: no registry was in reach where this was written."""
+    """Build on the registry's ``debian`` image."""
     progress(f"Building the box image {recipe.image} on debian:bookworm (mmdebstrap is not installed)")
     with tempfile.TemporaryDirectory(prefix="gpuyard-image-") as scratch:
         folder = Path(scratch)
