@@ -11,6 +11,7 @@ from pathlib import Path
 import requests
 from yard import CANARY, ROOT, Yard
 
+from gpuyard import demo
 from gpuyard.runs import stored
 
 TINY = """\
@@ -109,6 +110,14 @@ def test_environment_and_site_configuration_say_the_same_as_the_option(yard: Yar
     no_key = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
     (tmp_path / "group_vars" / "all.yml").write_text("sandbox: false\nworkload: miniprover\n")
     assert yard.run("ansible-playbook", "-i", str(tmp_path), "launch.yml", "--check", env=no_key).code != 0
+
+
+def test_what_the_demonstration_leaves_unsaid_is_unsaid(yard: Yard) -> None:
+    unsaid = json.dumps(demo.UNSAID | {"workload": "miniprover", "run": "unsaid-0"})
+    plain = yard.play("launch", "--check", run="unsaid-0", workload="miniprover")
+    said = yard.play("launch", "--check", "-e", unsaid)
+    shown = [[line for line in one.text.splitlines() if "fit" in line or "would" in line] for one in (plain, said)]
+    assert shown[0] == shown[1] != []
 
 
 def test_the_plays_run_by_collection_name_from_any_folder(yard: Yard, tmp_path: Path) -> None:

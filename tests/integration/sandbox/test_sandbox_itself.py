@@ -146,8 +146,8 @@ def test_without_an_engine_the_command_that_installs_one_is_named(tmp_path: Path
     docker.write_text("#!/bin/sh\necho 'Cannot connect to the Docker daemon' >&2\nexit 1\n", encoding="utf-8")
     docker.chmod(0o755)
     for path, reason in (
-        (str(folder), "no engine answers behind docker"),
-        ("/nonexistent", "there is no container engine"),
+        (str(folder), "none answers behind docker"),
+        ("/nonexistent", "there is none"),
     ):
         done = gpuyard("sandbox", "up", "--state", str(tmp_path / "state"), env={"PATH": path})
         assert done.returncode == 2

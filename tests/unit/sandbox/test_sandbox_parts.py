@@ -29,7 +29,7 @@ def program(folder: Path, name: str, script: str) -> None:
 def test_the_engine_that_answers_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     program(tmp_path, "podman", "echo broken >&2; exit 125")
-    with pytest.raises(UsageError, match="no engine answers behind podman"):
+    with pytest.raises(UsageError, match="none answers behind podman"):
         engine.find()
     program(tmp_path, "docker", "exit 0")
     assert engine.find().kind == "docker"
