@@ -85,7 +85,7 @@ def run_playbook(
     root = collection_root()
     if root and (root / "ansible.cfg").is_file() and "ANSIBLE_CONFIG" not in os.environ:
         envvars["ANSIBLE_CONFIG"] = str(root / "ansible.cfg")
-    with tempfile.TemporaryDirectory(prefix="gpuyard-play-") as private, _interruptible() as interrupted:
+    with _interruptible() as interrupted, tempfile.TemporaryDirectory(prefix="gpuyard-play-") as private:
         outcome = ansible_runner.run(
             private_data_dir=private,
             project_dir=str(Path.cwd()),
