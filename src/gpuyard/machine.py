@@ -71,9 +71,9 @@ def present(
     if check:
         return _present(providers, order, check=True, progress=progress)
     with rent.exclusive(order.run, progress) as waited:
-        if waited and order.planned and (held := rent.find(providers, order.run)):
+        if waited and order.planned and (current := _current(order.run, rent.find(providers, order.run))):
             raise UsageError(
-                f"Another command has just rented {describe(held[0])} for run {order.run}, and brings it into shape. "
+                f"Another command has just rented {describe(current)} for run {order.run}, and brings it into shape. "
                 f"`ansible-playbook logs.yml -e run={order.run}` shows what it does; for a machine beside it, name "
                 "another run with -e run=…."
             )

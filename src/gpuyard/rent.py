@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from gpuyard import paths
 from gpuyard.config import SshKey
@@ -66,13 +67,12 @@ def rent(
     spec: CreateSpec,
     *,
     progress: Progress | None = None,
-    replace: bool = False,
 ) -> Instance:
-    """Return the run's machine: the one that it already has, else a new one from the first offer that can be had.
+    """Return a new machine for the run, from the first offer that can be had.
 
-    ``offers`` are in order of preference. When the run still has a machine that was preempted, failed or was stopped,
-    :class:`UsageError` says so, because its disk may hold what no checkpoint has; with ``replace`` it is destroyed
-    first. Raises :class:`NoCapacityError` when all offers are gone, and whatever :meth:`Provider.create` raises.
+    ``offers`` are in order of preference. When the run has a machine, :class:`UsageError` says so: one that lives is
+    enough, and the disk of one that was preempted, failed or was stopped may hold what no checkpoint has. Raises
+    :class:`NoCapacityError` when all offers are gone, and whatever :meth:`Provider.create` raises.
     """
     tell = progress or _silent
     existing = find(providers, spec.ref.run)
@@ -85,17 +85,16 @@ def rent(
             provider=live[0].provider,
         )
     if live:
-        tell(f"Run {spec.ref.run} already has {_name(live[0])}; nothing more is rented.")
-        return live[0]
-    if existing and not replace:
+        raise UsageError(
+            f"Run {spec.ref.run} has got {_name(live[0])} from another command meanwhile, and nothing more is rented: "
+            "the next launch finds that machine."
+        )
+    if existing:
         names = ", ".join(f"{_name(instance)} ({instance.state})" for instance in existing)
         raise UsageError(
             f"Run {spec.ref.run} still has {names}, whose disk may hold what no checkpoint has. Resume the run to "
             "replace it, or tear the run down to destroy it."
         )
-    if existing:
-        destroy_all(providers, existing, progress=progress)
-    spec = dataclasses.replace(spec, known_ids=frozenset(instance.id for instance in existing))
     return _first_to_be_had(providers, offers, spec, tell)
 
 
@@ -412,9 +411,9 @@ def destroy_all(
     if missing:
         raise UsageError(f"{_name(missing[0])} belongs to a cloud that is not configured here.")
 
-    def destroy(instance: Instance) -> ProviderError | None:
+    def destroy(instance: Instance, tell: Progress) -> ProviderError | None:
         try:
-            by_name[instance.provider].destroy(instance.id, progress=progress)
+            by_name[instance.provider].destroy(instance.id, progress=tell)
         except ProviderError as error:
             return error
         # A line too many in that file does no harm; what became of the other machines must be told.
@@ -422,12 +421,30 @@ def destroy_all(
             forget_host_key(instance)
         return None
 
-    with ThreadPoolExecutor(max_workers=min(8, len(wanted))) as pool:
-        errors = [error for error in pool.map(destroy, wanted) if error is not None]
+    errors = [error for error in _at_once(destroy, wanted, progress or _silent) if error is not None]
     if len(errors) == 1:
         raise errors[0]
     if errors:
         raise LeakError(" ".join(str(error) for error in errors), provider=errors[0].provider)
+
+
+def _at_once(
+    work: Callable[[Instance, Progress], ProviderError | None], instances: Sequence[Instance], progress: Progress
+) -> list[ProviderError | None]:
+    """Apply ``work`` to all instances at the same time, and return what it returned, in their order.
+
+    What it tells is told from this thread. A signal is handled here, too, so it finds no other thread in the middle of
+    a line, with the lock of whoever shows it.
+    """
+    told: SimpleQueue[str] = SimpleQueue()
+    with ThreadPoolExecutor(max_workers=min(8, len(instances))) as pool:
+        answers = [pool.submit(work, instance, told.put) for instance in instances]
+        while not all(answer.done() for answer in answers):
+            with suppress(Empty):
+                progress(told.get(timeout=0.1))
+        while not told.empty():
+            progress(told.get())
+        return [answer.result() for answer in answers]
 
 
 def _ssh_settings(instance: Instance, known_hosts: Path, first_contact: bool) -> dict[str, str]:
