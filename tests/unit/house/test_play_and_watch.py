@@ -59,13 +59,13 @@ def test_a_play_tells_tasks_changes_lines_and_failures(tmp_path: Path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path))
     seen: list[Event] = []
     code = run_playbook(
-        "logs",
+        "launch",
         {"provider": "nowhere"},
         on_event=seen.append,
         environment={"VAST_API_KEY": "canary-vast-2b7c9d0e5f", "GPUYARD_HOME": str(tmp_path)},
     )
     assert code != 0
-    assert Event("task", "Fetch the log") in seen
+    assert Event("task", "Plan the run") in seen
     (failed,) = [event for event in seen if event.kind == "failed"]
     assert "provider='nowhere' is not known" in failed.text
     # ansible-runner writes the environment to disk while it runs; nothing of it may stay.
@@ -82,7 +82,7 @@ def test_ctrl_c_ends_the_play_and_what_started_it(tmp_path: Path, monkeypatch: p
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        run_playbook("logs", {"provider": "nowhere"}, on_event=press, environment={"GPUYARD_HOME": str(tmp_path)})
+        run_playbook("launch", {"provider": "nowhere"}, on_event=press, environment={"GPUYARD_HOME": str(tmp_path)})
     assert seen
     # Later it does again what it did before.
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
