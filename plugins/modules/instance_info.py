@@ -44,8 +44,7 @@ options:
     description:
       - Whether one cloud that does not answer is only told in RV(unanswered). Without this the task fails, since what
         cannot be seen may still be there.
-      - With V(true) the task fails only when no cloud answers, and an SSH key that cannot be used leaves
-        C(connection) empty.
+      - With V(true) the task fails only when no cloud answers.
     type: bool
     default: false
   ssh_key:
@@ -113,21 +112,14 @@ CONDITIONS = {}
 def run(call):
     """Return the machines that the clouds asked list and the options let through."""
     from gpuyard import config, records, rent
-    from gpuyard.errors import UsageError
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
-    key = None
-    try:
-        key = config.ssh_key(call.option("ssh_key"))
-    except UsageError as error:
-        if not call.params["partial"]:
-            raise
-        call.progress(f"The machines cannot be reached: {error}")
+    key = config.ssh_key(call.option("ssh_key"))
     wanted = call.given("run", "workload", "state")
     found = []
     seen = rent.survey(clouds)
     for one in seen.answered() if call.params["partial"] else seen.complete():
-        values = records.instance_to_dict(one) | {"connection": rent.ansible_vars(one, key) if key else {}}
+        values = records.instance_to_dict(one) | {"connection": rent.ansible_vars(one, key)}
         if (values["run"] or call.params["all"]) and all(values[name] == value for name, value in wanted.items()):
             found.append(values)
     return {

@@ -61,6 +61,7 @@ class Plan:
     mirrors: Mapping[str, str] = field(default_factory=dict)
     disk_gb: float = 20.0
     provider: str = ""  # the one cloud at which the run's machines are looked for; "": all of them
+    checkpoint: int = 0  # the newest checkpoint's number, whole or not; what comes after it is this launch's work
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, without any secret."""
@@ -89,6 +90,7 @@ class Plan:
             },
             "mirrors": dict(self.mirrors),
             "progress": dict(self.run.progress),
+            "checkpoint": self.checkpoint,
             "instance": records.instance_to_dict(self.run.machine) if self.run.machine else {},
         }
 
@@ -122,10 +124,10 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         survey = asked.result()
         _complain(survey.errors, chosen, progress)
         known = runs.join(survey.instances, kept.result())
+    run = _resume(known, wishes) if wishes.mode == "resume" else _launch(known, chosen, workload, wishes)
+    newest = run.manifest.sequence if run.manifest else 0
     if wishes.mode == "resume":
-        run = _with_whole_checkpoint(_resume(known, wishes), store, progress)
-    else:
-        run = _launch(known, chosen, workload, wishes)
+        run = _with_whole_checkpoint(run, store, progress)
     workload = workload or _workload_of(run, wishes, progress)
     workload.check_environment(variables)
     _same_cloud(run, wishes)
@@ -169,6 +171,7 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         config.mirrors(**site),
         disk_gb,
         _where(run, wishes),
+        newest,
     )
 
 
@@ -257,6 +260,8 @@ def _resume(known: Sequence[Run], wishes: Wishes) -> Run:
         more = f" These have a machine and need none: {_listed(alive)}." if alive else ""
         bare = [run for run in known if run.leftovers and not run.machine and run.manifest is None]
         more += f" These lost theirs before a checkpoint, and may still bill: {_listed(bare)}." if bare else ""
+        ended = [run for run in known if run.state == "cancelled" and run.manifest]
+        more += f" These were torn down, and go on when they are named (-e run=…): {_listed(ended)}." if ended else ""
         raise UsageError(f"There is no run that can be resumed.{more}")
     return _not_the_only_copy(candidates[0])
 

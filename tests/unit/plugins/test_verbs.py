@@ -154,12 +154,9 @@ def test_a_slip_in_the_name_does_not_look_like_the_end_of_a_rental(world: World,
 
 def test_absent_needs_no_ssh_key(world: World, verb: Verb) -> None:
     world.vast.held["1"] = instance("vast", "1", "a-0")
-    gone = {"ssh_key": "/nowhere/id"}
-    assert "/nowhere/id" in sentence(verb("instance_info", **gone))
-    lines: list[str] = []
-    (found,) = verb("instance_info", partial=True, lines=lines, **gone)["instances"]
-    assert found["connection"] == {} and "/nowhere/id" in lines[0]
-    assert verb("instance", run="a-0", state="absent", **gone)["changed"]
+    # Whoever names a key wants its stages ended in good order with it, and hears of a slip before anything is lost.
+    assert "/nowhere/id" in sentence(verb("instance_info", partial=True, ssh_key="/nowhere/id"))
+    assert verb("instance", run="a-0", state="absent", ssh_key="/nowhere/id")["changed"]
 
 
 def test_two_commands_do_not_rent_for_one_run(world: World, verb: Verb) -> None:
@@ -524,8 +521,12 @@ def test_a_lost_disk_is_not_given_up_for_a_checkpoint_that_lacks_files(
         return verb("run_plan", mode="resume", run="tiny-1", bucket=bucket, lines=lines)
 
     assert plan()["plan"]["replace_preempted"] is True and not any("lacks files" in line for line in lines)
+    assert plan()["plan"]["checkpoint"] == newest.sequence
     store.delete(next(entry.key for entry in newest.files if entry.path == "weights"))
-    assert plan()["plan"]["progress"]["stage"] == "search"  # the older one's
+    older_one = plan()["plan"]
+    assert older_one["progress"]["stage"] == "search"
+    # What says that it holds this launch's work has to be newer than both.
+    assert older_one["checkpoint"] == newest.sequence
     assert any(f"Checkpoint {newest.sequence} of tiny-1 lacks files, so {older.sequence}" in line for line in lines)
     store.put(next(entry.key for entry in older.files if entry.path == "weights"), b"cut off in the middle")
     assert "no whole checkpoint in the bucket" in sentence(plan())
@@ -629,6 +630,10 @@ def test_a_run_torn_down_is_resumed_only_by_name(
     assert states == {"tiny-0": "cancelled", "tiny-1": "finished", "tiny-2": "interrupted"}
     assert verb("run_plan", mode="resume", bucket=bucket)["plan"]["run"] == "tiny-2"
     assert verb("run_plan", mode="resume", run="tiny-0", bucket=bucket)["plan"]["run"] == "tiny-0"
+    verb("run_record", run="tiny-2", bucket=bucket)
+    message = sentence(verb("run_plan", mode="resume", bucket=bucket))
+    assert "no run that can be resumed" in message
+    assert "go on when they are named (-e run=…): tiny-0 (cancelled, stopped), tiny-2" in message
 
 
 def test_an_end_is_no_failure_because_the_bucket_cannot_be_told(verb: Verb, closed: dict[str, str]) -> None:
