@@ -296,7 +296,10 @@ def find(chosen: str = "") -> Engine:
             continue
         return engine
     if chosen:
-        raise UsageError(f"This sandbox was started with {chosen}, which does not answer now: start it and try again.")
+        raise UsageError(
+            f"This sandbox was started with {chosen}, which does not answer now: start it and try again. Where it is "
+            "gone for good, nothing of the sandbox is left but its state folder, which you can delete."
+        )
     if "permission denied" in silent.get("docker", "").lower():
         raise UsageError(
             "The sandbox needs a container engine and this user may not use Docker's socket: let root do "

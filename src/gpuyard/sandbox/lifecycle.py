@@ -50,6 +50,7 @@ def up(state: Path, progress: Progress, options: Options | None = None) -> Sandb
         engine = _engine(state)
         settings = _settings(state, options)
         settings.engine = engine.kind
+        settings.save(state)  # now, so that `down` finds what an `up` that fails leaves behind
         if not engine.state(services.container(settings, "bucket")) and not port_is_free(LOOPBACK, settings.s3_port):
             settings.s3_port = free_port()
         images.ensure(engine, progress)

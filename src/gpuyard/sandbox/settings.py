@@ -95,10 +95,17 @@ def port_is_free(address: str, port: int, *, as_root: bool = False) -> bool:
         try:
             probe.bind((address, port))
         except PermissionError:
-            return as_root
+            # The kernel asks for the right first, so it has not said whether the port is taken.
+            return as_root and not _answers(address, port)
         except OSError:
             return False
     return True
+
+
+def _answers(address: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((address, port)) == 0
 
 
 def free_port() -> int:

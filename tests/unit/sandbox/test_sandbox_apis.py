@@ -294,7 +294,7 @@ def test_a_vultr_box_has_an_address_of_its_own_where_port_22_is_taken_on_every_l
     monkeypatch.setattr("gpuyard.sandbox.boxes.port_is_free", lambda *_, **__: False)
     instance = apis.rent_vultr()
     rental = apis.cloud.world.living("vultr")[0]
-    end = time.monotonic() + 10
+    end = time.monotonic() + 120
     while not rental.bridged and time.monotonic() < end:
         apis.vultr("GET", f"/instances/{instance}")
     apis.clock.now += 9.0
