@@ -72,9 +72,9 @@ class CallbackModule(CallbackBase):
             return
         run = result.host.get_name()
         self._display.display(
-            f"  {run} does not answer any more. `ansible-playbook status.yml` shows whether its machine was taken "
-            f"away: `ansible-playbook resume_search.yml -e run={run}` then goes on with another one, and "
-            f"`ansible-playbook teardown.yml -e run={run}` ends the run."
+            f"  {run} does not answer any more, and its machine may still bill. `ansible-playbook status.yml` shows "
+            f"whether it was taken away: `ansible-playbook resume_search.yml -e run={run}` then goes on with another "
+            f"one, and `ansible-playbook teardown.yml -e run={run}` ends the run."
         )
 
     def v2_playbook_on_stats(self, stats):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,12 @@ from gpuyard import checkpoints, config, runs
 from .conftest import BIN, ROOT, Yard
 
 SANDBOX = ("-e", "sandbox=true")
+
+
+def press(group: int) -> None:
+    """Press Ctrl-C for a process group, which may just have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGINT)
 
 
 def cut_off(yard: Yard, verb: str, marker: str, *words: str) -> str:
@@ -39,10 +46,10 @@ def cut_off(yard: Yard, verb: str, marker: str, *words: str) -> str:
         for line in play.stdout:
             seen += line
             if line.strip().startswith(marker):
-                os.killpg(play.pid, signal.SIGINT)
+                press(play.pid)
                 break
         # Python drops what a signal raises in the moment of a fork, and Ansible forks for every task: press again then.
-        again = threading.Timer(15, os.killpg, (play.pid, signal.SIGINT))
+        again = threading.Timer(15, press, (play.pid,))
         again.start()
         rest = play.stdout.read()
         play.wait()

@@ -72,7 +72,13 @@ def test_the_disk_window_shows_the_folders_at_once_however_late_the_runner_is(bo
         starting = threading.Thread(target=answer, args=(box, "start"))
         starting.start()
         folder = str(box.root / "models")
-        wait_for(lambda: folder in tmux(box, "capture-pane", "-p", "-t", "canyon:3"), seconds=25, what=folder)
+
+        def shown() -> str:
+            return tmux(box, "capture-pane", "-p", "-t", "canyon:3")
+
+        wait_for(lambda: "Filesystem" in shown(), what="the disk window")
+        # In the same picture: the next one is drawn half a minute later.
+        wait_for(lambda: folder in shown(), seconds=20, what=folder)
     starting.join()
     answer(box, "stop")
 
