@@ -9,13 +9,15 @@ Private to this collection.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
 import time
 import urllib.error
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _BLOCK = 1 << 20
 _ATTEMPTS = 3
 _TIMEOUT_S = 60.0
+# Made by the first command that locks the machine for bringing it into shape, see gpuyard.converging_box.
+MODULES_LOCK = Path("/opt/gpuyard/modules.lock")
 
 
 class BoxError(Exception):
@@ -45,7 +49,8 @@ def guarded(module: AnsibleModule, work: Callable[[AnsibleModule], dict[str, Any
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     try:
-        result = work(module)
+        with at_work():
+            result = work(module)
     except BoxError as error:
         module.fail_json(msg=str(error), **error.details)
     except OSError as error:
@@ -53,6 +58,22 @@ def guarded(module: AnsibleModule, work: Callable[[AnsibleModule], dict[str, Any
         module.fail_json(msg=f"{place}{error.strerror or error}.")
     else:
         module.exit_json(**result)
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Show, by a shared lock, that a module is at work, so that nobody else begins to bring the machine into shape.
+
+    A module outlives its controller when that is killed. Nothing is locked on a machine that nobody has ever locked.
+    """
+    try:
+        handle = MODULES_LOCK.open("rb")
+    except OSError:
+        yield
+        return
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
 
 
 def tail(text: str, lines: int = 8) -> str:

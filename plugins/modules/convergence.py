@@ -11,6 +11,10 @@ short_description: Recognise a machine that already is what a run needs
 description:
   - Compares, or records, the fingerprint of the state that the roles last brought this machine to.
   - It lets a play skip every role on a machine that matches, which then costs one round trip instead of minutes.
+  - One command at a time changes a machine. When it has to be changed, the action plugin takes a lock there, which the
+    machine's kernel holds, and waits for a command that has it, saying for whom. The lock ends when the new state is
+    recorded, when the play ends, however it ends, and when the machine has heard nothing from the controller for a
+    minute.
 version_added: "0.1.0"
 author: gpuyard contributors (@gpuyard)
 options:
@@ -20,12 +24,17 @@ options:
     required: true
   state:
     description:
-      - V(compared) answers whether the recorded fingerprint is this one. A different one is forgotten, because the
-        roles that follow change the machine and may be interrupted half-way.
-      - V(recorded) writes the fingerprint down, once the roles are through.
+      - V(compared) answers whether the recorded fingerprint is this one. When it is not, the machine is locked and a
+        different one is forgotten, because the roles that follow change the machine and may be interrupted half-way.
+      - V(begun) forgets a different one, too, and does not lock. The action plugin uses it once it has the lock.
+      - V(recorded) writes the fingerprint down, once the roles are through, and ends the lock.
     type: str
-    choices: [compared, recorded]
+    choices: [compared, begun, recorded]
     default: compared
+  full:
+    description: Whether a machine that matches is changed all the same, so that it is locked and does not match.
+    type: bool
+    default: false
   path:
     description: The file on the machine that holds the fingerprint.
     type: path
@@ -37,6 +46,8 @@ attributes:
   diff_mode:
     description: Shows what changed.
     support: full
+notes:
+  - The lock is held over connections of the types C(ssh) and C(local).
 """
 
 EXAMPLES = r"""
@@ -93,23 +104,26 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "fingerprint": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["compared", "recorded"], "default": "compared"},
+            "state": {"type": "str", "choices": ["compared", "begun", "recorded"], "default": "compared"},
+            "full": {"type": "bool", "default": False},
             "path": {"type": "path", "default": "/opt/gpuyard/converged.json"},
         },
         supports_check_mode=True,
     )
-    path, wanted = module.params["path"], module.params["fingerprint"]
+    path, wanted, state = module.params["path"], module.params["fingerprint"], module.params["state"]
     before = read(path)
-    after = wanted if module.params["state"] == "recorded" or before == wanted else ""
+    matches = before == wanted and not module.params["full"]
+    after = wanted if state == "recorded" or matches else ""
     changed = after != before
-    if changed and not module.check_mode:
+    # Without the lock nothing is changed: another command may be at work.
+    if changed and state != "compared" and not module.check_mode:
         if after:
             write(module, path, after)
         else:
             os.unlink(path)
     module.exit_json(
         changed=changed,
-        matches=before == wanted,
+        matches=matches,
         recorded=before,
         diff={"before": f"{before}\n", "after": f"{after}\n", "before_header": path, "after_header": path},
     )

@@ -80,13 +80,17 @@ class VerbAction(ActionBase):
         os.environ.update({name: str(value) for name, value in environment.items()})
 
     def _show(self, line: str) -> None:
-        """Show one line now. A callback that writes JSON owns the standard output."""
-        if self._task.no_log:
-            return
-        # The line goes through a queue whose lock would stay taken if Ctrl-C ended this process in the middle of it, as
-        # it may well do when somebody waits for that line: Ansible itself would then wait for the lock, for ever.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        try:
-            display.display(f"  {line}", stderr="json" in C.DEFAULT_STDOUT_CALLBACK)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        """Show one line now, unless the task is secret."""
+        if not self._task.no_log:
+            show_line(line)
+
+
+def show_line(line: str) -> None:
+    """Show one line now. A callback that writes JSON owns the standard output."""
+    # The line goes through a queue whose lock would stay taken if Ctrl-C ended this process in the middle of it, as
+    # it may well do when somebody waits for that line: Ansible itself would then wait for the lock, for ever.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        display.display(f"  {line}", stderr="json" in C.DEFAULT_STDOUT_CALLBACK)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

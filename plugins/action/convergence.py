@@ -1,0 +1,98 @@
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The controller's half of the module ``convergence``: takes the machine's lock before anything changes there."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shlex
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.module_utils.basic import missing_required_lib
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._verb_action import show_line
+
+try:
+    from gpuyard import converging
+    from gpuyard.errors import GpuyardError
+except ImportError as error:
+    GPUYARD_IMPORT_ERROR: ImportError | None = error
+else:
+    GPUYARD_IMPORT_ERROR = None
+
+DEFAULT_PATH = "/opt/gpuyard/converged.json"
+
+
+class ActionModule(ActionBase):
+    """Compare, and lock a machine that has to be changed until its new state is recorded."""
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run the module, once or twice."""
+        super().run(tmp, task_vars)
+        if GPUYARD_IMPORT_ERROR is not None:
+            raise AnsibleActionFail(missing_required_lib("gpuyard")) from GPUYARD_IMPORT_ERROR
+        arguments = {**self._task.args}
+        name = str((task_vars or {}).get("inventory_hostname") or "machine")
+        # Ansible runs each task in a process forked for it; the play's own process is the parent.
+        play = os.getppid()
+        state = arguments.get("state", "compared")
+        if state == "recorded":
+            result = self._module(arguments, task_vars)
+            converging.release(name, play)
+            return result
+        result = self._module(arguments, task_vars)
+        if state != "compared" or result.get("failed") or result.get("matches") or self._task.check_mode:
+            return result
+        if (command := self._command(arguments, name, task_vars or {})) is not None:
+            try:
+                converging.acquire(command, name, play, self._show)
+            except GpuyardError as error:
+                raise AnsibleActionFail(str(error)) from None
+        # Whoever held the lock may have brought the machine into this very shape.
+        result = self._module({**arguments, "state": "begun"}, task_vars)
+        if result.get("matches") or result.get("failed"):
+            converging.release(name, play)
+        return result
+
+    def _command(self, arguments: dict[str, Any], name: str, task_vars: dict[str, Any]) -> list[str] | None:
+        """Return the command that holds the lock; ``None`` for a connection over which none can be held."""
+        folder = posixpath.dirname(str(arguments.get("path") or DEFAULT_PATH))
+        local = self._connection.transport == "local"
+        if not local and self._connection.transport != "ssh":
+            return None
+        python = str(task_vars.get("ansible_python_interpreter") or "python3")
+        held = converging.box_command(
+            folder,
+            converging.owner_text(name),
+            python=python if python.startswith("/") else "python3",
+            become=bool(self._play_context.become),
+        )
+        if local:
+            return held
+        option = self._connection.get_option
+        words = [
+            word for key in ("ssh_args", "ssh_common_args", "ssh_extra_args") for word in shlex.split(option(key) or "")
+        ]
+        return converging.over_ssh(
+            held,
+            host=option("host"),
+            port=option("port"),
+            user=option("remote_user"),
+            key=option("private_key_file"),
+            options=words,
+        )
+
+    def _show(self, line: str) -> None:
+        if not self._task.no_log:
+            show_line(line)
+
+    def _module(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        """Run the module of the same name on the machine."""
+        return self._execute_module(
+            module_name="gpuyard.cloud.convergence", module_args=arguments, task_vars=task_vars, wrap_async=False
+        )
