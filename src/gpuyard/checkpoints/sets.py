@@ -1,8 +1,9 @@
 """Publishing and restoring checkpoints as whole sets.
 
 A set is a folder of plain files in the store plus a manifest that is written last; nothing without a manifest is ever
-restored. Content that an earlier set already holds is not sent again: the manifest points to the older key. Files
-are hashed from the very bytes that are sent, so a file that grows meanwhile is stored as it was at one moment.
+restored. The files lie in a folder of their own beside the manifest, so that no file can have a key of ours. Content
+that an earlier set already holds is not sent again: the manifest points to the older key. Files are hashed from the
+very bytes that are sent, so a file that grows meanwhile is stored as it was at one moment.
 
 What is not in a set: ``.gpuyard/tmp``, sockets, pipes and devices, dangling links, links to folders outside the root,
 and empty folders (a bucket has none). A link to something inside the root is kept as a link, a link to a file outside
@@ -36,6 +37,7 @@ STATE = ".gpuyard"
 JOURNAL = f"{STATE}/journal.jsonl"
 SCRATCH = f"{STATE}/tmp"
 MANIFEST = "manifest.json"
+FILES = "files/"
 THREADS = 8
 LOCK_WAIT_S = 300.0
 # How long a program's own checkpoint calls leave a bucket alone that has just failed.
@@ -269,7 +271,7 @@ def publish(
         }
         cache = _HashCache(root)
         found, skipped = _scan(root)
-        sender = _Sender(store, _set_prefix(run, sequence), root, known, cache)
+        sender = _Sender(store, _set_prefix(run, sequence) + FILES, root, known, cache)
         entries = [entry for entry in _parallel(sender.send, found, threads) if entry is not None]
         skipped += sender.skipped
         described = dict(progress(journal or b"")) if progress else {}

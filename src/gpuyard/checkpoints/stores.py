@@ -1,9 +1,9 @@
 """Where checkpoints go: a bucket that speaks S3, or a folder.
 
-A :class:`Store` holds objects under plain keys (``run/checkpoints/000001/models/policy.npz``), so that ``aws s3 ls`` or
-a file manager shows what a person expects. Every failure of a store is a :class:`BucketError` whose text names the
-bucket and the endpoint and never a key. This module runs on the rented box: Python 3.10, standard library, and boto3
-(imported when an S3 bucket is opened, not before).
+A :class:`Store` holds objects under plain keys (``run/checkpoints/000001/files/models/policy.npz``), so that
+``aws s3 ls`` or a file manager shows what a person expects. Every failure of a store is a :class:`BucketError` whose
+text names the bucket and the endpoint and never a key. This module runs on the rented box: Python 3.10, standard
+library, and boto3 (imported when an S3 bucket is opened, not before).
 """
 
 from __future__ import annotations

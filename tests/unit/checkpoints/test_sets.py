@@ -95,9 +95,41 @@ def test_a_published_set_comes_back_byte_for_byte(store: Store, tmp_path: Path) 
 
 def test_keys_are_what_a_person_expects(store: Store, tmp_path: Path) -> None:
     publish(store, RUN, make_root(tmp_path))
-    assert f"{RUN}/checkpoints/000001/models/policy.npz" in keys(store)
+    assert f"{RUN}/checkpoints/000001/files/models/policy.npz" in keys(store)
     document = json.loads(store.get(f"{RUN}/checkpoints/000001/manifest.json"))
     assert document["version"] == 1 and document["run"] == RUN and document["sequence"] == 1
+
+
+def test_no_file_can_take_the_manifests_place(store: Store, tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    for name in ("manifest.json", "damaged.json", "files/manifest.json"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(f"a file of the program's, {name}")
+    for number in (1, 2):
+        (root / "models/policy.npz").write_text(f"weights {number}")
+        assert publish(store, RUN, root, retention=Retention(keep_last=1)).sequence == number
+    fresh = tmp_path / "fresh"
+    assert restore(lambda: store, RUN, fresh).sequence == 2
+    assert tree(fresh) == tree(root)
+
+
+def test_a_set_in_the_old_form_is_read_and_built_upon(store: Store, tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    publish(store, RUN, root)
+    # Formerly the files lay beside the manifest.
+    for key in keys(store):
+        if "/files/" in key:
+            store.put(key.replace("/files/", "/"), store.get(key))
+            store.delete(key)
+    manifest = f"{RUN}/checkpoints/000001/manifest.json"
+    store.put(manifest, store.get(manifest).replace(b"/files/", b"/"))
+    assert restore(lambda: store, RUN, tmp_path / "old").sequence == 1
+    assert tree(tmp_path / "old") == tree(root)
+    (root / "models/policy.npz").write_text("newer weights")
+    again = publish(store, RUN, root, retention=Retention(keep_last=1))
+    assert (again.sequence, again.files_sent) == (2, 1)
+    assert restore(lambda: store, RUN, tmp_path / "new").sequence == 2
+    assert tree(tmp_path / "new") == tree(root)
 
 
 def test_unchanged_content_is_not_sent_again(store: Store, tmp_path: Path) -> None:
@@ -112,7 +144,7 @@ def test_unchanged_content_is_not_sent_again(store: Store, tmp_path: Path) -> No
     manifest = latest_manifest(store, RUN)
     assert manifest is not None
     by_path = {entry.path: entry.key for entry in manifest.files}
-    assert by_path["models/renamed.bin"] == f"{RUN}/checkpoints/000001/models/large.bin"
+    assert by_path["models/renamed.bin"] == f"{RUN}/checkpoints/000001/files/models/large.bin"
     fresh = tmp_path / "fresh"
     restore(lambda: store, RUN, fresh)
     assert tree(fresh) == tree(root)
@@ -121,7 +153,7 @@ def test_unchanged_content_is_not_sent_again(store: Store, tmp_path: Path) -> No
 def test_content_that_somebody_removed_from_the_bucket_is_sent_again(folder: LocalStore, tmp_path: Path) -> None:
     root = make_root(tmp_path)
     publish(folder, RUN, root)
-    folder.delete(f"{RUN}/checkpoints/000001/models/policy.npz")
+    folder.delete(f"{RUN}/checkpoints/000001/files/models/policy.npz")
     again = publish(folder, RUN, root)
     assert (again.sequence, again.files_sent) == (2, 1)
     assert restore(lambda: folder, RUN, tmp_path / "fresh").sequence == 2
@@ -180,7 +212,7 @@ def test_a_set_without_manifest_is_never_restored(store: Store, tmp_path: Path) 
     (root / "models/policy.npz").write_text("newer weights")
     with pytest.raises(Dying):
         publish(Torn(), RUN, root)
-    assert f"{RUN}/checkpoints/000002/models/policy.npz" in keys(store)
+    assert f"{RUN}/checkpoints/000002/files/models/policy.npz" in keys(store)
     fresh = tmp_path / "fresh"
     assert restore(lambda: store, RUN, fresh).sequence == 1
     assert (fresh / "models/policy.npz").read_text() == "weights"
@@ -206,7 +238,7 @@ def test_retention_keeps_what_a_kept_manifest_needs(store: Store, tmp_path: Path
         assert {entry.key for entry in manifest.files} <= present
     # The weights were sent once and live on in the first set's folder; nothing else of it is left.
     assert {key for key in present if "/000001/" in key} == {
-        f"{RUN}/checkpoints/000001/{path}"
+        f"{RUN}/checkpoints/000001/files/{path}"
         for path in (
             "models/policy.npz",
             "models/old.npz",
@@ -262,7 +294,7 @@ def test_a_damaged_set_gives_way_to_the_older_one(folder: LocalStore, tmp_path: 
     publish(folder, RUN, root)
     (root / "models/policy.npz").write_text("newer!!")
     publish(folder, RUN, root)
-    folder.put(f"{RUN}/checkpoints/000002/models/policy.npz", b"bitrot!")
+    folder.put(f"{RUN}/checkpoints/000002/files/models/policy.npz", b"bitrot!")
     fresh = tmp_path / "fresh"
     restored = restore(lambda: folder, RUN, fresh)
     assert restored.sequence == 1 and "Checkpoint 2" in restored.warnings[0]
@@ -271,7 +303,7 @@ def test_a_damaged_set_gives_way_to_the_older_one(folder: LocalStore, tmp_path: 
 
 def test_only_damaged_sets_are_an_error_and_leave_nothing(folder: LocalStore, tmp_path: Path) -> None:
     publish(folder, RUN, make_root(tmp_path))
-    folder.delete(f"{RUN}/checkpoints/000001/models/policy.npz")
+    folder.delete(f"{RUN}/checkpoints/000001/files/models/policy.npz")
     fresh = tmp_path / "fresh"
     with pytest.raises(CheckpointError, match=r"No checkpoint of miniprover-0 in .* is whole"):
         restore(lambda: folder, RUN, fresh)

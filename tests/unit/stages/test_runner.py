@@ -356,7 +356,8 @@ def test_a_program_can_ask_for_a_checkpoint_and_has_it_when_the_call_returns(box
     box.describe([{"name": "train", "command": command}], bucket=(box.base / "bucket").as_uri())
     assert box.run() == 0
     log = (box.root / ".gpuyard/logs/0-train.log").read_text()
-    assert f"../bucket/{RUN}/checkpoints/000001:\nmanifest.json\nstep\n" in log
+    assert f"../bucket/{RUN}/checkpoints/000001:\nfiles\nmanifest.json\n" in log
+    assert f"../bucket/{RUN}/checkpoints/000001/files:\nstep\n" in log
 
 
 @pytest.mark.parametrize("bucket", ["file:///proc/nowhere", "s3://yard", "gs://yard", ""])
