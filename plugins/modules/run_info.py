@@ -70,6 +70,9 @@ runs:
     progress:
       description: What the newest checkpoint says; empty when there is none.
       type: dict
+    problem:
+      description: Why its newest checkpoint cannot be read, and what to do; empty when nothing is wrong.
+      type: str
     provider:
       description: The provider of its machine, empty when it has none.
       type: str

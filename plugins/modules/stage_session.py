@@ -63,6 +63,11 @@ options:
     description: Whether O(state=started) first brings back the newest checkpoint, when the machine has no journal.
     type: bool
     default: true
+  restore_sequence:
+    description:
+      - Bring back exactly the checkpoint with this number, whether there are newer ones or not.
+      - A machine with work of its own keeps it, and a warning says that the number was not used.
+    type: int
   from_stage:
     description: Start at this stage, and run it and everything after it again.
     type: str
@@ -284,6 +289,8 @@ def start(module: AnsibleModule) -> dict[str, Any]:
         raise _box.BoxError("tmux is not installed on this machine.", tmux_missing=True)
     settings.write()
     restore = ["--restore"] if options["restore"] or not wanted else []
+    if options["restore_sequence"] is not None:
+        restore += ["--restore-sequence", str(options["restore_sequence"])]
     answer = ask(module, "start", "--state", options["state"], *restore, *chosen)
     for warning in (answer["restored"] or {}).get("warnings", ()):
         module.warn(warning)
@@ -319,6 +326,7 @@ def main() -> None:
             "repository": {"type": "path"},
             "path": {"type": "list", "elements": "path", "default": []},
             "restore": {"type": "bool", "default": True},
+            "restore_sequence": {"type": "int"},
             "from_stage": {"type": "str"},
             "only": {"type": "str"},
             "iteration": {"type": "int"},

@@ -42,6 +42,7 @@ class Wishes:
     bucket: str | None = None
     bucket_endpoint: str | None = None
     offer: str | None = None  # the id of the one offer to take
+    restore: int | None = None  # the number of the checkpoint to go on from, in place of the newest one
     # What the machine has to offer, in place of what the workload says: fields of Query by name.
     conditions: Mapping[str, Any] = field(default_factory=dict)
 
@@ -61,6 +62,7 @@ class Plan:
     mirrors: Mapping[str, str] = field(default_factory=dict)
     disk_gb: float = 20.0
     provider: str = ""  # the one cloud at which the run's machines are looked for; "": all of them
+    restore: int | None = None  # the checkpoint that was asked for by its number
     checkpoint: int = 0  # the newest checkpoint's number, whole or not; what comes after it is this launch's work
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,6 +91,7 @@ class Plan:
                 "region": self.bucket.region,
             },
             "mirrors": dict(self.mirrors),
+            "restore": -1 if self.restore is None else self.restore,
             "progress": dict(self.run.progress),
             "checkpoint": self.checkpoint,
             "instance": records.instance_to_dict(self.run.machine) if self.run.machine else {},
@@ -105,6 +108,8 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
     if wishes.run:
         check_name(wishes.run)
     # Mistakes that need no answer from anywhere come first.
+    if wishes.restore is not None and wishes.restore < 1:
+        raise UsageError(f"restore={wishes.restore} is not the number of a checkpoint: those begin at 1.")
     market.check_conditions({**wishes.conditions, "max_price_per_hour": wishes.max_price_per_hour_usd})
     workload = (
         load_workload(wishes.workload) if wishes.workload and wishes.mode == "launch" and not wishes.run else None
@@ -126,8 +131,12 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         known = runs.join(survey.instances, kept.result())
     run = _resume(known, wishes) if wishes.mode == "resume" else _launch(known, chosen, workload, wishes)
     newest = run.manifest.sequence if run.manifest else 0
+    if wishes.restore is not None:
+        run, newest = _with_checkpoint(run, store, wishes.restore)
+    elif run.problem and not run.machine:
+        raise checkpoints.CheckpointError(run.problem)
     if wishes.mode == "resume":
-        run = _with_whole_checkpoint(run, store, progress)
+        run = _with_whole_checkpoint(run, store, wishes.restore, progress)
     workload = workload or _workload_of(run, wishes, progress)
     workload.check_environment(variables)
     _same_cloud(run, wishes)
@@ -141,6 +150,8 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         estimate = cost.estimate(workload, run.machine.price_per_hour_usd)
         offers: list[Offer] = []
         words = [f"Run {run.name} has {machine.describe(run.machine)}; nothing has to be rented."]
+        if run.problem:
+            words.append(f"Its newest checkpoint cannot be read: {run.problem}")
         if run.outcome:
             words.append(
                 f"It has {'finished' if run.outcome == 'done' else 'failed'}, and its machine still bills: "
@@ -171,6 +182,7 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         config.mirrors(**site),
         disk_gb,
         _where(run, wishes),
+        wishes.restore,
         newest,
     )
 
@@ -221,7 +233,7 @@ def _not_lost(run: Run) -> Run:
 
 def _not_the_only_copy(run: Run) -> Run:
     """Return the run, unless going on with it would destroy the disk that may hold all there is of it."""
-    if run.leftovers and not run.machine and run.manifest is None:
+    if run.leftovers and not run.machine and run.manifest is None and not run.problem:
         raise UsageError(
             f"Run {run.name} has no whole checkpoint in the bucket, and {machine.describe(run.leftovers[0])} may "
             "hold all that there is of it. Resuming would destroy that; start it again at its cloud, or "
@@ -230,14 +242,36 @@ def _not_the_only_copy(run: Run) -> Run:
     return run
 
 
-def _with_whole_checkpoint(run: Run, store: checkpoints.Store | None, progress: Progress | None) -> Run:
+def _with_checkpoint(run: Run, store: checkpoints.Store | None, sequence: int) -> tuple[Run, int]:
+    """Return the run with the checkpoint of this number in place of the newest one, and the newest one's number."""
+    if store is None:
+        raise UsageError(f"restore={sequence} needs the bucket that holds the checkpoint, and there is none.")
+    try:
+        chosen = checkpoints.manifest_of(store, run.name, sequence)
+    except checkpoints.BucketError:
+        raise
+    except checkpoints.CheckpointError as error:
+        raise UsageError(f"restore={sequence} cannot be: {error}") from error
+    newest = max(checkpoints.sequences(store, run.name), default=sequence)
+    return dataclasses.replace(run, manifest=chosen, problem=""), newest
+
+
+def _with_whole_checkpoint(
+    run: Run, store: checkpoints.Store | None, sequence: int | None, progress: Progress | None
+) -> Run:
     """Return the run with the checkpoint that a new machine will restore, where a lost one's disk is given up for it.
 
     A manifest is written last, so its files were there once; whether they still are is asked before that disk goes.
+    With ``sequence`` that one checkpoint has to be whole.
     """
     if store is None or run.manifest is None or run.machine or not run.leftovers:
         return run
-    whole = checkpoints.latest_whole_manifest(store, run.name)
+    whole = checkpoints.latest_whole_manifest(store, run.name, sequence=sequence)
+    if sequence is not None and whole is None:
+        raise UsageError(
+            f"restore={sequence} cannot be: files of that checkpoint are missing from {store.url}, or damaged, and "
+            f"{machine.describe(run.leftovers[0])}, which may hold more, would be destroyed for it."
+        )
     if progress and whole and whole.sequence != run.manifest.sequence:
         progress(f"Checkpoint {run.manifest.sequence} of {run.name} lacks files, so {whole.sequence} will be restored.")
     return _not_the_only_copy(dataclasses.replace(run, manifest=whole))
@@ -315,7 +349,7 @@ def _offers(
     run: Run, workload: Workload, clouds: Sequence[Provider], wishes: Wishes, progress: Progress | None
 ) -> tuple[list[Offer], list[str]]:
     """Return what fits, best first, and the choice in words. A physical host that was just lost is not taken again."""
-    done = {(int(iteration), str(stage)) for iteration, stage in run.progress.get("done") or ()}
+    done = runs.stages_done(run.progress)
     by_stage, why = workload.market_of(done)
     asked = workload.query(max_price_per_hour_usd=wishes.max_price_per_hour_usd, market=wishes.market or by_stage)
     query = dataclasses.replace(asked, **wishes.conditions)

@@ -80,6 +80,7 @@ def run_to_dict(one: runs.Run) -> dict[str, Any]:
         "state": one.state,
         "resumable": one.resumable,
         "progress": dict(one.progress),
+        "problem": one.problem,
         "checkpoint": {"sequence": one.manifest.sequence, "time": one.manifest.time} if one.manifest else {},
         "provider": one.instances[0].provider if one.instances else "",
         "price_per_hour_usd": one.price_per_hour_usd,
@@ -140,7 +141,9 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
         notes += [
             f"{one.name} also has {machine.describe(more)}, which may bill as well." for more in one.instances[1:]
         ]
-        if one.resumable:
+        if one.problem:
+            notes.append(f"{one.name} has a checkpoint that cannot be read: {one.problem}")
+        if one.resumable and not one.problem:
             notes.append(f"{one.name} can go on: ansible-playbook resume_search.yml -e run={one.name}")
         elif one.outcome and one.instances:
             notes.append(f"{one.name} has ended and still bills: ansible-playbook teardown.yml -e run={one.name}")

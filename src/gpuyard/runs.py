@@ -10,10 +10,18 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-from gpuyard.checkpoints import Manifest, RunRecord, Store, latest_manifest, list_runs, open_store, write_record
+from gpuyard.checkpoints import (
+    Manifest,
+    RunRecord,
+    Store,
+    UnreadableManifestError,
+    latest_manifest,
+    list_runs,
+    open_store,
+    write_record,
+)
 from gpuyard.config import BucketSettings
 from gpuyard.providers.base import Instance, State
 
@@ -32,6 +40,7 @@ class Run:
     instances: tuple[Instance, ...] = ()
     record: RunRecord | None = None
     manifest: Manifest | None = None
+    problem: str = ""  # why the newest checkpoint in the bucket cannot be read, and what to do
 
     @property
     def machine(self) -> Instance | None:
@@ -109,21 +118,27 @@ def open_bucket(settings: BucketSettings) -> Store | None:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a bucket knows of the runs, by their names."""
+    """What a bucket knows of the runs, by their names; ``problems`` says whose checkpoints cannot be read, and why."""
 
     records: Mapping[str, RunRecord] = field(default_factory=dict)
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)
 
 
 def stored(store: Store | None, *, run: str | None = None) -> Stored:
-    """Return what ``store`` holds of all runs, or of one.
+    """Return what ``store`` holds of all runs, or of one. A checkpoint that cannot be read is its run's problem only.
 
     Raises :class:`gpuyard.checkpoints.CheckpointError` when the bucket cannot be read.
     """
     if store is None:
         return Stored()
     records = {record.run: record for record in list_runs(store)}
-    return Stored(records, _manifests(store, [name for name in records if run in (None, name)]))
+    found = _manifests(store, [name for name in records if run in (None, name)])
+    return Stored(
+        records,
+        {name: manifest for name, manifest in found.items() if isinstance(manifest, Manifest)},
+        {name: str(error) for name, error in found.items() if isinstance(error, UnreadableManifestError)},
+    )
 
 
 def join(machines: Iterable[Instance], kept: Stored) -> list[Run]:
@@ -137,7 +152,7 @@ def join(machines: Iterable[Instance], kept: Stored) -> list[Run]:
         held = sorted(owned.get(name, []), key=lambda one: (one.state not in LIVE, one.state != State.RUNNING, one.id))
         record = kept.records.get(name)
         of = next((one.ref.workload for one in held if one.ref), record.workload if record else "")
-        return Run(name, of, tuple(held), record, kept.manifests.get(name))
+        return Run(name, of, tuple(held), record, kept.manifests.get(name), kept.problems.get(name, ""))
 
     return [build(name) for name in sorted(owned.keys() | kept.records.keys())]
 
@@ -155,13 +170,23 @@ def cancel(store: Store, run: str, *, check: bool = False) -> bool:
     return True
 
 
-def _manifests(store: Store, names: Sequence[str]) -> dict[str, Manifest]:
+def _manifests(store: Store, names: Sequence[str]) -> dict[str, Manifest | UnreadableManifestError | None]:
+    def newest(name: str) -> Manifest | UnreadableManifestError | None:
+        try:
+            return latest_manifest(store, name)
+        except UnreadableManifestError as error:
+            return error
+
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        return {
-            name: found
-            for name, found in zip(names, pool.map(partial(latest_manifest, store), names), strict=True)
-            if found
-        }
+        return dict(zip(names, pool.map(newest, names), strict=True))
+
+
+def stages_done(progress: Mapping[str, Any]) -> set[tuple[int, str]]:
+    """Return the stages that a checkpoint's progress calls done; none where it does not say that as gpuyard does."""
+    try:
+        return {(int(iteration), str(stage)) for iteration, stage in progress.get("done") or ()}
+    except (TypeError, ValueError):
+        return set()
 
 
 def stage_text(progress: Mapping[str, Any]) -> str:

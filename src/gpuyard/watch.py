@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from gpuyard import rent
-from gpuyard.checkpoints import Store
+from gpuyard.checkpoints import CheckpointError, Store
 from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.providers.base import Instance
@@ -150,6 +150,8 @@ def published_log(one: Run, store: Store, query: LogQuery) -> list[str]:
 
     Raises :class:`UsageError` that lists the logs there are when the wanted one is not among them.
     """
+    if one.problem:
+        raise CheckpointError(one.problem)
     found: dict[tuple[int, str], str] = {}
     for entry in one.manifest.files if one.manifest else ():
         if match := _LOG_FILE.fullmatch(entry.path):

@@ -6,7 +6,7 @@ import :class:`CloudSync` and its functions. Python 3.10 or newer, standard libr
 
 from __future__ import annotations
 
-from gpuyard.checkpoints.manifest import FileEntry, Manifest, RunRecord
+from gpuyard.checkpoints.manifest import FileEntry, Manifest, RunRecord, UnreadableManifestError
 from gpuyard.checkpoints.sets import (
     Published,
     Restored,
@@ -14,10 +14,12 @@ from gpuyard.checkpoints.sets import (
     latest_manifest,
     latest_whole_manifest,
     list_runs,
+    manifest_of,
     manifests,
     publish,
     publish_or_warn,
     restore,
+    sequences,
     write_record,
 )
 from gpuyard.checkpoints.stores import (
@@ -55,6 +57,7 @@ __all__ = [
     "RunRecord",
     "S3Store",
     "Store",
+    "UnreadableManifestError",
     "download_checkpoints",
     "download_directory",
     "download_file",
@@ -62,11 +65,13 @@ __all__ = [
     "latest_manifest",
     "latest_whole_manifest",
     "list_runs",
+    "manifest_of",
     "manifests",
     "open_store",
     "publish",
     "publish_or_warn",
     "restore",
+    "sequences",
     "sync_checkpoints",
     "sync_logs",
     "upload_directory",

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpuyard.checkpoints import manifests, restore
+from gpuyard.checkpoints import MissingObjectError, UnreadableManifestError, restore, sequences
+from gpuyard.checkpoints.listing import read_manifest
 from gpuyard.errors import GpuyardError
 
 # The run's settings are the stage runner's affair, and its journal gives a manifest its progress.
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec = load_spec(options.settings)
         if options.command == "publish":
             return _publish(spec, patient=not options.impatient)
-        return _restore(spec) if options.command == "restore" else _list(spec)
+        return _restore(spec, options.sequence) if options.command == "restore" else _list(spec)
     except (GpuyardError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -37,14 +38,26 @@ def _publish(spec: BoxSpec, *, patient: bool) -> int:
     return 0
 
 
-def _restore(spec: BoxSpec) -> int:
-    restored = restore(spec.store if spec.bucket else None, spec.run, spec.root)
+def _restore(spec: BoxSpec, sequence: int | None) -> int:
+    restored = restore(spec.store if spec.bucket else None, spec.run, spec.root, sequence=sequence)
     print(json.dumps({"changed": restored.source == "cloud", "restored": vars(restored)}))
     return 0
 
 
 def _list(spec: BoxSpec) -> int:
-    for manifest in manifests(spec.store(), spec.run) if spec.bucket else ():
+    if not spec.bucket:
+        return 0
+    unreadable = 0
+    store = spec.store()
+    for sequence in sequences(store, spec.run):
+        try:
+            manifest = read_manifest(store, spec.run, sequence)
+        except MissingObjectError:
+            continue
+        except UnreadableManifestError as error:
+            print(error, file=sys.stderr)
+            unreadable = 1
+            continue
         print(
             json.dumps(
                 {
@@ -56,7 +69,7 @@ def _list(spec: BoxSpec) -> int:
                 }
             )
         )
-    return 0
+    return unreadable
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--impatient", action="store_true", help="give up at once while the bucket has just failed"
             )
+        if name == "restore":
+            command.add_argument("--sequence", type=int, metavar="N", help="bring back exactly this one")
     return parser
 
 

@@ -12,6 +12,13 @@ from gpuyard.checkpoints.stores import CheckpointError
 
 VERSION = 1
 
+# What reading a document of somebody else's making may raise, whatever is in it.
+_NOT_OURS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
+class UnreadableManifestError(CheckpointError):
+    """A manifest is there, and empty, cut off, of a newer version or not a manifest at all."""
+
 
 def timestamp() -> str:
     """Return the present time in UTC, to the second, as ``2026-03-01T12:00:00Z``."""
@@ -71,20 +78,26 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Manifest:
-        """Read a manifest; ``where`` names it in the :class:`CheckpointError` that a damaged one raises."""
+        """Read a manifest; ``where`` names it in the :class:`UnreadableManifestError` that a damaged one raises."""
+        if not data:
+            raise UnreadableManifestError(f"{where} is empty.")
         try:
             document = json.loads(data)
-            if document["version"] != VERSION:
-                raise CheckpointError(
-                    f"{where} has version {document['version']}; this gpuyard reads version {VERSION} only."
+            version = document["version"]
+            if isinstance(version, int) and version > VERSION:
+                raise UnreadableManifestError(
+                    f"{where} is of version {version}, and this gpuyard reads version {VERSION}: use the newer gpuyard "
+                    "that wrote it."
                 )
+            if version != VERSION:
+                raise ValueError(f"version {version!r}")
             files = tuple(
                 FileEntry(
                     path=_inner_path(item["path"]),
                     size=int(item["size"]),
                     sha256=str(item["sha256"]),
                     mode=int(item["mode"]) & 0o7777,
-                    key=str(item["key"]),
+                    key=_plain_key(item["key"]),
                     mtime_ns=int(item.get("mtime_ns", 0)),
                     link=item.get("link"),
                 )
@@ -97,8 +110,10 @@ class Manifest:
                 files=files,
                 progress=dict(document.get("progress") or {}),
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{where} is not a manifest of gpuyard: {error!r}.") from error
+        except _NOT_OURS as error:
+            raise UnreadableManifestError(
+                f"{where} is not a manifest of gpuyard, or was cut off: {str(error)[:200] or type(error).__name__}."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -131,8 +146,17 @@ class RunRecord:
                 finished=document.get("finished"),
                 outcome=document.get("outcome"),
             )
-        except (ValueError, AttributeError):
+        except _NOT_OURS:
             return cls(run=run)
+
+
+def _plain_key(key: str) -> str:
+    """Return ``key`` when a store can be asked for it, else raise ``ValueError``."""
+    text = str(key)
+    if "\0" in text or text.startswith("/") or ".." in text.split("/"):
+        raise ValueError(f"the key {text[:80]!r} is none")
+    text.encode()
+    return text
 
 
 def _inner_path(path: str) -> str:

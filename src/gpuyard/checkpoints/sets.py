@@ -23,21 +23,28 @@ import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gpuyard.checkpoints.manifest import FileEntry, Manifest, RunRecord, timestamp
-from gpuyard.checkpoints.stores import SINGLE_REQUEST_BYTES, BucketError, CheckpointError, MissingObjectError, Store
+from gpuyard.checkpoints.listing import (
+    FILES,
+    Listing,
+    manifest_key,
+    numbers_of,
+    read_manifest,
+    set_prefix,
+    sets_prefix,
+)
+from gpuyard.checkpoints.manifest import FileEntry, Manifest, RunRecord, UnreadableManifestError, timestamp
+from gpuyard.checkpoints.stores import SINGLE_REQUEST_BYTES, CheckpointError, MissingObjectError, Store
 from gpuyard.errors import GpuyardError
 
 STATE = ".gpuyard"
 JOURNAL = f"{STATE}/journal.jsonl"
 SCRATCH = f"{STATE}/tmp"
-MANIFEST = "manifest.json"
-FILES = "files/"
 THREADS = 8
 LOCK_WAIT_S = 300.0
 # How long a program's own checkpoint calls leave a bucket alone that has just failed.
@@ -84,6 +91,7 @@ class Published:
     unchanged: bool = False
     seconds: float = 0.0
     skipped: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -101,34 +109,57 @@ class Restored:
 # --- reading a bucket ------------------------------------------------------------------------------------------------
 
 
-def _set_prefix(run: str, sequence: int) -> str:
-    return f"{run}/checkpoints/{sequence:06d}/"
+def sequences(store: Store, run: str) -> list[int]:
+    """Return the numbers of the sets of ``run``, newest first, whether or not each has a manifest."""
+    return numbers_of(store.folders(sets_prefix(run)))
 
 
-def _sequences(names: Iterable[str]) -> list[int]:
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
-
-
-def _manifest(store: Store, run: str, sequence: int) -> Manifest:
-    key = _set_prefix(run, sequence) + MANIFEST
-    return Manifest.from_bytes(store.get(key), where=f"{store.url}/{key}")
+def manifest_of(store: Store, run: str, sequence: int) -> Manifest:
+    """Return the checkpoint with this number, or raise a :class:`CheckpointError` that says which there are."""
+    try:
+        return read_manifest(store, run, sequence)
+    except MissingObjectError:
+        there = [number for number in sequences(store, run) if number != sequence]
+        raise CheckpointError(
+            f"Run {run} has no checkpoint {sequence} in {store.url}; there {_some(there) or 'is none'}."
+        ) from None
 
 
 def manifests(store: Store, run: str) -> Iterator[Manifest]:
-    """Yield the complete checkpoints of ``run``, newest first; a set without a readable manifest is passed over."""
-    for sequence in _sequences(store.folders(f"{run}/checkpoints/")):
+    """Yield the complete checkpoints of ``run``, newest first; a set that has no manifest is passed over.
+
+    A manifest that is there and cannot be read raises :class:`UnreadableManifestError`: what it stood for is not
+    nothing, so nobody begins afresh over it, or with something older, but by choice.
+    """
+    left = sequences(store, run)
+    while left:
+        sequence = left.pop(0)
         try:
-            yield _manifest(store, run, sequence)
+            yield read_manifest(store, run, sequence)
         except MissingObjectError:
             continue
-        except BucketError:
-            raise
-        except CheckpointError:
-            continue
+        except UnreadableManifestError as error:
+            raise UnreadableManifestError(
+                f"{error} Bring that object back, or "
+                + (
+                    f"take an older checkpoint by choice, with -e restore={left[0]} (there {_some(left)})."
+                    if left
+                    else "name another run: there is no older checkpoint."
+                )
+            ) from error
+
+
+def _some(numbers: Sequence[int]) -> str:
+    """Return the first few numbers in words: ``are 9, 8, 7, …``."""
+    shown = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
+    return f"{'is' if len(numbers) == 1 else 'are'} {shown}" if numbers else ""
 
 
 def latest_manifest(store: Store, run: str) -> Manifest | None:
-    """Return the newest complete checkpoint of ``run``, or ``None``. Raises :class:`BucketError`."""
+    """Return the newest complete checkpoint of ``run``, or ``None`` when there is no manifest at all.
+
+    Raises :class:`UnreadableManifestError` when there is one that cannot be read, and :class:`BucketError`.
+    """
     return next(manifests(store, run), None)
 
 
@@ -144,17 +175,15 @@ def _record(store: Store, run: str) -> RunRecord:
         return RunRecord(run=run)
 
 
-def latest_whole_manifest(store: Store, run: str) -> Manifest | None:
+def latest_whole_manifest(store: Store, run: str, *, sequence: int | None = None) -> Manifest | None:
     """Like :func:`latest_manifest`, but only of a set whose every object is in the store, at its size.
 
-    One listing answers that, and no object is read. Raises :class:`BucketError`.
+    With ``sequence`` only that set is looked at. One listing answers that, and no object is read. Raises
+    :class:`BucketError`.
     """
-    sizes = {item.key: item.size for item in store.objects(f"{run}/checkpoints/")}
-    return next((found for found in manifests(store, run) if _is_whole(found, sizes)), None)
-
-
-def _is_whole(manifest: Manifest, sizes: Mapping[str, int]) -> bool:
-    return all(entry.link is not None or sizes.get(entry.key) == entry.size for entry in manifest.files)
+    seen = Listing.of(store, run)
+    candidates = manifests(store, run) if sequence is None else iter([manifest_of(store, run, sequence)])
+    return next((found for found in candidates if all(map(seen.holds, found.files))), None)
 
 
 def write_record(store: Store, run: str, workload: str, *, outcome: str | None = None) -> RunRecord:
@@ -259,23 +288,23 @@ def publish(
     with _locked(root / SCRATCH / "publish.lock", lock_wait_s):
         # The journal comes first: whatever it calls done is then certainly in the files that are read after it.
         journal = _read_journal(root)
-        stored = {item.key: item.size for item in store.objects(f"{run}/checkpoints/")}
-        taken = {int(key.split("/")[2]) for key in stored if key.split("/")[2].isdigit()}
-        sequence = max(taken, default=0) + 1
-        previous = _newest(store, run, stored)
+        seen = Listing.of(store, run)
+        sequence = max(seen.numbers, default=0) + 1
+        previous, warnings = _newest(store, seen)
         # Only content that is really there, with the size that it should have, need not be sent.
         known = {
             entry.sha256: entry.key
             for entry in (previous.files if previous else ())
-            if entry.link is None and stored.get(entry.key) == entry.size
+            if entry.link is None and seen.holds(entry)
         }
         cache = _HashCache(root)
         found, skipped = _scan(root)
-        sender = _Sender(store, _set_prefix(run, sequence) + FILES, root, known, cache)
+        sender = _Sender(store, set_prefix(run, sequence) + FILES, root, known, cache)
         entries = [entry for entry in _parallel(sender.send, found, threads) if entry is not None]
         skipped += sender.skipped
         described = dict(progress(journal or b"")) if progress else {}
-        if previous is not None and not force and not sender.files_sent:
+        # While the newest manifest cannot be read, only another set makes the run one that can be restored.
+        if previous is not None and not force and not sender.files_sent and not warnings:
             before = {entry.content for entry in previous.files if entry.path != JOURNAL}
             if before == {entry.content for entry in entries} and dict(previous.progress) == described:
                 cache.save()
@@ -291,9 +320,9 @@ def publish(
             entries.append(sender.send_bytes(JOURNAL, journal))
         entries.sort(key=lambda entry: entry.path)
         manifest = Manifest(run, sequence, timestamp(), tuple(entries), described)
-        store.put(_set_prefix(run, sequence) + MANIFEST, manifest.to_bytes())
+        store.put(manifest_key(run, sequence), manifest.to_bytes())
         cache.save()
-        removed = _prune(store, run, retention or Retention(), stored, manifest)
+        removed, trouble = _prune(store, retention or Retention(), Listing.of(store, run), manifest)
     return Published(
         sequence=sequence,
         files=len(entries),
@@ -303,6 +332,7 @@ def publish(
         removed=removed,
         seconds=time.monotonic() - began,
         skipped=skipped,
+        warnings=list(dict.fromkeys(warnings + trouble)),
     )
 
 
@@ -338,6 +368,8 @@ def publish_or_warn(
         mark.unlink(missing_ok=True)
     for path in published.skipped:
         warn(f"Warning: not in the checkpoint: {path}")
+    for text in published.warnings:
+        warn(f"Warning: {text}")
     return published
 
 
@@ -462,50 +494,59 @@ def _read_journal(root: Path) -> bytes | None:
         return None
 
 
-def _newest(store: Store, run: str, stored: Mapping[str, int]) -> Manifest | None:
-    """Like :func:`latest_manifest`, from a listing that is already here."""
-    for sequence in _sequences(key.split("/")[2] for key in stored if key.endswith(f"/{MANIFEST}")):
-        if _set_prefix(run, sequence) + MANIFEST in stored:
-            try:
-                return _manifest(store, run, sequence)
-            except BucketError:
-                raise
-            except CheckpointError:
-                continue
-    return None
+def _newest(store: Store, seen: Listing) -> tuple[Manifest | None, list[str]]:
+    """Return the newest manifest that can be read, and a warning for each newer one that cannot."""
+    warnings: list[str] = []
+    for sequence in seen.complete:
+        try:
+            return read_manifest(store, seen.run, sequence), warnings
+        except MissingObjectError:
+            continue
+        except UnreadableManifestError as error:
+            warnings.append(_kept_for(error))
+    return None, warnings
 
 
-def _prune(store: Store, run: str, retention: Retention, stored: Mapping[str, int], newest: Manifest) -> int:
-    """Remove what no kept set needs, and return how many objects went.
-
-    A dropped set loses its manifest before its files, so it is never taken for complete. Nothing is removed when a
-    kept manifest cannot be read, because then nobody knows what it needs. Sets that never got a manifest go too.
-    """
-    complete = {newest.sequence}
-    for key in stored:
-        parts = key.split("/")
-        if len(parts) == 4 and parts[3] == MANIFEST and parts[2].isdigit():
-            complete.add(int(parts[2]))
-    kept = retention.keeps(complete)
-    doomed = [key for key in stored if _in_doomed_set(key, kept, newest.sequence)]
-    if not doomed:
-        return 0
-    needed = {entry.key for entry in newest.files}
+def _if_there(store: Store, run: str, sequence: int) -> Manifest | None:
     try:
-        for sequence in kept - {newest.sequence}:
-            needed |= {entry.key for entry in _manifest(store, run, sequence).files}
-    except CheckpointError:
-        return 0
-    gone = [key for key in doomed if key not in needed]
-    first = [key for key in gone if key.split("/")[3:] == [MANIFEST]]
+        return read_manifest(store, run, sequence)
+    except MissingObjectError:
+        return None
+
+
+def _kept_for(error: UnreadableManifestError) -> str:
+    return f"{error} No older checkpoint is removed while it is there."
+
+
+def _prune(store: Store, retention: Retention, seen: Listing, newest: Manifest) -> tuple[int, list[str]]:
+    """Remove what no kept set needs; return how many objects went, and why none went.
+
+    ``newest`` has just been published, and stays. A dropped set loses its manifest before its files, so it is never
+    taken for complete. Nothing is removed when ``newest`` is not whole, for then an older set may be the last that is,
+    nor when any manifest cannot be read, because nobody knows what that set needs, or whether it will be wanted. Sets
+    that never got a manifest go too.
+    """
+    run = newest.run
+    kept = retention.keeps(seen.complete) | {number for number in seen.numbers if number >= newest.sequence}
+    doomed = {key for number in seen.numbers if number not in kept for key in seen.keys(number)}
+    if not doomed:
+        return 0, []
+    if not all(map(seen.holds, newest.files)):
+        return 0, [f"Checkpoint {newest.sequence} of {run} lacks files in the bucket. No older checkpoint is removed."]
+    needed = {entry.key for entry in newest.files}
+    others = [number for number in seen.complete if number != newest.sequence]
+    try:
+        found = _parallel(lambda number: _if_there(store, run, number), others)
+    except UnreadableManifestError as error:
+        return 0, [_kept_for(error)]
+    for other in found:
+        if other is not None and other.sequence in kept:
+            needed |= {entry.key for entry in other.files}
+    gone = doomed - needed
+    first = {key for number in seen.complete if (key := manifest_key(run, number)) in gone}
     _parallel(store.delete, first)
-    _parallel(store.delete, [key for key in gone if key not in set(first)])
-    return len(gone)
-
-
-def _in_doomed_set(key: str, kept: set[int], newest: int) -> bool:
-    number = key.split("/")[2]
-    return number.isdigit() and int(number) < newest and int(number) not in kept
+    _parallel(store.delete, gone - first)
+    return len(gone), []
 
 
 # --- restoring -------------------------------------------------------------------------------------------------------
@@ -518,26 +559,35 @@ def restore(
     *,
     has_local: Callable[[Path], bool] | None = None,
     threads: int = THREADS,
+    sequence: int | None = None,
 ) -> Restored:
     """Bring ``root`` to the newest complete checkpoint of ``run``, unless there is local work already.
+
+    With ``sequence`` it is exactly that checkpoint, or an error.
 
     The four cases: nothing anywhere → ``nothing``; local work (default: a journal that is not empty), with or without
     a bucket → ``local``, and the bucket is not even asked; bucket only → ``cloud``. Every file is verified before the
     first one is put in its place, and the journal comes last: a restore that was cut off is begun again, and what it
     had fetched is used. A damaged set gives way to the next older one. Raises :class:`BucketError` when the bucket
-    does not answer, :class:`CheckpointError` when it has sets and none of them is whole.
+    does not answer, :class:`CheckpointError` when it has sets and none of them is whole, or the newest manifest cannot
+    be read.
     """
     began = time.monotonic()
     if (has_local or _has_journal)(root):
-        return Restored("local")
+        unused = f"restore={sequence} was not used: this box has work of its own, in {root}."
+        return Restored("local", warnings=[] if sequence is None else [unused])
     if store is None:
+        if sequence is not None:
+            raise CheckpointError(f"restore={sequence} needs a bucket, and run {run} has none.")
         return Restored("nothing")
     opened = store()
     warnings: list[str] = []
-    for manifest in manifests(opened, run):
+    for manifest in manifests(opened, run) if sequence is None else [manifest_of(opened, run, sequence)]:
         try:
             _fetch_set(opened, manifest, root, threads)
         except (DamagedSetError, MissingObjectError) as error:
+            if sequence is not None:
+                raise CheckpointError(f"Checkpoint {sequence} of {run} is damaged ({error}).") from error
             warnings.append(f"Checkpoint {manifest.sequence} of {run} is damaged ({error}), so an older one is tried.")
             continue
         return Restored(

@@ -45,8 +45,8 @@ def _start(spec: BoxSpec, options: argparse.Namespace) -> int:
         if name is not None:
             spec.stage(name)
     restored: dict[str, Any] | None = None
-    if options.restore:
-        outcome = restore(spec.store if spec.bucket else None, spec.run, spec.root)
+    if options.restore or options.restore_sequence is not None:
+        outcome = restore(spec.store if spec.bucket else None, spec.run, spec.root, sequence=options.restore_sequence)
         restored = vars(outcome)
     before = report.status(spec)
     chosen = choice != Choice()
@@ -130,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     command("run", _run, "run in the foreground; exit code 0 done, 1 failed, 3 interrupted", chosen)
     start = command("start", _start, "run in a tmux session; a running or finished run stays as it is", chosen)
     start.add_argument("--restore", action="store_true", help="first bring back the newest checkpoint, if none is here")
+    start.add_argument(
+        "--restore-sequence", type=int, metavar="N", help="the same with exactly this checkpoint, newer ones or not"
+    )
     start.add_argument(
         "--state", choices=["started", "restored"], default="started", help="restored: do not start anything"
     )

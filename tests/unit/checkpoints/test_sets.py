@@ -18,6 +18,7 @@ from gpuyard.checkpoints import (
     LocalStore,
     Retention,
     Store,
+    UnreadableManifestError,
     latest_manifest,
     list_runs,
     manifests,
@@ -25,6 +26,7 @@ from gpuyard.checkpoints import (
     publish,
     publish_or_warn,
     restore,
+    sequences,
     write_record,
 )
 from gpuyard.checkpoints import sets as sets_module
@@ -253,16 +255,121 @@ def test_retention_keeps_what_a_kept_manifest_needs(store: Store, tmp_path: Path
     assert tree(fresh) == tree(root)
 
 
-def test_nothing_is_removed_when_a_kept_manifest_is_unreadable(folder: LocalStore, tmp_path: Path) -> None:
+DAMAGE = {
+    "empty": (b"", "is empty"),
+    "cut off": (b'{"version": 1, "files": [', "is not a manifest of gpuyard, or was cut off"),
+    "newer": (b'{"version": 2}', "is of version 2, and this gpuyard reads version 1: use the newer gpuyard"),
+    "a list": (b"[]", "is not a manifest"),
+    "another kind of version": (b'{"version": "x"}', "is not a manifest"),
+    "infinite": (
+        b'{"version": 1, "files": [{"path": "a", "size": Infinity, "sha256": "", "mode": 1, "key": "k"}]}',
+        "is",
+    ),
+    "deep": (b"[" * 100_000, "is not a manifest"),
+    "of another set": (
+        b'{"version": 1, "run": "r", "sequence": 7, "time": "", "files": []}',
+        "calls itself checkpoint 7",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_an_unreadable_manifest_is_not_nothing(store: Store, tmp_path: Path, kind: str) -> None:
+    data, words = DAMAGE[kind]
+    root = make_root(tmp_path)
+    publish(store, RUN, root)
+    (root / "models/policy.npz").write_text("newer weights")
+    publish(store, RUN, root)
+    store.put(f"{RUN}/checkpoints/000002/manifest.json", data)
+    fresh = tmp_path / "fresh"
+    with pytest.raises(UnreadableManifestError, match=words) as caught:
+        restore(lambda: store, RUN, fresh)
+    assert f"{store.url}/{RUN}/checkpoints/000002/manifest.json" in str(caught.value)
+    assert "-e restore=1 (there is 1)" in str(caught.value) and len(str(caught.value)) < 700
+    with pytest.raises(UnreadableManifestError):
+        latest_manifest(store, RUN)
+    assert tree(fresh) == {}
+    # By choice, an older one is taken.
+    assert restore(lambda: store, RUN, fresh, sequence=1).sequence == 1
+    assert (fresh / "models/policy.npz").read_text() == "weights"
+    # What goes on from there is published all the same, says so, and removes nothing.
+    before = keys(store)
+    warnings: list[str] = []
+    published = publish_or_warn(lambda: store, RUN, fresh, retention=Retention(keep_last=1), warn=warnings.append)
+    assert published is not None and (published.sequence, published.removed) == (3, 0)
+    assert before < keys(store)
+    assert (
+        len(warnings) == 1 and "000002/manifest.json" in warnings[0] and "No older checkpoint is removed" in warnings[0]
+    )
+    assert latest_manifest(store, RUN) is not None
+
+
+def test_the_only_manifest_that_cannot_be_read_is_not_nothing(store: Store, tmp_path: Path) -> None:
+    publish(store, RUN, make_root(tmp_path))
+    store.put(f"{RUN}/checkpoints/000001/manifest.json", b"")
+    with pytest.raises(UnreadableManifestError, match=r"is empty\. Bring that object back, or name another run"):
+        restore(lambda: store, RUN, tmp_path / "fresh")
+    # A set that never got a manifest is none, and a run that has no more than that begins.
+    store.delete(f"{RUN}/checkpoints/000001/manifest.json")
+    assert restore(lambda: store, RUN, tmp_path / "fresh").source == "nothing"
+
+
+def test_a_checkpoint_is_restored_by_its_number_or_not_at_all(folder: LocalStore, tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    for number in range(3):
+        (root / "models/policy.npz").write_text(f"weights {number + 1}")
+        publish(folder, RUN, root)
+    fresh = tmp_path / "fresh"
+    with pytest.raises(CheckpointError, match=r"has no checkpoint 9 in file://.*; there are 3, 2, 1\."):
+        restore(lambda: folder, RUN, fresh, sequence=9)
+    with pytest.raises(CheckpointError, match="restore=2 needs a bucket"):
+        restore(None, RUN, fresh, sequence=2)
+    folder.delete(f"{RUN}/checkpoints/000001/files/models/policy.npz")
+    with pytest.raises(CheckpointError, match="Checkpoint 1 of miniprover-0 is damaged"):
+        restore(lambda: folder, RUN, fresh, sequence=1)
+    assert restore(lambda: folder, RUN, fresh, sequence=2).sequence == 2
+    assert (fresh / "models/policy.npz").read_text() == "weights 2"
+    again = restore(lambda: folder, RUN, fresh, sequence=2)
+    assert again.source == "local" and "restore=2 was not used: this box has work of its own" in again.warnings[0]
+
+
+def test_folders_that_are_no_sets_are_passed_over(folder: LocalStore, tmp_path: Path) -> None:
+    publish(folder, RUN, make_root(tmp_path))
+    for name in ("²", "7", "0000007", "-00001", "000000", "notes"):
+        folder.put(f"{RUN}/checkpoints/{name}/manifest.json", b"")
+    assert sequences(folder, RUN) == [1]
+    assert restore(lambda: folder, RUN, tmp_path / "fresh").sequence == 1
+
+
+def test_nothing_is_removed_when_any_manifest_is_unreadable(folder: LocalStore, tmp_path: Path) -> None:
     root = make_root(tmp_path)
     for number in range(3):
         (root / "trajectories/a.jsonl").write_text(str(number))
         publish(folder, RUN, root)
-    folder.put(f"{RUN}/checkpoints/000002/manifest.json", b"torn")
-    before = keys(folder)
-    (root / "trajectories/a.jsonl").write_text("last")
-    assert publish(folder, RUN, root, retention=Retention(keep_last=3)).removed == 0
-    assert before < keys(folder)
+    for unreadable in (2, 1):  # one that would stay, and one that would go
+        folder.put(f"{RUN}/checkpoints/{unreadable:06d}/manifest.json", b"torn")
+        before = keys(folder)
+        (root / "trajectories/a.jsonl").write_text(f"last {unreadable}")
+        published = publish(folder, RUN, root, retention=Retention(keep_last=3))
+        assert published.removed == 0 and before < keys(folder)
+        assert "No older checkpoint is removed while it is there" in published.warnings[0]
+
+
+def test_the_last_whole_set_stays(folder: LocalStore, tmp_path: Path) -> None:
+    """Whoever removes objects beside us must not make us remove what is left."""
+    root = make_root(tmp_path)
+    publish(folder, RUN, root)
+
+    class Losing(LocalStore):
+        def put(self, key: str, data: bytes) -> None:
+            super().put(key, data)
+            if key.endswith("manifest.json"):
+                self.delete(key.replace("manifest.json", "files/models/policy.npz"))
+
+    (root / "models/policy.npz").write_text("newer weights")
+    published = publish(Losing(folder.folder), RUN, root, retention=Retention(keep_last=1))
+    assert published.removed == 0 and "lacks files in the bucket" in published.warnings[0]
+    assert restore(lambda: folder, RUN, tmp_path / "fresh").sequence == 1
 
 
 @pytest.mark.parametrize(
@@ -524,7 +631,8 @@ def test_a_manifest_cannot_lead_out_of_the_root(folder: LocalStore, tmp_path: Pa
     with pytest.raises(CheckpointError, match="is not a manifest"):
         Manifest.from_bytes(json.dumps(document).encode(), where="here")
     folder.put(key, json.dumps(document).encode())
-    assert latest_manifest(folder, RUN) is None
+    with pytest.raises(UnreadableManifestError):
+        latest_manifest(folder, RUN)
 
 
 def test_a_restore_that_does_not_fit_says_so(

@@ -532,6 +532,70 @@ def test_a_lost_disk_is_not_given_up_for_a_checkpoint_that_lacks_files(
     assert "no whole checkpoint in the bucket" in sentence(plan())
 
 
+def test_a_checkpoint_that_cannot_be_read_ends_the_planning_of_its_run_only(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path
+) -> None:
+    store = LocalStore(Path(bucket.removeprefix("file://")))
+    for run in ("tiny-1", "tiny-2"):
+        publish(bucket, run, tmp_path)
+    root = tmp_path / "persistent-tiny-1"
+    (root / "weights").write_text("2")
+    checkpoints.publish(store, "tiny-1", root, progress=lambda _journal: {"done": "not as gpuyard says it"})
+    store.put("tiny-1/checkpoints/000003/manifest.json", b"")
+    world.vast.market = [offer("vast", "1")]
+    for mode in ("launch", "resume"):
+        result = verb("run_plan", mode=mode, run="tiny-1", bucket=bucket)
+        assert "tiny-1/checkpoints/000003/manifest.json is empty" in sentence(result)
+        assert "-e restore=2 (there are 2, 1)" in sentence(result)
+        assert verb("run_plan", mode=mode, run="tiny-2", bucket=bucket)["plan"]["restore"] == -1
+    # The bucket is not the run's only place: a machine that it has goes on, and the plan says what is wrong.
+    world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"))
+    assert "Its newest checkpoint cannot be read" in verb("run_plan", run="tiny-1", bucket=bucket)["text"]
+    del world.vast.held["1"]
+    # Status and logs of the others do not suffer.
+    shown = verb("run_info", bucket=bucket)
+    assert [(one["run"], bool(one["problem"])) for one in shown["runs"]] == [("tiny-1", True), ("tiny-2", False)]
+    assert "tiny-1 has a checkpoint that cannot be read: file://" in shown["text"]
+    assert "-e run=tiny-2" in shown["text"] and "tiny-1 can go on" not in shown["text"]
+    assert "is empty" in sentence(verb("stage_log", run="tiny-1", bucket=bucket))
+    assert "has no log" in sentence(verb("stage_log", run="tiny-2", bucket=bucket))
+    # An older one is taken by choice.
+    chosen = verb("run_plan", mode="resume", run="tiny-1", bucket=bucket, restore=2)
+    assert (chosen["plan"]["restore"], chosen["plan"]["checkpoint"]) == (2, 3)
+    assert "goes on from" in chosen["text"] and "checkpoint 2 of" in chosen["text"]
+
+
+@pytest.mark.parametrize(
+    ("restore", "message"),
+    [
+        (0, "restore=0 is not the number of a checkpoint: those begin at 1."),
+        (-1, "restore=-1 is not the number of a checkpoint"),
+        (7, "restore=7 cannot be: Run tiny-1 has no checkpoint 7 in file://"),
+        (2, "restore=2 cannot be: file:///"),
+    ],
+)
+def test_only_a_checkpoint_that_is_there_can_be_chosen(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path, restore: int, message: str
+) -> None:
+    publish(bucket, "tiny-1", tmp_path)
+    LocalStore(Path(bucket.removeprefix("file://"))).put("tiny-1/checkpoints/000002/manifest.json", b"{")
+    world.vast.market = [offer("vast", "1")]
+    assert message in sentence(verb("run_plan", mode="resume", run="tiny-1", bucket=bucket, restore=restore))
+
+
+def test_a_chosen_checkpoint_needs_a_bucket_and_all_its_files(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path
+) -> None:
+    publish(bucket, "tiny-1", tmp_path)
+    world.vast.market = [offer("vast", "2")]
+    assert "needs the bucket" in sentence(verb("run_plan", run="tiny-1", workload=workload, bucket="", restore=1))
+    world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"), state=State.PREEMPTED)
+    assert verb("run_plan", mode="resume", run="tiny-1", bucket=bucket, restore=1)["plan"]["replace_preempted"] is True
+    LocalStore(Path(bucket.removeprefix("file://"))).delete("tiny-1/checkpoints/000001/files/weights")
+    message = sentence(verb("run_plan", mode="resume", run="tiny-1", bucket=bucket, restore=1))
+    assert "files of that checkpoint are missing" in message and "vast 1" in message
+
+
 def test_what_a_lost_machine_left_elsewhere_goes_as_well(
     world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path
 ) -> None:
