@@ -266,14 +266,17 @@ def _with_whole_checkpoint(
     """
     if store is None or run.manifest is None or run.machine or not run.leftovers:
         return run
-    whole = checkpoints.latest_whole_manifest(store, run.name, sequence=sequence)
+    whole = checkpoints.latest_whole_manifest(store, run.name, sequence=sequence, say=progress or (lambda text: None))
     if sequence is not None and whole is None:
         raise UsageError(
             f"restore={sequence} cannot be: files of that checkpoint are missing from {store.url}, or damaged, and "
             f"{machine.describe(run.leftovers[0])}, which may hold more, would be destroyed for it."
         )
     if progress and whole and whole.sequence != run.manifest.sequence:
-        progress(f"Checkpoint {run.manifest.sequence} of {run.name} lacks files, so {whole.sequence} will be restored.")
+        progress(
+            f"Checkpoint {run.manifest.sequence} of {run.name} lacks files, or has damaged ones, so {whole.sequence} "
+            "will be restored."
+        )
     return _not_the_only_copy(dataclasses.replace(run, manifest=whole))
 
 

@@ -11,6 +11,7 @@ from gpuyard.checkpoints.sets import (
     Published,
     Restored,
     Retention,
+    Verified,
     latest_manifest,
     latest_whole_manifest,
     list_runs,
@@ -20,6 +21,7 @@ from gpuyard.checkpoints.sets import (
     publish_or_warn,
     restore,
     sequences,
+    verify,
     write_record,
 )
 from gpuyard.checkpoints.stores import (
@@ -58,6 +60,7 @@ __all__ = [
     "S3Store",
     "Store",
     "UnreadableManifestError",
+    "Verified",
     "download_checkpoints",
     "download_directory",
     "download_file",
@@ -76,5 +79,6 @@ __all__ = [
     "sync_logs",
     "upload_directory",
     "upload_file",
+    "verify",
     "write_record",
 ]

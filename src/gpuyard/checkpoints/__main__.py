@@ -1,4 +1,4 @@
-"""``python -m gpuyard.checkpoints``: publish, restore, list. On the box, by the settings that the run left there."""
+"""``python -m gpuyard.checkpoints``: publish, restore, list, verify. On the box, by its run's settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpuyard.checkpoints import MissingObjectError, UnreadableManifestError, restore, sequences
+from gpuyard.checkpoints import MissingObjectError, UnreadableManifestError, restore, sequences, verify
 from gpuyard.checkpoints.listing import read_manifest
 from gpuyard.errors import GpuyardError
 
@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec = load_spec(options.settings)
         if options.command == "publish":
             return _publish(spec, patient=not options.impatient)
-        return _restore(spec, options.sequence) if options.command == "restore" else _list(spec)
+        if options.command == "restore":
+            return _restore(spec, options.sequence)
+        return _list(spec) if options.command == "list" else _verify(spec, options.sequence)
     except (GpuyardError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -72,6 +74,17 @@ def _list(spec: BoxSpec) -> int:
     return unreadable
 
 
+def _verify(spec: BoxSpec, sequence: int | None) -> int:
+    if not spec.bucket:
+        print(f"No bucket is set for {spec.run}: there is nothing to verify.", file=sys.stderr)
+        return 0
+    verified = verify(spec.store(), spec.run, sequence=sequence)
+    print(json.dumps(vars(verified)))
+    for text in verified.damaged:
+        print(f"Damaged: {text}", file=sys.stderr)
+    return 1 if verified.damaged else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m gpuyard.checkpoints", description="Checkpoints of this box's run.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -79,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         ("publish", "publish one now; a failing bucket is a warning"),
         ("restore", "bring back the newest one, unless this box has work of its own"),
         ("list", "show those in the bucket, newest first"),
+        ("verify", "read the newest one whole; damaged objects are named, and the exit code is 1"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--settings", type=Path, default=DEFAULT_FOLDER, metavar="DIR")
@@ -86,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--impatient", action="store_true", help="give up at once while the bucket has just failed"
             )
-        if name == "restore":
-            command.add_argument("--sequence", type=int, metavar="N", help="bring back exactly this one")
+        if name in ("restore", "verify"):
+            command.add_argument("--sequence", type=int, metavar="N", help="exactly this one")
     return parser
 
 

@@ -1,19 +1,22 @@
 """What lies where below a run's checkpoints: the keys, and one listing of them taken apart.
 
 ``<run>/checkpoints/000042/`` holds the set with the number 42: its ``manifest.json``, and its files below ``files/``,
-where no file can have a key of ours.
+where no file can have a key of ours. Beside them lies ``damaged.json`` when reading the set has shown objects that do
+not have the content that its manifest names; they may be another set's.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 
-from gpuyard.checkpoints.manifest import FileEntry, Manifest, UnreadableManifestError
-from gpuyard.checkpoints.stores import Store, StoredObject
+from gpuyard.checkpoints.manifest import MALFORMED, FileEntry, Manifest, UnreadableManifestError, timestamp
+from gpuyard.checkpoints.stores import MissingObjectError, Store
 
 MANIFEST = "manifest.json"
 FILES = "files/"
+NOTE = "damaged.json"
 
 
 def sets_prefix(run: str) -> str:
@@ -29,6 +32,30 @@ def set_prefix(run: str, sequence: int) -> str:
 def manifest_key(run: str, sequence: int) -> str:
     """Return the key of a set's manifest."""
     return set_prefix(run, sequence) + MANIFEST
+
+
+def note_key(run: str, sequence: int) -> str:
+    """Return the key of the note on a set's damaged objects."""
+    return set_prefix(run, sequence) + NOTE
+
+
+def read_note(store: Store, run: str, sequence: int) -> frozenset[str]:
+    """Return the keys that the note of a set calls damaged; none when there is no note, or what is there is none."""
+    try:
+        document = json.loads(store.get(note_key(run, sequence)))
+        return frozenset(key for key in document["damaged"] if isinstance(key, str))
+    except (MissingObjectError, *MALFORMED):
+        return frozenset()
+
+
+def write_note(store: Store, manifest: Manifest, keys: Iterable[str]) -> None:
+    """Note in the bucket that these objects of a set are damaged, beside what is noted already."""
+    run, sequence = manifest.run, manifest.sequence
+    place = note_key(run, sequence)
+    if any(entry.key == place for entry in manifest.files):
+        return  # a set in the old form, which has a file there
+    damaged = sorted({*keys, *read_note(store, run, sequence)})
+    store.put(place, json.dumps({"time": timestamp(), "damaged": damaged}, indent=1).encode())
 
 
 def read_manifest(store: Store, run: str, sequence: int) -> Manifest:
@@ -54,15 +81,15 @@ def numbers_of(names: Iterable[str]) -> list[int]:
 class Listing:
     """Everything that lay below a run's checkpoints at one moment."""
 
-    def __init__(self, run: str, objects: Iterable[StoredObject]) -> None:
-        self.run = run
-        self.objects = {item.key: item for item in objects}
-        self._start = len(sets_prefix(run))
-
-    @classmethod
-    def of(cls, store: Store, run: str) -> Listing:
+    def __init__(self, store: Store, run: str) -> None:
         """Ask the store. Raises :class:`gpuyard.checkpoints.BucketError`."""
-        return cls(run, store.objects(sets_prefix(run)))
+        self.run = run
+        self.objects = {item.key: item for item in store.objects(sets_prefix(run))}
+        self._start = len(sets_prefix(run))
+        noted = [number for number in self.numbers if note_key(run, number) in self.objects]
+        # By set, what is known to be damaged.
+        self.notes = {number: read_note(store, run, number) for number in noted}
+        self.damaged = frozenset[str]().union(*self.notes.values())
 
     @property
     def numbers(self) -> list[int]:
@@ -81,5 +108,14 @@ class Listing:
 
     def holds(self, entry: FileEntry) -> bool:
         """Tell whether the object of ``entry`` is there as its manifest describes it; a link needs none."""
+        return entry.link is not None or (self.may_hold(entry) and self.has_tag(entry, unknown=True))
+
+    def may_hold(self, entry: FileEntry) -> bool:
+        """Tell whether an object of the right size is there that is not known to be damaged."""
         item = self.objects.get(entry.key)
-        return entry.link is not None or (item is not None and item.size == entry.size)
+        return item is not None and item.size == entry.size and entry.key not in self.damaged
+
+    def has_tag(self, entry: FileEntry, *, unknown: bool) -> bool:
+        """Tell whether the object has the tag that its entry remembers; ``unknown`` when one of them has none."""
+        there = self.objects[entry.key].tag
+        return entry.tag == there if entry.tag and there else unknown

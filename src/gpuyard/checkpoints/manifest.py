@@ -13,7 +13,7 @@ from gpuyard.checkpoints.stores import CheckpointError
 VERSION = 1
 
 # What reading a document of somebody else's making may raise, whatever is in it.
-_NOT_OURS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class UnreadableManifestError(CheckpointError):
@@ -31,7 +31,8 @@ class FileEntry:
 
     ``path`` is relative to the persistent root, ``key`` says where in the store the bytes lie (perhaps in an older
     set), ``size`` is in bytes, ``mode`` holds the permission bits. A symbolic link has its target in ``link``, an empty
-    ``key`` and no bytes of its own.
+    ``key`` and no bytes of its own. ``tag`` is the mark that the store had put on the object when it was sent (see
+    :class:`gpuyard.checkpoints.stores.StoredObject`); empty when it is not known.
     """
 
     path: str
@@ -41,6 +42,7 @@ class FileEntry:
     key: str
     mtime_ns: int = 0
     link: str | None = None
+    tag: str = ""
 
     @property
     def content(self) -> tuple[str, str, int, str | None]:
@@ -65,7 +67,10 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Render the manifest as the JSON document of the bucket."""
-        files = [{name: value for name, value in asdict(entry).items() if value is not None} for entry in self.files]
+        files = [
+            {name: value for name, value in asdict(entry).items() if value is not None and (name, value) != ("tag", "")}
+            for entry in self.files
+        ]
         document = {
             "version": VERSION,
             "run": self.run,
@@ -100,6 +105,7 @@ class Manifest:
                     key=_plain_key(item["key"]),
                     mtime_ns=int(item.get("mtime_ns", 0)),
                     link=item.get("link"),
+                    tag=str(item.get("tag") or ""),
                 )
                 for item in document["files"]
             )
@@ -110,7 +116,7 @@ class Manifest:
                 files=files,
                 progress=dict(document.get("progress") or {}),
             )
-        except _NOT_OURS as error:
+        except MALFORMED as error:
             raise UnreadableManifestError(
                 f"{where} is not a manifest of gpuyard, or was cut off: {str(error)[:200] or type(error).__name__}."
             ) from error
@@ -146,7 +152,7 @@ class RunRecord:
                 finished=document.get("finished"),
                 outcome=document.get("outcome"),
             )
-        except _NOT_OURS:
+        except MALFORMED:
             return cls(run=run)
 
 

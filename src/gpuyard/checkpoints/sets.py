@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,10 +33,12 @@ from gpuyard.checkpoints.listing import (
     FILES,
     Listing,
     manifest_key,
+    note_key,
     numbers_of,
     read_manifest,
     set_prefix,
     sets_prefix,
+    write_note,
 )
 from gpuyard.checkpoints.manifest import FileEntry, Manifest, RunRecord, UnreadableManifestError, timestamp
 from gpuyard.checkpoints.stores import SINGLE_REQUEST_BYTES, CheckpointError, MissingObjectError, Store
@@ -60,7 +62,11 @@ _R = TypeVar("_R")
 
 
 class DamagedSetError(CheckpointError):
-    """A set's files do not agree with its manifest."""
+    """A set's files do not agree with its manifest. ``keys`` are those of the objects that do not."""
+
+    def __init__(self, message: str, keys: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.keys = tuple(keys)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,16 @@ class Restored:
     bytes: int = 0
     seconds: float = 0.0
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Verified:
+    """What :func:`verify` read: ``damaged`` says for each object that is not as its manifest names it what is wrong."""
+
+    sequence: int
+    files: int
+    bytes: int
+    damaged: list[str] = field(default_factory=list)
 
 
 # --- reading a bucket ------------------------------------------------------------------------------------------------
@@ -175,15 +191,78 @@ def _record(store: Store, run: str) -> RunRecord:
         return RunRecord(run=run)
 
 
-def latest_whole_manifest(store: Store, run: str, *, sequence: int | None = None) -> Manifest | None:
-    """Like :func:`latest_manifest`, but only of a set whose every object is in the store, at its size.
+def latest_whole_manifest(
+    store: Store, run: str, *, sequence: int | None = None, say: Callable[[str], None] = lambda text: None
+) -> Manifest | None:
+    """Like :func:`latest_manifest`, but only of a set whose every object is in the store with its content.
 
-    With ``sequence`` only that set is looked at. One listing answers that, and no object is read. Raises
+    With ``sequence`` only that set is looked at. One listing answers most of that. An object is read where the store's
+    tags do not tell: in a folder, in a bucket that was copied, for a set that remembers none. Raises
     :class:`BucketError`.
     """
-    seen = Listing.of(store, run)
-    candidates = manifests(store, run) if sequence is None else iter([manifest_of(store, run, sequence)])
-    return next((found for found in candidates if all(map(seen.holds, found.files))), None)
+    seen = Listing(store, run)
+    for found in manifests(store, run) if sequence is None else [manifest_of(store, run, sequence)]:
+        entries = {entry.key: entry for entry in found.files if entry.link is None}
+        if not all(map(seen.may_hold, entries.values())):
+            continue
+        doubtful = [
+            entry for entry in entries.values() if not (store.tags_tell_content and seen.has_tag(entry, unknown=False))
+        ]
+        if doubtful:
+            gigabytes = sum(entry.size for entry in doubtful) / 1e9
+            say(f"Reading {len(doubtful)} objects ({gigabytes:.1f} GB) of checkpoint {found.sequence} of {run}.")
+        if not _read_through(store, found, doubtful):
+            return found
+    return None
+
+
+def verify(store: Store, run: str, *, sequence: int | None = None, threads: int = THREADS) -> Verified:
+    """Read every object of a checkpoint (default: the newest), and compare it with what the manifest names.
+
+    What is damaged is noted in the bucket, so that no later set is built upon it; a note on a set that is sound goes.
+    Raises :class:`CheckpointError` when there is no such checkpoint.
+    """
+    manifest = latest_manifest(store, run) if sequence is None else manifest_of(store, run, sequence)
+    if manifest is None:
+        raise CheckpointError(f"Run {run} has no checkpoint in {store.url}.")
+    entries = {entry.key: entry for entry in manifest.files if entry.link is None}
+    wrong = _read_through(store, manifest, list(entries.values()), threads)
+    if not wrong and not any(entry.key == note_key(run, manifest.sequence) for entry in manifest.files):
+        with contextlib.suppress(CheckpointError):
+            store.delete(note_key(run, manifest.sequence))
+    return Verified(manifest.sequence, len(manifest.files), manifest.size, list(wrong.values()))
+
+
+def _read_through(
+    store: Store, manifest: Manifest, entries: Sequence[FileEntry], threads: int = THREADS
+) -> dict[str, str]:
+    """Read the objects of ``entries``; return what is wrong, by key, and note it in the bucket."""
+    found = zip(entries, _parallel(lambda entry: _trouble(store, entry), entries, threads), strict=True)
+    wrong = {entry.key: f"{entry.path}: {trouble}" for entry, trouble in found if trouble}
+    _note_damage(store, manifest, wrong)
+    return wrong
+
+
+def _trouble(store: Store, entry: FileEntry) -> str:
+    """Read one object; return what is wrong with it, ``""`` when nothing is."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        for chunk in store.chunks(entry.key):
+            digest.update(chunk)
+            size += len(chunk)
+    except MissingObjectError:
+        return f"{entry.key} is not in the bucket"
+    if size != entry.size:
+        return f"{entry.key} has {size} bytes, and should have {entry.size}"
+    return "" if digest.hexdigest() == entry.sha256 else f"{entry.key} does not have the content that it should have"
+
+
+def _note_damage(store: Store, manifest: Manifest, keys: Iterable[str]) -> None:
+    """Note damaged objects in the bucket. It helps, but a bucket that takes no note is no reason to fail."""
+    damaged = list(keys)
+    if damaged:
+        with contextlib.suppress(CheckpointError):
+            write_note(store, manifest, damaged)
 
 
 def write_record(store: Store, run: str, workload: str, *, outcome: str | None = None) -> RunRecord:
@@ -288,10 +367,10 @@ def publish(
     with _locked(root / SCRATCH / "publish.lock", lock_wait_s):
         # The journal comes first: whatever it calls done is then certainly in the files that are read after it.
         journal = _read_journal(root)
-        seen = Listing.of(store, run)
+        seen = Listing(store, run)
         sequence = max(seen.numbers, default=0) + 1
         previous, warnings = _newest(store, seen)
-        # Only content that is really there, with the size that it should have, need not be sent.
+        # Only content that is there as it was sent need not be sent again.
         known = {
             entry.sha256: entry.key
             for entry in (previous.files if previous else ())
@@ -304,7 +383,8 @@ def publish(
         skipped += sender.skipped
         described = dict(progress(journal or b"")) if progress else {}
         # While the newest manifest cannot be read, only another set makes the run one that can be restored.
-        if previous is not None and not force and not sender.files_sent and not warnings:
+        sound = previous is not None and all(map(seen.holds, previous.files))
+        if previous is not None and sound and not force and not sender.files_sent and not warnings:
             before = {entry.content for entry in previous.files if entry.path != JOURNAL}
             if before == {entry.content for entry in entries} and dict(previous.progress) == described:
                 cache.save()
@@ -319,10 +399,14 @@ def publish(
         if journal is not None:
             entries.append(sender.send_bytes(JOURNAL, journal))
         entries.sort(key=lambda entry: entry.path)
+        tags = {entry.key: entry.tag for entry in (previous.files if previous else ())}
+        # The store says itself how it lists what it has just got; the answer to a put may be worded otherwise.
+        tags |= {item.key: item.tag for item in store.objects(set_prefix(run, sequence))}
+        entries = [replace(entry, tag=tags.get(entry.key, "")) for entry in entries]
         manifest = Manifest(run, sequence, timestamp(), tuple(entries), described)
         store.put(manifest_key(run, sequence), manifest.to_bytes())
         cache.save()
-        removed, trouble = _prune(store, retention or Retention(), Listing.of(store, run), manifest)
+        removed, trouble = _prune(store, retention or Retention(), Listing(store, run), manifest)
     return Published(
         sequence=sequence,
         files=len(entries),
@@ -542,6 +626,12 @@ def _prune(store: Store, retention: Retention, seen: Listing, newest: Manifest) 
     for other in found:
         if other is not None and other.sequence in kept:
             needed |= {entry.key for entry in other.files}
+    # A note stays as long as anything that it speaks of.
+    needed |= {
+        note_key(run, number)
+        for number, damaged in seen.notes.items()
+        if any(key in seen.objects and (key in needed or key not in doomed) for key in damaged)
+    }
     gone = doomed - needed
     first = {key for number in seen.complete if (key := manifest_key(run, number)) in gone}
     _parallel(store.delete, first)
@@ -586,6 +676,8 @@ def restore(
         try:
             _fetch_set(opened, manifest, root, threads)
         except (DamagedSetError, MissingObjectError) as error:
+            if isinstance(error, DamagedSetError):
+                _note_damage(opened, manifest, error.keys)
             if sequence is not None:
                 raise CheckpointError(f"Checkpoint {sequence} of {run} is damaged ({error}).") from error
             warnings.append(f"Checkpoint {manifest.sequence} of {run} is damaged ({error}), so an older one is tried.")
@@ -629,7 +721,7 @@ def _fetch_set(store: Store, manifest: Manifest, root: Path, threads: int) -> No
         store.fetch(entry.key, part, entry.size)
         if not _is_content(part, entry):
             part.unlink(missing_ok=True)
-            raise DamagedSetError(f"{entry.key} does not have the content that its manifest names")
+            raise DamagedSetError(f"{entry.key} does not have the content that its manifest names", [entry.key])
 
     _parallel(fetch, missing, threads)
     cache = _HashCache(root)

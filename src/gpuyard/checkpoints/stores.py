@@ -28,6 +28,7 @@ READ_TIMEOUT_S = 30
 ATTEMPTS = 2
 # Below this size an object is sent and fetched with a single request.
 SINGLE_REQUEST_BYTES = 8 * 1024 * 1024
+_CHUNK = 1024 * 1024
 _PART_PREFIX = ".gpuyard-part-"
 
 
@@ -45,20 +46,31 @@ class MissingObjectError(BucketError):
 
 @dataclass(frozen=True)
 class StoredObject:
-    """One object of a listing: its key below the store's prefix, and its size in bytes."""
+    """One object of a listing: its key below the store's prefix, its size in bytes, and the store's own mark of it.
+
+    ``tag`` changes when the object is written again with other content; ``""`` where the store has none. S3 calls it
+    ETag; a folder has the time of the last change.
+    """
 
     key: str
     size: int
+    tag: str = ""
 
 
 class Store(ABC):
     """A flat set of objects. Keys are relative to the store's prefix, with ``/`` between their parts."""
 
     url: str
+    tags_tell_content = False
+    """Whether an object whose tag is as it was has the content that it had. Elsewhere only reading it tells."""
 
     @abstractmethod
     def get(self, key: str) -> bytes:
         """Return the whole object, or raise :class:`MissingObjectError`."""
+
+    @abstractmethod
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """Yield the object's content piece by piece, or raise :class:`MissingObjectError`."""
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
@@ -96,13 +108,18 @@ class LocalStore(Store):
         with self._failures(key):
             return self._path(key).read_bytes()
 
+    def chunks(self, key: str) -> Iterator[bytes]:
+        with self._failures(key), self._path(key).open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                yield chunk
+
     def put(self, key: str, data: bytes) -> None:
         with self._failures(key), self._replacing(key) as part:
             part.write(data)
 
     def put_stream(self, key: str, stream: BinaryIO) -> None:
         with self._failures(key), self._replacing(key) as part:
-            shutil.copyfileobj(stream, part, 1024 * 1024)
+            shutil.copyfileobj(stream, part, _CHUNK)
 
     def fetch(self, key: str, target: Path, size: int) -> None:
         with self._failures(key):
@@ -118,7 +135,8 @@ class LocalStore(Store):
                     waiting.append(key)
                 elif key.startswith(prefix) and not entry.name.startswith(_PART_PREFIX):
                     with contextlib.suppress(FileNotFoundError):
-                        yield StoredObject(key, entry.stat().st_size)
+                        info = entry.stat()
+                        yield StoredObject(key, info.st_size, f"{info.st_mtime_ns:x}")
 
     def folders(self, prefix: str = "") -> list[str]:
         return [entry.name for entry in self._entries(prefix) if entry.is_dir()]
@@ -180,6 +198,8 @@ class LocalStore(Store):
 class S3Store(Store):
     """A bucket at Amazon S3 or at anything that speaks its protocol (B2, R2, Vultr object storage, seaweedfs)."""
 
+    tags_tell_content = True
+
     def __init__(
         self,
         bucket: str,
@@ -237,6 +257,10 @@ class S3Store(Store):
             data: bytes = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].read()
             return data
 
+    def chunks(self, key: str) -> Iterator[bytes]:
+        with self._failures(key):
+            yield from self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].iter_chunks(_CHUNK)
+
     def put(self, key: str, data: bytes) -> None:
         with self._failures(key):
             self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data)
@@ -259,7 +283,8 @@ class S3Store(Store):
             )
             for page in pages:
                 for item in page.get("Contents", ()):
-                    yield StoredObject(item["Key"][len(self.prefix) :], item["Size"])
+                    tag = str(item.get("ETag", "")).strip('"')
+                    yield StoredObject(item["Key"][len(self.prefix) :], item["Size"], tag)
 
     def folders(self, prefix: str = "") -> list[str]:
         with self._failures(prefix):

@@ -6,9 +6,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -20,13 +20,16 @@ from gpuyard.checkpoints import (
     Store,
     UnreadableManifestError,
     latest_manifest,
+    latest_whole_manifest,
     list_runs,
+    manifest_of,
     manifests,
     open_store,
     publish,
     publish_or_warn,
     restore,
     sequences,
+    verify,
     write_record,
 )
 from gpuyard.checkpoints import sets as sets_module
@@ -77,6 +80,31 @@ def keys(store: Store) -> set[str]:
     return {item.key for item in store.objects(f"{RUN}/")}
 
 
+def rewrite(store: Store, sequence: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Give the entries of a manifest the values that ``change`` returns for each."""
+    key = f"{RUN}/checkpoints/{sequence:06d}/manifest.json"
+    document = json.loads(store.get(key))
+    for entry in document["files"]:
+        entry |= change(entry)
+    store.put(key, json.dumps(document).encode())
+
+
+def flip(store: Store, key: str) -> None:
+    """Change one byte of an object."""
+    data = store.get(key)
+    store.put(key, data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def rot(store: Store, sequence: int, path: str) -> str:
+    """Flip a byte of a file's object in a way that its tag does not show, and return the key."""
+    key = next(entry.key for entry in manifest_of(store, RUN, sequence).files if entry.path == path)
+    flip(store, key)
+    (tag,) = (item.tag for item in store.objects(key) if item.key == key)
+    for number in sequences(store, RUN):
+        rewrite(store, number, lambda entry: {"tag": tag} if entry["key"] == key else {})
+    return key
+
+
 def test_a_published_set_comes_back_byte_for_byte(store: Store, tmp_path: Path) -> None:
     root = make_root(tmp_path)
     (root / "models/policy.npz").chmod(0o750)
@@ -123,8 +151,7 @@ def test_a_set_in_the_old_form_is_read_and_built_upon(store: Store, tmp_path: Pa
         if "/files/" in key:
             store.put(key.replace("/files/", "/"), store.get(key))
             store.delete(key)
-    manifest = f"{RUN}/checkpoints/000001/manifest.json"
-    store.put(manifest, store.get(manifest).replace(b"/files/", b"/"))
+    rewrite(store, 1, lambda entry: entry.pop("tag") and {"key": entry["key"].replace("/files/", "/")})
     assert restore(lambda: store, RUN, tmp_path / "old").sequence == 1
     assert tree(tmp_path / "old") == tree(root)
     (root / "models/policy.npz").write_text("newer weights")
@@ -159,6 +186,108 @@ def test_content_that_somebody_removed_from_the_bucket_is_sent_again(folder: Loc
     again = publish(folder, RUN, root)
     assert (again.sequence, again.files_sent) == (2, 1)
     assert restore(lambda: folder, RUN, tmp_path / "fresh").sequence == 2
+
+
+def test_a_damaged_object_is_sent_again_and_not_called_whole(store: Store, tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    (root / "models/large.bin").write_bytes(os.urandom(SINGLE_REQUEST_BYTES * 2 + 1))
+    publish(store, RUN, root)
+    (root / "trajectories/a.jsonl").write_text("more")
+    publish(store, RUN, root)
+    # Both sets share these.
+    for path in ("models/policy.npz", "models/large.bin"):
+        flip(store, f"{RUN}/checkpoints/000001/files/{path}")
+    assert latest_whole_manifest(store, RUN) is None
+    again = publish(store, RUN, root, retention=Retention(keep_last=1))
+    assert (again.sequence, again.files_sent) == (3, 2), "the box has the good files, and sends just those"
+    newest = latest_whole_manifest(store, RUN)
+    assert newest is not None and newest.sequence == 3
+    assert verify(store, RUN).damaged == []
+    assert publish(store, RUN, root).unchanged
+    assert restore(lambda: store, RUN, tmp_path / "fresh").sequence == 3
+    assert tree(tmp_path / "fresh") == tree(root)
+
+
+def test_a_tag_that_agrees_spares_the_reading_and_one_that_differs_does_not_condemn(
+    store: Store, tmp_path: Path
+) -> None:
+    root = make_root(tmp_path)
+    publish(store, RUN, root)
+    read: list[str] = []
+
+    class Counting(type(store)):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.__dict__.update(store.__dict__)
+
+        def chunks(self, key: str) -> Iterator[bytes]:
+            read.append(key)
+            yield from super().chunks(key)
+
+    assert latest_whole_manifest(Counting(), RUN) is not None
+    assert (read == []) is store.tags_tell_content, "a folder has no checksums"
+    # A bucket that was copied has tags of its own, and a set in the old form remembers none.
+    for tag in ("copied", ""):
+        read.clear()
+        rewrite(store, 1, lambda entry, tag=tag: {"tag": tag})  # type: ignore[misc]
+        said: list[str] = []
+        assert latest_whole_manifest(Counting(), RUN, say=said.append) is not None
+        assert len(read) == 5 and "Reading 5 objects" in said[0]
+
+
+def test_verify_reads_all_and_what_it_finds_is_not_built_upon(store: Store, tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    publish(store, RUN, root)
+    (root / "trajectories/a.jsonl").write_text("more")
+    publish(store, RUN, root)
+    assert verify(store, RUN).damaged == []
+    with pytest.raises(CheckpointError, match="has no checkpoint 9"):
+        verify(store, RUN, sequence=9)
+    key = rot(store, 2, "models/policy.npz")
+    assert publish(store, RUN, root).unchanged, "nobody can see it"
+    store.delete(f"{RUN}/checkpoints/000002/files/trajectories/a.jsonl")
+    assert verify(store, RUN).damaged == [
+        f"models/policy.npz: {key} does not have the content that it should have",
+        f"trajectories/a.jsonl: {RUN}/checkpoints/000002/files/trajectories/a.jsonl is not in the bucket",
+    ]
+    assert latest_whole_manifest(store, RUN) is None, "the older set shares the object"
+    again = publish(store, RUN, root, retention=Retention(keep_last=2))
+    assert (again.sequence, again.files_sent) == (3, 2)
+    assert verify(store, RUN).damaged == []
+    # The note goes with the last set that has the object, or when the object is sound again.
+    note = f"{RUN}/checkpoints/000002/damaged.json"
+    assert note in keys(store)
+    store.put(key, b"weights")
+    store.put(f"{RUN}/checkpoints/000002/files/trajectories/a.jsonl", b"more")
+    assert verify(store, RUN, sequence=2).damaged == []
+    assert note not in keys(store)
+
+
+def test_restoring_leaves_a_note_of_the_damage_that_stays_as_long_as_the_damage(store: Store, tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    publish(store, RUN, root)
+    (root / "models/policy.npz").write_text("newer weights")
+    publish(store, RUN, root)
+    (root / "trajectories/a.jsonl").write_text("more")
+    publish(store, RUN, root)
+    key = rot(store, 3, "models/policy.npz")
+    assert restore(lambda: store, RUN, tmp_path / "fresh").sequence == 1
+    assert latest_whole_manifest(store, RUN) is not None
+    note = f"{RUN}/checkpoints/000003/damaged.json"
+    assert json.loads(store.get(note))["damaged"] == [key]
+    assert publish(store, RUN, root, retention=Retention(keep_last=1, keep_every=2)).files_sent == 1
+    assert sorted(manifest.sequence for manifest in manifests(store, RUN)) == [2, 4]
+    assert {key, note} <= keys(store), "set 2 still has the damaged object"
+    (root / "trajectories/a.jsonl").write_text("and more")
+    publish(store, RUN, root, retention=Retention(keep_last=1))
+    assert keys(store).isdisjoint({key, note})
+
+
+def test_what_is_no_note_says_nothing(folder: LocalStore, tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    publish(folder, RUN, root)
+    for data in (b"", b"[", b"[]", b'{"damaged": 7}', b'{"damaged": [[]]}', b"[" * 100_000):
+        folder.put(f"{RUN}/checkpoints/000001/damaged.json", data)
+        assert publish(folder, RUN, root).unchanged
 
 
 def test_no_set_is_made_when_only_the_journal_grew(folder: LocalStore, tmp_path: Path) -> None:

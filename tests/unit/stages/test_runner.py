@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from stage_box import CANARY, RUN, Box, alive, mark, until, wait_for
 
-from gpuyard.checkpoints import LocalStore, latest_manifest, list_runs, manifests
+from gpuyard.checkpoints import LocalStore, latest_manifest, list_runs, manifest_of, manifests
 
 
 def prover_stage(total: int, flush_every: int, seconds: float, **fields: Any) -> dict[str, Any]:
@@ -420,6 +420,13 @@ def test_preemption_without_notice_and_a_new_box(box: Box, prover: Path, tmp_pat
     assert other.marks == ["0-evaluate"]
     listed = [json.loads(line) for line in other.call("list", module="gpuyard.checkpoints").stdout.splitlines()]
     assert len(listed) == 2 and listed[0]["progress"]["finished"]
+    sound = other.call("verify", module="gpuyard.checkpoints")
+    assert sound.returncode == 0 and json.loads(sound.stdout)["damaged"] == []
+    older = manifest_of(LocalStore(tmp_path / "bucket"), RUN, listed[1]["sequence"])
+    damaged = next(entry.key for entry in older.files if entry.path == "trajectories/results")
+    (tmp_path / "bucket" / damaged).write_bytes(b"rotten")
+    found = other.call("verify", "--sequence", str(older.sequence), module="gpuyard.checkpoints")
+    assert found.returncode == 1 and f"Damaged: trajectories/results: {damaged} has 6 bytes" in found.stderr
 
 
 def is_prover(process: Path, box: Box) -> bool:
