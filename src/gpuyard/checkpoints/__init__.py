@@ -31,6 +31,7 @@ from gpuyard.checkpoints.stores import (
     MissingObjectError,
     S3Store,
     Store,
+    StoredObject,
     open_store,
 )
 from gpuyard.checkpoints.sync import (
@@ -59,6 +60,7 @@ __all__ = [
     "RunRecord",
     "S3Store",
     "Store",
+    "StoredObject",
     "UnreadableManifestError",
     "Verified",
     "download_checkpoints",

@@ -2,7 +2,8 @@
 
 ``<run>/checkpoints/000042/`` holds the set with the number 42: its ``manifest.json``, and its files below ``files/``,
 where no file can have a key of ours. Beside them lies ``damaged.json`` when reading the set has shown objects that do
-not have the content that its manifest names; they may be another set's.
+not have the content that its manifest names; they may be another set's. While a set is being made, its publisher's
+claim lies there, too (``claim-….json``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from gpuyard.checkpoints.stores import MissingObjectError, Store
 MANIFEST = "manifest.json"
 FILES = "files/"
 NOTE = "damaged.json"
+# A set that is being made and got nothing new for so long has been given up.
+CLAIM_LIVES_S = 3600.0
+_CLAIM = "claim-"
 
 
 def sets_prefix(run: str) -> str:
@@ -32,6 +36,11 @@ def set_prefix(run: str, sequence: int) -> str:
 def manifest_key(run: str, sequence: int) -> str:
     """Return the key of a set's manifest."""
     return set_prefix(run, sequence) + MANIFEST
+
+
+def claim_key(run: str, sequence: int, publisher: str) -> str:
+    """Return the key of a publisher's claim on a number."""
+    return f"{set_prefix(run, sequence)}{_CLAIM}{publisher}.json"
 
 
 def note_key(run: str, sequence: int) -> str:
@@ -105,6 +114,35 @@ class Listing:
         """Yield the keys of everything in one set's folder."""
         prefix = set_prefix(self.run, sequence)
         return (key for key in self.objects if key.startswith(prefix))
+
+    def claims_of(self, publisher: str) -> list[str]:
+        """Return the keys of a publisher's claims."""
+        return [key for number in self.numbers if (key := claim_key(self.run, number, publisher)) in self.objects]
+
+    def open_claims(self, publisher: str) -> list[int]:
+        """Return the numbers of the sets that publishers other than this one are making.
+
+        The store's own clock says how long ago they sent something, as against the newest object of all.
+        """
+        now = max((item.modified for item in self.objects.values()), default=0.0)
+        return [
+            number
+            for number in set(self.numbers).difference(self.complete)
+            if self._others_claim(number, publisher)
+            and now - max(self.objects[key].modified for key in self.keys(number)) < CLAIM_LIVES_S
+        ]
+
+    def _others_claim(self, number: int, publisher: str) -> bool:
+        prefix, own = set_prefix(self.run, number) + _CLAIM, claim_key(self.run, number, publisher)
+        return any(key.startswith(prefix) and key != own for key in self.keys(number))
+
+    def still_shows(self, before: Listing) -> bool:
+        """Tell whether the complete sets are those of ``before``, and everything is there that was there then."""
+        return self.complete == before.complete and all(
+            (there := self.objects.get(key)) is not None and (there.size, there.tag) == (item.size, item.tag)
+            for key, item in before.objects.items()
+            if not key.rpartition("/")[2].startswith(_CLAIM)
+        )
 
     def holds(self, entry: FileEntry) -> bool:
         """Tell whether the object of ``entry`` is there as its manifest describes it; a link needs none."""

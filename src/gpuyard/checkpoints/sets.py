@@ -29,8 +29,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gpuyard.checkpoints.claims import Claim, OvertakenError
 from gpuyard.checkpoints.listing import (
-    FILES,
     Listing,
     manifest_key,
     note_key,
@@ -41,13 +41,15 @@ from gpuyard.checkpoints.listing import (
     write_note,
 )
 from gpuyard.checkpoints.manifest import FileEntry, Manifest, RunRecord, UnreadableManifestError, timestamp
-from gpuyard.checkpoints.stores import SINGLE_REQUEST_BYTES, CheckpointError, MissingObjectError, Store
+from gpuyard.checkpoints.stores import SINGLE_REQUEST_BYTES, BucketError, CheckpointError, MissingObjectError, Store
 from gpuyard.errors import GpuyardError
 
 STATE = ".gpuyard"
 JOURNAL = f"{STATE}/journal.jsonl"
 SCRATCH = f"{STATE}/tmp"
 THREADS = 8
+# So often a set is made anew when its objects vanish while it is made.
+TRIES = 3
 LOCK_WAIT_S = 300.0
 # How long a program's own checkpoint calls leave a bucket alone that has just failed.
 BACK_OFF_S = 30.0
@@ -357,67 +359,123 @@ def publish(
 ) -> Published:
     """Publish everything below ``root`` as the next checkpoint of ``run``, then apply ``retention``.
 
-    A second publisher on the same machine waits up to ``lock_wait_s`` seconds for the first. When nothing but the
-    journal's own bookkeeping changed since the newest set, no set is made unless ``force`` is true. Raises
-    :class:`BucketError` when the bucket fails, :class:`CheckpointError` when the lock is not to be had, ``OSError``
-    when a file cannot be read; a set that was begun by then stays invisible and is cleared away by a later one.
+    A second publisher on the same machine waits up to ``lock_wait_s`` seconds for the first; one on another machine
+    takes another number, and while it is at work nothing is removed. When nothing but the journal's own bookkeeping
+    changed since the newest set, no set is made unless ``force`` is true. Raises :class:`BucketError` when the bucket
+    fails, :class:`CheckpointError` when the lock is not to be had or the set's objects do not stay in the bucket,
+    ``OSError`` when a file cannot be read; a set that was begun by then stays invisible and is cleared away by a later
+    one.
     """
     began = time.monotonic()
     (root / SCRATCH).mkdir(parents=True, exist_ok=True)
     with _locked(root / SCRATCH / "publish.lock", lock_wait_s):
+        claim = Claim(store, run, root)
+        attempt = _Attempt(store, run, root, claim, retention or Retention(), progress, force, threads)
+        published: Published | None = None
+        try:
+            tries = 0
+            while published is None and tries < TRIES:
+                # Being overtaken is no failed try: from then on the claim stands, and cannot be overtaken any more.
+                with contextlib.suppress(OvertakenError):
+                    published = attempt.make()
+                    tries += 1
+        except BucketError:
+            raise  # It need not be asked for more: the next publisher of this folder clears up.
+        except BaseException:
+            with contextlib.suppress(GpuyardError):
+                claim.release()
+            raise
+    if published is None:
+        raise CheckpointError(
+            f"Objects of run {run} vanish from {store.url} while they are being published, as {TRIES} tries have shown."
+        )
+    published.seconds = time.monotonic() - began
+    return published
+
+
+@dataclass
+class _Attempt:
+    """What it takes to make one set, several times over if need be."""
+
+    store: Store
+    run: str
+    root: Path
+    claim: Claim
+    retention: Retention
+    progress: Progress | None
+    force: bool
+    threads: int
+
+    def make(self) -> Published | None:
+        """Make the set from what the claim's listing shows; ``None`` when it did not stay whole.
+
+        Raises :class:`OvertakenError` when that listing was out of date by the time that the number was claimed.
+        """
+        seen, run = self.claim.seen, self.run
         # The journal comes first: whatever it calls done is then certainly in the files that are read after it.
-        journal = _read_journal(root)
-        seen = Listing(store, run)
-        sequence = max(seen.numbers, default=0) + 1
-        previous, warnings = _newest(store, seen)
+        journal = _read_journal(self.root)
+        previous, warnings = _newest(self.store, seen)
         # Only content that is there as it was sent need not be sent again.
         known = {
             entry.sha256: entry.key
             for entry in (previous.files if previous else ())
             if entry.link is None and seen.holds(entry)
         }
-        cache = _HashCache(root)
-        found, skipped = _scan(root)
-        sender = _Sender(store, set_prefix(run, sequence) + FILES, root, known, cache)
-        entries = [entry for entry in _parallel(sender.send, found, threads) if entry is not None]
+        cache = _HashCache(self.root)
+        found, skipped = _scan(self.root)
+        sender = _Sender(self.store, self.claim.key, self.root, known, cache)
+        entries = [entry for entry in _parallel(sender.send, found, self.threads) if entry is not None]
         skipped += sender.skipped
-        described = dict(progress(journal or b"")) if progress else {}
+        described = dict(self.progress(journal or b"")) if self.progress else {}
         # While the newest manifest cannot be read, only another set makes the run one that can be restored.
         sound = previous is not None and all(map(seen.holds, previous.files))
-        if previous is not None and sound and not force and not sender.files_sent and not warnings:
+        if previous is not None and sound and not self.force and not sender.files_sent and not warnings:
             before = {entry.content for entry in previous.files if entry.path != JOURNAL}
             if before == {entry.content for entry in entries} and dict(previous.progress) == described:
+                self.claim.release()
+                self.claim.clear()
                 cache.save()
-                return Published(
-                    sequence=previous.sequence,
-                    files=len(previous.files),
-                    bytes_total=previous.size,
-                    unchanged=True,
-                    seconds=time.monotonic() - began,
-                    skipped=skipped,
-                )
+                return Published(previous.sequence, len(previous.files), previous.size, unchanged=True, skipped=skipped)
         if journal is not None:
             entries.append(sender.send_bytes(JOURNAL, journal))
         entries.sort(key=lambda entry: entry.path)
+        sequence = self.claim.take()
         tags = {entry.key: entry.tag for entry in (previous.files if previous else ())}
         # The store says itself how it lists what it has just got; the answer to a put may be worded otherwise.
-        tags |= {item.key: item.tag for item in store.objects(set_prefix(run, sequence))}
+        tags |= {item.key: item.tag for item in self.store.objects(set_prefix(run, sequence))}
         entries = [replace(entry, tag=tags.get(entry.key, "")) for entry in entries]
         manifest = Manifest(run, sequence, timestamp(), tuple(entries), described)
-        store.put(manifest_key(run, sequence), manifest.to_bytes())
+        written = self.store.put_new(manifest_key(run, sequence), manifest.to_bytes())
+        after = self.claim.look()
+        if not written or not all(map(after.holds, manifest.files)):
+            if written:
+                self.store.delete(manifest_key(run, sequence))
+            self.claim.release()
+            return None
+        self.claim.release()
         cache.save()
-        removed, trouble = _prune(store, retention or Retention(), Listing(store, run), manifest)
-    return Published(
-        sequence=sequence,
-        files=len(entries),
-        bytes_total=manifest.size,
-        files_sent=sender.files_sent,
-        bytes_sent=sender.bytes_sent,
-        removed=removed,
-        seconds=time.monotonic() - began,
-        skipped=skipped,
-        warnings=list(dict.fromkeys(warnings + trouble)),
-    )
+        removed, trouble = self._prune(after, manifest)
+        return Published(
+            sequence=sequence,
+            files=len(entries),
+            bytes_total=manifest.size,
+            files_sent=sender.files_sent,
+            bytes_sent=sender.bytes_sent,
+            removed=removed,
+            skipped=skipped,
+            warnings=list(dict.fromkeys(warnings + trouble)),
+        )
+
+    def _prune(self, seen: Listing, manifest: Manifest) -> tuple[int, list[str]]:
+        """Do :func:`_prune`, unless another publisher may rely on what would go. The set is there, whatever fails."""
+        if seen.open_claims(self.claim.publisher):
+            return 0, [
+                f"Another machine has begun a checkpoint of {self.run} within the last hour: no older one is removed."
+            ]
+        try:
+            return _prune(self.store, self.retention, seen, manifest)
+        except BucketError as error:
+            return 0, [f"Older checkpoints could not be removed: {error}"]
 
 
 def publish_or_warn(
@@ -460,9 +518,11 @@ def publish_or_warn(
 class _Sender:
     """Brings single files into the store. Several threads use one sender; appending to a list needs no lock."""
 
-    def __init__(self, store: Store, prefix: str, root: Path, known: Mapping[str, str], cache: _HashCache) -> None:
+    def __init__(
+        self, store: Store, key: Callable[[str], str], root: Path, known: Mapping[str, str], cache: _HashCache
+    ) -> None:
         self._store = store
-        self._prefix = prefix
+        self._key = key
         self._root = root
         self._known = known
         self._cache = cache
@@ -482,7 +542,7 @@ class _Sender:
         digest = hashlib.sha256(data).hexdigest()
         key = self._known.get(digest)
         if key is None:
-            key = self._prefix + path
+            key = self._key(path)
             self._store.put(key, data)
             self._sent.append(len(data))
         return FileEntry(path, len(data), digest, mode, key, mtime_ns)
@@ -525,7 +585,7 @@ class _Sender:
             return FileEntry(path, first.size, digest, mode, self._known[digest], info.st_mtime_ns)
         stream.seek(0)
         second: Any = _HashingReader(stream, info.st_size)
-        key = self._prefix + path
+        key = self._key(path)
         self._store.put_stream(key, second)
         self._sent.append(second.size)
         return FileEntry(path, second.size, second.sha256.hexdigest(), mode, key, info.st_mtime_ns)
@@ -605,18 +665,16 @@ def _kept_for(error: UnreadableManifestError) -> str:
 def _prune(store: Store, retention: Retention, seen: Listing, newest: Manifest) -> tuple[int, list[str]]:
     """Remove what no kept set needs; return how many objects went, and why none went.
 
-    ``newest`` has just been published, and stays. A dropped set loses its manifest before its files, so it is never
-    taken for complete. Nothing is removed when ``newest`` is not whole, for then an older set may be the last that is,
-    nor when any manifest cannot be read, because nobody knows what that set needs, or whether it will be wanted. Sets
-    that never got a manifest go too.
+    ``newest`` has just been published and seen to be whole; it stays, and so does whatever came after it. A dropped set
+    loses its manifest before its files, so it is never taken for complete. Nothing is removed when any manifest cannot
+    be read, because nobody knows what that set needs, or whether it will be wanted. Sets that never got a manifest go
+    too.
     """
     run = newest.run
     kept = retention.keeps(seen.complete) | {number for number in seen.numbers if number >= newest.sequence}
     doomed = {key for number in seen.numbers if number not in kept for key in seen.keys(number)}
     if not doomed:
         return 0, []
-    if not all(map(seen.holds, newest.files)):
-        return 0, [f"Checkpoint {newest.sequence} of {run} lacks files in the bucket. No older checkpoint is removed."]
     needed = {entry.key for entry in newest.files}
     others = [number for number in seen.complete if number != newest.sequence]
     try:

@@ -49,12 +49,13 @@ class StoredObject:
     """One object of a listing: its key below the store's prefix, its size in bytes, and the store's own mark of it.
 
     ``tag`` changes when the object is written again with other content; ``""`` where the store has none. S3 calls it
-    ETag; a folder has the time of the last change.
+    ETag; a folder has the time of the last change. ``modified`` is that time in seconds, by the store's clock.
     """
 
     key: str
     size: int
     tag: str = ""
+    modified: float = 0.0
 
 
 class Store(ABC):
@@ -75,6 +76,10 @@ class Store(ABC):
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
         """Store ``data`` under ``key``; a reader sees the old object or the new one, never a part."""
+
+    @abstractmethod
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Store ``data`` unless there is an object under ``key``; return whether ``data`` is there now."""
 
     @abstractmethod
     def put_stream(self, key: str, stream: BinaryIO) -> None:
@@ -117,6 +122,15 @@ class LocalStore(Store):
         with self._failures(key), self._replacing(key) as part:
             part.write(data)
 
+    def put_new(self, key: str, data: bytes) -> bool:
+        with self._failures(key):
+            try:
+                with self._replacing(key, new=True) as part:
+                    part.write(data)
+            except FileExistsError:
+                return self._path(key).read_bytes() == data
+            return True
+
     def put_stream(self, key: str, stream: BinaryIO) -> None:
         with self._failures(key), self._replacing(key) as part:
             shutil.copyfileobj(stream, part, _CHUNK)
@@ -136,7 +150,7 @@ class LocalStore(Store):
                 elif key.startswith(prefix) and not entry.name.startswith(_PART_PREFIX):
                     with contextlib.suppress(FileNotFoundError):
                         info = entry.stat()
-                        yield StoredObject(key, info.st_size, f"{info.st_mtime_ns:x}")
+                        yield StoredObject(key, info.st_size, f"{info.st_mtime_ns:x}", info.st_mtime)
 
     def folders(self, prefix: str = "") -> list[str]:
         return [entry.name for entry in self._entries(prefix) if entry.is_dir()]
@@ -169,19 +183,42 @@ class LocalStore(Store):
         return self.folder / key
 
     @contextlib.contextmanager
-    def _replacing(self, key: str) -> Iterator[BinaryIO]:
+    def _replacing(self, key: str, *, new: bool = False) -> Iterator[BinaryIO]:
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=_PART_PREFIX, dir=path.parent)
+        handle, name = self._part_beside(path)
         try:
             with os.fdopen(handle, "wb") as part:
                 yield part
                 part.flush()
                 os.fsync(part.fileno())
-            Path(name).replace(path)
+            if new:
+                self._link(Path(name), path)
+            else:
+                Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+    def _part_beside(self, path: Path) -> tuple[int, str]:
+        """Open a new file in the folder of ``path``; whoever removes that folder as empty just now is outlasted."""
+        for _ in range(20):
+            with contextlib.suppress(FileNotFoundError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                return tempfile.mkstemp(prefix=_PART_PREFIX, dir=path.parent)
+        raise BucketError(f"The checkpoint folder {self.folder} cannot be used: {path.parent} does not last.")
+
+    @staticmethod
+    def _link(part: Path, path: Path) -> None:
+        """Give ``part`` the name ``path``, or raise ``FileExistsError``. Some file systems have no hard links."""
+        try:
+            os.link(part, path)
+            part.unlink()
+        except FileExistsError:
+            raise
+        except OSError:
+            if path.exists():
+                raise FileExistsError from None
+            part.replace(path)
 
     @contextlib.contextmanager
     def _failures(self, key: str) -> Iterator[None]:
@@ -265,6 +302,28 @@ class S3Store(Store):
         with self._failures(key):
             self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data)
 
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Store ``data`` unless there is an object under ``key``; return whether ``data`` is there now.
+
+        Servers that do not know ``If-None-Match`` (rclone's, some elder ones) ignore it or refuse it. So the key is
+        looked at first, and on such a server two calls within the same moment may both succeed.
+        """
+        target = {"Bucket": self.bucket, "Key": self.prefix + key, "Body": data}
+        with contextlib.suppress(MissingObjectError):
+            return self.get(key) == data
+        with self._failures(key):
+            try:
+                self._client.put_object(**target, IfNoneMatch="*")
+            except self._client_error as error:
+                code = str(error.response.get("Error", {}).get("Code", ""))
+                if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+                    # It may be our own, of a request that was sent twice.
+                    return self.get(key) == data
+                if code not in ("NotImplemented", "501"):
+                    raise
+                self._client.put_object(**target)
+            return True
+
     def put_stream(self, key: str, stream: BinaryIO) -> None:
         with self._failures(key):
             self._client.upload_fileobj(stream, self.bucket, self.prefix + key, Config=self._transfer)
@@ -284,7 +343,8 @@ class S3Store(Store):
             for page in pages:
                 for item in page.get("Contents", ()):
                     tag = str(item.get("ETag", "")).strip('"')
-                    yield StoredObject(item["Key"][len(self.prefix) :], item["Size"], tag)
+                    modified = item["LastModified"].timestamp() if "LastModified" in item else 0.0
+                    yield StoredObject(item["Key"][len(self.prefix) :], item["Size"], tag, modified)
 
     def folders(self, prefix: str = "") -> list[str]:
         with self._failures(prefix):

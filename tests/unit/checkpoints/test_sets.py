@@ -335,10 +335,8 @@ def test_a_set_without_manifest_is_never_restored(store: Store, tmp_path: Path) 
         def __init__(self) -> None:
             self.__dict__.update(store.__dict__)
 
-        def put(self, key: str, data: bytes) -> None:
-            if key.endswith("manifest.json"):
-                raise Dying
-            super().put(key, data)
+        def put_new(self, key: str, data: bytes) -> bool:
+            raise Dying
 
     (root / "models/policy.npz").write_text("newer weights")
     with pytest.raises(Dying):
@@ -485,20 +483,30 @@ def test_nothing_is_removed_when_any_manifest_is_unreadable(folder: LocalStore, 
 
 
 def test_the_last_whole_set_stays(folder: LocalStore, tmp_path: Path) -> None:
-    """Whoever removes objects beside us must not make us remove what is left."""
+    """Whoever removes objects beside us must not make us remove what is left, nor call whole what is not."""
     root = make_root(tmp_path)
     publish(folder, RUN, root)
 
     class Losing(LocalStore):
-        def put(self, key: str, data: bytes) -> None:
-            super().put(key, data)
-            if key.endswith("manifest.json"):
-                self.delete(key.replace("manifest.json", "files/models/policy.npz"))
+        lost = 0
 
+        def put_new(self, key: str, data: bytes) -> bool:
+            written = super().put_new(key, data)
+            if self.lost:
+                self.lost -= 1
+                self.delete(key.replace("manifest.json", "files/models/policy.npz"))
+            return written
+
+    store = Losing(folder.folder)
+    store.lost = 3
     (root / "models/policy.npz").write_text("newer weights")
-    published = publish(Losing(folder.folder), RUN, root, retention=Retention(keep_last=1))
-    assert published.removed == 0 and "lacks files in the bucket" in published.warnings[0]
+    with pytest.raises(CheckpointError, match=r"vanish from file://.* while they are being published, as 3 tries"):
+        publish(store, RUN, root, retention=Retention(keep_last=1))
     assert restore(lambda: folder, RUN, tmp_path / "fresh").sequence == 1
+    store.lost = 2
+    assert publish(store, RUN, root, retention=Retention(keep_last=1)).sequence == 4
+    assert [manifest.sequence for manifest in manifests(folder, RUN)] == [4]
+    assert verify(folder, RUN).damaged == []
 
 
 @pytest.mark.parametrize(
