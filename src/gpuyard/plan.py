@@ -170,6 +170,11 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
     disk_gb = float(wishes.conditions.get("disk_gb", workload.needs.disk_gb))
     text = [*_headline(run, workload, wishes.mode), *words, *estimate.to_table().splitlines(), estimate.summary()]
     text.append(_bucket_line(settings))
+    if store is not None and store.ends_unfinished() is False:
+        text.append(
+            "No rule of that bucket ends unfinished uploads by itself. gpuyard ends its own at the next checkpoint and "
+            "at teardown; a life-cycle rule (AbortIncompleteMultipartUpload) also ends what a lost run leaves."
+        )
     return Plan(
         wishes.mode,
         run,

@@ -6,6 +6,7 @@ rented only at its provider; nothing about either is kept on the controller.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpuyard.checkpoints import (
+    CheckpointError,
     Manifest,
     RunRecord,
     Store,
     UnreadableManifestError,
+    clear_unfinished,
     latest_manifest,
     list_runs,
     open_store,
@@ -160,9 +163,13 @@ def join(machines: Iterable[Instance], kept: Stored) -> list[Run]:
 def cancel(store: Store, run: str, *, check: bool = False) -> bool:
     """Say in the bucket that the user has torn ``run`` down, unless it had ended; return whether that is news.
 
-    Raises :class:`gpuyard.checkpoints.BucketError` when the bucket does not answer.
+    What its machines had begun to upload is removed in any case. Raises :class:`gpuyard.checkpoints.BucketError` when
+    the bucket does not answer.
     """
     record = next((one for one in list_runs(store) if one.run == run), None)
+    if not check:
+        with contextlib.suppress(CheckpointError):  # a key that may not do this is no reason not to tell
+            clear_unfinished(store, run)
     if record is None or record.outcome in ("done", "failed", "cancelled"):
         return False
     if not check:

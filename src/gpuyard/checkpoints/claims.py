@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-from gpuyard.checkpoints.listing import FILES, Listing, claim_key, set_prefix
+from gpuyard.checkpoints.listing import FILES, Listing, claim_key, number_of, set_prefix
 from gpuyard.checkpoints.manifest import timestamp
 from gpuyard.checkpoints.stores import CheckpointError, Store
 
@@ -84,6 +84,8 @@ class Claim:
     def clear(self) -> None:
         """Remove what an earlier publisher of this folder left when it was killed; our lock says that it is gone."""
         for key in self.seen.claims_of(self.publisher):
+            with contextlib.suppress(CheckpointError):
+                self._store.abort_unfinished(set_prefix(self._run, number_of(self._run, key)))
             self._store.delete(key)
 
 

@@ -87,6 +87,12 @@ def numbers_of(names: Iterable[str]) -> list[int]:
     return sorted(found - {0}, reverse=True)
 
 
+def number_of(run: str, key: str) -> int:
+    """Return the number of the set in whose folder ``key`` lies, 0 for a key that lies in none."""
+    prefix = sets_prefix(run)
+    return next(iter(numbers_of([key[len(prefix) :].partition("/")[0]])), 0) if key.startswith(prefix) else 0
+
+
 class Listing:
     """Everything that lay below a run's checkpoints at one moment."""
 
@@ -118,6 +124,15 @@ class Listing:
     def claims_of(self, publisher: str) -> list[str]:
         """Return the keys of a publisher's claims."""
         return [key for number in self.numbers if (key := claim_key(self.run, number, publisher)) in self.objects]
+
+    def claims(self) -> list[str]:
+        """Return the keys of all claims."""
+        return [
+            key
+            for number in self.numbers
+            for key in self.keys(number)
+            if key.startswith(set_prefix(self.run, number) + _CLAIM)
+        ]
 
     def open_claims(self, publisher: str) -> list[int]:
         """Return the numbers of the sets that publishers other than this one are making.

@@ -34,6 +34,7 @@ from gpuyard.checkpoints.listing import (
     Listing,
     manifest_key,
     note_key,
+    number_of,
     numbers_of,
     read_manifest,
     set_prefix,
@@ -267,6 +268,17 @@ def _note_damage(store: Store, manifest: Manifest, keys: Iterable[str]) -> None:
             write_note(store, manifest, damaged)
 
 
+def clear_unfinished(store: Store, run: str) -> int:
+    """End the uploads that publishers of ``run`` did not finish, and take their claims back; return how many that were.
+
+    For a run whose machines are gone: a publisher that is at work would have to begin again. Raises
+    :class:`BucketError`.
+    """
+    claims = Listing(store, run).claims()
+    _parallel(store.delete, claims)
+    return store.abort_unfinished(f"{run}/") + len(claims)
+
+
 def write_record(store: Store, run: str, workload: str, *, outcome: str | None = None) -> RunRecord:
     """Say in the bucket that ``run`` has begun (or goes on), or with ``outcome`` that it ended; return the record.
 
@@ -468,7 +480,16 @@ class _Attempt:
 
     def _prune(self, seen: Listing, manifest: Manifest) -> tuple[int, list[str]]:
         """Do :func:`_prune`, unless another publisher may rely on what would go. The set is there, whatever fails."""
-        if seen.open_claims(self.claim.publisher):
+        at_work = seen.open_claims(self.claim.publisher)
+
+        def spare(key: str) -> bool:
+            # Our own uploads have ended, and whoever has begun since that listing has a higher number.
+            number = number_of(self.run, key)
+            return number in at_work or not 0 < number < manifest.sequence
+
+        with contextlib.suppress(CheckpointError):  # a key that may not look for them
+            self.store.abort_unfinished(sets_prefix(self.run), spare)
+        if at_work:
             return 0, [
                 f"Another machine has begun a checkpoint of {self.run} within the last hour: no older one is removed."
             ]

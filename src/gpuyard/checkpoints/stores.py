@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -101,6 +101,18 @@ class Store(ABC):
     def delete(self, key: str) -> None:
         """Remove the object; one that is not there is no error."""
 
+    @abstractmethod
+    def abort_unfinished(self, prefix: str, spare: Callable[[str], bool] = lambda key: False) -> int:
+        """Remove what uploads under ``prefix`` left when they were cut off, and return how many there were.
+
+        No listing shows it, and it takes room, which S3 bills. An upload that goes on at this moment looks the same:
+        ``spare`` says of a key whether to leave its upload alone.
+        """
+
+    def ends_unfinished(self) -> bool | None:
+        """Tell whether the store ends such uploads by itself some day; ``None`` where that is not known."""
+        return None
+
 
 class LocalStore(Store):
     """A folder as a store: for tests, for a network file system, and for people without a bucket."""
@@ -176,6 +188,15 @@ class LocalStore(Store):
                     folder.rmdir()
                 except OSError:
                     break
+
+    def abort_unfinished(self, prefix: str, spare: Callable[[str], bool] = lambda key: False) -> int:
+        folder = self._path(prefix)
+        with self._failures(prefix):
+            parts = [part.relative_to(self.folder).as_posix() for part in folder.rglob(f"{_PART_PREFIX}*")]
+        unwanted = [key for key in parts if not spare(key)]
+        for key in unwanted:
+            self.delete(key)
+        return len(unwanted)
 
     def _path(self, key: str) -> Path:
         if key.startswith("/") or ".." in key.split("/"):
@@ -358,6 +379,37 @@ class S3Store(Store):
         # One request an object: the many-at-once call is what compatible buckets most often lack.
         with self._failures(key):
             self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+
+    def abort_unfinished(self, prefix: str, spare: Callable[[str], bool] = lambda key: False) -> int:
+        with self._failures(prefix):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=self.prefix + prefix
+            )
+            found = [(item["Key"], item["UploadId"]) for page in pages for item in page.get("Uploads", ())]
+        unwanted = [(key, upload) for key, upload in found if not spare(key[len(self.prefix) :])]
+        for key, upload in unwanted:
+            # One that has ended meanwhile is as good.
+            with self._failures(key), contextlib.suppress(self._client.exceptions.NoSuchUpload):
+                self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
+        return len(unwanted)
+
+    def ends_unfinished(self) -> bool | None:
+        try:
+            answer = self._client.get_bucket_lifecycle_configuration(Bucket=self.bucket)
+        except self._client_error as error:
+            # Not every key may ask, and not every server knows what this is.
+            code = error.response.get("Error", {}).get("Code")
+            return False if code == "NoSuchLifecycleConfiguration" else None
+        except self._errors:
+            return None
+        return any(self._ends_ours(rule) for rule in answer.get("Rules", ()))
+
+    def _ends_ours(self, rule: Mapping[str, Any]) -> bool:
+        """Tell whether a life-cycle rule ends unfinished uploads below this store's prefix."""
+        chosen = rule.get("Filter") or {}
+        prefix = chosen.get("Prefix") or (chosen.get("And") or {}).get("Prefix") or rule.get("Prefix") or ""
+        on = rule.get("Status") == "Enabled" and "AbortIncompleteMultipartUpload" in rule
+        return on and self.prefix.startswith(prefix)
 
     @contextlib.contextmanager
     def _failures(self, key: str) -> Iterator[None]:

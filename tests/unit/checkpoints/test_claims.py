@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import threading
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from botocore.stub import Stubber
 
+from gpuyard import runs
 from gpuyard.checkpoints import (
     BucketError,
     LocalStore,
     Published,
     Retention,
+    S3Store,
     Store,
     StoredObject,
     manifests,
@@ -26,6 +30,7 @@ from gpuyard.checkpoints import (
     restore,
     verify,
 )
+from gpuyard.checkpoints.claims import Claim
 from gpuyard.checkpoints.stores import SINGLE_REQUEST_BYTES
 
 RUN = "miniprover-0"
@@ -81,6 +86,9 @@ class Watched(Store):
 
     def delete(self, key: str) -> None:
         self._ask("delete", key)
+
+    def abort_unfinished(self, prefix: str, spare: Callable[[str], bool] = lambda key: False) -> int:
+        return self._ask("abort_unfinished", prefix, spare)
 
 
 def make_root(folder: Path, text: str) -> Path:
@@ -326,6 +334,109 @@ def test_nothing_is_removed_while_another_machine_publishes(folder_only: LocalSt
     assert publish(folder_only, RUN, root, retention=ONE).removed > 0
     assert set(others).isdisjoint(keys(folder_only))
     assert [manifest.sequence for manifest in manifests(folder_only, RUN)] == [4]
+
+
+def leave_unfinished(store: Store, key: str) -> None:
+    """Leave what a killed upload to ``key`` leaves."""
+    if isinstance(store, LocalStore):
+        part = (store.folder / key).with_name(".gpuyard-part-abcdefgh")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(b"half of it")
+        return
+    assert isinstance(store, S3Store)
+    target = {"Bucket": store.bucket, "Key": store.prefix + key}
+    upload = store._client.create_multipart_upload(**target)["UploadId"]
+    store._client.upload_part(**target, UploadId=upload, PartNumber=1, Body=b"half of it")
+
+
+def unfinished(store: Store) -> list[str]:
+    """The folders in which unfinished uploads are."""
+    if isinstance(store, LocalStore):
+        parts = store.folder.rglob(".gpuyard-part-*")
+        return sorted(part.parent.relative_to(store.folder).as_posix() for part in parts)
+    assert isinstance(store, S3Store)
+    found = store._client.list_multipart_uploads(Bucket=store.bucket, Prefix=store.prefix).get("Uploads", ())
+    return sorted(item["Key"].removeprefix(store.prefix).rpartition("/")[0] for item in found)
+
+
+def test_unfinished_uploads_end_with_the_next_checkpoint(store: Store, tmp_path: Path) -> None:
+    root = make_root(tmp_path / "box", "1")
+    publish(store, RUN, root)
+    sets = f"{RUN}/checkpoints"
+    for number, other in ((1, "files"), (2, "files/models"), (3, "files")):
+        leave_unfinished(store, f"{sets}/{number:06d}/{other}/large.bin")
+    leave_unfinished(store, "other-0/checkpoints/000001/files/large.bin")
+    # Another machine is at number 3; nothing shows that it has sent anything yet.
+    store.put(f"{sets}/000003/claim-0123456789abcdef.json", b"{}")
+    assert publish(store, RUN, root).unchanged
+    assert len(unfinished(store)) == 4, "an unchanged one does not even look"
+    make_root(root, "2")
+    assert publish(store, RUN, root).sequence == 4
+    kept = [f"{sets}/000003/files", "other-0/checkpoints/000001/files"]
+    assert unfinished(store) == kept
+    assert runs.cancel(store, RUN, check=True) is True
+    assert unfinished(store) == kept
+    # With its machines the run's publishers are gone, whatever they claimed.
+    assert runs.cancel(store, RUN) is True
+    assert unfinished(store) == kept[1:] and claims(store) == []
+    leave_unfinished(store, f"{sets}/000005/files/large.bin")
+    assert runs.cancel(store, RUN) is False, "torn down already"
+    assert unfinished(store) == kept[1:]
+
+
+def test_a_killed_publishers_uploads_end_even_when_nothing_is_new(store: Store, tmp_path: Path) -> None:
+    root = make_root(tmp_path / "box", "1")
+    publish(store, RUN, root)
+    claim = Claim(store, RUN, root)
+    leave_unfinished(store, claim.key("large.bin"))
+    assert publish(store, RUN, root).unchanged
+    assert unfinished(store) == [] and claims(store) == []
+
+
+def test_a_failed_upload_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    class Failing:
+        left = 3 * SINGLE_REQUEST_BYTES
+
+        def read(self, amount: int = -1) -> bytes:
+            if self.left <= 0:
+                raise OSError(errno.EIO, "the disk fails")
+            self.left -= amount
+            return b"x" * amount
+
+    with pytest.raises((OSError, BucketError)):
+        store.put_stream("a/large.bin", Failing())  # type: ignore[arg-type]
+    assert unfinished(store) == [] and list(store.objects("a/")) == []
+
+
+RULE = {"ID": "x", "Status": "Enabled", "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "ends"),
+    [
+        ([RULE | {"Filter": {"Prefix": ""}}], True),
+        ([RULE | {"Prefix": "yard/"}], True),
+        ([RULE | {"Filter": {"And": {"Prefix": "yard/deep/"}}}], True),
+        ([RULE | {"Filter": {"Prefix": "elsewhere/"}}], False),
+        ([RULE | {"Filter": {}, "Status": "Disabled"}], False),
+        ([{"ID": "x", "Status": "Enabled", "Filter": {}, "Expiration": {"Days": 1}}], False),
+        ("NoSuchLifecycleConfiguration", False),
+        ("AccessDenied", None),
+        ("NotImplemented", None),
+    ],
+)
+def test_whether_a_rule_ends_unfinished_uploads(answer: Any, ends: bool | None, tmp_path: Path) -> None:
+    env = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    store = open_store("s3://bucket/yard/deep", env=env)
+    assert isinstance(store, S3Store)
+    with Stubber(store._client) as answers:
+        if isinstance(answer, str):
+            answers.add_client_error("get_bucket_lifecycle_configuration", answer)
+        else:
+            answers.add_response("get_bucket_lifecycle_configuration", {"Rules": answer})
+        assert store.ends_unfinished() is ends
+    assert store.ends_unfinished() is None, "nobody answers there"
+    assert LocalStore(tmp_path).ends_unfinished() is None
 
 
 def test_a_new_object_takes_no_others_place(store: Store) -> None:

@@ -442,6 +442,22 @@ def test_plan_unreachable_bucket(world: World, verb: Verb, workload: str, closed
     assert SECRET not in str(result)
 
 
+@pytest.mark.parametrize(("rule", "said"), [(False, True), (True, False), (None, False)])
+def test_the_plan_says_when_unfinished_uploads_would_stay(
+    world: World,
+    verb: Verb,
+    workload: str,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    rule: bool | None,
+    said: bool,
+) -> None:
+    monkeypatch.setattr(LocalStore, "ends_unfinished", lambda store: rule)
+    world.vast.market = [offer("vast", "1")]
+    text = verb("run_plan", workload=workload, bucket=bucket)["text"]
+    assert ("No rule of that bucket ends unfinished uploads by itself." in text) is said
+
+
 # -- resuming ---------------------------------------------------------------------------------------------------------
 
 
