@@ -140,7 +140,7 @@ def manifest_of(store: Store, run: str, sequence: int) -> Manifest:
     except MissingObjectError:
         there = [number for number in sequences(store, run) if number != sequence]
         raise CheckpointError(
-            f"Run {run} has no checkpoint {sequence} in {store.url}; there {_some(there) or 'is none'}."
+            f"Run {run} has no checkpoint {sequence} in {store.url}; there {_in_words(there) or 'is none'}."
         ) from None
 
 
@@ -161,14 +161,14 @@ def manifests(store: Store, run: str) -> Iterator[Manifest]:
             raise UnreadableManifestError(
                 f"{error} Bring that object back, or "
                 + (
-                    f"take an older checkpoint by choice, with -e restore={left[0]} (there {_some(left)})."
+                    f"take an older checkpoint by choice, with -e restore={left[0]} (there {_in_words(left)})."
                     if left
                     else "name another run: there is no older checkpoint."
                 )
             ) from error
 
 
-def _some(numbers: Sequence[int]) -> str:
+def _in_words(numbers: Sequence[int]) -> str:
     """Return the first few numbers in words: ``are 9, 8, 7, …``."""
     shown = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
     return f"{'is' if len(numbers) == 1 else 'are'} {shown}" if numbers else ""

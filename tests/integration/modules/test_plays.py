@@ -95,9 +95,15 @@ def test_several_runs_that_can_be_resumed_are_listed_and_nothing_is_done(yard: Y
     assert "-e run=" in sentence
     assert "Rent the machine" not in said
     assert yard.rented() == []
-    # One that is named is the one that is meant.
+    # One that is named is the one that is meant; what cannot be read of it is not begun over.
+    store.put("tiny-8/checkpoints/000002/manifest.json", b"")
+    words += ("-e", "run=tiny-8")
+    unreadable = yard.ansible("ansible-playbook", "resume_search.yml", *SANDBOX, *words, status=2)
+    sentence = " ".join(unreadable.split())
+    assert "tiny-8/checkpoints/000002/manifest.json is empty" in sentence and "-e restore=1 (there is 1)" in sentence
+    assert "Rent the machine" not in unreadable
     named = yard.ansible(
-        "ansible-playbook", "resume_search.yml", *SANDBOX, *words, "-e", "run=tiny-8", "--check", "--diff"
+        "ansible-playbook", "resume_search.yml", *SANDBOX, *words, "-e", "restore=1", "--check", "--diff"
     )
     assert "Run tiny-8 of workload tiny goes on from iteration 1, one" in " ".join(named.split())
     assert yard.rented() == []

@@ -401,34 +401,34 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_an_unreadable_manifest_is_not_nothing(store: Store, tmp_path: Path, kind: str) -> None:
+def test_an_unreadable_manifest_is_not_nothing(folder: LocalStore, tmp_path: Path, kind: str) -> None:
     data, words = DAMAGE[kind]
     root = make_root(tmp_path)
-    publish(store, RUN, root)
+    publish(folder, RUN, root)
     (root / "models/policy.npz").write_text("newer weights")
-    publish(store, RUN, root)
-    store.put(f"{RUN}/checkpoints/000002/manifest.json", data)
+    publish(folder, RUN, root)
+    folder.put(f"{RUN}/checkpoints/000002/manifest.json", data)
     fresh = tmp_path / "fresh"
     with pytest.raises(UnreadableManifestError, match=words) as caught:
-        restore(lambda: store, RUN, fresh)
-    assert f"{store.url}/{RUN}/checkpoints/000002/manifest.json" in str(caught.value)
+        restore(lambda: folder, RUN, fresh)
+    assert f"{folder.url}/{RUN}/checkpoints/000002/manifest.json" in str(caught.value)
     assert "-e restore=1 (there is 1)" in str(caught.value) and len(str(caught.value)) < 700
     with pytest.raises(UnreadableManifestError):
-        latest_manifest(store, RUN)
+        latest_manifest(folder, RUN)
     assert tree(fresh) == {}
     # By choice, an older one is taken.
-    assert restore(lambda: store, RUN, fresh, sequence=1).sequence == 1
+    assert restore(lambda: folder, RUN, fresh, sequence=1).sequence == 1
     assert (fresh / "models/policy.npz").read_text() == "weights"
     # What goes on from there is published all the same, says so, and removes nothing.
-    before = keys(store)
+    before = keys(folder)
     warnings: list[str] = []
-    published = publish_or_warn(lambda: store, RUN, fresh, retention=Retention(keep_last=1), warn=warnings.append)
+    published = publish_or_warn(lambda: folder, RUN, fresh, retention=Retention(keep_last=1), warn=warnings.append)
     assert published is not None and (published.sequence, published.removed) == (3, 0)
-    assert before < keys(store)
+    assert before < keys(folder)
     assert (
         len(warnings) == 1 and "000002/manifest.json" in warnings[0] and "No older checkpoint is removed" in warnings[0]
     )
-    assert latest_manifest(store, RUN) is not None
+    assert latest_manifest(folder, RUN) is not None
 
 
 def test_the_only_manifest_that_cannot_be_read_is_not_nothing(store: Store, tmp_path: Path) -> None:
