@@ -464,7 +464,8 @@ class _Attempt:
                 self.store.delete(manifest_key(run, sequence))
             self.claim.release()
             return None
-        self.claim.release()
+        with contextlib.suppress(BucketError):  # the set is there all the same
+            self.claim.release()
         cache.save()
         removed, trouble = self._prune(after, manifest)
         return Published(

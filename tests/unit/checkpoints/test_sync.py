@@ -63,6 +63,21 @@ def test_checkpoints_are_whole_sets_and_local_files_win(cloud: CloudSync, tmp_pa
     assert sorted(path.parent.name for path in (tmp_path / "sets").glob("*/manifest.json")) == ["000003", "000004"]
 
 
+def test_a_set_that_cannot_be_read_is_named(cloud: CloudSync, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "model").write_text("step 0")
+    assert cloud.sync_checkpoints(source, "run-7")
+    (tmp_path / "empty").touch()
+    assert cloud.upload_file(tmp_path / "empty", "run-7/checkpoints/000001/manifest.json")
+    with caplog.at_level(logging.WARNING, logger="gpuyard.checkpoints"):
+        assert not cloud.download_checkpoints("run-7", tmp_path / "fresh"), "it is not nothing"
+        assert cloud.sync_checkpoints(source, "run-7", keep_last=1)
+    assert all("run-7/checkpoints/000001/manifest.json is empty" in record.getMessage() for record in caplog.records)
+    assert len(caplog.records) == 2 and "No older checkpoint is removed" in caplog.text
+    assert cloud.download_checkpoints("run-7", tmp_path / "fresh")
+
+
 def test_local_without_a_folder_leaves_everything_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CLOUD_PROVIDER", raising=False)
     monkeypatch.delenv("CLOUD_BUCKET", raising=False)
