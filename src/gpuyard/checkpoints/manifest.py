@@ -13,7 +13,7 @@ from gpuyard.checkpoints.stores import CheckpointError
 VERSION = 1
 
 # What reading a document of somebody else's making may raise, whatever is in it.
-MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 class UnreadableManifestError(CheckpointError):
