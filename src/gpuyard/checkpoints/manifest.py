@@ -117,8 +117,9 @@ class Manifest:
                 progress=dict(document.get("progress") or {}),
             )
         except MALFORMED as error:
+            reason = "it is cut off, or no JSON" if isinstance(error, json.JSONDecodeError) else str(error)[:200]
             raise UnreadableManifestError(
-                f"{where} is not a manifest of gpuyard, or was cut off: {str(error)[:200] or type(error).__name__}."
+                f"{where} is not a manifest of gpuyard: {reason or type(error).__name__}."
             ) from error
 
 

@@ -384,7 +384,7 @@ def test_retention_keeps_what_a_kept_manifest_needs(store: Store, tmp_path: Path
 
 DAMAGE = {
     "empty": (b"", "is empty"),
-    "cut off": (b'{"version": 1, "files": [', "is not a manifest of gpuyard, or was cut off"),
+    "cut off": (b'{"version": 1, "files": [', "is not a manifest of gpuyard: it is cut off"),
     "newer": (b'{"version": 2}', "is of version 2, and this gpuyard reads version 1: use the newer gpuyard"),
     "a list": (b"[]", "is not a manifest"),
     "another kind of version": (b'{"version": "x"}', "is not a manifest"),
@@ -394,7 +394,7 @@ DAMAGE = {
     ),
     "deep": (b"[" * 100_000, "is not a manifest"),
     "of another set": (
-        b'{"version": 1, "run": "r", "sequence": 7, "time": "", "files": []}',
+        b'{"version": 1, "run": "miniprover-0", "sequence": 7, "time": "", "files": []}',
         "calls itself checkpoint 7",
     ),
 }
