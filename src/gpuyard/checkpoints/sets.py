@@ -28,13 +28,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gpuyard.checkpoints.beneath import Folder, create, has_control_characters, open_plain
+from gpuyard.checkpoints.manifest import SCRATCH as SCRATCH
+from gpuyard.checkpoints.manifest import STATE as STATE
 from gpuyard.checkpoints.manifest import FileEntry, Manifest, RunRecord, timestamp
 from gpuyard.checkpoints.stores import SINGLE_REQUEST_BYTES, BucketError, CheckpointError, MissingObjectError, Store
 from gpuyard.errors import GpuyardError
 
-STATE = ".gpuyard"
 JOURNAL = f"{STATE}/journal.jsonl"
-SCRATCH = f"{STATE}/tmp"
+_INCOMING = f"{SCRATCH}/restore"
 MANIFEST = "manifest.json"
 THREADS = 8
 LOCK_WAIT_S = 300.0
@@ -109,7 +111,7 @@ def _sequences(names: Iterable[str]) -> list[int]:
 
 def _manifest(store: Store, run: str, sequence: int) -> Manifest:
     key = _set_prefix(run, sequence) + MANIFEST
-    return Manifest.from_bytes(store.get(key), where=f"{store.url}/{key}")
+    return Manifest.from_bytes(store.get(key), where=f"{store.url}/{key}", run=run)
 
 
 def manifests(store: Store, run: str) -> Iterator[Manifest]:
@@ -206,7 +208,12 @@ class _HashingReader:
 
 
 class _HashCache:
-    """Remembers the hash of each file by size and modification time, so that an unchanged 15 GB model is read once."""
+    """Remembers the hash of each file, so that an unchanged 15 GB model is read once.
+
+    A file is known by what changes when it does. Size and modification time are not enough: ``cp -p`` and ``rsync -t``
+    bring the time along. The time of the inode's own change cannot be set by a program, and a file that was replaced
+    has another inode.
+    """
 
     def __init__(self, root: Path) -> None:
         self._file = root / SCRATCH / "hashes.json"
@@ -217,14 +224,22 @@ class _HashCache:
             self._known = loaded if isinstance(loaded, dict) else {}
 
     def get(self, path: str, info: os.stat_result) -> str | None:
-        size, mtime_ns, digest, hashed_ns = self._known.get(path) or (None, None, None, 0)
-        if (size, mtime_ns) != (info.st_size, info.st_mtime_ns) or hashed_ns - info.st_mtime_ns < _RACY_NS:
+        known = self._known.get(path)
+        # What an older version wrote has another shape, and is not matched.
+        if not isinstance(known, list) or len(known) != 6 or known[:4] != _marks(info):
             return None
-        self._seen[path] = self._known[path]
+        digest, hashed_ns = known[4:]
+        if hashed_ns - max(info.st_mtime_ns, info.st_ctime_ns) < _RACY_NS:
+            return None
+        self._seen[path] = known
         return str(digest)
 
     def put(self, path: str, info: os.stat_result, digest: str, hashed_ns: int) -> None:
-        self._seen[path] = [info.st_size, info.st_mtime_ns, digest, hashed_ns]
+        self._seen[path] = [*_marks(info), digest, hashed_ns]
+
+    def put_restored(self, path: str, info: os.stat_result, digest: str) -> None:
+        """Remember a file that was put there this moment, when nothing runs that could change it in the same moment."""
+        self.put(path, info, digest, max(info.st_mtime_ns, info.st_ctime_ns) + _RACY_NS)
 
     def save(self) -> None:
         """Write the cache; it only saves time, so a full disk does not matter here."""
@@ -232,6 +247,10 @@ class _HashCache:
             part = self._file.with_suffix(".part")
             part.write_text(json.dumps(self._seen))
             part.replace(self._file)
+
+
+def _marks(info: os.stat_result) -> list[int]:
+    return [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
 
 
 def publish(
@@ -376,7 +395,7 @@ class _Sender:
             return FileEntry(found.path, 0, digest, 0o777, "", link=found.link)
         source = self._root / found.path
         cached = self._cache.get(found.path, found.info)
-        mode = stat.S_IMODE(found.info.st_mode)
+        mode = found.info.st_mode & 0o777
         if cached is not None and cached in self._known:
             info = found.info
             return FileEntry(found.path, info.st_size, cached, mode, self._known[cached], info.st_mtime_ns)
@@ -429,6 +448,9 @@ def _scan(root: Path) -> tuple[list[_Found], list[str]]:
                 continue
             try:
                 path.encode()
+                if has_control_characters(path):
+                    skipped.append(f"{path!r} (its name holds control characters)")
+                    continue
                 item = _describe(Path(folder) / name, path, resolved_root)
             except UnicodeEncodeError:
                 skipped.append(f"{path!r} (its name is not UTF-8)")
@@ -558,81 +580,139 @@ def _has_journal(root: Path) -> bool:
 
 
 def _fetch_set(store: Store, manifest: Manifest, root: Path, threads: int) -> None:
-    incoming = root / SCRATCH / "restore"
-    incoming.mkdir(parents=True, exist_ok=True)
-    pending = [entry for entry in manifest.files if entry.link is None and not _is_content(root / entry.path, entry)]
-    uses = Counter(entry.sha256 for entry in pending)
-    wanted = {entry.sha256: entry for entry in pending}
-    missing = [entry for entry in wanted.values() if not _is_content(incoming / entry.sha256, entry)]
-    free = shutil.disk_usage(root).free
-    if sum(entry.size for entry in missing) > free:
-        gigabytes = sum(entry.size for entry in missing) / 1e9
-        raise CheckpointError(
-            f"Checkpoint {manifest.sequence} of {manifest.run} needs {gigabytes:.1f} GB below {root}, "
-            f"where {free / 1e9:.1f} GB are free."
-        )
+    """Fetch a set and put its files in their places; nothing is written through a link, whatever the set holds.
 
-    def fetch(entry: FileEntry) -> None:
-        part = incoming / entry.sha256
-        store.fetch(entry.key, part, entry.size)
-        if not _is_content(part, entry):
-            part.unlink(missing_ok=True)
-            raise DamagedSetError(f"{entry.key} does not have the content that its manifest names")
+    Temporary files have names of digests, which the manifest's reader has checked.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as closing:
+        base = closing.enter_context(Folder(root))
+        incoming, _ = closing.enter_context(base.parent(f"{_INCOMING}/any", make=True))
+        pending = [entry for entry in manifest.files if entry.link is None and not _is_content(base, entry)]
+        uses = Counter(entry.sha256 for entry in pending)
+        wanted = {entry.sha256: entry for entry in pending}
+        missing = [entry for entry in wanted.values() if not _is_whole_part(incoming, entry)]
+        free = shutil.disk_usage(root).free
+        if sum(entry.size for entry in missing) > free:
+            gigabytes = sum(entry.size for entry in missing) / 1e9
+            raise CheckpointError(
+                f"Checkpoint {manifest.sequence} of {manifest.run} needs {gigabytes:.1f} GB below {root}, "
+                f"where {free / 1e9:.1f} GB are free."
+            )
 
-    _parallel(fetch, missing, threads)
-    cache = _HashCache(root)
-    placed = set(pending)
-    for entry in sorted(manifest.files, key=lambda entry: entry.path == JOURNAL):
-        target = root / entry.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if entry.link is not None:
-            part = incoming / "link"
-            part.unlink(missing_ok=True)
-            part.symlink_to(entry.link)
-            part.replace(target)
-            continue
-        if entry in placed:
-            uses[entry.sha256] -= 1
-            _place(incoming / entry.sha256, target, last=not uses[entry.sha256])
-        target.chmod(entry.mode)
-        if entry.mtime_ns:
-            os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
-        cache.put(entry.path, target.stat(), entry.sha256, time.time_ns())
-    cache.save()
-    shutil.rmtree(incoming, ignore_errors=True)
+        def fetch(entry: FileEntry) -> None:
+            os.close(create(incoming, entry.sha256))
+            store.fetch(entry.key, root / _INCOMING / entry.sha256, entry.size)
+            if not _is_whole_part(incoming, entry):
+                os.unlink(entry.sha256, dir_fd=incoming)
+                raise DamagedSetError(f"{entry.key} does not have the content that its manifest names")
+
+        _parallel(fetch, missing, threads)
+        cache = _HashCache(root)
+        placed = set(pending)
+        for entry in sorted(manifest.files, key=lambda entry: entry.path == JOURNAL):
+            with base.parent(entry.path, make=True) as (folder, name):
+                try:
+                    if entry.link is not None:
+                        _place_link(incoming, entry.link, folder, name, root / entry.path, root)
+                        continue
+                    if entry in placed:
+                        uses[entry.sha256] -= 1
+                        _place(incoming, entry, folder, name, last=not uses[entry.sha256])
+                    else:
+                        _set_attributes(folder, name, entry)
+                except IsADirectoryError as error:
+                    raise CheckpointError(f"{root / entry.path} is a folder, where {entry.path} is to be.") from error
+                info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                cache.put_restored(entry.path, info, entry.sha256)
+        cache.save()
+    shutil.rmtree(root / _INCOMING, ignore_errors=True)
 
 
-def _place(part: Path, target: Path, *, last: bool) -> None:
-    """Put ``part`` at ``target`` in one step: moved there by the ``last`` file that wants it, copied for the others.
+def _place(incoming: int, entry: FileEntry, folder: int, name: str, *, last: bool) -> None:
+    """Put a part in its place in one step: moved there by the ``last`` file that wants it, copied for the others.
 
     Not a hard link: two restored files that happen to be equal must not write into each other later.
     """
-    if last:
+    part = entry.sha256
+    if not last:
+        part = f"{entry.sha256}.copy"
+        _copy_part(incoming, entry.sha256, incoming, part)
+    _set_attributes(incoming, part, entry)
+    try:
+        os.replace(part, name, src_dir_fd=incoming, dst_dir_fd=folder)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # A file system of its own is mounted inside the folder.
+        beside = f".gpuyard-part-{entry.sha256}"
         try:
-            part.replace(target)
-            return
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-    beside = target.with_name(f".{target.name}.gpuyard-part")
+            _copy_part(incoming, part, folder, beside)
+            _set_attributes(folder, beside, entry)
+            os.replace(beside, name, src_dir_fd=folder, dst_dir_fd=folder)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(beside, dir_fd=folder)
+
+
+def _copy_part(source_folder: int, source: str, target_folder: int, target: str) -> None:
+    with (
+        os.fdopen(open_plain(source_folder, source, source), "rb") as reader,
+        os.fdopen(create(target_folder, target), "wb") as writer,
+    ):
+        shutil.copyfileobj(reader, writer, _CHUNK)
+
+
+def _set_attributes(folder: int, name: str, entry: FileEntry) -> None:
+    handle = open_plain(folder, name, entry.path)
     try:
-        shutil.copyfile(part, beside)
-        beside.replace(target)
+        os.fchmod(handle, entry.mode)
+        if entry.mtime_ns:
+            os.utime(handle, ns=(entry.mtime_ns, entry.mtime_ns))
     finally:
-        beside.unlink(missing_ok=True)
+        os.close(handle)
 
 
-def _is_content(path: Path, entry: FileEntry) -> bool:
-    """Tell whether ``path`` is a plain file with the entry's size and hash."""
+def _place_link(incoming: int, target: str, folder: int, name: str, path: Path, root: Path) -> None:
+    # The manifest's reader has followed it through the set; links that lie here already may lead it elsewhere.
+    leads_to, inside = Path(os.path.realpath(path.parent / target)), Path(os.path.realpath(root))
+    if leads_to != inside and inside not in leads_to.parents:
+        raise CheckpointError(f"{path} would be a link to {leads_to}, which is outside of {root}.")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink("link", dir_fd=incoming)
+    os.symlink(target, "link", dir_fd=incoming)
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size != entry.size:
+        os.replace("link", name, src_dir_fd=incoming, dst_dir_fd=folder)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
+        os.symlink(target, name, dir_fd=folder)
+
+
+def _is_content(base: Folder, entry: FileEntry) -> bool:
+    """Tell whether a plain file with the entry's size and hash is in its place."""
+    try:
+        return _is_content_of(base.open_file(entry.path), entry)
+    except (FileNotFoundError, PermissionError):
+        return False
+
+
+def _is_whole_part(incoming: int, entry: FileEntry) -> bool:
+    try:
+        return _is_content_of(open_plain(incoming, entry.sha256, entry.path), entry)
+    except (FileNotFoundError, PermissionError):
+        return False
+
+
+def _is_content_of(handle: int, entry: FileEntry) -> bool:
+    with os.fdopen(handle, "rb") as stream:
+        if os.fstat(handle).st_size != entry.size:
             return False
         digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-    except FileNotFoundError:
-        return False
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
     return digest.hexdigest() == entry.sha256
 
 
