@@ -102,10 +102,12 @@ class CloudSync:
     def sync_checkpoints(self, local_path: str | Path, name: str, *, keep_last: int = 0) -> bool:
         """Publish a folder as one set under ``name/checkpoints/``, sending what changed; return whether that worked."""
         folder = Path(local_path)
-        return self._attempt(
-            f"publishing of {folder}",
-            lambda store: publish(store, name, folder, retention=Retention(keep_last=keep_last)),
-        )
+
+        def work(store: Store) -> None:
+            if lacks := publish(store, name, folder, retention=Retention(keep_last=keep_last)).lacks:
+                _log.warning("The checkpoint of %s is published, but %s", folder, lacks)
+
+        return self._attempt(f"publishing of {folder}", work)
 
     def download_checkpoints(self, name: str, local_path: str | Path) -> bool:
         """Restore the newest whole set of ``name`` into a folder that holds nothing yet; local files always win.

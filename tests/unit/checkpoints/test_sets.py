@@ -404,7 +404,7 @@ def test_links_and_oddities(folder: LocalStore, tmp_path: Path) -> None:
 def test_a_file_that_grows_while_it_is_sent_is_stored_as_it_was(folder: LocalStore, tmp_path: Path) -> None:
     root = make_root(tmp_path)
     large = root / "trajectories/large.jsonl"
-    content = os.urandom(SINGLE_REQUEST_BYTES + 1000)
+    content = os.urandom(SINGLE_REQUEST_BYTES + 1000) + b"\n"
     large.write_bytes(content)
 
     class Slow(LocalStore):
