@@ -13,6 +13,7 @@ from gpuyard.checkpoints.beneath import has_control_characters, inner_path
 from gpuyard.checkpoints.stores import CheckpointError
 
 VERSION = 1
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 STATE = ".gpuyard"
 SCRATCH = f"{STATE}/tmp"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -22,7 +23,7 @@ _MOST_LINKS = 40
 
 def timestamp() -> str:
     """Return the present time in UTC, to the second, as ``2026-03-01T12:00:00Z``."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(timezone.utc).strftime(TIME_FORMAT)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from gpuyard.checkpoints.manifest import timestamp
+from gpuyard.checkpoints.manifest import TIME_FORMAT, timestamp
 
 Position = tuple[int, str]
 """An iteration's number, from 0, and a stage's name."""
@@ -87,6 +88,8 @@ class Attempts:
     seconds: float | None = None
     exit_code: int | None = None
     token: str | None = None
+    began_ns: int | None = None
+    """When its first attempt began, in nanoseconds since 1970."""
 
     @property
     def cut_short(self) -> bool:
@@ -153,6 +156,7 @@ def fold(events: Iterable[Event], order: Sequence[Position]) -> Progress:
             progress.begun, progress.running, progress.failed = True, place, None
             entry = progress.stages.setdefault(place, Attempts(*place))
             entry.attempts += 1
+            entry.began_ns = entry.began_ns or _began_ns(event)
             entry.started, entry.token = event.get("time"), event.get("token")
             entry.ended = entry.seconds = entry.outcome = entry.exit_code = None
         elif kind == "stage-end":
@@ -166,6 +170,17 @@ def fold(events: Iterable[Event], order: Sequence[Position]) -> Progress:
         elif kind == "published":
             progress.last_published = {name: value for name, value in event.items() if name != "event"}
     return progress
+
+
+def _began_ns(event: Event) -> int | None:
+    """Return when a stage began; where an older journal has only the second, the end of that second."""
+    if isinstance(event.get("began_ns"), int):
+        return int(event["began_ns"])
+    try:
+        second = datetime.strptime(str(event.get("time")), TIME_FORMAT).replace(tzinfo=timezone.utc)
+    except ValueError:
+        return None
+    return (int(second.timestamp()) + 1) * 1_000_000_000
 
 
 def _rewind(progress: Progress, place: Position, *, only: bool) -> None:

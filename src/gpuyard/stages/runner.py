@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import shlex
@@ -19,13 +20,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from gpuyard.checkpoints import Published, publish_or_warn, write_record
-from gpuyard.checkpoints.manifest import timestamp
+from gpuyard.checkpoints.manifest import STATE, timestamp
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.stages import processes
-from gpuyard.stages.journal import Journal, Position, Progress, summary
+from gpuyard.stages.journal import Attempts, Journal, Position, Progress, summary
 from gpuyard.stages.spec import DEFAULT_GRACE_S, BoxSpec, Stage
 
 LOCK = "runner.lock"
@@ -174,6 +176,23 @@ def end_leftovers(
     return found
 
 
+def _has_newer_file(root: Path, since_ns: int | None) -> bool:
+    """Tell whether anything below ``root`` but gpuyard's own was written after a time.
+
+    Restoring gives files the times that they had, so this holds on another box, too.
+    """
+    if since_ns is None:
+        return True
+    for folder, folders, files in os.walk(root):
+        if Path(folder) == root and STATE in folders:
+            folders.remove(STATE)
+        for name in files:
+            with contextlib.suppress(OSError):
+                if (Path(folder) / name).lstat().st_mtime_ns > since_ns:
+                    return True
+    return False
+
+
 class Runner:
     """One execution of :meth:`run`, in the foreground of this process."""
 
@@ -250,16 +269,27 @@ class Runner:
         iteration, name = place
         before = progress_of(self.spec).at(place)
         resumed = stage.resumable and before.cut_short
+        # What a resume command goes on from may not be there: the stage was lost before it had saved anything.
+        afresh = self._why_afresh(stage, before) if resumed and stage.resume_command else None
+        resumed = resumed and afresh is None
         command = (stage.resume_command or stage.command) if resumed else stage.command
         attempt, token = before.attempts + 1, uuid.uuid4().hex
         if resumed:
             self.journal.append("resume", iteration=iteration, stage=name, attempt=attempt)
-        self.journal.append("stage-start", iteration=iteration, stage=name, attempt=attempt, token=token)
+        self.journal.append(
+            "stage-start",
+            iteration=iteration,
+            stage=name,
+            attempt=attempt,
+            token=token,
+            began_ns=time.time_ns(),
+            **({"afresh": afresh} if afresh else {}),
+        )
         began = time.monotonic()
         log_file = self.spec.log(iteration, name)
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with log_file.open("ab", buffering=0) as log:
-            how = "resumed" if resumed else "started"
+            how = "resumed" if resumed else f"started afresh ({afresh})" if afresh else "started"
             note = f"iteration {iteration}, {name}: {how}, attempt {attempt}"
             self._say(note)
             log.write(f"## {timestamp()} {note}\n".encode())
@@ -282,6 +312,16 @@ class Runner:
             seconds=seconds,
         )
         return outcome
+
+    def _why_afresh(self, stage: Stage, before: Attempts) -> str | None:
+        """Return why a stage that was cut short has nothing to go on from, ``None`` when it has."""
+        if stage.resume_if is not None:
+            pattern = stage.resume_if.replace("${ITERATION}", str(before.iteration))
+            pattern = pattern.replace("$ITERATION", str(before.iteration))
+            # pathlib's own refuses some patterns with an exception, which ones depends on the version.
+            found = glob.iglob(pattern, root_dir=self.spec.root, recursive=True)  # noqa: PTH207
+            return None if any(found) else f"nothing is there that matches resume_if: {pattern}"
+        return None if _has_newer_file(self.spec.root, before.began_ns) else "nothing of it was saved"
 
     def _execute(self, command: str, place: Position, token: str, grace_s: float, log: IO[bytes]) -> int:
         # The stage writes to its log itself, so that the death of this process does not break a pipe under its hands.
