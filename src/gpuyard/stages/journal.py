@@ -6,6 +6,8 @@ a crash cut off is passed over by the reader, and the next writer begins a new l
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,25 +25,81 @@ Event = Mapping[str, Any]
 _PUBLISHED = b'"event": "published"'
 
 
+RESERVE_BYTES = 256 * 1024
+NEARLY_FULL_BYTES = 1024 * 1024
+"""A disk with less room than this counts as full: what a program could not write was hardly smaller."""
+_GIVEN_UP_AT_ONCE = 32 * 1024
+
+
+def is_full(error: OSError) -> bool:
+    """Tell whether an error says that the disk (or the user's share of it) is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def space_free(folder: Path) -> int:
+    """Return the bytes that are free on the disk of a folder."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
 class Journal:
-    """The journal file of one run. Several processes may append to it: a line is one ``write``."""
+    """The journal file of one run. Several processes may append to it: a line is one ``write``.
+
+    It keeps a reserve beside it, a file of :data:`RESERVE_BYTES` that no checkpoint holds. On a full disk that is given
+    up piece by piece for what has to be written, and made anew when there is room: a full disk is what one most wants
+    to read of afterwards.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.reserve = file.parent / "tmp" / "reserve"
 
     def append(self, event: str, **fields: Any) -> dict[str, Any]:
-        """Write one event, wait until it is on disk, and return it as written."""
+        """Write one event, wait until it is on disk, and return it as written. ``OSError`` when that cannot be done."""
         record = {"time": timestamp(), "event": event, **fields}
+        line = json.dumps(record).encode() + b"\n"
+        while True:
+            try:
+                self._write(line)
+                break
+            except OSError as error:
+                if not is_full(error) or not self._give_up_some():
+                    raise
+        self._keep_reserve()
+        return record
+
+    def _write(self, line: bytes) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             size = os.fstat(handle).st_size
             cut_off = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-            os.write(handle, (b"\n" if cut_off else b"") + json.dumps(record).encode() + b"\n")
+            data = (b"\n" if cut_off else b"") + line
+            if os.write(handle, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
             os.fsync(handle)
         finally:
             os.close(handle)
-        return record
+
+    def _give_up_some(self) -> bool:
+        # Not all at once: whoever has filled the disk may be quicker to take what becomes free.
+        try:
+            size = self.reserve.stat().st_size
+            if size:
+                os.truncate(self.reserve, max(0, size - _GIVEN_UP_AT_ONCE))
+        except OSError:
+            return False
+        return size > 0
+
+    def _keep_reserve(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.reserve.exists() and self.reserve.stat().st_size >= RESERVE_BYTES:
+                return
+            if space_free(self.file.parent) < NEARLY_FULL_BYTES:
+                return
+            self.reserve.parent.mkdir(parents=True, exist_ok=True)
+            with self.reserve.open("ab") as stream:
+                os.posix_fallocate(stream.fileno(), 0, RESERVE_BYTES)
 
     def read(self) -> list[Event]:
         """Return all events, oldest first."""
