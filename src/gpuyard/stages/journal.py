@@ -209,6 +209,7 @@ def fold(events: Iterable[Event], order: Sequence[Position]) -> Progress:
             progress.begun, progress.outcome, progress.reason = True, None, None
             progress.running = progress.failed = None
         elif kind == "run-end":
+            progress.begun = True
             progress.outcome, progress.reason = event.get("outcome"), event.get("reason")
         elif kind == "stage-start":
             progress.begun, progress.running, progress.failed = True, place, None

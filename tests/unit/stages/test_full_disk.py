@@ -103,6 +103,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_stage(box: Box) -> None:
     assert box.marks == ["x"] and "Warning: the log" in box.screen and "cannot be written" in box.screen
 
 
+@pytest.mark.usefixtures("signals")
 def test_a_runner_that_cannot_go_on_says_why_and_ends_its_stage(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box.describe([{"name": "a", "command": "echo $$ > pid; touch ready; sleep 600", "grace_s": 20}])
     wrote = Journal.append
