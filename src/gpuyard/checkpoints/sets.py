@@ -33,7 +33,7 @@ from gpuyard.checkpoints.manifest import SCRATCH as SCRATCH
 from gpuyard.checkpoints.manifest import STATE as STATE
 from gpuyard.checkpoints.manifest import FileEntry, Manifest, RunRecord, timestamp
 from gpuyard.checkpoints.stores import SINGLE_REQUEST_BYTES, BucketError, CheckpointError, MissingObjectError, Store
-from gpuyard.checkpoints.writers import FileId, file_id, open_for_writing
+from gpuyard.checkpoints.writers import FileId, Writing, file_id, open_for_writing
 from gpuyard.errors import GpuyardError
 
 JOURNAL = f"{STATE}/journal.jsonl"
@@ -48,6 +48,8 @@ _RACY_NS = 2_000_000_000
 _CHUNK = 1024 * 1024
 # The stages' own logs, which the runner writes line by line.
 _LOGS = f"{STATE}/logs/"
+# What is written line by line, by its name: such a file counts as appended to while its writer stands at its end.
+_LINES = (".jsonl", ".ndjson", ".log", ".csv", ".tsv", ".txt", ".out", ".err")
 # The last line of a log may be as long as this (bytes) and still be cut off as not whole.
 _LONGEST_LINE = 4 * 1024 * 1024
 # So many of the files that are being written to are named; of the others, the number is.
@@ -434,7 +436,7 @@ class _Sender:
         self._known = known
         self._cache = cache
         self._before = {entry.path: entry for entry in (previous.files if previous else ())}
-        self._writers: dict[FileId, bool] = {}
+        self._writers: dict[FileId, Writing] = {}
         self._read: dict[str, os.stat_result] = {}
         self._sent: dict[str, int] = {}
         self.skipped: list[str] = []
@@ -503,7 +505,7 @@ class _Sender:
         with source.open("rb") as stream:
             info = os.fstat(stream.fileno())
             opened_ns = time.time_ns()
-            appends = self._appends(path, info)
+            appends = self._appends(path, info, stream)
             size = _whole_lines(stream, info.st_size) if appends else info.st_size
 
             def check() -> None:
@@ -554,15 +556,22 @@ class _Sender:
             raise _ChangedError
         return FileEntry(path, second.size, digest, mode, key, info.st_mtime_ns)
 
-    def _appends(self, path: str, info: os.stat_result) -> bool:
+    def _appends(self, path: str, info: os.stat_result, stream: Any) -> bool:
         """Tell whether the file grows at its end only, ``False`` when nobody writes to it.
 
         Raises :class:`_ChangedError` when somebody writes to it in any other way.
         """
-        appends = self._writers.get(file_id(info))
-        if appends is False and not path.startswith(_LOGS):
-            raise _ChangedError
-        return appends is not None
+        writing = self._writers.get(file_id(info))
+        if writing is None:
+            return False
+        if writing is not Writing.APPENDED and not path.startswith(_LOGS):
+            if writing is Writing.ANYWHERE or not path.endswith(_LINES):
+                raise _ChangedError
+            # It may also be written anew from the start, and then holds less than the last set does.
+            before = self._before.get(path)
+            if before is not None and not _begins_with(stream, before):
+                raise _ChangedError
+        return True
 
     def _still_whole(self, entry: FileEntry) -> FileEntry | None:
         """Return the entry of a file that was read, unless somebody has begun to write to that very file meanwhile."""
@@ -575,27 +584,26 @@ class _Sender:
             return entry  # it was whole, and is gone
         if file_id(now) != file_id(info):
             return entry  # replaced by another file: what was read was whole, and the next set has the new one
-        appends = self._writers.get(file_id(info))
-        if appends is None and _is_same(now, info):
+        writing = self._writers.get(file_id(info))
+        if writing is None and _is_same(now, info):
             return entry
         # A program may append by opening the file anew each time.
-        if appends is not False and now.st_size >= info.st_size and self._begins_with(entry):
+        if writing is not Writing.ANYWHERE and now.st_size >= info.st_size and self._is_begun_with(entry):
             return entry
         self._cache.forget(entry.path)
         self._take_back(entry.path)
         return self._hold(entry.path)
 
-    def _begins_with(self, entry: FileEntry) -> bool:
+    def _is_begun_with(self, entry: FileEntry) -> bool:
         """Tell whether a file still begins with what was read of it, and that ended with a whole line."""
-        last = b"\n"
         try:
             with (self._root / entry.path).open("rb") as stream:
-                again = _HashingReader(stream, entry.size)
-                while data := again.read(_CHUNK):
-                    last = data[-1:]
+                if not _begins_with(stream, entry):
+                    return False
+                stream.seek(max(0, entry.size - 1))
+                return stream.read(1) == b"\n" or entry.size == 0
         except OSError:
             return False
-        return last == b"\n" and again.sha256.hexdigest() == entry.sha256
 
     def _take_back(self, path: str) -> None:
         if self._sent.pop(path, None) is not None:
@@ -619,6 +627,14 @@ def _name(path: str) -> str:
 def _is_same(now: os.stat_result, before: os.stat_result) -> bool:
     """Tell whether a file was not written to in between."""
     return (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def _begins_with(stream: Any, entry: FileEntry) -> bool:
+    """Tell whether a file, from where it is read now, begins with the content of ``entry``."""
+    content = _HashingReader(stream, entry.size)
+    while content.read(_CHUNK):
+        pass
+    return content.sha256.hexdigest() == entry.sha256
 
 
 def _whole_lines(stream: Any, size: int) -> int:

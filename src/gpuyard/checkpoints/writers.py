@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 from collections.abc import Collection, Iterator
+from enum import IntEnum
 from pathlib import Path
 
 _PROC = "/proc"
@@ -25,42 +26,56 @@ def file_id(info: os.stat_result) -> FileId:
     return info.st_dev, info.st_ino
 
 
-def open_for_writing(names: Collection[str]) -> dict[FileId, bool]:
+class Writing(IntEnum):
+    """How a file may change under the hands of those who have it open; the worst of them counts."""
+
+    APPENDED = 0
+    """Only its end is added to: the kernel allows nothing else."""
+    AT_ITS_END = 1
+    """Every writer stands at its end just now, as one does that writes it from the start in one go."""
+    ANYWHERE = 2
+
+
+def open_for_writing(names: Collection[str]) -> dict[FileId, Writing]:
     """Return the files called one of ``names`` (without folders) that are open for writing or mapped into memory so.
 
-    The value is true for a file that is only appended to: what it holds already does not change. A file that is open
-    under another hard link's name is not found.
+    A file that is open under another hard link's name is not found.
     """
-    found: dict[FileId, bool] = {}
+    found: dict[FileId, Writing] = {}
     for pid in _names(_PROC):
         if pid.isdigit():
-            for identity, appends in (*_opened(pid, names), *_mapped(pid, names)):
-                found[identity] = found.get(identity, True) and appends
+            for identity, writing in (*_opened(pid, names), *_mapped(pid, names)):
+                found[identity] = max(writing, found.get(identity, writing))
     return found
 
 
-def _opened(pid: str, names: Collection[str]) -> Iterator[tuple[FileId, bool]]:
+def _opened(pid: str, names: Collection[str]) -> Iterator[tuple[FileId, Writing]]:
     try:
         folder = os.open(f"{_PROC}/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return
     try:
         for number in _names(folder):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, KeyError):
                 target = os.readlink(number, dir_fd=folder)
                 # By name first: looking at a file on a network disk that is gone could take for ever.
                 if target[:1] != "/" or target.rpartition("/")[2] not in names:
                     continue
-                flags = _flags(_read(f"{_PROC}/{pid}/fdinfo/{number}"))
+                # The size first: who writes on meanwhile then still stands at the end.
+                info = os.stat(number, dir_fd=folder)
+                facts = dict(line.split(b":", 1) for line in _read(f"{_PROC}/{pid}/fdinfo/{number}").splitlines())
+                flags = int(facts[b"flags"], 8)
                 if flags & os.O_ACCMODE != os.O_RDONLY:
-                    yield file_id(os.stat(number, dir_fd=folder)), bool(flags & os.O_APPEND)
+                    at_end = int(facts[b"pos"]) >= info.st_size
+                    alone = Writing.AT_ITS_END if at_end else Writing.ANYWHERE
+                    yield file_id(info), Writing.APPENDED if flags & os.O_APPEND else alone
     except OSError:
         return
     finally:
         os.close(folder)
 
 
-def _mapped(pid: str, names: Collection[str]) -> Iterator[tuple[FileId, bool]]:
+def _mapped(pid: str, names: Collection[str]) -> Iterator[tuple[FileId, Writing]]:
     try:
         data = _read(f"{_PROC}/{pid}/maps")
     except OSError:
@@ -71,12 +86,8 @@ def _mapped(pid: str, names: Collection[str]) -> Iterator[tuple[FileId, bool]]:
             # The process may live in a root of its own, a container's say.
             for place in (f"{_PROC}/{pid}/root{path}", path):
                 with contextlib.suppress(OSError):
-                    yield file_id(Path(place).stat()), False
+                    yield file_id(Path(place).stat()), Writing.ANYWHERE
                     break
-
-
-def _flags(data: bytes) -> int:
-    return next(int(line.split()[1], 8) for line in data.splitlines() if line.startswith(b"flags:"))
 
 
 def _read(file: str) -> bytes:

@@ -13,7 +13,7 @@ import pytest
 
 from gpuyard.checkpoints import CloudSync, LocalStore, latest_manifest, publish, publish_or_warn, restore
 from gpuyard.checkpoints.stores import SINGLE_REQUEST_BYTES
-from gpuyard.checkpoints.writers import file_id, open_for_writing
+from gpuyard.checkpoints.writers import Writing, file_id, open_for_writing
 
 RUN = "miniprover-0"
 WAIT = "print(flush=True)\nsys.stdin.read()"
@@ -121,6 +121,31 @@ def test_new_files_that_are_being_written_are_left_out_with_few_words(
     for _ in range(2):
         publish_or_warn(lambda: folder, RUN, root, warn=warnings.append)
     assert len(warnings) == 2 and "models/w.bin; not in the checkpoint yet" in warnings[1]
+
+
+def test_lines_that_are_written_from_the_start_are_published_as_they_come(
+    folder: LocalStore, root: Path, holding: Holding
+) -> None:
+    results = root / "results.jsonl"
+    # As a program does that keeps its results open, and has begun under another name.
+    first = holding(
+        "f = open(sys.argv[1] + '.new', 'w'); os.rename(sys.argv[1] + '.new', sys.argv[1])\n"
+        "f.write('1\\n2\\n3'); f.flush()",
+        results,
+    )
+    assert publish(folder, RUN, root).lacks == ""
+    assert stored(folder)["results.jsonl"] == b"1\n2\n"
+    with results.open("a") as stream:
+        stream.write("33\n4")
+    # Now the first writer no longer stands at the end.
+    assert publish(folder, RUN, root).held == ["results.jsonl"]
+    first.end()
+    assert publish(folder, RUN, root).lacks == ""
+    assert stored(folder)["results.jsonl"] == b"1\n2\n333\n4"
+    # Written anew from the start, it holds less than it did: that is no progress.
+    holding("f = open(sys.argv[1], 'w'); f.write('1\\n2\\n'); f.flush()", results)
+    assert publish(folder, RUN, root, force=True).held == ["results.jsonl"]
+    assert stored(folder)["results.jsonl"] == b"1\n2\n333\n4"
 
 
 @pytest.mark.parametrize("size", [20, SINGLE_REQUEST_BYTES + 20])
@@ -264,7 +289,7 @@ def test_writers_are_found_by_name_and_by_what_they_do(tmp_path: Path, holding: 
     ids = {name: file_id(file.stat()) for name, file in files.items()}
     assert {name: found.get(identity) for name, identity in ids.items()} == {
         "read": None,
-        "append": True,
-        "write": False,
+        "append": Writing.APPENDED,
+        "write": Writing.AT_ITS_END,
         "other": None,
     }
