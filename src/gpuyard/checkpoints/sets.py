@@ -49,7 +49,7 @@ _CHUNK = 1024 * 1024
 # The stages' own logs, which the runner writes line by line.
 _LOGS = f"{STATE}/logs/"
 # What is written line by line, by its name: such a file counts as appended to while its writer stands at its end.
-_LINES = (".jsonl", ".ndjson", ".log", ".csv", ".tsv", ".txt", ".out", ".err")
+_LINES = (".jsonl", ".ndjson", ".log", ".out", ".err")
 # The last line of a log may be as long as this (bytes) and still be cut off as not whole.
 _LONGEST_LINE = 4 * 1024 * 1024
 # So many of the files that are being written to are named; of the others, the number is.

@@ -77,6 +77,8 @@ def _status(spec: BoxSpec, options: argparse.Namespace) -> int:
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f} s"
         outcome = row["outcome"] or ("running" if status["state"] == "running" else "cut off")
         print(f"  {row['iteration']}  {row['stage']:<16} {outcome:<12} {seconds:>8}  attempts {row['attempts']}")
+    if status["failure"]:
+        print(f"  why it failed: {status['failure']['reason']}")
     if status["last_line"]:
         print(f"  last line: {status['last_line']}")
     if status["last_published"]:

@@ -170,7 +170,7 @@ def lock_owner(spec: BoxSpec) -> int | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return int(json.loads((spec.folder / LOCK).read_bytes())["pid"])
     # It could not write who it is: the disk is full. The kernel knows.
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, IndexError):
         inode = (spec.folder / LOCK).stat().st_ino
         for line in Path("/proc/locks").read_text().splitlines():
             fields = line.split()
@@ -470,8 +470,8 @@ class Runner:
         if refusal is not None:
             self._say(f"Warning: no checkpoint was published: {refusal} Everything stays on this box.")
             return
-        published = publish_checkpoint(self.spec, warn=self._say, patient=True, force=True)
-        if published is not None and (complete or outcome != "done"):
+        publish_checkpoint(self.spec, warn=self._say, patient=True, force=True)
+        if complete or outcome != "done":
             self._record(outcome)
 
     def _disk_is_full(self) -> bool:

@@ -93,6 +93,7 @@ def test_a_failure_ends_the_run_and_is_retried_as_often_as_asked(box: Box) -> No
         "last_line": "it breaks",
     }
     assert status["space_free_gb"] > 0
+    assert f"  why it failed: {reason}\n" in box.call("status").stdout
     # A later run begins with what failed.
     assert box.run() == 1
     assert box.marks == ["x"] * 3 and len(box.outcomes()) == 7
