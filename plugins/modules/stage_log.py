@@ -73,7 +73,7 @@ lines:
   type: list
   elements: str
 state:
-  description: How the run stood when O(follow) ended, V(finished), V(failed) or V(interrupted).
+  description: How the run stood when O(follow) ended, V(finished), V(idle), V(failed) or V(interrupted).
   returned: with O(follow)
   type: str
 """

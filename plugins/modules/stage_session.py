@@ -73,9 +73,10 @@ options:
     description: The iteration that O(from_stage) or O(only) means. By default the current one.
     type: int
   wait_s:
-    description: How long O(state=stopped) waits for the stage to save its work, in seconds.
+    description:
+      - How long O(state=stopped) waits at most for the stage to save its work and for the last checkpoint, in seconds.
+        By default the running stage's own C(grace_s) and 300 s.
     type: float
-    default: 120
   settings:
     description: The folder for the settings on the machine.
     type: path
@@ -117,7 +118,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 session:
-  description: Where the run stands. Empty when the machine has not been told of any run.
+  description:
+    - Where the run stands. Empty when the machine has not been told of any run. C(state) is V(not-started), V(running),
+      V(idle) (what was asked for is done, stages are left), V(interrupted), V(failed) (C(failure) says how) or
+      V(finished).
   type: dict
   returned: success
   sample:
@@ -129,7 +133,16 @@ session:
     stage: search
     stages: [{iteration: 0, stage: finetune, outcome: done, seconds: 11.2, attempts: 1}]
     last_line: "theorem 41: proved"
+    failure: null
+    space_free_gb: 41.7
     tmux: true
+saved:
+  description:
+    - Whether the bucket holds everything that is on the machine now (C(state)), as which checkpoint (C(sequence)), and
+      why or why not (C(why)).
+  type: dict
+  returned: with O(state=stopped), when the machine has been told of a run
+  sample: {state: true, sequence: 42, why: "The bucket holds everything that is on this box, as checkpoint 42."}
 restored:
   description:
     - What was brought back. C(source) is V(cloud), V(local) when the machine had work of its own, or V(nothing).
@@ -259,8 +272,9 @@ def stop(module: AnsibleModule) -> dict[str, Any]:
     session = status(module)
     if module.check_mode or not session:
         return {"changed": bool(session.get("tmux") or session.get("state") == "running"), "session": session}
-    answer = ask(module, "stop", "--wait", str(module.params["wait_s"]))
-    return {"changed": answer["changed"], "session": answer["session"]}
+    wait_s = module.params["wait_s"]
+    answer = ask(module, "stop", *([] if wait_s is None else ["--wait", str(wait_s)]))
+    return {name: answer[name] for name in ("changed", "session", "saved")}
 
 
 def start(module: AnsibleModule) -> dict[str, Any]:
@@ -322,7 +336,7 @@ def main() -> None:
             "from_stage": {"type": "str"},
             "only": {"type": "str"},
             "iteration": {"type": "int"},
-            "wait_s": {"type": "float", "default": 120},
+            "wait_s": {"type": "float"},
             "settings": {"type": "path", "default": "/opt/gpuyard/run"},
             "python": {"type": "path", "default": "/opt/gpuyard/venv/bin/python"},
         },

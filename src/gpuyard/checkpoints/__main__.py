@@ -12,6 +12,7 @@ from gpuyard.checkpoints import manifests, restore
 from gpuyard.errors import GpuyardError
 
 # The run's settings are the stage runner's affair, and its journal gives a manifest its progress.
+from gpuyard.stages.ending import publish_and_tell
 from gpuyard.stages.runner import publish_checkpoint
 from gpuyard.stages.spec import DEFAULT_FOLDER, BoxSpec, load_spec
 
@@ -21,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         spec = load_spec(options.settings)
+        if options.command == "publish" and options.json:
+            print(json.dumps(vars(publish_and_tell(spec))))
+            return 0
         if options.command == "publish":
             return _publish(spec, patient=not options.impatient)
         return _restore(spec) if options.command == "restore" else _list(spec)
@@ -72,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "publish":
             command.add_argument(
                 "--impatient", action="store_true", help="give up at once while the bucket has just failed"
+            )
+            command.add_argument(
+                "--json", action="store_true", help="say as JSON whether the bucket now holds everything, and why not"
             )
     return parser
 

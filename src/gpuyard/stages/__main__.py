@@ -11,7 +11,7 @@ from typing import Any
 
 from gpuyard.checkpoints import restore
 from gpuyard.errors import GpuyardError, UsageError
-from gpuyard.stages import panes, report, session
+from gpuyard.stages import ending, panes, report, session
 from gpuyard.stages.runner import EXIT_CODES, Choice, Runner
 from gpuyard.stages.spec import DEFAULT_FOLDER, BoxSpec, load_spec
 
@@ -19,9 +19,9 @@ from gpuyard.stages.spec import DEFAULT_FOLDER, BoxSpec, load_spec
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; return the exit code. A user's mistake is one sentence on standard error."""
     options = _parser().parse_args(arguments)
-    handler: Callable[[BoxSpec, argparse.Namespace], int] = options.handler
+    handler: Callable[..., int] = options.handler
     try:
-        return handler(load_spec(options.settings), options)
+        return _stop(options) if handler is _stop else handler(load_spec(options.settings), options)
     except (GpuyardError, OSError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
@@ -58,10 +58,13 @@ def _start(spec: BoxSpec, options: argparse.Namespace) -> int:
     return 0
 
 
-def _stop(spec: BoxSpec, options: argparse.Namespace) -> int:
-    changed = session.stop(spec, options.wait)
-    _print({"changed": changed, "session": report.status(spec), "restored": None})
-    return 0
+def _stop(options: argparse.Namespace) -> int:
+    # Whatever happens, the caller gets its answer: without one it could only guess whether everything is saved.
+    result = ending.end(options.settings, options.wait, tell=_print if options.progress else None)
+    _print(result)
+    if not result["ended"]:
+        print(result["saved"]["why"], file=sys.stderr)
+    return 0 if result["ended"] else 1
 
 
 def _status(spec: BoxSpec, options: argparse.Namespace) -> int:
@@ -104,6 +107,16 @@ def _pane(spec: BoxSpec, options: argparse.Namespace) -> int:
     return 0
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
 def _print(document: dict[str, Any]) -> None:
     print(json.dumps(document), flush=True)
 
@@ -133,8 +146,15 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument(
         "--state", choices=["started", "restored"], default="started", help="restored: do not start anything"
     )
-    stop = command("stop", _stop, "end the run in good order")
-    stop.add_argument("--wait", type=float, default=120, metavar="SECONDS", help="how long to wait for it")
+    stop = command("stop", _stop, "end the run in good order, publish, and say whether everything is saved")
+    stop.add_argument(
+        "--wait",
+        type=_seconds,
+        metavar="SECONDS",
+        help="how long to wait for it at most "
+        f"(default: the running stage's grace_s and {ending.PUBLISH_ALLOWANCE_S:.0f} s for the last checkpoint)",
+    )
+    stop.add_argument("--progress", action="store_true", help="print JSON lines that say what is waited for")
     command("status", _status, "show where the run stands").add_argument("--json", action="store_true")
     log = command("log", _log, "show a stage's log (default: the one written to last)")
     log.add_argument("--stage")

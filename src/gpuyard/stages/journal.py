@@ -18,6 +18,8 @@ from gpuyard.checkpoints.manifest import timestamp
 Position = tuple[int, str]
 """An iteration's number, from 0, and a stage's name."""
 Event = Mapping[str, Any]
+# How json.dumps writes the kind of the commonest event.
+_PUBLISHED = b'"event": "published"'
 
 
 class Journal:
@@ -42,10 +44,21 @@ class Journal:
 
     def read(self) -> list[Event]:
         """Return all events, oldest first."""
+        return parse(self._bytes())
+
+    def progress(self, order: Sequence[Position]) -> Progress:
+        """Return where the run stands. Of the checkpoints only the last is read: they are most of a long journal."""
+        lines = self._bytes().split(b"\n")
+        published = [number for number, line in enumerate(lines) if _PUBLISHED in line]
+        for number in published[:-1]:
+            lines[number] = b""
+        return fold(parse(b"\n".join(lines)), order)
+
+    def _bytes(self) -> bytes:
         try:
-            return parse(self.file.read_bytes())
+            return self.file.read_bytes()
         except FileNotFoundError:
-            return []
+            return b""
 
 
 def parse(data: bytes) -> list[Event]:
@@ -86,13 +99,18 @@ class Progress:
     """The journal, folded: where the run stands.
 
     ``outcome`` is how the last run ended: ``done``, ``failed``, ``interrupted``, or ``None`` when it has not ended (or
-    has no recorded end). ``begun`` tells whether there was a run at all.
+    has no recorded end), and ``reason`` says why, where it is not a stage's own exit code. ``begun`` tells whether
+    there was a run at all. ``running`` is the stage that has begun and has no recorded end, ``failed`` the one whose
+    failure ended the last run.
     """
 
     order: Sequence[Position]
     stages: dict[Position, Attempts] = field(default_factory=dict)
     begun: bool = False
     outcome: str | None = None
+    reason: str | None = None
+    running: Position | None = None
+    failed: Position | None = None
     last_published: dict[str, Any] | None = None
 
     @property
@@ -127,11 +145,12 @@ def fold(events: Iterable[Event], order: Sequence[Position]) -> Progress:
         kind = event["event"]
         place = (event.get("iteration", 0), event.get("stage", ""))
         if kind == "run-start":
-            progress.begun, progress.outcome = True, None
+            progress.begun, progress.outcome, progress.reason = True, None, None
+            progress.running = progress.failed = None
         elif kind == "run-end":
-            progress.outcome = event.get("outcome")
+            progress.outcome, progress.reason = event.get("outcome"), event.get("reason")
         elif kind == "stage-start":
-            progress.begun = True
+            progress.begun, progress.running, progress.failed = True, place, None
             entry = progress.stages.setdefault(place, Attempts(*place))
             entry.attempts += 1
             entry.started, entry.token = event.get("time"), event.get("token")
@@ -140,6 +159,8 @@ def fold(events: Iterable[Event], order: Sequence[Position]) -> Progress:
             entry = progress.stages.setdefault(place, Attempts(*place))
             entry.outcome, entry.ended = event.get("outcome"), event.get("time")
             entry.seconds, entry.exit_code = event.get("seconds"), event.get("exit_code")
+            progress.running = None
+            progress.failed = place if entry.outcome == "failed" else None
         elif kind == "rewind":
             _rewind(progress, place, only=bool(event.get("only")))
         elif kind == "published":

@@ -21,15 +21,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from gpuyard.checkpoints import publish_or_warn, write_record
+from gpuyard.checkpoints import Published, publish_or_warn, write_record
 from gpuyard.checkpoints.manifest import timestamp
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.stages import processes
-from gpuyard.stages.journal import Journal, Position, Progress, fold, summary
-from gpuyard.stages.spec import BoxSpec, Stage
+from gpuyard.stages.journal import Journal, Position, Progress, summary
+from gpuyard.stages.spec import DEFAULT_GRACE_S, BoxSpec, Stage
 
 LOCK = "runner.lock"
 JOURNAL = ".gpuyard/journal.jsonl"
+BUCKET_ANSWER_S = 20.0
 _LOCK_WAIT_S = 2.0
 _LOOKERS_WAIT_S = 60.0
 _POLL_S = 0.1
@@ -55,7 +56,7 @@ def journal_of(spec: BoxSpec) -> Journal:
 
 def progress_of(spec: BoxSpec) -> Progress:
     """Return where the run stands, from its journal."""
-    return fold(journal_of(spec).read(), spec.order)
+    return journal_of(spec).progress(spec.order)
 
 
 def python_module(module: str, *arguments: str) -> list[str]:
@@ -63,13 +64,35 @@ def python_module(module: str, *arguments: str) -> list[str]:
     return [sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", module, *arguments]
 
 
-def publish_checkpoint(spec: BoxSpec, *, warn: Callable[[str], None], patient: bool, force: bool = False) -> bool:
+def bucket_refusal(spec: BoxSpec) -> str | None:
+    """Return a sentence that says why the bucket cannot be used now, ``None`` when it answers.
+
+    It is given :data:`BUCKET_ANSWER_S` seconds: who ends a run must not wait minutes for a bucket that is dead.
+    """
+    answers: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            spec.store().folders(f"{spec.run}/")
+            answers.append(None)
+        except Exception as error:  # also what a damaged settings file or a missing boto3 raises
+            answers.append(str(error))
+
+    thread = threading.Thread(target=ask, name="ask the bucket", daemon=True)
+    thread.start()
+    thread.join(BUCKET_ANSWER_S)
+    return answers[0] if answers else f"The bucket {spec.bucket} has not answered within {BUCKET_ANSWER_S:.0f} s."
+
+
+def publish_checkpoint(
+    spec: BoxSpec, *, warn: Callable[[str], None], patient: bool, force: bool = False
+) -> Published | None:
     """Publish a checkpoint of the run and journal it. Without a bucket, or when it fails, warn at most; never raise.
 
-    Returns whether the bucket holds the present state.
+    Returns what was published (or found unchanged), ``None`` when the bucket does not hold the present state.
     """
     if not spec.bucket:
-        return False
+        return None
     published = publish_or_warn(
         spec.store,
         spec.run,
@@ -80,9 +103,7 @@ def publish_checkpoint(spec: BoxSpec, *, warn: Callable[[str], None], patient: b
         progress=lambda data: summary(data, spec.order),
         force=force,
     )
-    if published is None:
-        return False
-    if not published.unchanged:
+    if published is not None and not published.unchanged:
         journal_of(spec).append(
             "published",
             sequence=published.sequence,
@@ -91,7 +112,7 @@ def publish_checkpoint(spec: BoxSpec, *, warn: Callable[[str], None], patient: b
             bytes_sent=published.bytes_sent,
             seconds=round(published.seconds, 2),
         )
-    return True
+    return published
 
 
 @contextlib.contextmanager
@@ -136,6 +157,23 @@ def lock_owner(spec: BoxSpec) -> int | None:
     return None
 
 
+def end_leftovers(
+    spec: BoxSpec, *, say: Callable[[str], None] = lambda text: None, tick: Callable[[], None] = lambda: None
+) -> bool:
+    """End what a killed runner left running, so that no stage ever runs twice at a time; return whether there was any.
+
+    ``tick`` is called while waiting.
+    """
+    found = False
+    grace = {stage.name: stage.grace_s for stage in spec.stages}
+    for (_, name), entry in progress_of(spec).stages.items():
+        if entry.token and entry.outcome is None and processes.members(entry.token):
+            say(f"ending {name}, which has outlived its runner")
+            processes.end(entry.token, grace.get(name, DEFAULT_GRACE_S), tick=tick)
+            found = True
+    return found
+
+
 class Runner:
     """One execution of :meth:`run`, in the foreground of this process."""
 
@@ -159,7 +197,7 @@ class Runner:
             signal.signal(number, lambda *_: self._stop.set())
         with hold_lock(self.spec):
             todo = self._todo(choice or Choice())
-            self._end_leftovers()
+            end_leftovers(self.spec, say=self._say)
             self.spec.make_directories()
             self.journal.append("run-start", run=self.spec.run, workload=self.spec.workload, pid=os.getpid())
             self._publisher.start()
@@ -300,15 +338,6 @@ class Runner:
         environment["PATH"] = os.pathsep.join([*spec.path, path])
         return environment
 
-    def _end_leftovers(self) -> None:
-        """End what a killed runner left running, so that no stage ever runs twice at a time."""
-        progress = progress_of(self.spec)
-        for place, entry in progress.stages.items():
-            if entry.token and entry.outcome is None and processes.members(entry.token):
-                stage = self.spec.stage(place[1])
-                self._say(f"ending {stage.name}, which has outlived its runner")
-                processes.end(entry.token, stage.grace_s)
-
     # --- checkpoints ---
 
     def _publish_now_and_then(self) -> None:
@@ -332,8 +361,13 @@ class Runner:
         self._say({"done": "all done" if complete else "done", "failed": "the run has failed"}.get(outcome, outcome))
         self._closing.set()
         self._wake.set()
-        publish_checkpoint(self.spec, warn=self._say, patient=True, force=True)
-        if complete or outcome != "done":
+        # Somebody waits for a run that was told to stop, and a dead bucket must not hold that up for minutes.
+        refusal = bucket_refusal(self.spec) if self.spec.bucket and self._stop.is_set() else None
+        if refusal is not None:
+            self._say(f"Warning: no checkpoint was published: {refusal} Everything stays on this box.")
+            return
+        published = publish_checkpoint(self.spec, warn=self._say, patient=True, force=True)
+        if published is not None and (complete or outcome != "done"):
             self._record(outcome)
 
     def _record(self, outcome: str | None) -> None:

@@ -92,6 +92,8 @@ def test_the_grid(run_module: Any, options: dict[str, Any], tmp_path: Path, monk
     assert run_module("stage_session", check=True, **stop)["changed"]
     stopped = run_module("stage_session", **stop)
     assert stopped["changed"] and stopped["session"]["state"] == "interrupted"
+    why = "No bucket is set for canyon-0, so its files are on this box only."
+    assert stopped["saved"] == {"state": False, "sequence": None, "why": why}
     assert not run_module("stage_session", **stop)["changed"]
 
 

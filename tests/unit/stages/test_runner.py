@@ -76,13 +76,22 @@ def test_output_goes_whole_to_the_log_and_to_the_screen(box: Box) -> None:
 
 def test_a_failure_ends_the_run_and_is_retried_as_often_as_asked(box: Box) -> None:
     flaky = {"name": "flaky", "command": "echo x >> marks; test $(wc -l < marks) -ge 3", "retries": 2}
-    box.describe([flaky, {"name": "broken", "command": "exit 7", "retries": 1}, mark("never")])
+    box.describe([flaky, {"name": "broken", "command": "echo it breaks; exit 7", "retries": 1}, mark("never")])
     assert box.run() == 1
     assert box.marks == ["x"] * 3
     assert box.outcomes() == [(0, "flaky", "failed")] * 2 + [(0, "flaky", "done")] + [(0, "broken", "failed")] * 2
     assert box.events("stage-end")[-1]["exit_code"] == 7
     status = box.status()
     assert (status["state"], status["stage"]) == ("failed", "broken")
+    reason = "broken ended with exit code 7."
+    assert status["failure"] == {
+        "stage": "broken",
+        "iteration": 0,
+        "exit_code": 7,
+        "reason": reason,
+        "last_line": "it breaks",
+    }
+    assert status["space_free_gb"] > 0
     # A later run begins with what failed.
     assert box.run() == 1
     assert box.marks == ["x"] * 3 and len(box.outcomes()) == 7
@@ -111,7 +120,7 @@ def test_from_only_and_iteration(box: Box) -> None:
     box.describe([mark("a"), mark("b"), mark("c")], iterations=2)
     assert box.run("--only", "b") == 0
     assert box.marks == ["0-b"]
-    assert box.status()["state"] == "interrupted", "there is more to do, and nobody does it"
+    assert box.status()["state"] == "idle", "there is more to do, and nobody does it"
     assert box.run("--from", "c", "--iteration", "0") == 0
     # a was passed over, b is done; c and the second iteration ran.
     assert box.marks == ["0-b", "0-c", "1-a", "1-b", "1-c"]
