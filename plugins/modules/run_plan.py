@@ -71,7 +71,7 @@ options:
     type: bool
     default: false
   shutdown:
-    description: Whether the play will end the rental when the run ends. The plan does not depend on it.
+    description: Whether the play will end the rental when the run ends. It is refused where there is no bucket.
     type: bool
     default: false
 seealso:
@@ -208,6 +208,7 @@ def run(call):
         mode=call.params["mode"],
         bucket=call.params["bucket"],
         max_price_per_hour_usd=call.option("max_price_per_hour"),
+        shutdown=call.params["shutdown"],
         conditions=call.given(*(name for name in QUERY_OPTIONS if name not in ("market", "max_price_per_hour"))),
         **call.given("workload", "run", "provider", "market", "ssh_key", "bucket_endpoint", "offer"),
         **call.site(),

@@ -32,10 +32,9 @@ LOSE_AFTER_SETS = 3
 # What the user has configured for good (group_vars) is for the user's runs, not for this one.
 UNSAID: dict[str, Any] = {
     **dict.fromkeys(("provider", "workload", "run", "offer", "market", "gpu_name", "region", "bucket_endpoint"), ""),
-    **dict.fromkeys(("bucket", "ssh_key", "max_price_per_hour", "gpu_count", "gpu_ram_gb", "disk_gb")),
-    **dict.fromkeys(("follow", "shutdown"), False),
+    **dict.fromkeys(("bucket", "ssh_key", "max_price_per_hour", "gpu_count", "gpu_ram_gb", "disk_gb", "wait_s")),
+    **dict.fromkeys(("follow", "shutdown", "lose"), False),
     "converge": "auto",
-    "wait_s": 120,
 }
 _BEAT_S = 5.0
 _WIDTH = 100

@@ -23,6 +23,25 @@ class UnreachableError(GpuyardError):
     """A rented machine never became usable: it failed to start, or SSH never answered. The text names the instance."""
 
 
+class ConnectionLostError(UnreachableError):
+    """A machine could not be reached over SSH, or the connection to it broke.
+
+    ``silent`` tells whether nothing at all answered at its address; else something did, and perhaps it was the machine.
+    """
+
+    def __init__(self, message: str, *, silent: bool = False) -> None:
+        super().__init__(message)
+        self.silent = silent
+
+
+class NothingBegunError(GpuyardError):
+    """A machine has not been told what to run, so no stage has begun on it."""
+
+
+class NotSavedError(GpuyardError):
+    """A machine is kept, because it may hold work that is not in the bucket. The text names it, and what it costs."""
+
+
 class ProviderError(GpuyardError):
     """A provider's API answered with a failure.
 

@@ -42,6 +42,7 @@ class Wishes:
     bucket: str | None = None
     bucket_endpoint: str | None = None
     offer: str | None = None  # the id of the one offer to take
+    shutdown: bool = False  # whether the machine is to be destroyed when the run has ended
     # What the machine has to offer, in place of what the workload says: fields of Query by name.
     conditions: Mapping[str, Any] = field(default_factory=dict)
 
@@ -116,6 +117,11 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
     # The run may have a machine at a cloud other than the wanted one, and then must not get a second one.
     everywhere = chosen if wishes.provider is None else config.connect(require=False, **site)
     settings = config.s3_settings(wishes.bucket, bucket_endpoint=wishes.bucket_endpoint, **site)
+    if wishes.shutdown and not settings.url:
+        raise UsageError(
+            "shutdown=true destroys the machine when the run ends, and without a bucket its results with it: name one "
+            "with -e bucket=s3://…, or leave out shutdown."
+        )
     store = runs.open_bucket(settings)
     with ThreadPoolExecutor(max_workers=2) as pool:
         asked = pool.submit(rent.survey, everywhere)

@@ -25,18 +25,27 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run, with its machines (most alive first) and what the bucket holds of it."""
+    """A run, with its machines (most alive first), what the bucket holds of it, and what its machine says that it does.
+
+    ``stages`` is the answer of :func:`gpuyard.watch.status`; empty where the machine was not asked.
+    """
 
     name: str
     workload: str
     instances: tuple[Instance, ...] = ()
     record: RunRecord | None = None
     manifest: Manifest | None = None
+    stages: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def machine(self) -> Instance | None:
         """The machine that the run has, ``None`` when it has none or only what is left of one."""
         return next((instance for instance in self.instances if instance.state in LIVE), None)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it has a machine that can be asked what its stages do."""
+        return self.machine is not None and self.machine.state is State.RUNNING
 
     @property
     def leftovers(self) -> tuple[Instance, ...]:
@@ -57,9 +66,18 @@ class Run:
 
     @property
     def state(self) -> str:
-        """One word: ``finished``, ``failed``, its machine's state, ``preempted``, ``cancelled`` or ``interrupted``."""
+        """One word: ``finished``, ``failed``, its machine's state, ``preempted``, ``cancelled`` or ``interrupted``.
+
+        Of a machine that was asked it is what its stages do: ``not-started``, ``running``, ``idle``, ``interrupted``,
+        ``failed`` or ``finished``; ``unreachable`` when it did not answer, and the bucket knows of no end.
+        """
+        said = str(self.stages.get("state") or "")
+        if said and said != "unreachable":
+            return said
         if self.outcome:
             return "finished" if self.outcome == "done" else "failed"
+        if said:
+            return said
         if self.machine:
             return str(self.machine.state)
         if any(instance.state is State.PREEMPTED for instance in self.instances):
@@ -72,7 +90,8 @@ class Run:
 
         A run that was torn down can go on, too, but only when it is named.
         """
-        return self.state in ("preempted", "interrupted") and (self.manifest is not None or self.record is not None)
+        waits = self.machine is None and self.state in ("preempted", "interrupted")
+        return waits and (self.manifest is not None or self.record is not None)
 
     @property
     def price_per_hour_usd(self) -> float:
@@ -171,3 +190,10 @@ def stage_text(progress: Mapping[str, Any]) -> str:
     if progress.get("finished"):
         return "all stages done" if progress.get("outcome") == "done" else "stopped"
     return f"iteration {progress.get('iteration', 0)}, {progress.get('stage') or 'start'}"
+
+
+def place_text(one: Run) -> str:
+    """Return where a run is, in a few words: as its machine says it, else as its newest checkpoint does."""
+    if one.stages.get("stage"):
+        return f"iteration {one.stages.get('iteration')}, {one.stages['stage']}"
+    return stage_text(one.progress)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jinja2
 import pytest
 import yaml
 
@@ -111,26 +110,3 @@ def test_a_machine_that_does_not_answer_any_more_is_not_only_an_ssh_message(tmp_
     assert done.returncode != 0
     assert done.stdout.count("does not answer any more") == 1, done.stdout + done.stderr
     assert "resume_search.yml -e run=a-0" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("before", "outcome", "sequence", "saved"),
-    [
-        (0, None, 3, False),  # the newest checkpoint is from the middle of the work
-        (0, "failed", 3, True),
-        (3, "interrupted", 3, False),  # from before this launch: what came after it is not there
-        (3, "interrupted", 4, True),
-        (3, "done", 3, True),  # it had ended already
-        (0, None, None, False),
-    ],
-)
-def test_a_machine_is_given_up_only_for_a_checkpoint_of_its_own_end(
-    before: int, outcome: str | None, sequence: int | None, saved: bool
-) -> None:
-    plays = yaml.safe_load((ROOT / "playbooks" / "launch.yml").read_text())
-    tasks = [task for play in plays for block in play["tasks"] for task in block.get("always", ())]
-    (refusal,) = [task for task in tasks if task["name"] == "Refuse to destroy what is not saved"]
-    environment = jinja2.Environment(undefined=jinja2.ChainableUndefined, autoescape=False)
-    condition = environment.compile_expression(refusal["ansible.builtin.assert"]["that"])
-    run = {"progress": {"outcome": outcome}, "checkpoint": {"sequence": sequence}} if sequence else {}
-    assert bool(condition(gpuyard_saved=run, gpuyard_planned={"plan": {"checkpoint": before}})) is saved

@@ -407,6 +407,7 @@ def test_a_new_name_is_free_in_the_bucket_too(
         ({"gpu_count": 0.0}, "gpu_count=0 must be a number above 0"),
         ({"disk_gb": float("inf")}, "disk_gb=inf must be a number above 0"),
         ({"bucket": "ftp://x"}, "bucket='ftp://x'"),
+        ({"shutdown": True}, "shutdown=true destroys the machine when the run ends, and without a bucket its results"),
         ({"mode": "resume"}, "no run that can be resumed"),
         ({"mode": "resume", "run": "tiny-9"}, "There is no run tiny-9"),
     ],
@@ -578,7 +579,7 @@ def test_run_info_joins_machines_and_bucket(world: World, verb: Verb, bucket: st
     world.vultr.held["2"] = instance("vultr", "2", ref=tiny("taken-0"), state=State.PREEMPTED)
     world.vultr.held["3"] = instance("vultr", "3", ref=tiny("done-0"))
     world.vultr.held["4"] = instance("vultr", "4", ref=tiny("busy-0"), state=State.PREEMPTED)
-    result = verb("run_info", bucket=bucket)
+    result = verb("run_info", bucket=bucket, ask_boxes=False)
     states = {one["run"]: (one["state"], one["resumable"]) for one in result["runs"]}
     assert states == {
         "busy-0": ("running", False),
@@ -588,22 +589,22 @@ def test_run_info_joins_machines_and_bucket(world: World, verb: Verb, bucket: st
     }
     assert "resume_search.yml -e run=lost-0" in result["text"]
     assert "done-0 has ended and still bills" in result["text"]
-    missing = verb("run_info", bucket=bucket, run="dnoe-0")["text"]
+    missing = verb("run_info", bucket=bucket, ask_boxes=False, run="dnoe-0")["text"]
     assert missing.startswith("run='dnoe-0' is not known to the clouds and the bucket; ")
     assert missing.endswith("the runs there are: busy-0, done-0, lost-0, taken-0.")
     assert "busy-0 also has vultr 4, RTX 4090 in Sweden, SE, preempted, which may bill as well." in result["text"]
     del world.vultr.held["4"]
-    busy = verb("run_info", bucket=bucket)["runs"][0]
+    busy = verb("run_info", bucket=bucket, ask_boxes=False)["runs"][0]
     assert busy["hours"] > 0
     assert busy["cost_usd"] == pytest.approx(busy["hours"] * 0.4)
-    assert [one["run"] for one in verb("run_info", bucket=bucket, run="busy-0")["runs"]] == ["busy-0"]
+    assert [one["run"] for one in verb("run_info", bucket=bucket, ask_boxes=False, run="busy-0")["runs"]] == ["busy-0"]
     assert verb("run_info", bucket=bucket, workload="none")["text"] == "There are no runs."
 
 
 def test_run_info_without_one_of_the_clouds(world: World, verb: Verb, bucket: str) -> None:
     world.vast.held["1"] = instance("vast", "1", "a-0")
     world.vultr.error = ProviderDownError("Vultr is down.", provider="vultr")
-    result = verb("run_info", bucket=bucket)
+    result = verb("run_info", bucket=bucket, ask_boxes=False)
     assert [one["run"] for one in result["runs"]] == ["a-0"]
     assert "Vultr is down." in result["unanswered"]["vultr"] and "Vultr is down." in result["text"]
     world.vast.error = ProviderDownError("Vast.ai is down.")
@@ -644,7 +645,7 @@ def test_an_end_is_no_failure_because_the_bucket_cannot_be_told(verb: Verb, clos
 
 def test_run_info_without_its_bucket(world: World, verb: Verb, closed: dict[str, str]) -> None:
     world.vast.held["1"] = instance("vast", "1", "a-0")
-    result = verb("run_info", **closed)
+    result = verb("run_info", ask_boxes=False, **closed)
     assert [one["run"] for one in result["runs"]] == ["a-0"]
     assert "The bucket cannot be read" in result["text"]
 
@@ -659,6 +660,36 @@ def test_a_log_does_not_need_the_bucket(
     assert verb("stage_log", run="a-0", lines=told, **closed)["lines"] == ["theorem 41: proved"]
     assert "nowhere" in sentence(verb("stage_log", run="b-0", **closed))
     assert any("The bucket cannot be read" in line for line in told)
+
+
+def test_what_is_followed_to_its_end_bills_on(
+    world: World, verb: Verb, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    failure = {"stage": "train", "iteration": 0, "exit_code": 3, "last_line": "no GPU"}
+    monkeypatch.setattr(watch, "progress", lambda *_args: iter([{"event": "end", "state": "failed"}]))
+    monkeypatch.setattr(watch, "status", lambda *_args, **_more: {"state": "failed", "failure": failure})
+    monkeypatch.setattr(watch, "lines", lambda *_args: iter(["no GPU"]))
+    bills = "it bills 0.4000 USD an hour: `ansible-playbook teardown.yml -e run=a-0` ends that."
+    message = sentence(verb("stage_log", run="a-0", follow=True, bucket=bucket))
+    assert "Run a-0 has failed in iteration 0, train (exit code 3). Its last lines:\n    no GPU\n" in message
+    assert message.endswith(bills)
+    monkeypatch.setattr(watch, "progress", lambda *_args: iter([{"event": "end", "state": "finished"}]))
+    assert verb("stage_log", run="a-0", follow=True, bucket=bucket)["text"].endswith(bills)
+
+
+def test_run_info_shows_what_the_machines_say(
+    world: World, verb: Verb, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    world.vast.held["2"] = instance("vast", "2", "b-0", state=State.PREEMPTED)
+    monkeypatch.setattr(watch, "status", lambda *_args, **_more: {"state": "idle", "iteration": 2, "stage": "search"})
+    result = verb("run_info", bucket=bucket)
+    idle, lost = result["runs"]
+    assert (idle["state"], idle["stages"]["stage"], idle["resumable"]) == ("idle", "search", False)
+    assert (lost["state"], lost["stages"]) == ("preempted", {})
+    assert "iteration 2, search" in result["text"] and "Nothing runs on a-0 (idle), and it bills" in result["text"]
+    assert verb("run_info", bucket=bucket, ask_boxes=False)["runs"][0]["state"] == "running"
 
 
 def test_a_log_does_not_need_the_other_clouds(world: World, verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
