@@ -15,6 +15,7 @@ author:
   - gpuyard contributors (@gpuyard)
 description:
   - Joins the machines that the clouds list with the records and checkpoints in the bucket.
+  - Asks each machine that runs over SSH what its stages do, all at the same time and for five seconds altogether.
   - A bucket that does not answer is a warning in RV(text), and the machines are listed all the same.
   - A cloud that does not answer is in RV(unanswered), and the others' machines are listed all the same; the task fails
     when none answers.
@@ -34,6 +35,14 @@ options:
   workload:
     description: Only runs of this workload.
     type: str
+  ask_boxes:
+    description: Whether to ask the machines. Without it a machine that runs is V(running), whatever its stages do.
+    type: bool
+    default: true
+  ssh_key:
+    description:
+      - The path of the private SSH key with which the machines are reached. When it is not said, gpuyard's own.
+    type: path
 seealso:
   - module: gpuyard.cloud.instance_info
   - module: gpuyard.cloud.run_plan
@@ -60,9 +69,13 @@ runs:
       type: str
     state:
       description:
-        - V(running), V(pending) or V(stopped), as its machine is; V(preempted) when the provider has taken the
-          machine away; V(interrupted) when it has no machine and its checkpoints do not say that it ended.
-        - V(finished) or V(failed), as its checkpoints say it ended; a machine that is still there bills all the same.
+        - Of a machine that runs, what its stages do. V(not-started), V(running), V(idle) when nothing runs though
+          stages are left, V(interrupted), V(failed) or V(finished); V(unreachable) when it does not answer in time. It
+          bills in each of these states.
+        - Else V(pending) or V(stopped), as its machine is; V(preempted) when the provider has taken the machine away;
+          V(interrupted) when it has no machine and its checkpoints do not say that it ended; V(cancelled) when it was
+          torn down.
+        - V(finished) or V(failed), as its checkpoints say it ended, when no machine says otherwise.
       type: str
     resumable:
       description: Whether it has no running machine and can go on from its checkpoint.
@@ -86,6 +99,14 @@ runs:
       description: Its machines.
       type: list
       elements: dict
+    stages:
+      description:
+        - What its machine says of its stages, as C(gpuyard.stages status --json) prints it there. C(state) is one of
+          those above.
+        - With V(failed), C(failure) holds C(stage), C(iteration), C(exit_code), C(reason) and C(last_line).
+        - Empty when there is no machine that runs, or with O(ask_boxes=false).
+      type: dict
+      sample: {state: running, iteration: 0, stage: search, stages_done: 1, stages_total: 4, failure: null}
 unanswered:
   description: For each cloud that could not be asked, by its name, a sentence with the reason.
   returned: success
@@ -99,13 +120,22 @@ text:
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_OPTIONS, PROVIDER_OPTIONS, run_module
 
-ARGUMENT_SPEC = PROVIDER_OPTIONS | BUCKET_OPTIONS | {"run": {"type": "str"}, "workload": {"type": "str"}}
+ARGUMENT_SPEC = (
+    PROVIDER_OPTIONS
+    | BUCKET_OPTIONS
+    | {
+        "run": {"type": "str"},
+        "workload": {"type": "str"},
+        "ask_boxes": {"type": "bool", "default": True},
+        "ssh_key": {"type": "path", "no_log": False},
+    }
+)
 CONDITIONS = {}
 
 
 def run(call):
     """Return the runs that the clouds and the bucket know."""
-    from gpuyard import checkpoints, config, records, rent, runs
+    from gpuyard import checkpoints, config, records, rent, runs, watch
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
     seen = rent.survey(clouds)
@@ -127,6 +157,8 @@ def run(call):
             unknown = [f"run={run_name!r} is not known to the clouds and the bucket; the runs there are: {names}."]
     if workload := call.option("workload"):
         found = [one for one in found if one.workload == workload]
+    if call.params["ask_boxes"] and any(one.is_up for one in found):
+        found = watch.asked(found, config.ssh_key(call.option("ssh_key")))
     return {
         "runs": [records.run_to_dict(one) for one in found],
         "unanswered": unanswered,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
-from gpuyard import machine, market, runs
+from gpuyard import machine, market, runs, watch
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Instance, Offer, PlannedCall, Query
 
@@ -86,6 +86,7 @@ def run_to_dict(one: runs.Run) -> dict[str, Any]:
         "hours": one.hours(),
         "cost_usd": one.cost_usd(),
         "instances": [instance_to_dict(instance) for instance in one.instances],
+        "stages": dict(one.stages),
     }
 
 
@@ -128,8 +129,8 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
         rows.append(
             [
                 one.name,
-                one.state,
-                runs.stage_text(one.progress),
+                one.state.replace("-", " "),
+                runs.place_text(one),
                 machine.describe(held) if held else "-",
                 f"{one.price_per_hour_usd:.4f}" if held else "-",
                 f"{one.hours():.2f}" if held else "-",
@@ -142,6 +143,25 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
         ]
         if one.resumable:
             notes.append(f"{one.name} can go on: ansible-playbook resume_search.yml -e run={one.name}")
-        elif one.outcome and one.instances:
-            notes.append(f"{one.name} has ended and still bills: ansible-playbook teardown.yml -e run={one.name}")
+        else:
+            notes += _what_bills(one)
     return table(rows) + notes
+
+
+def _what_bills(one: runs.Run) -> list[str]:
+    """Return what a person has to know of a machine that bills and on which nothing is at work."""
+    end = f"ansible-playbook teardown.yml -e run={one.name}"
+    again = f"ansible-playbook launch.yml -e run={one.name}"
+    if not one.instances or one.state in ("running", "pending", "stopped", "preempted", "unknown"):
+        return []
+    match one.state:
+        case "finished":
+            return [f"{one.name} has ended and still bills: {end}"]
+        case "failed":
+            return [f"{one.name} has failed{watch.failure_text(one.stages)}, and still bills: {end}"]
+        case "not-started":
+            return [f"No stage has begun on {one.name}, and its machine bills: {again} starts them, {end} ends it"]
+        case "unreachable":
+            return [f"The machine of {one.name} does not answer, and bills: {end} ends what can be ended safely"]
+        case _:  # idle, interrupted
+            return [f"Nothing runs on {one.name} ({one.state}), and it bills: {again} goes on, {end} ends it"]
