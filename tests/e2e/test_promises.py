@@ -87,7 +87,9 @@ def test_secrets_are_in_one_file_on_the_machine_and_nowhere_else(yard: Yard, tmp
         for name, secret in wanted.items():
             assert secret.encode() not in content, (name, path)
     yard.play("teardown", run="secret-0", env=token)
-    assert said.text
+    # Nobody has followed it, so the last words are what it costs and how that ends.
+    last_words = said.text.partition("TASK [Say what the run does now")[2]
+    assert "Run secret-0 is at work" in last_words and "teardown.yml -e run=secret-0" in last_words
     for name, secret in wanted.items():
         for text in yard.printed:
             assert secret not in text, name
@@ -147,8 +149,16 @@ def follower(alias: str) -> int | None:
     return None
 
 
-def test_a_lost_connection_destroys_no_machine_that_is_at_work(yard: Yard, tmp_path: Path) -> None:
+# A stage that needs longer to save its work than most, and has it only when it is waited for.
+SAVES_LATE = """{ trap 'sleep 8; date > $GPUYARD_PERSIST/models/late; exit 0' TERM; sleep 600 & wait; }
+    grace_s: 60
+"""
+
+
+def test_no_machine_is_destroyed_before_its_work_is_saved(yard: Yard, tmp_path: Path) -> None:
     workload, token = tiny(tmp_path), {"TINY_TOKEN": CANARY}
+    file = Path(workload)
+    file.write_text(file.read_text().replace("sleep 600\n    grace_s: 2\n", SAVES_LATE))
     options = {"provider": "vast", "run": "alone-0", "workload": workload, "shutdown": "true"}
     with ThreadPoolExecutor(max_workers=1) as pool:
         launched = pool.submit(yard.play, "launch", ok=False, env=token, **options)
@@ -164,8 +174,20 @@ def test_a_lost_connection_destroys_no_machine_that_is_at_work(yard: Yard, tmp_p
     assert "Nothing is destroyed" in sentence and "teardown.yml -e run=alone-0" in sentence
     status = yard.on_machine("alone-0", "/opt/gpuyard/venv/bin/python -m gpuyard.stages status --json")
     assert json.loads(status)["state"] == "running"
+
+    # The machine does not reach the bucket any more, so what its stage saves at its end is on its disk only.
+    yard.on_machine("alone-0", "cp /etc/hosts /tmp/hosts; echo 127.0.0.1 bucket > /etc/hosts")
+    said = yard.play("teardown", ok=False, run="alone-0", env=token)
+    sentence = " ".join(said.text.split())
+    assert "stage hold is saving its work" in sentence and "is kept, and bills" in sentence
+    assert "cannot be used" in sentence and "teardown.yml -e run=alone-0" in sentence and "-e lose=true" in sentence
+    assert "late" in yard.on_machine("alone-0", "ls /mnt/persistent/models") and not yard.published(
+        "alone-0", "models/late"
+    )
+    assert "interrupted" in yard.play("status", run="alone-0").text
+    yard.on_machine("alone-0", "cat /tmp/hosts > /etc/hosts")
     yard.play("teardown", run="alone-0", env=token)
-    assert yard.instances("alone-0") == []
+    assert yard.instances("alone-0") == [] and yard.published("alone-0", "models/late")
     # It was ended and not lost, so nobody is asked to go on with it.
     assert stored(yard.store).records["alone-0"].outcome == "cancelled"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -261,19 +261,28 @@ def test_a_folder_on_the_machine_itself_saves_nothing(world: World, verb: Verb, 
 
 
 class SilentStore(LocalStore):
-    """A bucket that takes a question and never answers it."""
+    """A bucket that takes a question and does not answer it as long as the test lasts."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.over = threading.Event()
 
     def folders(self, prefix: str = "") -> list[str]:
-        threading.Event().wait()
+        self.over.wait()
         return []
 
 
 @pytest.fixture
-def silent(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def silent(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Let the bucket be silent; that is not waited for long here."""
-    monkeypatch.setattr(runs, "open_bucket", lambda _settings: SilentStore(Path(bucket.removeprefix("file://"))))
+    store = SilentStore(Path(bucket.removeprefix("file://")))
+    monkeypatch.setattr(runs, "open_bucket", lambda _settings: store)
     monkeypatch.setattr(ending, "BUCKET_ANSWER_S", 0.2)
-    return bucket
+    yield bucket
+    store.over.set()
+    for thread in threading.enumerate():
+        if thread.name == "ask the bucket":
+            thread.join()
 
 
 def test_a_silent_bucket_costs_seconds_and_no_machine(world: World, verb: Verb, boxes: Boxes, silent: str) -> None:
