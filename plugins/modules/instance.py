@@ -40,7 +40,8 @@ options:
   state:
     description:
       - With V(present), the run has a machine that runs and answers over SSH.
-      - With V(absent), every machine of the run at every cloud asked is destroyed, and confirmed gone.
+      - With V(absent), every machine of the run at every cloud asked is destroyed, whatever is on it, and confirmed
+        gone. M(gpuyard.cloud.run_end) destroys only what is saved.
       - With V(stopped) and V(started), the run's machine is stopped and started, at clouds that can do that. A stopped
         machine still costs something, at some clouds the full price.
     type: str

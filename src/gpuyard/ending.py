@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from gpuyard import checkpoints, machine, rent, runs, watch
-from gpuyard.checkpoints import BucketError, CheckpointError, Manifest, Store
+from gpuyard.checkpoints import BucketError, CheckpointError, Manifest, MissingObjectError, Store
 from gpuyard.config import SshKey
 from gpuyard.errors import (
     ConnectionLostError,
@@ -252,11 +252,21 @@ class _Bucket:
 
     def _ask(self) -> None:
         try:
-            self._answer.append(self._run in self._store.folders())
+            self._answer.append(self._knows())
         except CheckpointError as error:
             self._answer.append(error)
         except (GpuyardError, OSError) as error:
             self._answer.append(BucketError(str(error)))
+
+    def _knows(self) -> bool:
+        """Tell whether the run has ever begun: other notes about it may be written before that."""
+        if "checkpoints" in self._store.folders(f"{self._run}/"):
+            return True
+        try:
+            self._store.get(f"{self._run}/run.json")
+        except MissingObjectError:
+            return False
+        return True
 
     def known(self) -> bool:
         """Tell whether the bucket knows of the run; raises :class:`CheckpointError`.
@@ -328,7 +338,7 @@ class _Judge:
 
     def _tick(self) -> None:
         if self._asked and (trouble := self._asked.trouble()):
-            self._tell(f"{trouble} Perhaps the machine fares better.")
+            self._tell(f"{trouble} The machine may have another way to it.")
 
     def _not_this_one(self, instance: Instance) -> Verdict | None:
         """Return the verdict on a machine that is not to be ended as things are, ``None`` when it is."""
@@ -353,9 +363,10 @@ class _Judge:
         if not isinstance(saved, Mapping) or not isinstance(saved.get("state"), bool):
             return self._unanswering(instance, f"{_name(instance)} does not say whether all is saved.", began=True)
         why = f"{_name(instance)}: {saved.get('why')}"
-        if saved["state"] and saved.get("sequence") is not None and self.store and self.store.url.startswith("file:"):
+        all_saved = saved["state"] and answer.get("ended") is not False
+        if all_saved and saved.get("sequence") is not None and self.store and self.store.url.startswith("file:"):
             return self._by_shared_folder(instance, why)
-        return Verdict(instance, bool(saved["state"]), why)
+        return Verdict(instance, all_saved, why)
 
     def _by_shared_folder(self, instance: Instance, why: str) -> Verdict:
         """Return the verdict where the bucket is a folder, which may be one on the machine itself."""
@@ -387,9 +398,8 @@ class _Judge:
             )
         if self.order.only == "ended" and not self._is_end(whole):
             return Verdict(instance, False, f"{name} was lost before the end of its run was in the bucket.")
-        return Verdict(
-            instance, True, f"{name} can write no more; {_checkpoint(whole)} is the newest whole one in the bucket."
-        )
+        words = f"{name} can write no more, and what came after {_checkpoint(whole)} is lost with it"
+        return Verdict(instance, True, f"{words}: that is the newest whole one in the bucket.")
 
     def _unanswering(self, instance: Instance, why: str, *, began: bool) -> Verdict:
         """Return the verdict on a machine that cannot say whether all is saved.

@@ -88,13 +88,13 @@ def asked(found: Sequence[Run], key: SshKey, *, timeout_s: float = ASK_S) -> lis
     """Return the runs with what their machines say, asked at the same time, in ``timeout_s`` seconds altogether."""
     deadline = time.monotonic() + timeout_s
 
-    def ask(one: Run) -> Run:
-        if not one.is_up or one.machine is None:
-            return one
-        return replace(one, stages=status(one.machine, key, timeout_s=deadline - time.monotonic()))
+    def ask(instance: Instance) -> Mapping[str, Any]:
+        return status(instance, key, timeout_s=deadline - time.monotonic())
 
-    with ThreadPoolExecutor(max_workers=max(1, len(found))) as pool:
-        return list(pool.map(ask, found))
+    up = {one.name: one.machine for one in found if one.machine and one.is_up}
+    with ThreadPoolExecutor(max_workers=max(1, len(up))) as pool:
+        said = dict(zip(up, pool.map(ask, up.values()), strict=True))
+    return [replace(one, stages=said.get(one.name, one.stages)) for one in found]
 
 
 def how_it_ended(one: Run, instance: Instance, key: SshKey, state: str) -> str:

@@ -120,6 +120,8 @@ def test_what_is_not_in_the_bucket_keeps_the_machine(
 ) -> None:
     publish(bucket, tmp_path)
     world.vast.held["1"] = instance("vast", "1", "a-0")
+    boxes.answers["1"] = {**ALL_SAVED, "ended": False}
+    refusal(verb("run_end", run="a-0", bucket=bucket))
     boxes.answers["1"] = NOT_SAVED
     message = refusal(verb("run_end", run="a-0", bucket=bucket))
     assert "vast 1: The bucket s3://b has not answered within 20 s. What is new is on this box only." in message
@@ -213,6 +215,7 @@ def test_a_machine_that_was_never_reached_has_nothing_to_lose(
     boxes.answers["1"] = BROKEN
     refusal(verb("run_end", run="a-0", bucket=bucket))  # something answers, and another controller may have used it
     boxes.answers["1"] = REFUSED
+    store_of(bucket).put("a-0/rental.json", b"{}")  # a note of its renting is no work
     assert verb("run_end", run="a-0", bucket=bucket)["changed"]
 
     world.vast.held["2"] = instance("vast", "2", "a-0", state=State.PENDING, ssh_host="")
@@ -240,7 +243,7 @@ def test_a_lost_machine_goes_for_a_whole_checkpoint_only(
     store_of(bucket).put(weights, content)
     lines: list[str] = []
     assert verb("run_end", run="a-0", bucket=bucket, lines=lines)["changed"]
-    assert f"vast 1 ({state}) can write no more; checkpoint 1 of" in lines[0]
+    assert f"vast 1 ({state}) can write no more, and what came after checkpoint 1 of" in lines[0]
     assert world.vast.held == {} and boxes.stops == []
 
 
