@@ -53,7 +53,8 @@ _PATIENT_S = 20.0
 def command(instance: Instance, key: SshKey, words: list[str]) -> list[str]:
     """Return the command line that runs ``python -m gpuyard.stages <words>`` on the machine."""
     runner = shlex.join([BOX_PYTHON, "-m", "gpuyard.stages", *words])
-    line = f"test -e {BOX_SETTINGS} || exit {_NOTHING_BEGUN}; exec {runner}"
+    # To anybody but root a folder that must not be entered looks as if it were empty.
+    line = f'test -e {BOX_SETTINGS} || test "$(id -u)" != 0 || exit {_NOTHING_BEGUN}; exec {runner}'
     return ["ssh", *_SSH_OPTIONS, *rent.ssh_args(instance, key), line]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,23 @@ def test_a_stop_is_waited_for_and_told(tmp_path: Path, monkeypatch: pytest.Monke
     assert "stop --progress" in asked and "--wait" not in asked and "ServerAliveInterval=" in asked
     watch.stop(machine(), KEY, wait_s=7.5)
     assert "stop --progress --wait 7.5" in (tmp_path / "asked").read_text()
+
+
+def test_only_root_can_tell_that_a_machine_was_told_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "BOX_PYTHON", "echo")
+    monkeypatch.setattr(watch, "BOX_SETTINGS", str(tmp_path / "settings.json"))
+    line = watch.command(machine(), KEY, ["log"])[-1]
+
+    def on_the_machine(user: int) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "id").write_text(f"#!/bin/sh\necho {user}\n")
+        (tmp_path / "id").chmod(0o755)
+        path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        return subprocess.run(["sh", "-c", line], env=path, capture_output=True, text=True, check=False)
+
+    assert on_the_machine(0).returncode == 44
+    assert on_the_machine(1000).stdout == "-m gpuyard.stages log\n"
+    (tmp_path / "settings.json").touch()
+    assert on_the_machine(0).stdout == "-m gpuyard.stages log\n"
 
 
 def test_what_has_not_ended_is_an_answer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
