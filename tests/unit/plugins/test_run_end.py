@@ -289,6 +289,7 @@ def silent(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_silent_bucket_costs_seconds_and_no_machine(world: World, verb: Verb, boxes: Boxes, silent: str) -> None:
+    began = time.monotonic()
     message = verb("run_end", run="a-0", bucket=silent)
     assert message["failed"] and "still counts as resumable" in message["msg"] and "has not answered" in message["msg"]
     for state in (State.RUNNING, State.STOPPED, State.PREEMPTED):
@@ -301,6 +302,7 @@ def test_a_silent_bucket_costs_seconds_and_no_machine(world: World, verb: Verb, 
     boxes.answers["1"] = NothingBegunError("No stage has begun.")
     result = verb("run_end", run="a-0", bucket=silent)
     assert result["changed"] and "still counts as resumable" in result["text"]
+    assert time.monotonic() - began < 60
 
 
 def test_a_cloud_that_is_down_keeps_no_other_ones_machine(
