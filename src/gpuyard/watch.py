@@ -305,7 +305,8 @@ def tell(record: Mapping[str, Any]) -> str:
     match record.get("event"):
         case "stage-start":
             attempt = int(record.get("attempt") or 1)
-            return f"▶ {place}" + (f", attempt {attempt}" if attempt > 1 else "")
+            afresh = f", afresh: {record['afresh']}" if record.get("afresh") else ""
+            return f"▶ {place}" + (f", attempt {attempt}" if attempt > 1 else "") + afresh
         case "resume":
             return f"↻ {place} goes on where it was"
         case "stage-end":

@@ -272,6 +272,7 @@ class Stage(_Part):
     name: Name
     command: SomeWords
     resume_command: SomeWords | None = None
+    resume_if: RelativePath | None = None  # a path or pattern below persist.root
     resumable: Switch = False
     grace_s: Positive = 30.0
     retries: Count = 0
@@ -283,6 +284,8 @@ class Stage(_Part):
     def _resume(self) -> Stage:
         if self.resume_command is not None and not self.resumable:
             raise ValueError("has a resume_command but resumable is not true")
+        if self.resume_if is not None and self.resume_command is None:
+            raise ValueError("has a resume_if but no resume_command")
         return self
 
 

@@ -24,17 +24,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gpuyard.checkpoints.beneath import Folder, create, has_control_characters, open_plain
+from gpuyard.checkpoints.manifest import SCRATCH as SCRATCH
+from gpuyard.checkpoints.manifest import STATE as STATE
 from gpuyard.checkpoints.manifest import FileEntry, Manifest, RunRecord, timestamp
 from gpuyard.checkpoints.stores import SINGLE_REQUEST_BYTES, BucketError, CheckpointError, MissingObjectError, Store
+from gpuyard.checkpoints.writers import FileId, file_id, open_for_writing
 from gpuyard.errors import GpuyardError
 
-STATE = ".gpuyard"
 JOURNAL = f"{STATE}/journal.jsonl"
-SCRATCH = f"{STATE}/tmp"
+_INCOMING = f"{SCRATCH}/restore"
 MANIFEST = "manifest.json"
 THREADS = 8
 LOCK_WAIT_S = 300.0
@@ -43,6 +46,12 @@ BACK_OFF_S = 30.0
 # A file changed within this time of being hashed may have changed again within one tick of the file system's clock.
 _RACY_NS = 2_000_000_000
 _CHUNK = 1024 * 1024
+# The stages' own logs, which the runner writes line by line.
+_LOGS = f"{STATE}/logs/"
+# The last line of a log may be as long as this (bytes) and still be cut off as not whole.
+_LONGEST_LINE = 4 * 1024 * 1024
+# So many of the files that are being written to are named; of the others, the number is.
+_NAMED = 5
 
 Progress = Callable[[bytes], Mapping[str, Any]]
 """Derives the manifest's ``progress`` from the journal's bytes."""
@@ -82,6 +91,26 @@ class Published:
     unchanged: bool = False
     seconds: float = 0.0
     skipped: list[str] = field(default_factory=list)
+    """What cannot be in a set, each with the reason."""
+    held: list[str] = field(default_factory=list)
+    """Paths that are in the set as the last one has them, because a program is writing to them."""
+    left_out: list[str] = field(default_factory=list)
+    """Paths that no set has yet, because a program is writing to them."""
+
+    @property
+    def lacks(self) -> str:
+        """In words, what the set does not hold as it is on the disk; empty when it holds everything."""
+        parts = [f"not in the checkpoint: {path}" for path in self.skipped]
+        if self.held:
+            parts.append(f"as in the checkpoint before, because a program is writing to them: {_some(self.held)}")
+        if self.left_out:
+            parts.append(f"not in the checkpoint yet, because a program is writing to them: {_some(self.left_out)}")
+        return "; ".join(parts)
+
+
+def _some(names: list[str]) -> str:
+    few = ", ".join(sorted(names)[:_NAMED])
+    return few if len(names) <= _NAMED else f"{few} and {len(names) - _NAMED} more"
 
 
 @dataclass
@@ -109,7 +138,7 @@ def _sequences(names: Iterable[str]) -> list[int]:
 
 def _manifest(store: Store, run: str, sequence: int) -> Manifest:
     key = _set_prefix(run, sequence) + MANIFEST
-    return Manifest.from_bytes(store.get(key), where=f"{store.url}/{key}")
+    return Manifest.from_bytes(store.get(key), where=f"{store.url}/{key}", run=run)
 
 
 def manifests(store: Store, run: str) -> Iterator[Manifest]:
@@ -206,7 +235,12 @@ class _HashingReader:
 
 
 class _HashCache:
-    """Remembers the hash of each file by size and modification time, so that an unchanged 15 GB model is read once."""
+    """Remembers the hash of each file, so that an unchanged 15 GB model is read once.
+
+    A file is known by what changes when it does. Size and modification time are not enough: ``cp -p`` and ``rsync -t``
+    bring the time along. The time of the inode's own change cannot be set by a program, and a file that was replaced
+    has another inode.
+    """
 
     def __init__(self, root: Path) -> None:
         self._file = root / SCRATCH / "hashes.json"
@@ -217,14 +251,26 @@ class _HashCache:
             self._known = loaded if isinstance(loaded, dict) else {}
 
     def get(self, path: str, info: os.stat_result) -> str | None:
-        size, mtime_ns, digest, hashed_ns = self._known.get(path) or (None, None, None, 0)
-        if (size, mtime_ns) != (info.st_size, info.st_mtime_ns) or hashed_ns - info.st_mtime_ns < _RACY_NS:
+        known = self._known.get(path)
+        # What an older version wrote has another shape, and is not matched.
+        if not isinstance(known, list) or len(known) != 6 or known[:4] != _marks(info):
             return None
-        self._seen[path] = self._known[path]
+        digest, hashed_ns = known[4:]
+        if hashed_ns - max(info.st_mtime_ns, info.st_ctime_ns) < _RACY_NS:
+            return None
+        self._seen[path] = known
         return str(digest)
 
     def put(self, path: str, info: os.stat_result, digest: str, hashed_ns: int) -> None:
-        self._seen[path] = [info.st_size, info.st_mtime_ns, digest, hashed_ns]
+        self._seen[path] = [*_marks(info), digest, hashed_ns]
+
+    def forget(self, path: str) -> None:
+        """Do not believe the hash of a file after all."""
+        self._seen.pop(path, None)
+
+    def put_restored(self, path: str, info: os.stat_result, digest: str) -> None:
+        """Remember a file that was put there this moment, when nothing runs that could change it in the same moment."""
+        self.put(path, info, digest, max(info.st_mtime_ns, info.st_ctime_ns) + _RACY_NS)
 
     def save(self) -> None:
         """Write the cache; it only saves time, so a full disk does not matter here."""
@@ -232,6 +278,10 @@ class _HashCache:
             part = self._file.with_suffix(".part")
             part.write_text(json.dumps(self._seen))
             part.replace(self._file)
+
+
+def _marks(info: os.stat_result) -> list[int]:
+    return [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
 
 
 def publish(
@@ -269,8 +319,8 @@ def publish(
         }
         cache = _HashCache(root)
         found, skipped = _scan(root)
-        sender = _Sender(store, _set_prefix(run, sequence), root, known, cache)
-        entries = [entry for entry in _parallel(sender.send, found, threads) if entry is not None]
+        sender = _Sender(store, _set_prefix(run, sequence), root, known, cache, previous)
+        entries = sender.send_all(found, threads)
         skipped += sender.skipped
         described = dict(progress(journal or b"")) if progress else {}
         if previous is not None and not force and not sender.files_sent:
@@ -284,6 +334,8 @@ def publish(
                     unchanged=True,
                     seconds=time.monotonic() - began,
                     skipped=skipped,
+                    held=sender.held,
+                    left_out=sender.left_out,
                 )
         if journal is not None:
             entries.append(sender.send_bytes(JOURNAL, journal))
@@ -301,6 +353,8 @@ def publish(
         removed=removed,
         seconds=time.monotonic() - began,
         skipped=skipped,
+        held=sender.held,
+        left_out=sender.left_out,
     )
 
 
@@ -334,22 +388,58 @@ def publish_or_warn(
         return None
     with contextlib.suppress(OSError):
         mark.unlink(missing_ok=True)
-    for path in published.skipped:
-        warn(f"Warning: not in the checkpoint: {path}")
+    if published.lacks and _is_news(root, published):
+        warn(f"Warning: {published.lacks}")
     return published
 
 
-class _Sender:
-    """Brings single files into the store. Several threads use one sender; appending to a list needs no lock."""
+def _is_news(root: Path, published: Published) -> bool:
+    """Tell whether other files are concerned than at the last publish: what is so every minute is said once.
 
-    def __init__(self, store: Store, prefix: str, root: Path, known: Mapping[str, str], cache: _HashCache) -> None:
+    Files that no set has yet count as one: most are temporary, with another name each time.
+    """
+    news = json.dumps([sorted(published.skipped), sorted(published.held), bool(published.left_out)])
+    file = root / SCRATCH / "said"
+    with contextlib.suppress(OSError, ValueError):
+        if file.read_text() == news:
+            return False
+    with contextlib.suppress(OSError):
+        file.write_text(news)
+    return True
+
+
+class _ChangedError(Exception):
+    """A file changed while it was read, so what was read may never have been its content."""
+
+
+class _Sender:
+    """Brings single files into the store. Several threads use one sender; appending to a list needs no lock.
+
+    A file that some process is writing to, or that changes while it is read, is not whole: the set has it as the last
+    one does, or not at all. A file that is only appended to is taken up to its last whole line.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        root: Path,
+        known: Mapping[str, str],
+        cache: _HashCache,
+        previous: Manifest | None,
+    ) -> None:
         self._store = store
         self._prefix = prefix
         self._root = root
         self._known = known
         self._cache = cache
-        self._sent: list[int] = []
+        self._before = {entry.path: entry for entry in (previous.files if previous else ())}
+        self._writers: dict[FileId, bool] = {}
+        self._read: dict[str, os.stat_result] = {}
+        self._sent: dict[str, int] = {}
         self.skipped: list[str] = []
+        self.held: list[str] = []
+        self.left_out: list[str] = []
 
     @property
     def files_sent(self) -> int:
@@ -357,7 +447,19 @@ class _Sender:
 
     @property
     def bytes_sent(self) -> int:
-        return sum(self._sent)
+        return sum(self._sent.values())
+
+    def send_all(self, found: list[_Found], threads: int) -> list[FileEntry]:
+        """Store what the store does not have, and return the entries of the set (the journal apart)."""
+        unread = [item for item in found if item.link is None and self._cached(item) is None]
+        self._writers = open_for_writing({_name(item.path) for item in unread}) if unread else {}
+        entries = [entry for entry in _parallel(self.send, found, threads) if entry is not None]
+        if not self._read:
+            return entries
+        # Whoever began to write after the look above was not seen by it, and may have been half-way when it was read.
+        self._writers = open_for_writing({_name(path) for path in self._read})
+        checked = (self._still_whole(entry) for entry in entries)
+        return [entry for entry in checked if entry is not None]
 
     def send_bytes(self, path: str, data: bytes, mode: int = 0o644, mtime_ns: int = 0) -> FileEntry:
         """Store ``data`` unless the store has it, and describe it."""
@@ -366,51 +468,177 @@ class _Sender:
         if key is None:
             key = self._prefix + path
             self._store.put(key, data)
-            self._sent.append(len(data))
+            self._sent[path] = len(data)
         return FileEntry(path, len(data), digest, mode, key, mtime_ns)
 
     def send(self, found: _Found) -> FileEntry | None:
-        """Store one file unless the store has its content; ``None`` when it has vanished or cannot be named there."""
+        """Store one file unless the store has its content; ``None`` when the set does not have it."""
         if found.link is not None:
             digest = hashlib.sha256(found.link.encode()).hexdigest()
             return FileEntry(found.path, 0, digest, 0o777, "", link=found.link)
-        source = self._root / found.path
-        cached = self._cache.get(found.path, found.info)
-        mode = stat.S_IMODE(found.info.st_mode)
-        if cached is not None and cached in self._known:
-            info = found.info
+        cached = self._cached(found)
+        if cached is not None:
+            info, mode = found.info, found.info.st_mode & 0o777
             return FileEntry(found.path, info.st_size, cached, mode, self._known[cached], info.st_mtime_ns)
-        try:
-            with source.open("rb") as stream:
-                info = os.fstat(stream.fileno())
-                opened_ns = time.time_ns()
-                if info.st_size <= SINGLE_REQUEST_BYTES:
-                    entry = self.send_bytes(found.path, stream.read(info.st_size), mode, info.st_mtime_ns)
-                else:
-                    entry = self._send_large(found.path, stream, info, mode)
-        except FileNotFoundError:
-            return None
-        except PermissionError as error:
-            self.skipped.append(f"{found.path} ({error.strerror})")
-            return None
+        for last in (False, True):
+            try:
+                return self._send_content(found.path)
+            except FileNotFoundError:
+                return None
+            except PermissionError as error:
+                self.skipped.append(f"{found.path} ({error.strerror})")
+                return None
+            except _ChangedError:
+                # A program that saves by renaming is whole again at once; one that goes on writing is not.
+                if last:
+                    break
+        return self._hold(found.path)
+
+    def _cached(self, found: _Found) -> str | None:
+        digest = self._cache.get(found.path, found.info)
+        return digest if digest in self._known else None
+
+    def _send_content(self, path: str) -> FileEntry:
+        source = self._root / path
+        with source.open("rb") as stream:
+            info = os.fstat(stream.fileno())
+            opened_ns = time.time_ns()
+            appends = self._appends(path, info)
+            size = _whole_lines(stream, info.st_size) if appends else info.st_size
+
+            def check() -> None:
+                # One that has grown is looked at again when all is sent.
+                now = os.fstat(stream.fileno())
+                grown = now.st_size > info.st_size
+                if not (_is_same(now, info) or grown) or file_id(source.stat()) != file_id(info):
+                    raise _ChangedError
+
+            entry = self._send_stream(path, stream, size, info, check)
+        if not appends:
+            self._read[path] = info
         if entry.size == info.st_size:
-            self._cache.put(found.path, info, entry.sha256, opened_ns)
+            self._cache.put(path, info, entry.sha256, opened_ns)
         return entry
 
-    def _send_large(self, path: str, stream: Any, info: os.stat_result, mode: int) -> FileEntry:
+    def _send_stream(
+        self, path: str, stream: Any, size: int, info: os.stat_result, check: Callable[[], None]
+    ) -> FileEntry:
+        mode = info.st_mode & 0o777
+        if size > SINGLE_REQUEST_BYTES:
+            return self._send_large(path, stream, size, info, check)
+        data = stream.read(size)
+        check()
+        if len(data) != size:
+            raise _ChangedError
+        return self.send_bytes(path, data, mode, info.st_mtime_ns)
+
+    def _send_large(
+        self, path: str, stream: Any, size: int, info: os.stat_result, check: Callable[[], None]
+    ) -> FileEntry:
         """Hash first, because reading is cheaper than sending; then send, and believe the hash of what was sent."""
-        first = _HashingReader(stream, info.st_size)
+        mode = info.st_mode & 0o777
+        first = _HashingReader(stream, size)
         while first.read(_CHUNK):
             pass
+        check()
         digest = first.sha256.hexdigest()
         if digest in self._known:
             return FileEntry(path, first.size, digest, mode, self._known[digest], info.st_mtime_ns)
         stream.seek(0)
-        second: Any = _HashingReader(stream, info.st_size)
+        second: Any = _HashingReader(stream, size)
         key = self._prefix + path
         self._store.put_stream(key, second)
-        self._sent.append(second.size)
-        return FileEntry(path, second.size, second.sha256.hexdigest(), mode, key, info.st_mtime_ns)
+        self._sent[path] = second.size
+        if second.sha256.digest() != first.sha256.digest():
+            self._take_back(path)
+            raise _ChangedError
+        return FileEntry(path, second.size, digest, mode, key, info.st_mtime_ns)
+
+    def _appends(self, path: str, info: os.stat_result) -> bool:
+        """Tell whether the file grows at its end only, ``False`` when nobody writes to it.
+
+        Raises :class:`_ChangedError` when somebody writes to it in any other way.
+        """
+        appends = self._writers.get(file_id(info))
+        if appends is False and not path.startswith(_LOGS):
+            raise _ChangedError
+        return appends is not None
+
+    def _still_whole(self, entry: FileEntry) -> FileEntry | None:
+        """Return the entry of a file that was read, unless somebody has begun to write to that very file meanwhile."""
+        info = self._read.get(entry.path)
+        if info is None:
+            return entry
+        try:
+            now = (self._root / entry.path).stat()
+        except OSError:
+            return entry  # it was whole, and is gone
+        if file_id(now) != file_id(info):
+            return entry  # replaced by another file: what was read was whole, and the next set has the new one
+        appends = self._writers.get(file_id(info))
+        if appends is None and _is_same(now, info):
+            return entry
+        # A program may append by opening the file anew each time.
+        if appends is not False and now.st_size >= info.st_size and self._begins_with(entry):
+            return entry
+        self._cache.forget(entry.path)
+        self._take_back(entry.path)
+        return self._hold(entry.path)
+
+    def _begins_with(self, entry: FileEntry) -> bool:
+        """Tell whether a file still begins with what was read of it, and that ended with a whole line."""
+        last = b"\n"
+        try:
+            with (self._root / entry.path).open("rb") as stream:
+                again = _HashingReader(stream, entry.size)
+                while data := again.read(_CHUNK):
+                    last = data[-1:]
+        except OSError:
+            return False
+        return last == b"\n" and again.sha256.hexdigest() == entry.sha256
+
+    def _take_back(self, path: str) -> None:
+        if self._sent.pop(path, None) is not None:
+            with contextlib.suppress(CheckpointError):
+                self._store.delete(self._prefix + path)
+
+    def _hold(self, path: str) -> FileEntry | None:
+        """Return the entry that the last set has for a file, where the store still has its content."""
+        before = self._before.get(path)
+        if before is not None and before.link is None and before.sha256 in self._known:
+            self.held.append(path)
+            return replace(before, key=self._known[before.sha256])
+        self.left_out.append(path)
+        return None
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _is_same(now: os.stat_result, before: os.stat_result) -> bool:
+    """Tell whether a file was not written to in between."""
+    return (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def _whole_lines(stream: Any, size: int) -> int:
+    """Return the length of a file up to the end of its last whole line; :class:`_ChangedError` when it has none.
+
+    The stream is left at its start.
+    """
+    end = size
+    while end > max(0, size - _LONGEST_LINE):
+        start = max(0, end - _CHUNK)
+        stream.seek(start)
+        newline = stream.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            stream.seek(0)
+            return int(start + newline + 1)
+        end = start
+    if size:
+        raise _ChangedError
+    stream.seek(0)
+    return 0
 
 
 def _scan(root: Path) -> tuple[list[_Found], list[str]]:
@@ -429,6 +657,9 @@ def _scan(root: Path) -> tuple[list[_Found], list[str]]:
                 continue
             try:
                 path.encode()
+                if has_control_characters(path):
+                    skipped.append(f"{path!r} (its name holds control characters)")
+                    continue
                 item = _describe(Path(folder) / name, path, resolved_root)
             except UnicodeEncodeError:
                 skipped.append(f"{path!r} (its name is not UTF-8)")
@@ -558,81 +789,139 @@ def _has_journal(root: Path) -> bool:
 
 
 def _fetch_set(store: Store, manifest: Manifest, root: Path, threads: int) -> None:
-    incoming = root / SCRATCH / "restore"
-    incoming.mkdir(parents=True, exist_ok=True)
-    pending = [entry for entry in manifest.files if entry.link is None and not _is_content(root / entry.path, entry)]
-    uses = Counter(entry.sha256 for entry in pending)
-    wanted = {entry.sha256: entry for entry in pending}
-    missing = [entry for entry in wanted.values() if not _is_content(incoming / entry.sha256, entry)]
-    free = shutil.disk_usage(root).free
-    if sum(entry.size for entry in missing) > free:
-        gigabytes = sum(entry.size for entry in missing) / 1e9
-        raise CheckpointError(
-            f"Checkpoint {manifest.sequence} of {manifest.run} needs {gigabytes:.1f} GB below {root}, "
-            f"where {free / 1e9:.1f} GB are free."
-        )
+    """Fetch a set and put its files in their places; nothing is written through a link, whatever the set holds.
 
-    def fetch(entry: FileEntry) -> None:
-        part = incoming / entry.sha256
-        store.fetch(entry.key, part, entry.size)
-        if not _is_content(part, entry):
-            part.unlink(missing_ok=True)
-            raise DamagedSetError(f"{entry.key} does not have the content that its manifest names")
+    Temporary files have names of digests, which the manifest's reader has checked.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as closing:
+        base = closing.enter_context(Folder(root))
+        incoming, _ = closing.enter_context(base.parent(f"{_INCOMING}/any", make=True))
+        pending = [entry for entry in manifest.files if entry.link is None and not _is_content(base, entry)]
+        uses = Counter(entry.sha256 for entry in pending)
+        wanted = {entry.sha256: entry for entry in pending}
+        missing = [entry for entry in wanted.values() if not _is_whole_part(incoming, entry)]
+        free = shutil.disk_usage(root).free
+        if sum(entry.size for entry in missing) > free:
+            gigabytes = sum(entry.size for entry in missing) / 1e9
+            raise CheckpointError(
+                f"Checkpoint {manifest.sequence} of {manifest.run} needs {gigabytes:.1f} GB below {root}, "
+                f"where {free / 1e9:.1f} GB are free."
+            )
 
-    _parallel(fetch, missing, threads)
-    cache = _HashCache(root)
-    placed = set(pending)
-    for entry in sorted(manifest.files, key=lambda entry: entry.path == JOURNAL):
-        target = root / entry.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if entry.link is not None:
-            part = incoming / "link"
-            part.unlink(missing_ok=True)
-            part.symlink_to(entry.link)
-            part.replace(target)
-            continue
-        if entry in placed:
-            uses[entry.sha256] -= 1
-            _place(incoming / entry.sha256, target, last=not uses[entry.sha256])
-        target.chmod(entry.mode)
-        if entry.mtime_ns:
-            os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
-        cache.put(entry.path, target.stat(), entry.sha256, time.time_ns())
-    cache.save()
-    shutil.rmtree(incoming, ignore_errors=True)
+        def fetch(entry: FileEntry) -> None:
+            os.close(create(incoming, entry.sha256))
+            store.fetch(entry.key, root / _INCOMING / entry.sha256, entry.size)
+            if not _is_whole_part(incoming, entry):
+                os.unlink(entry.sha256, dir_fd=incoming)
+                raise DamagedSetError(f"{entry.key} does not have the content that its manifest names")
+
+        _parallel(fetch, missing, threads)
+        cache = _HashCache(root)
+        placed = set(pending)
+        for entry in sorted(manifest.files, key=lambda entry: entry.path == JOURNAL):
+            with base.parent(entry.path, make=True) as (folder, name):
+                try:
+                    if entry.link is not None:
+                        _place_link(incoming, entry.link, folder, name, root / entry.path, root)
+                        continue
+                    if entry in placed:
+                        uses[entry.sha256] -= 1
+                        _place(incoming, entry, folder, name, last=not uses[entry.sha256])
+                    else:
+                        _set_attributes(folder, name, entry)
+                except IsADirectoryError as error:
+                    raise CheckpointError(f"{root / entry.path} is a folder, where {entry.path} is to be.") from error
+                info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                cache.put_restored(entry.path, info, entry.sha256)
+        cache.save()
+    shutil.rmtree(root / _INCOMING, ignore_errors=True)
 
 
-def _place(part: Path, target: Path, *, last: bool) -> None:
-    """Put ``part`` at ``target`` in one step: moved there by the ``last`` file that wants it, copied for the others.
+def _place(incoming: int, entry: FileEntry, folder: int, name: str, *, last: bool) -> None:
+    """Put a part in its place in one step: moved there by the ``last`` file that wants it, copied for the others.
 
     Not a hard link: two restored files that happen to be equal must not write into each other later.
     """
-    if last:
+    part = entry.sha256
+    if not last:
+        part = f"{entry.sha256}.copy"
+        _copy_part(incoming, entry.sha256, incoming, part)
+    _set_attributes(incoming, part, entry)
+    try:
+        os.replace(part, name, src_dir_fd=incoming, dst_dir_fd=folder)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # A file system of its own is mounted inside the folder.
+        beside = f".gpuyard-part-{entry.sha256}"
         try:
-            part.replace(target)
-            return
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-    beside = target.with_name(f".{target.name}.gpuyard-part")
+            _copy_part(incoming, part, folder, beside)
+            _set_attributes(folder, beside, entry)
+            os.replace(beside, name, src_dir_fd=folder, dst_dir_fd=folder)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(beside, dir_fd=folder)
+
+
+def _copy_part(source_folder: int, source: str, target_folder: int, target: str) -> None:
+    with (
+        os.fdopen(open_plain(source_folder, source, source), "rb") as reader,
+        os.fdopen(create(target_folder, target), "wb") as writer,
+    ):
+        shutil.copyfileobj(reader, writer, _CHUNK)
+
+
+def _set_attributes(folder: int, name: str, entry: FileEntry) -> None:
+    handle = open_plain(folder, name, entry.path)
     try:
-        shutil.copyfile(part, beside)
-        beside.replace(target)
+        os.fchmod(handle, entry.mode)
+        if entry.mtime_ns:
+            os.utime(handle, ns=(entry.mtime_ns, entry.mtime_ns))
     finally:
-        beside.unlink(missing_ok=True)
+        os.close(handle)
 
 
-def _is_content(path: Path, entry: FileEntry) -> bool:
-    """Tell whether ``path`` is a plain file with the entry's size and hash."""
+def _place_link(incoming: int, target: str, folder: int, name: str, path: Path, root: Path) -> None:
+    # The manifest's reader has followed it through the set; links that lie here already may lead it elsewhere.
+    leads_to, inside = Path(os.path.realpath(path.parent / target)), Path(os.path.realpath(root))
+    if leads_to != inside and inside not in leads_to.parents:
+        raise CheckpointError(f"{path} would be a link to {leads_to}, which is outside of {root}.")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink("link", dir_fd=incoming)
+    os.symlink(target, "link", dir_fd=incoming)
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size != entry.size:
+        os.replace("link", name, src_dir_fd=incoming, dst_dir_fd=folder)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
+        os.symlink(target, name, dir_fd=folder)
+
+
+def _is_content(base: Folder, entry: FileEntry) -> bool:
+    """Tell whether a plain file with the entry's size and hash is in its place."""
+    try:
+        return _is_content_of(base.open_file(entry.path), entry)
+    except (FileNotFoundError, PermissionError):
+        return False
+
+
+def _is_whole_part(incoming: int, entry: FileEntry) -> bool:
+    try:
+        return _is_content_of(open_plain(incoming, entry.sha256, entry.path), entry)
+    except (FileNotFoundError, PermissionError):
+        return False
+
+
+def _is_content_of(handle: int, entry: FileEntry) -> bool:
+    with os.fdopen(handle, "rb") as stream:
+        if os.fstat(handle).st_size != entry.size:
             return False
         digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-    except FileNotFoundError:
-        return False
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
     return digest.hexdigest() == entry.sha256
 
 

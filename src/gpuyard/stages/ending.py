@@ -138,10 +138,8 @@ def publish_and_tell(spec: BoxSpec) -> Saved:
     published = publish_checkpoint(spec, warn=said.append, patient=True)
     if published is None:
         return Saved(False, None, _sentences(said) or "No checkpoint was published.")
-    if published.skipped:
-        return Saved(
-            False, published.sequence, f"Not in checkpoint {published.sequence}: {'; '.join(published.skipped)}."
-        )
+    if published.lacks:
+        return Saved(False, published.sequence, f"{published.lacks[:1].upper()}{published.lacks[1:]}.")
     why = f"The bucket holds everything that is on this box, as checkpoint {published.sequence}."
     return Saved(True, published.sequence, why)
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from gpuyard.checkpoints import (
     write_record,
 )
 from gpuyard.checkpoints import sets as sets_module
-from gpuyard.checkpoints.manifest import Manifest
+from gpuyard.checkpoints.manifest import FileEntry, Manifest
 from gpuyard.checkpoints.stores import SINGLE_REQUEST_BYTES
 from gpuyard.errors import UsageError
 
@@ -150,15 +151,45 @@ def test_a_change_within_the_same_clock_tick_is_seen(folder: LocalStore, tmp_pat
     assert publish(folder, RUN, root).files_sent == 1
 
 
-def test_an_old_unchanged_file_is_not_even_read(folder: LocalStore, tmp_path: Path) -> None:
+def test_an_unchanged_file_is_not_even_read(
+    folder: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if the files had been there for a while when they were first hashed.
+    monkeypatch.setattr(sets_module, "_RACY_NS", 0)
+    root = make_root(tmp_path)
+    publish(folder, RUN, root)
+    cache = root / ".gpuyard/tmp/hashes.json"
+    known = json.loads(cache.read_bytes())
+    known["models/policy.npz"][4] = known["models/deep/er/ebm.bin"][4]
+    cache.write_text(json.dumps(known))
+    publish(folder, RUN, root, force=True)
+    manifest = latest_manifest(folder, RUN)
+    assert manifest is not None
+    digests = {entry.path: entry.sha256 for entry in manifest.files}
+    # This is the price of not reading 15 GB a minute: the cache is believed.
+    assert digests["models/policy.npz"] == digests["models/deep/er/ebm.bin"]
+
+
+@pytest.mark.parametrize("how", ["cp -p", "in place"])
+def test_a_change_that_brings_size_and_time_along_is_seen(
+    folder: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(sets_module, "_RACY_NS", 0)
     root = make_root(tmp_path)
     file = root / "models/policy.npz"
     os.utime(file, (1_000_000_000, 1_000_000_000))
     publish(folder, RUN, root)
-    file.write_text("WEIGHTS")
-    os.utime(file, (1_000_000_000, 1_000_000_000))
-    # Same size and time, hashed long after: believed unread. This is the price of not reading 15 GB a minute.
-    assert publish(folder, RUN, root).files_sent == 0
+    other = tmp_path / "other"
+    other.write_text("WEIGHTS")
+    os.utime(other, (1_000_000_000, 1_000_000_000))
+    if how == "cp -p":
+        subprocess.run(["cp", "-p", other, file], check=True)
+    else:
+        file.write_text("WEIGHTS")
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+    assert publish(folder, RUN, root).files_sent == 1
+    restore(lambda: folder, RUN, tmp_path / "fresh")
+    assert (tmp_path / "fresh/models/policy.npz").read_text() == "WEIGHTS"
 
 
 def test_a_set_without_manifest_is_never_restored(store: Store, tmp_path: Path) -> None:
@@ -308,14 +339,14 @@ def test_a_restore_that_was_cut_off_while_placing_leaves_no_journal(
 ) -> None:
     root = make_root(tmp_path)
     publish(folder, RUN, root)
-    placed: list[Path] = []
+    placed: list[str] = []
     place = sets_module._place
 
-    def cut(part: Path, target: Path, *, last: bool) -> None:
+    def cut(incoming: int, entry: FileEntry, folder: int, name: str, *, last: bool) -> None:
         if len(placed) == 4:
             raise OSError("killed")
-        placed.append(target)
-        place(part, target, last=last)
+        placed.append(entry.path)
+        place(incoming, entry, folder, name, last=last)
 
     fresh = tmp_path / "fresh"
     with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
@@ -373,7 +404,7 @@ def test_links_and_oddities(folder: LocalStore, tmp_path: Path) -> None:
 def test_a_file_that_grows_while_it_is_sent_is_stored_as_it_was(folder: LocalStore, tmp_path: Path) -> None:
     root = make_root(tmp_path)
     large = root / "trajectories/large.jsonl"
-    content = os.urandom(SINGLE_REQUEST_BYTES + 1000)
+    content = os.urandom(SINGLE_REQUEST_BYTES + 1000) + b"\n"
     large.write_bytes(content)
 
     class Slow(LocalStore):

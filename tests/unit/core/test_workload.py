@@ -44,6 +44,7 @@ stages:
   - name: finetune
     command: a
     resume_command: b
+    resume_if: models/step-*.pt
     resumable: true
     grace_s: 30
     retries: 1
@@ -79,6 +80,7 @@ def test_the_box_learns_what_it_needs_and_nothing_else() -> None:
             "name": "finetune",
             "command": "a",
             "resume_command": "b",
+            "resume_if": "models/step-*.pt",
             "resumable": True,
             "grace_s": 30.0,
             "retries": 1,
@@ -178,6 +180,9 @@ def test_stages_are_checked_as_the_contract_shows() -> None:
     assert mistakes(LEAST + "    resume_command: x\n") == [
         "w.yml:4: stages[0]: has a resume_command but resumable is not true"
     ]
+    assert mistakes(LEAST + "    resume_if: x\n") == ["w.yml:4: stages[0]: has a resume_if but no resume_command"]
+    [line] = mistakes(LEAST + "    resumable: true\n    resume_command: x\n    resume_if: ../x\n")
+    assert line.startswith("w.yml:8: stages[0].resume_if: must be a relative path")
     assert mistakes(LEAST.split("stages")[0] + "stages: []\n") == ["w.yml:3: stages: must name at least one stage"]
     twice = LEAST + "  - {name: train, command: x}\n"
     assert mistakes(twice) == ["w.yml:3: stages: must not have two stages of the same name: train"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,27 +119,42 @@ def test_a_box_that_was_told_nothing_and_one_with_damaged_settings(box: Box) -> 
     assert refused.returncode == 2 and "'abc' is not a number of seconds" in refused.stderr
 
 
-def test_a_silent_bucket_and_an_endless_publish_are_given_up(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    box.describe([mark("a")])
-    assert box.run() == 0
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
+@pytest.fixture
+def silent(box: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A bucket that takes connections and says nothing, and is not waited for as long as usual."""
+    monkeypatch.setattr(runner, "BUCKET_ANSWER_S", 0.5)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         box.describe([mark("a")], bucket="s3://yard")
         settings = json.loads((box.settings / "settings.json").read_text())
-        settings["bucket_endpoint"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        settings["bucket_endpoint"] = f"http://127.0.0.1:{listener.getsockname()[1]}"
         (box.settings / "settings.json").write_text(json.dumps(settings))
         (box.settings / "secrets.env").write_text("AWS_ACCESS_KEY_ID=a\nAWS_SECRET_ACCESS_KEY=b\n")
-        monkeypatch.setattr(runner, "BUCKET_ANSWER_S", 0.5)
-        ticks: list[int] = []
-        saved = ending.save(box.spec, 60, tick=lambda: ticks.append(1))
-        assert not saved.state and "The bucket s3://yard has not answered within" in saved.why and ticks
+        yield
+
+
+@pytest.mark.usefixtures("silent", "signals")
+def test_a_silent_bucket_holds_up_neither_the_runner_nor_who_stops_it(box: Box) -> None:
+    screen = io.BytesIO()
+    stopped = runner.Runner(box.spec, screen=screen)
+    stopped._stop.set()
+    assert stopped.run() == "interrupted"
+    assert b"no checkpoint was published: The bucket s3://yard has not answered within" in screen.getvalue()
+    ticks: list[int] = []
+    saved = ending.save(box.spec, 60, tick=lambda: ticks.append(1))
+    assert not saved.state and "The bucket s3://yard has not answered within" in saved.why and ticks
+
+
+def test_a_publish_that_does_not_end_is_given_up(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box.describe([mark("a")], bucket=bucket_of(box))
+    assert box.run() == 0
     monkeypatch.setattr(ending, "python_module", lambda *_: ["sh", "-c", "echo $$ > pid; exec sleep 600"])
     monkeypatch.chdir(box.base)
     saved = ending.save(box.spec, 1)
     assert saved == ending.Saved(False, None, "The last checkpoint was not published within 1 s.")
-    assert not alive((box.base / "pid").read_text().strip())
+    pid = box.base / "pid"
+    assert not pid.exists() or not alive(pid.read_text().strip())
 
 
 def test_a_long_journal_is_read_quickly(box: Box) -> None:

@@ -13,6 +13,7 @@ import pytest
 from stage_box import CANARY, RUN, Box, alive, mark, until, wait_for
 
 from gpuyard.checkpoints import LocalStore, latest_manifest, list_runs, manifests
+from gpuyard.stages.journal import fold
 
 
 def prover_stage(total: int, flush_every: int, seconds: float, **fields: Any) -> dict[str, Any]:
@@ -296,6 +297,57 @@ def test_a_resumable_stage_without_resume_command_runs_its_command(box: Box) -> 
     assert box.run() == 1
     assert box.run() == 0
     assert box.marks == ["ebm", "ebm"] and len(box.events("resume")) == 1
+
+
+SAVES = "echo $STAGE started >> marks; {saves}; test -e go || exit 1"
+RESUMES = "echo $STAGE resumed >> marks; test -e $GPUYARD_PERSIST/models/ckpt-$ITERATION.pt"
+
+
+@pytest.mark.parametrize("resume_if", [None, "**/ckpt-$ITERATION.*"])
+def test_a_stage_that_had_saved_nothing_starts_afresh_and_says_why(box: Box, resume_if: str | None) -> None:
+    # The stage before it has written something this very moment: that is not the stage's own.
+    first = {"name": "prepare", "command": "echo data > $GPUYARD_PERSIST/models/data"}
+    train = {"name": "train", "resume_command": RESUMES, "resumable": True, "resume_if": resume_if}
+    box.describe([first, {**train, "command": SAVES.format(saves="true")}])
+    assert box.run() == 1
+    assert box.run() == 1, "it was not resumed, which would have failed for another reason"
+    assert box.marks == ["train started"] * 2 and box.events("resume") == []
+    why = box.events("stage-start")[-1]["afresh"]
+    assert why == "nothing of it was saved" if resume_if is None else why.startswith("nothing is there that matches")
+    log = (box.root / ".gpuyard/logs/0-train.log").read_text()
+    for text in (log, box.screen):
+        assert f"iteration 0, train: started afresh ({why}), attempt 2" in text
+    # Now it saves something, and is then resumed.
+    saves = "echo w > $GPUYARD_PERSIST/models/ckpt-$ITERATION.pt"
+    box.describe([first, {**train, "command": SAVES.format(saves=saves)}])
+    assert box.run() == 1
+    assert box.run() == 0
+    assert box.marks == ["train started"] * 3 + ["train resumed"] and len(box.events("resume")) == 1
+
+
+def test_what_was_saved_on_another_box_is_gone_on_from(box: Box, tmp_path: Path) -> None:
+    saves = {"command": SAVES.format(saves="echo w > $GPUYARD_PERSIST/models/ckpt-0.pt"), "resume_command": RESUMES}
+    for name, stage, marks in (
+        ("a", saves, ["train resumed"]),
+        ("b", {**saves, "command": SAVES.format(saves="true")}, ["train started"]),
+    ):
+        options: dict[str, Any] = {"bucket": (tmp_path / f"bucket-{name}").as_uri()}
+        places = [tmp_path / name / str(number) for number in range(2)]
+        boxes = [Box(at, at / "persistent", at / "run", at / "src", box.sockets) for at in places]
+        for one in boxes:
+            one.repository.mkdir(parents=True)
+            one.describe([mark("prepare"), {"name": "train", "resumable": True, **stage}], **options)
+        assert boxes[0].run() == 1
+        assert boxes[1].call("restore", module="gpuyard.checkpoints").returncode == 0
+        boxes[1].run()
+        assert boxes[1].marks == marks
+
+
+def test_an_older_journal_tells_the_second_in_which_a_stage_began(box: Box) -> None:
+    box.describe([mark("a")])
+    event = {"time": "2026-03-01T12:00:00Z", "event": "stage-start", "iteration": 0, "stage": "a"}
+    assert fold([event], [(0, "a")]).at((0, "a")).began_ns == 1772366401 * 10**9
+    assert fold([{**event, "time": "?"}], [(0, "a")]).at((0, "a")).began_ns is None
 
 
 def test_a_journal_that_was_cut_off_in_a_line_goes_on(box: Box) -> None:
