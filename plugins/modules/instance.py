@@ -16,8 +16,10 @@ author:
 description:
   - Brings the machine of a run into a state. A run has one machine; its name is on the machine from the first moment,
     as the label or the tags of the provider.
-  - Nothing is rented twice. A run that has a machine keeps it, and a create whose answer was lost is looked up by its
-    label.
+  - Nothing is rented twice. A run that has a machine keeps it. A create whose answer was lost is looked up by its label
+    for 30 seconds, as long as a new machine may be missing from its cloud's list, and adopted when it is there.
+  - A request without an answer is noted in the bucket, or below C(~/.gpuyard) where there is none, so that the next
+    task for the run, on any controller, looks for its machine before it rents.
   - When an offer turns out to be sold out, the next one is taken. Any other refusal ends the task, with what was
     rented destroyed.
   - The SSH host key of a new machine is pinned under a name that belongs to the machine, not to an address.
@@ -26,6 +28,7 @@ extends_documentation_fragment:
   - gpuyard.cloud.provider
   - gpuyard.cloud.provider.attributes
   - gpuyard.cloud.query
+  - gpuyard.cloud.bucket
 attributes:
   check_mode:
     support: full
@@ -157,11 +160,17 @@ failure:
 
 import json
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PROVIDER_OPTIONS, QUERY_OPTIONS, run_module
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
+    BUCKET_OPTIONS,
+    PROVIDER_OPTIONS,
+    QUERY_OPTIONS,
+    run_module,
+)
 
 ARGUMENT_SPEC = (
     PROVIDER_OPTIONS
     | QUERY_OPTIONS
+    | BUCKET_OPTIONS
     | {
         "run": {"type": "str", "required": True},
         "state": {"type": "str", "choices": ["present", "absent", "started", "stopped"], "default": "present"},
@@ -179,9 +188,16 @@ CONDITIONS = {}
 
 def run(call):
     """Bring the run's machine into the wanted state."""
-    from gpuyard import config, machine, market, records, rent
+    from gpuyard import config, machine, market, pending, records, rent, runs
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
+
+    def bucket():
+        settings = config.s3_settings(
+            call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site()
+        )
+        return runs.shared_bucket(settings)
+
     how = {"check": call.check_mode, "progress": call.progress}
     state = call.params["state"]
     if state == "absent":
@@ -205,6 +221,8 @@ def run(call):
         replace_preempted=call.params["replace_preempted"],
         wait=call.params["wait"],
         timeout_s=call.params["timeout"],
+        everywhere=config.connect(require=False, **call.site()) if call.option("provider") else clouds,
+        notes=pending.PendingNotes(bucket, call.progress),
         **call.given("disk_gb"),
     )
     if state == "stopped":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from gpuyard import market, rent
 from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError, LeakError, NoCapacityError, ProviderError, UnreachableError, UsageError
+from gpuyard.pending import PendingNotes
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
 from gpuyard.run import RunRef, check_name
 
@@ -49,6 +50,9 @@ class Order:
     replace_preempted: bool = False
     wait: bool = True
     timeout_s: float = 900.0
+    everywhere: Sequence[Provider] = ()  # every cloud that is configured, those asked for or not
+    notes: PendingNotes = field(default_factory=PendingNotes)
+    clock: rent.Clock = field(default_factory=rent.Clock)
 
 
 def describe(instance: Instance) -> str:
@@ -83,6 +87,9 @@ def present(
 def _present(providers: Sequence[Provider], order: Order, *, check: bool, progress: Progress | None) -> Outcome:
     held = rent.find(providers, order.run)
     current = _current(order.run, held)
+    if current is None and not check and _noted(providers, order, progress):
+        held = rent.find(providers, order.run)
+        current = _current(order.run, held)
     if current and current.state is State.STOPPED:
         return started(providers, order, check=check, progress=progress)
     if current:
@@ -114,6 +121,19 @@ def _present(providers: Sequence[Provider], order: Order, *, check: bool, progre
     instance = _new(providers, offers, spec, order, progress)
     actions.append(f"rent {describe(instance)}")
     return Outcome(_words(held), [describe(instance)], actions, instance=instance, rented=True)
+
+
+def _noted(providers: Sequence[Provider], order: Order, progress: Progress | None) -> bool:
+    """Say whether the run has got a machine from a request that another command has not seen answered."""
+    everywhere = order.everywhere or providers
+    found = rent.await_noted(everywhere, order.run, order.notes, progress=progress, clock=order.clock)
+    for one in found:
+        if one.provider not in [provider.name for provider in providers]:
+            raise UsageError(
+                f"Run {order.run} has got {describe(one)} from an earlier command, and nothing more is rented: leave "
+                f"out provider={providers[0].name}, name another run, or tear this one down."
+            )
+    return bool(found)
 
 
 def absent(
@@ -239,7 +259,7 @@ def _new(
     trouble: list[GpuyardError] = []
     for offer in rent.worth_trying(offers):
         try:
-            instance = rent.rent(providers, [offer], spec, progress=progress)
+            instance = rent.rent(providers, [offer], spec, notes=order.notes, progress=progress)
         except NoCapacityError as error:
             trouble.append(error)
             continue

@@ -25,6 +25,7 @@ from queue import Empty, SimpleQueue
 from gpuyard import paths
 from gpuyard.config import SshKey
 from gpuyard.errors import (
+    AmbiguousError,
     LeakError,
     NoCapacityError,
     ProviderDownError,
@@ -34,13 +35,15 @@ from gpuyard.errors import (
     UsageError,
 )
 from gpuyard.market import describe
+from gpuyard.pending import Note, PendingNotes
 from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider, State
+from gpuyard.providers.rental import UNLISTED_S
 
 MOST_OFFERS = 8  # tried in one rent; Vast allows one create in 4.5 s
 MOST_AT_ONE_CLOUD = 3  # tried there before the other clouds have their turn
-NOT_YET_LISTED_S = 20.0  # a new instance may be missing from its provider's answers for a moment
 _LIVE = (State.PENDING, State.RUNNING, State.UNKNOWN)
 _SSH_CONNECT_TIMEOUT_S = 10
+_TOLD_EVERY_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Clock:
 
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], float] = time.monotonic
+    date: Callable[[], float] = time.time  # seconds since 1970
     first_delay: float = 0.3
     factor: float = 1.5
     longest_delay: float = 3.0
@@ -66,13 +70,15 @@ def rent(
     offers: Sequence[Offer],
     spec: CreateSpec,
     *,
+    notes: PendingNotes | None = None,
     progress: Progress | None = None,
 ) -> Instance:
     """Return a new machine for the run, from the first offer that can be had.
 
-    ``offers`` are in order of preference. When the run has a machine, :class:`UsageError` says so: one that lives is
-    enough, and the disk of one that was preempted, failed or was stopped may hold what no checkpoint has. Raises
-    :class:`NoCapacityError` when all offers are gone, and whatever :meth:`Provider.create` raises.
+    ``offers`` are in order of preference; ``notes`` keep each request until its answer is certain. When the run has a
+    machine, :class:`UsageError` says so: one that lives is enough, and the disk of one that was preempted, failed or
+    was stopped may hold what no checkpoint has. Raises :class:`NoCapacityError` when all offers are gone, and whatever
+    :meth:`Provider.create` raises.
     """
     tell = progress or _silent
     existing = find(providers, spec.ref.run)
@@ -95,7 +101,7 @@ def rent(
             f"Run {spec.ref.run} still has {names}, whose disk may hold what no checkpoint has. Resume the run to "
             "replace it, or tear the run down to destroy it."
         )
-    return _first_to_be_had(providers, offers, spec, tell)
+    return _first_to_be_had(providers, offers, spec, notes or PendingNotes(), tell)
 
 
 def worth_trying(offers: Sequence[Offer]) -> list[Offer]:
@@ -114,7 +120,7 @@ def worth_trying(offers: Sequence[Offer]) -> list[Offer]:
 
 
 def _first_to_be_had(
-    providers: Sequence[Provider], offers: Sequence[Offer], spec: CreateSpec, tell: Progress
+    providers: Sequence[Provider], offers: Sequence[Offer], spec: CreateSpec, notes: PendingNotes, tell: Progress
 ) -> Instance:
     if not offers:
         raise UsageError("There is no offer to rent.")
@@ -124,11 +130,14 @@ def _first_to_be_had(
         tell(f"Renting {describe(offer)}.")
         provider = by_name[offer.provider]
         try:
-            instance = provider.create(offer, dataclasses.replace(spec, market=offer.market), progress=tell)
+            instance = _create(provider, offer, spec, notes, tell)
         except NoCapacityError as refusal:
             tell(f"Not to be had any more: {refusal}")
             refusals.append(refusal)
             continue
+        # Ids of a sandbox that is gone may come again, and a pin of theirs would make this machine a stranger.
+        with suppress(OSError):
+            forget_host_key(instance)
         tell(
             f"Rented {_name(instance)} for run {spec.ref.run}; it bills until `ansible-playbook teardown.yml "
             f"-e run={spec.ref.run}` ends that."
@@ -138,6 +147,78 @@ def _first_to_be_had(
         f"None of the {len(refusals)} best offers could be had; the last answer: {refusals[-1]} Nothing was rented.",
         provider=refusals[-1].provider,
     )
+
+
+def _create(provider: Provider, offer: Offer, spec: CreateSpec, notes: PendingNotes, tell: Progress) -> Instance:
+    """Rent ``offer``; whatever ends this program before the answer is certain leaves a note of the request."""
+    written: list[Note | None] = []
+
+    def note() -> None:
+        written.append(notes.write(spec.ref, provider.name))
+        notes.clear(*written[:-1])  # only the last request of several can be unanswered
+
+    try:
+        instance = provider.create(
+            offer, dataclasses.replace(spec, market=offer.market, before_request=note), progress=tell
+        )
+    except AmbiguousError:
+        raise
+    except ProviderError:
+        notes.clear(*written)
+        raise
+    notes.clear(*written)
+    return instance
+
+
+def await_noted(
+    providers: Sequence[Provider], run: str, notes: PendingNotes, *, progress: Progress | None = None, clock: Clock
+) -> list[Instance]:
+    """Wait while a request that another command has sent for ``run``, and not seen answered, may still show a machine.
+
+    Comes back with the run's machines as soon as one lives, and with none when a machine of the last such request can
+    no longer be unlisted. Raises the error of a cloud that cannot be asked at that moment.
+    """
+    tell = progress or _silent
+    by_name = {provider.name: provider for provider in providers}
+    waiting: list[Note] = []
+    for one in notes.read(run):
+        if clock.date() - one.sent_at >= UNLISTED_S:
+            notes.clear(one)
+        elif one.provider not in by_name:
+            tell(
+                f"A command on {one.controller} has asked {one.provider} for a machine of run {run} and has noted no "
+                f"answer. There is no key of {one.provider} here, so a machine there would be overlooked."
+            )
+        else:
+            waiting.append(one)
+    if not waiting:
+        return []
+    # A clock that is ahead makes no wait longer than this.
+    left = min(UNLISTED_S, max(one.sent_at for one in waiting) + UNLISTED_S - clock.date())
+    end = clock.now() + left
+    asked = [by_name[name] for name in sorted({one.provider for one in waiting})]
+    tell(
+        f"A command on {waiting[-1].controller} has asked {waiting[-1].provider} for a machine of run {run} and has "
+        f"noted no answer. Looking for that machine for {left:.0f} s before anything is rented."
+    )
+    told = clock.now()
+    live: list[Instance] = []
+    for delay in clock.delays():
+        seen = survey(asked)
+        live = [one for one in owned(seen.instances, run) if one.state in _LIVE]
+        if live:
+            tell(f"That request has rented {_name(live[0])}.")
+            break
+        if clock.now() >= end:
+            seen.complete()
+            tell("No such machine has shown up, so that request has rented nothing.")
+            break
+        if clock.now() - told >= _TOLD_EVERY_S:
+            told = clock.now()
+            tell(f"Looking for it; {end - clock.now():.0f} s are left.")
+        clock.sleep(min(delay, end - clock.now()))
+    notes.clear(*waiting)
+    return live
 
 
 def wait_ready(
@@ -174,7 +255,7 @@ def wait_ready(
                 tell(f"{_name(instance)} after {elapsed:.0f} s: {last}.")
             if now is not None and now.state is State.RUNNING and now.ssh_host:
                 return now
-            end = _end_of(now, gone=seen or elapsed > NOT_YET_LISTED_S)
+            end = _end_of(now, gone=seen or elapsed > UNLISTED_S)
         if end and end == previous_end:
             raise UnreachableError(f"{_name(instance)} {end}")
         previous_end = end

@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gpuyard.checkpoints import Manifest, RunRecord, Store, latest_manifest, list_runs, open_store, write_record
+from gpuyard.checkpoints import (
+    LocalStore,
+    Manifest,
+    RunRecord,
+    Store,
+    latest_manifest,
+    list_runs,
+    open_store,
+    write_record,
+)
 from gpuyard.config import BucketSettings
 from gpuyard.providers.base import Instance, State
 
@@ -107,6 +116,15 @@ def open_bucket(settings: BucketSettings) -> Store | None:
     )
 
 
+def shared_bucket(settings: BucketSettings) -> Store | None:
+    """Return the store where commands leave notes for each other: the bucket, unless it is a folder of the machine's.
+
+    ``file:///folder`` names a folder on the machine; only where the same folder is on this controller is it shared.
+    """
+    store = open_bucket(settings)
+    return None if isinstance(store, LocalStore) and not store.folder.is_dir() else store
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """What a bucket knows of the runs, by their names."""
@@ -123,7 +141,11 @@ def stored(store: Store | None, *, run: str | None = None) -> Stored:
     if store is None:
         return Stored()
     records = {record.run: record for record in list_runs(store)}
-    return Stored(records, _manifests(store, [name for name in records if run in (None, name)]))
+    asked = [name for name in records if run in (None, name)]
+    manifests = _manifests(store, asked)
+    # A folder may hold nothing but notes of what was rented; only a record or a checkpoint makes it a run.
+    bare = {name for name in asked if not records[name].created and name not in manifests}
+    return Stored({name: record for name, record in records.items() if name not in bare}, manifests)
 
 
 def join(machines: Iterable[Instance], kept: Stored) -> list[Run]:

@@ -96,6 +96,8 @@ class CreateSpec:
     bootstrap: str = ""  # a shell script that the provider runs at first boot; never holds a secret
     environment: Mapping[str, str] = field(default_factory=dict)  # not secret
     known_ids: frozenset[str] = frozenset()  # this run's instances from before: never taken for the new one
+    before_request: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
+    """Called each time right before a create request is sent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -263,7 +263,7 @@ def test_an_instance_that_never_appears_is_gone(vast: Vast, service: Standin, cl
     states(service, None)
     with pytest.raises(UnreachableError, match="is gone"):
         rent.wait_ready(vast, an_instance(), clock=clock)
-    assert clock.now() - 1000 > rent.NOT_YET_LISTED_S
+    assert clock.now() - 1000 > rent.UNLISTED_S
 
 
 def test_trouble_of_the_provider_is_waited_out(vast: Vast, service: Standin, clock: rent.Clock) -> None:
