@@ -22,6 +22,9 @@ description:
     task for the run, on any controller, looks for its machine before it rents.
   - When an offer turns out to be sold out, the next one is taken. Any other refusal ends the task, with what was
     rented destroyed.
+  - What the machine costs, from when to when, is written into the ledger in the bucket (C(<run>/ledger/)), where
+    M(gpuyard.cloud.run_info) counts it also when the machine is gone. A bucket that does not answer is told, and no
+    reason not to rent or to destroy.
   - The SSH host key of a new machine is pinned under a name that belongs to the machine, not to an address.
   - Progress is shown line by line while it runs.
 extends_documentation_fragment:
@@ -112,7 +115,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 instance:
-  description: The machine; empty when there is none.
+  description:
+    - The machine; empty when there is none.
+    - C(idle_price_per_hour_usd) is what it costs while it does not run (at Vast its disk, at Vultr all of it), and
+      C(cost_now_per_hour_usd) what it costs in its present state.
   returned: success
   type: dict
   sample:
@@ -124,6 +130,8 @@ instance:
     region: SE
     gpu_name: RTX 4090
     price_per_hour_usd: 0.43
+    idle_price_per_hour_usd: 0.02
+    cost_now_per_hour_usd: 0.43
     ssh_host: 203.0.113.7
     ssh_port: 40022
     emulated: false
@@ -158,6 +166,7 @@ failure:
   sample: {kind: NoCapacityError, provider: vast, status: 400, code: no_such_ask, instance_id: null}
 """
 
+import functools
 import json
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
@@ -188,10 +197,11 @@ CONDITIONS = {}
 
 def run(call):
     """Bring the run's machine into the wanted state."""
-    from gpuyard import config, machine, market, pending, records, rent, runs
+    from gpuyard import config, ledger, machine, market, pending, records, rent, runs
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
 
+    @functools.cache
     def bucket():
         settings = config.s3_settings(
             call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site()
@@ -199,10 +209,11 @@ def run(call):
         return runs.shared_bucket(settings)
 
     how = {"check": call.check_mode, "progress": call.progress}
+    book = ledger.Ledger(bucket, call.progress)
     state = call.params["state"]
     if state == "absent":
         # First, so that nothing that only other states need can be in the way of ending what bills.
-        return report(call, machine.absent(clouds, call.params["run"], **how), {}, clouds)
+        return report(call, machine.absent(clouds, call.params["run"], ledger=book, **how), {}, clouds)
     key = config.ssh_key(call.option("ssh_key"))
 
     def offers():
@@ -223,10 +234,11 @@ def run(call):
         timeout_s=call.params["timeout"],
         everywhere=config.connect(require=False, **call.site()) if call.option("provider") else clouds,
         notes=pending.PendingNotes(bucket, call.progress),
+        ledger=book,
         **call.given("disk_gb"),
     )
     if state == "stopped":
-        outcome = machine.stopped(clouds, order.run, **how)
+        outcome = machine.stopped(clouds, order.run, ledger=book, **how)
     else:
         outcome = (machine.started if state == "started" else machine.present)(clouds, order, **how)
     return report(call, outcome, rent.ansible_vars(outcome.instance, key) if outcome.instance else {}, clouds)

@@ -74,13 +74,20 @@ runs:
       description: The provider of its machine, empty when it has none.
       type: str
     price_per_hour_usd:
-      description: What its machines cost an hour now.
+      description: What its machines cost an hour as they are now; a stopped or lost one costs its disk only at Vast.
       type: float
     hours:
       description: For how long its machines have been rented.
       type: float
     cost_usd:
       description: What its machines of now have cost so far, as the price and the hours say.
+      type: float
+    spent_usd:
+      description:
+        - What all its machines have cost so far, those included that are gone, as the ledger in the bucket says
+          (C(<run>/ledger/)). Without a bucket, what its machines of now have cost.
+        - No provider says when it took a machine away. Such a machine counts at its full price until it was last seen
+          alive, by a task or by its newest checkpoint, so this is a lower bound. Traffic and bucket are not in it.
       type: float
     instances:
       description: Its machines.
@@ -114,11 +121,12 @@ def run(call):
     unanswered = seen.unanswered()
     warnings = list(unanswered.values())
     try:
-        kept = runs.stored(runs.open_bucket(settings))
+        kept = runs.stored(runs.open_bucket(settings), costs=True)
+        warnings += kept.complaints
     except checkpoints.CheckpointError as error:
         kept = runs.Stored()
         warnings.append(f"The bucket cannot be read, so runs without a machine are missing: {error}")
-    found = runs.join(machines, kept)
+    found = runs.join(machines, kept, [cloud.name for cloud in clouds if cloud.name not in seen.errors])
     unknown = []
     if run_name := call.option("run"):
         names = ", ".join(one.name for one in found) or "none"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from gpuyard import market, rent
 from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError, LeakError, NoCapacityError, ProviderError, UnreachableError, UsageError
+from gpuyard.ledger import Ledger
 from gpuyard.pending import PendingNotes
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
 from gpuyard.run import RunRef, check_name
@@ -52,6 +53,7 @@ class Order:
     timeout_s: float = 900.0
     everywhere: Sequence[Provider] = ()  # every cloud that is configured, those asked for or not
     notes: PendingNotes = field(default_factory=PendingNotes)
+    ledger: Ledger = field(default_factory=Ledger)
     clock: rent.Clock = field(default_factory=rent.Clock)
 
 
@@ -117,7 +119,8 @@ def _present(providers: Sequence[Provider], order: Order, *, check: bool, progre
     if check:
         return _plan(providers, held, offers, spec)
     actions = [f"destroy {describe(instance)}" for instance in held]
-    rent.destroy_all(providers, held, progress=progress)
+    rent.destroy_all(providers, held, ledger=order.ledger, progress=progress)
+    order.ledger.gone(order.run, [], [provider.name for provider in providers])
     instance = _new(providers, offers, spec, order, progress)
     actions.append(f"rent {describe(instance)}")
     return Outcome(_words(held), [describe(instance)], actions, instance=instance, rented=True)
@@ -137,12 +140,18 @@ def _noted(providers: Sequence[Provider], order: Order, progress: Progress | Non
 
 
 def absent(
-    providers: Sequence[Provider], run: str, *, check: bool = False, progress: Progress | None = None
+    providers: Sequence[Provider],
+    run: str,
+    *,
+    ledger: Ledger | None = None,
+    check: bool = False,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Destroy every machine of the run, wherever it is, and come back when each is confirmed gone.
 
-    Raises :class:`LeakError` naming every machine that could not be confirmed, and every cloud that could not be
-    asked, after all that can be seen was tried: a cloud that is down must not keep another one's machine billing.
+    What each has cost is written into ``ledger``. Raises :class:`LeakError` naming every machine that could not be
+    confirmed, and every cloud that could not be asked, after all that can be seen was tried: a cloud that is down must
+    not keep another one's machine billing.
     """
     check_name(run)
     seen = rent.survey(providers)
@@ -158,11 +167,13 @@ def absent(
         planned = [call for instance in held for call in by_name[instance.provider].plan_destroy(instance.id)]
     else:
         try:
-            rent.destroy_all(providers, held, progress=progress)
+            rent.destroy_all(providers, held, ledger=ledger, progress=progress)
         except ProviderError as error:
             if not seen.errors:
                 raise
             trouble.append(str(error))
+        if ledger is not None:
+            ledger.gone(run, held, [provider.name for provider in providers if provider.name not in seen.errors])
     if seen.errors:
         if held and not check and not trouble:
             trouble.append(f"Destroyed, and confirmed gone: {'; '.join(map(describe, held))}.")
@@ -189,7 +200,12 @@ def started(
 
 
 def stopped(
-    providers: Sequence[Provider], run: str, *, check: bool = False, progress: Progress | None = None
+    providers: Sequence[Provider],
+    run: str,
+    *,
+    ledger: Ledger | None = None,
+    check: bool = False,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Stop the run's machine; raises :class:`UsageError` when the run has none.
 
@@ -201,6 +217,8 @@ def stopped(
         return Outcome(_words(held), _words(held), instance=current)
     if not check:
         _of(providers, current).stop(current.id)
+        if ledger is not None:
+            ledger.stopped(current)
         if progress:
             progress(f"{current.provider} {current.id} is asked to stop.")
     return Outcome(_words(held), [_as(current, State.STOPPED)], [f"stop {current.provider} {current.id}"], [], current)
@@ -244,6 +262,7 @@ def _usable(providers: Sequence[Provider], instance: Instance, order: Order, pro
     provider = _of(providers, instance)
     if instance.state is not State.RUNNING or not instance.ssh_host:
         instance = rent.wait_ready(provider, instance, timeout_s=order.timeout_s, progress=progress)
+    order.ledger.running(instance)
     rent.wait_ssh(instance, order.key, timeout_s=order.timeout_s, progress=progress)
     return instance
 
@@ -263,12 +282,13 @@ def _new(
         except NoCapacityError as error:
             trouble.append(error)
             continue
+        order.ledger.rented(instance)
         try:
             return _usable(providers, instance, order, progress)
         except GpuyardError as error:
             if progress:
                 progress(f"{error} Giving it back.")
-            rent.destroy_all(providers, [instance], progress=progress)
+            rent.destroy_all(providers, [instance], ledger=order.ledger, progress=progress)
             if not isinstance(error, UnreachableError):
                 raise
             trouble.append(error)

@@ -64,6 +64,8 @@ def instance_to_dict(instance: Instance) -> dict[str, Any]:
         "run": instance.ref.run if instance.ref else "",
         "workload": instance.ref.workload if instance.ref else "",
         "host_key_alias": instance.host_key_alias,
+        "idle_price_per_hour_usd": instance.idle_price,
+        "cost_now_per_hour_usd": instance.cost_now_per_hour_usd,
     }
 
 
@@ -73,7 +75,7 @@ def call_to_dict(call: PlannedCall) -> dict[str, Any]:
 
 
 def run_to_dict(one: runs.Run) -> dict[str, Any]:
-    """Return a run as plain values. Costs are those of its machines of now, as their prices say."""
+    """Return a run as plain values. Costs are what prices and hours say; ``spent_usd`` is of all its machines."""
     return {
         "run": one.name,
         "workload": one.workload,
@@ -85,6 +87,7 @@ def run_to_dict(one: runs.Run) -> dict[str, Any]:
         "price_per_hour_usd": one.price_per_hour_usd,
         "hours": one.hours(),
         "cost_usd": one.cost_usd(),
+        "spent_usd": one.spent_usd(),
         "instances": [instance_to_dict(instance) for instance in one.instances],
     }
 
@@ -133,7 +136,7 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
                 machine.describe(held) if held else "-",
                 f"{one.price_per_hour_usd:.4f}" if held else "-",
                 f"{one.hours():.2f}" if held else "-",
-                f"{one.cost_usd():.4f}" if held else "-",
+                f"{one.spent_usd():.4f}" if held or one.entries else "-",
                 f"{one.manifest.sequence} of {one.manifest.time}" if one.manifest else "-",
             ]
         )
@@ -144,4 +147,6 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
             notes.append(f"{one.name} can go on: ansible-playbook resume_search.yml -e run={one.name}")
         elif one.outcome and one.instances:
             notes.append(f"{one.name} has ended and still bills: ansible-playbook teardown.yml -e run={one.name}")
-    return table(rows) + notes
+    total, now = sum(one.spent_usd() for one in found), sum(one.price_per_hour_usd for one in found)
+    sums = f"In all ${total:.4f} so far, and ${now:.4f} an hour now, for GPU and disk; the clouds' own bills count."
+    return [*table(rows), *notes, sums]

@@ -34,6 +34,7 @@ from gpuyard.errors import (
     UnreachableError,
     UsageError,
 )
+from gpuyard.ledger import Ledger
 from gpuyard.market import describe
 from gpuyard.pending import Note, PendingNotes
 from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider, State
@@ -478,9 +479,13 @@ def owned(instances: Iterable[Instance], run: str | None = None) -> list[Instanc
 
 
 def destroy_all(
-    providers: Sequence[Provider], instances: Iterable[Instance], *, progress: Progress | None = None
+    providers: Sequence[Provider],
+    instances: Iterable[Instance],
+    *,
+    ledger: Ledger | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    """Destroy the instances, all at the same time, and forget their host keys.
+    """Destroy the instances, all at the same time, forget their host keys, and write their ends into ``ledger``.
 
     Raises one :class:`LeakError` that names every id which could not be confirmed destroyed, after all were tried.
     """
@@ -502,7 +507,13 @@ def destroy_all(
             forget_host_key(instance)
         return None
 
-    errors = [error for error in _at_once(destroy, wanted, progress or _silent) if error is not None]
+    # Until a cloud no longer lists a machine it may take a while for which nothing is asked.
+    asked_at = ledger.now() if ledger else 0.0
+    answers = _at_once(destroy, wanted, progress or _silent)
+    for instance, answer in zip(wanted, answers, strict=True):
+        if ledger is not None and answer is None:
+            ledger.ended(instance, asked_at)
+    errors = [error for error in answers if error is not None]
     if len(errors) == 1:
         raise errors[0]
     if errors:

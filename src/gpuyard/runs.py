@@ -7,12 +7,13 @@ rented only at its provider; nothing about either is kept on the controller.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from gpuyard import ledger
 from gpuyard.checkpoints import (
     LocalStore,
     Manifest,
@@ -24,6 +25,7 @@ from gpuyard.checkpoints import (
     write_record,
 )
 from gpuyard.config import BucketSettings
+from gpuyard.ledger import Entry
 from gpuyard.providers.base import Instance, State
 
 LIVE = frozenset({State.RUNNING, State.PENDING, State.STOPPED, State.UNKNOWN})
@@ -41,6 +43,8 @@ class Run:
     instances: tuple[Instance, ...] = ()
     record: RunRecord | None = None
     manifest: Manifest | None = None
+    entries: tuple[Entry, ...] = ()  # what the ledger says of its machines, those that are gone included
+    clouds: frozenset[str] = frozenset()  # the clouds whose machines are all among ``instances``
 
     @property
     def machine(self) -> Instance | None:
@@ -73,6 +77,8 @@ class Run:
             return str(self.machine.state)
         if any(instance.state is State.PREEMPTED for instance in self.instances):
             return "preempted"
+        if self.record is None and self.manifest is None and self.entries:
+            return "cancelled"  # there is nothing to go on from, only what it has cost
         return "cancelled" if self.record and self.record.outcome == "cancelled" else "interrupted"
 
     @property
@@ -85,8 +91,8 @@ class Run:
 
     @property
     def price_per_hour_usd(self) -> float:
-        """What all its machines cost an hour now."""
-        return sum(instance.price_per_hour_usd for instance in self.instances)
+        """What all its machines cost an hour as they are now."""
+        return sum(instance.cost_now_per_hour_usd for instance in self.instances)
 
     def hours(self, now: float | None = None) -> float:
         """Return for how many hours its machines of now have been rented, added up."""
@@ -95,8 +101,29 @@ class Run:
 
     def cost_usd(self, now: float | None = None) -> float:
         """Return what its machines of now have cost, as their prices say; the provider's invoice counts, not this."""
+        here = {(instance.provider, instance.id) for instance in self.instances}
         moment = time.time() if now is None else now
-        return sum(_age_h(instance, moment) * instance.price_per_hour_usd for instance in self.instances)
+        return sum(one.cost_usd(moment) for one in self._accounts(moment) if one.place in here)
+
+    def spent_usd(self, now: float | None = None) -> float:
+        """Return what all its machines have cost, those included that are gone, as far as the ledger knows them."""
+        moment = time.time() if now is None else now
+        return sum(one.cost_usd(moment) for one in self._accounts(moment))
+
+    def _accounts(self, now: float) -> list[Entry]:
+        """Return an entry for every machine, as it is now; of one that the ledger does not know, by its age."""
+        here = {(one.provider, one.id): one for one in self.instances}
+        known = {one.place: one for one in self.entries}
+        known |= {place: Entry.of(one, now) for place, one in here.items() if place not in known}
+        ordered = sorted(known.values(), key=lambda one: one.began_at)
+        # The newest checkpoint was made on the machine that was rented last.
+        alive = min(now, ledger.alive_at(self.manifest))
+        return [
+            one.settled(here.get(one.place), alive if one is ordered[-1] else 0.0)
+            if one.place in here or one.provider in self.clouds
+            else one
+            for one in ordered
+        ]
 
 
 def _age_h(instance: Instance, now: float) -> float:
@@ -131,10 +158,12 @@ class Stored:
 
     records: Mapping[str, RunRecord] = field(default_factory=dict)
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
+    entries: Mapping[str, Sequence[Entry]] = field(default_factory=dict)
+    complaints: Sequence[str] = ()  # of what could not be read
 
 
-def stored(store: Store | None, *, run: str | None = None) -> Stored:
-    """Return what ``store`` holds of all runs, or of one.
+def stored(store: Store | None, *, run: str | None = None, costs: bool = False) -> Stored:
+    """Return what ``store`` holds of all runs, or of one; what they have cost only when ``costs`` asks for it.
 
     Raises :class:`gpuyard.checkpoints.CheckpointError` when the bucket cannot be read.
     """
@@ -145,11 +174,18 @@ def stored(store: Store | None, *, run: str | None = None) -> Stored:
     manifests = _manifests(store, asked)
     # A folder may hold nothing but notes of what was rented; only a record or a checkpoint makes it a run.
     bare = {name for name in asked if not records[name].created and name not in manifests}
-    return Stored({name: record for name, record in records.items() if name not in bare}, manifests)
+    records = {name: record for name, record in records.items() if name not in bare}
+    complaints: list[str] = []
+    entries = _entries(store, asked, complaints.append) if costs else {}
+    return Stored(records, manifests, entries, tuple(complaints))
 
 
-def join(machines: Iterable[Instance], kept: Stored) -> list[Run]:
-    """Return the runs that ``machines`` and the bucket know, by name. Machines that are not ours are left out."""
+def join(machines: Iterable[Instance], kept: Stored, clouds: Iterable[str] = ()) -> list[Run]:
+    """Return the runs that ``machines`` and the bucket know, by name. Machines that are not ours are left out.
+
+    ``clouds`` are those whose machines are all there: what the ledger has of theirs and they do not list is gone.
+    """
+    asked = frozenset(clouds)
     owned: dict[str, list[Instance]] = {}
     for machine in machines:
         if machine.ref:
@@ -158,10 +194,13 @@ def join(machines: Iterable[Instance], kept: Stored) -> list[Run]:
     def build(name: str) -> Run:
         held = sorted(owned.get(name, []), key=lambda one: (one.state not in LIVE, one.state != State.RUNNING, one.id))
         record = kept.records.get(name)
-        of = next((one.ref.workload for one in held if one.ref), record.workload if record else "")
-        return Run(name, of, tuple(held), record, kept.manifests.get(name))
+        entries = tuple(kept.entries.get(name, ()))
+        told = [one.ref.workload for one in held if one.ref]
+        told += [record.workload if record else "", *(one.workload for one in entries)]
+        workload = next(filter(None, told), "")
+        return Run(name, workload, tuple(held), record, kept.manifests.get(name), entries, asked)
 
-    return [build(name) for name in sorted(owned.keys() | kept.records.keys())]
+    return [build(name) for name in sorted(owned.keys() | kept.records.keys() | kept.entries.keys())]
 
 
 def cancel(store: Store, run: str, *, check: bool = False) -> bool:
@@ -184,6 +223,12 @@ def _manifests(store: Store, names: Sequence[str]) -> dict[str, Manifest]:
             for name, found in zip(names, pool.map(partial(latest_manifest, store), names), strict=True)
             if found
         }
+
+
+def _entries(store: Store, names: Sequence[str], complain: Callable[[str], None]) -> dict[str, Sequence[Entry]]:
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        found = zip(names, pool.map(partial(ledger.entries, store, complain=complain), names), strict=True)
+        return {name: entries for name, entries in found if entries}
 
 
 def stage_text(progress: Mapping[str, Any]) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import requests
 from yard import CANARY, ROOT, Yard
 
@@ -167,7 +169,13 @@ def test_a_lost_connection_destroys_no_machine_that_is_at_work(yard: Yard, tmp_p
     yard.play("teardown", run="alone-0", env=token)
     assert yard.instances("alone-0") == []
     # It was ended and not lost, so nobody is asked to go on with it.
-    assert stored(yard.store).records["alone-0"].outcome == "cancelled"
+    kept = stored(yard.store, costs=True)
+    assert kept.records["alone-0"].outcome == "cancelled"
+    # What it has cost is known when nothing of it is left, and agrees with the cloud's own bill.
+    (entry,) = kept.entries["alone-0"]
+    billed = sum(line["amount_usd"] for line in yard.control.status()["bill"]["lines"] if line["id"] == entry.id)
+    assert entry.ended and entry.cost_usd(time.time()) == pytest.approx(billed, rel=0.08)
+    assert f"{billed:.3f}" in yard.play("status", run="alone-0").text
 
 
 def test_a_new_machine_that_cannot_be_used_is_given_back_and_a_used_one_is_not(yard: Yard, tmp_path: Path) -> None:

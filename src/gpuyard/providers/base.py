@@ -122,6 +122,27 @@ class Instance:
     created_at: float | None = None  # seconds since 1970
     machine_id: str = ""
     emulated: bool = False
+    idle_price_per_hour_usd: float | None = None  # while it does not run; None: the same as while it does
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is up, so that the whole price is asked for it."""
+        return self.state is State.RUNNING
+
+    @property
+    def idle(self) -> bool:
+        """Whether it does not run and is not about to."""
+        return self.state in (State.STOPPED, State.PREEMPTED, State.FAILED)
+
+    @property
+    def idle_price(self) -> float:
+        """What it costs an hour while it does not run."""
+        return self.price_per_hour_usd if self.idle_price_per_hour_usd is None else self.idle_price_per_hour_usd
+
+    @property
+    def cost_now_per_hour_usd(self) -> float:
+        """What it costs an hour as it is now."""
+        return self.idle_price if self.idle else self.price_per_hour_usd
 
     @property
     def host_key_alias(self) -> str:

@@ -227,6 +227,7 @@ class Vast(Provider):
                 price_per_hour_usd=offer.price_per_hour_usd,
                 machine_id=offer.machine_id,
                 emulated=self.emulated,
+                idle_price_per_hour_usd=offer.disk_price_per_hour_usd,
             )
 
         return create_once(self, spec, send, waits=self._waits, progress=progress)
@@ -317,6 +318,7 @@ class Vast(Provider):
             created_at=optional_number(row.get("start_date")),
             machine_id=text(row.get("machine_id")),
             emulated=self.emulated or bool(row.get("emulated")),
+            idle_price_per_hour_usd=_disk_price(row),
         )
 
     # -- actions --------------------------------------------------------------------------------------------------
@@ -428,6 +430,15 @@ def _bid(offer: Offer, spec: CreateSpec) -> float | None:
     if bid is None:
         bid = offer.price_per_hour_usd - offer.disk_price_per_hour_usd
     return max(0.001, math.ceil(round(bid * 10_000, 4)) / 10_000)
+
+
+def _disk_price(row: Mapping[str, object]) -> float | None:
+    """Return what the instance's disk costs an hour, which is all that a stopped one costs; ``None``: not said."""
+    price = optional_number(row.get("storage_total_cost"))
+    by_gb, size = optional_number(row.get("storage_cost")), optional_number(row.get("disk_space"))
+    if price is None and by_gb is not None and size is not None:
+        price = by_gb * size / HOURS_PER_MONTH
+    return price
 
 
 def _address(row: Mapping[str, object]) -> tuple[str, int]:

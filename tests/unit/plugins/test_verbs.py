@@ -600,6 +600,22 @@ def test_run_info_joins_machines_and_bucket(world: World, verb: Verb, bucket: st
     assert verb("run_info", bucket=bucket, workload="none")["text"] == "There are no runs."
 
 
+def test_what_a_run_has_cost_stays_known_after_its_end(world: World, verb: Verb, bucket: str) -> None:
+    world.vast.market = [offer("vast", "1")]
+    verb("instance", bucket=bucket, **PRESENT)
+    verb("instance", bucket=bucket, run="a-0", state="absent")
+    result = verb("run_info", bucket=bucket)
+    (gone,) = result["runs"]
+    assert (gone["run"], gone["workload"], gone["instances"], gone["resumable"]) == ("a-0", "tiny", [], False)
+    # The machine is as old as its cloud says: since 1970.
+    assert gone["spent_usd"] > 10_000 * 0.4 and gone["cost_usd"] == 0.0
+    assert f"In all ${gone['spent_usd']:.4f} so far, and $0.0000 an hour now" in result["text"]
+    # Its name is free, since there is nothing that a new run could go on from by mistake.
+    assert verb("run_info", bucket="")["runs"] == []
+    Path(bucket.removeprefix("file://"), "a-0", "ledger", "vast-91.json").write_text("{")
+    assert "is not an entry of gpuyard's ledger" in verb("run_info", bucket=bucket)["text"]
+
+
 def test_run_info_without_one_of_the_clouds(world: World, verb: Verb, bucket: str) -> None:
     world.vast.held["1"] = instance("vast", "1", "a-0")
     world.vultr.error = ProviderDownError("Vultr is down.", provider="vultr")
