@@ -22,6 +22,9 @@ description:
     task for the run, on any controller, looks for its machine before it rents.
   - When an offer turns out to be sold out, the next one is taken. Any other refusal ends the task, with what was
     rented destroyed.
+  - After renting, every cloud with a key is asked once more, whichever O(provider) says. When another controller has
+    rented for the run at the same moment, the younger of the two machines goes back and its task fails; the other task
+    says what it saw.
   - What the machine costs, from when to when, is written into the ledger in the bucket (C(<run>/ledger/)), where
     M(gpuyard.cloud.run_info) counts it also when the machine is gone. A bucket that does not answer is told, and no
     reason not to rent or to destroy.

@@ -224,7 +224,7 @@ class Ledger:
 
     def gone(self, run: str, listed: Iterable[Instance], clouds: Collection[str]) -> None:
         """Write down which machines of ``run`` are gone though nobody has ended them: ``clouds`` list all they have."""
-        here = {(instance.provider, instance.id) for instance in listed}
+        here = {instance.place for instance in listed}
 
         def close(store: Store) -> None:
             known = entries(store, run)

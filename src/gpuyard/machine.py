@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from gpuyard import market, rent
+from gpuyard import market, rent, rivals
 from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError, LeakError, NoCapacityError, ProviderError, UnreachableError, UsageError
 from gpuyard.ledger import Ledger
@@ -87,10 +87,10 @@ def present(
 
 
 def _present(providers: Sequence[Provider], order: Order, *, check: bool, progress: Progress | None) -> Outcome:
-    held = rent.find(providers, order.run)
+    held = _held(providers, order, progress)
     current = _current(order.run, held)
     if current is None and not check and _noted(providers, order, progress):
-        held = rent.find(providers, order.run)
+        held = _held(providers, order, progress)
         current = _current(order.run, held)
     if current and current.state is State.STOPPED:
         return started(providers, order, check=check, progress=progress)
@@ -126,17 +126,29 @@ def _present(providers: Sequence[Provider], order: Order, *, check: bool, progre
     return Outcome(_words(held), [describe(instance)], actions, instance=instance, rented=True)
 
 
+def _held(providers: Sequence[Provider], order: Order, progress: Progress | None) -> list[Instance]:
+    """Return the run's machines at ``providers``; one that it has at another cloud must not get company."""
+    asked = [provider.name for provider in providers]
+    seen = rent.survey(order.everywhere or providers)
+    for name, error in seen.errors.items():
+        if name in asked:
+            raise error
+        if progress:
+            progress(f"{name} was not asked for and does not answer, so a machine there would be overlooked: {error}")
+    everything = rent.owned(seen.instances, order.run)
+    current = _current(order.run, everything)
+    if current and current.provider not in asked:
+        raise UsageError(
+            f"Run {order.run} has a machine at another cloud ({describe(current)}), and nothing more is rented: leave "
+            f"out provider={asked[0]}, name another run, or tear this one down."
+        )
+    return [one for one in everything if one.provider in asked]
+
+
 def _noted(providers: Sequence[Provider], order: Order, progress: Progress | None) -> bool:
     """Say whether the run has got a machine from a request that another command has not seen answered."""
     everywhere = order.everywhere or providers
-    found = rent.await_noted(everywhere, order.run, order.notes, progress=progress, clock=order.clock)
-    for one in found:
-        if one.provider not in [provider.name for provider in providers]:
-            raise UsageError(
-                f"Run {order.run} has got {describe(one)} from an earlier command, and nothing more is rented: leave "
-                f"out provider={providers[0].name}, name another run, or tear this one down."
-            )
-    return bool(found)
+    return bool(rent.await_noted(everywhere, order.run, order.notes, progress=progress, clock=order.clock))
 
 
 def absent(
@@ -274,7 +286,13 @@ def _new(
     order: Order,
     progress: Progress | None,
 ) -> Instance:
-    """Rent the first offer that can be had and becomes usable. What does not become usable is destroyed."""
+    """Rent the first offer that can be had and becomes usable. What does not become usable is destroyed.
+
+    Another command may rent for the run at the same moment, and lists lag: the clouds are asked for its machine right
+    after renting and once more when the machine can be used.
+    """
+    everywhere = order.everywhere or providers
+    known_ids = set(spec.known_ids)
     trouble: list[GpuyardError] = []
     for offer in rent.worth_trying(offers):
         try:
@@ -283,8 +301,9 @@ def _new(
             trouble.append(error)
             continue
         order.ledger.rented(instance)
+        rivals.settle(everywhere, instance, known_ids, ledger=order.ledger, last=not order.wait, progress=progress)
         try:
-            return _usable(providers, instance, order, progress)
+            usable = _usable(providers, instance, order, progress)
         except GpuyardError as error:
             if progress:
                 progress(f"{error} Giving it back.")
@@ -292,6 +311,11 @@ def _new(
             if not isinstance(error, UnreachableError):
                 raise
             trouble.append(error)
+            known_ids.add(instance.id)
+            continue
+        if order.wait:
+            rivals.settle(everywhere, usable, known_ids, ledger=order.ledger, last=True, progress=progress)
+        return usable
     if len(trouble) == 1:
         raise trouble[0]
     last = trouble[-1]

@@ -101,7 +101,7 @@ class Run:
 
     def cost_usd(self, now: float | None = None) -> float:
         """Return what its machines of now have cost, as their prices say; the provider's invoice counts, not this."""
-        here = {(instance.provider, instance.id) for instance in self.instances}
+        here = {instance.place for instance in self.instances}
         moment = time.time() if now is None else now
         return sum(one.cost_usd(moment) for one in self._accounts(moment) if one.place in here)
 
@@ -112,7 +112,7 @@ class Run:
 
     def _accounts(self, now: float) -> list[Entry]:
         """Return an entry for every machine, as it is now; of one that the ledger does not know, by its age."""
-        here = {(one.provider, one.id): one for one in self.instances}
+        here = {one.place: one for one in self.instances}
         known = {one.place: one for one in self.entries}
         known |= {place: Entry.of(one, now) for place, one in here.items() if place not in known}
         ordered = sorted(known.values(), key=lambda one: one.began_at)

@@ -125,6 +125,11 @@ class Instance:
     idle_price_per_hour_usd: float | None = None  # while it does not run; None: the same as while it does
 
     @property
+    def place(self) -> tuple[str, str]:
+        """Its provider and its id there: what makes it the same machine."""
+        return self.provider, self.id
+
+    @property
     def runs(self) -> bool:
         """Whether it is up, so that the whole price is asked for it."""
         return self.state is State.RUNNING

@@ -135,7 +135,7 @@ def test_a_killed_command_leaves_a_note_and_the_next_one_waits_for_its_machine(
         monkeypatch.setenv("GPUYARD_HOME", str(own_home / "other"))
     fake_time.now += 10
     asked_at_vultr = order(kept, fake_time, told, everywhere=clouds, offers=lambda: [VULTR_OFFER])
-    with pytest.raises(UsageError, match=r"has got vast 0.*leave out provider=vultr"):
+    with pytest.raises(UsageError, match=r"at another cloud \(vast 0,.*leave out provider=vultr"):
         machine.present(clouds[1:], asked_at_vultr, progress=told.append)
     assert any("Looking for that machine for 20 s before anything is rented" in line for line in told)
 
