@@ -73,6 +73,8 @@ options:
     description:
       - The path of the private SSH key with which the machine is reached.
       - When it is not said, gpuyard uses a key of its own, C(~/.gpuyard/keys/id_ed25519).
+      - A machine that another controller has rented knows that controller's key only, and the task fails with a
+        sentence that names the keys.
     type: path
   replace_preempted:
     description:

@@ -33,7 +33,7 @@ _NOT_RUNNING = "The sandbox is not running under {state}: run `gpuyard sandbox u
 class _Cloud:
     """What configuration knows of a provider."""
 
-    make: Callable[..., Provider]  # takes the key, base_url= and emulated=
+    make: Callable[..., Provider]  # takes the key, base_url=, emulated= and sandbox=
     variable: str
     key_file: str  # as shown to people
     read_file: Callable[[Mapping[str, str]], str]
@@ -115,6 +115,7 @@ class SandboxFile:
     s3_access_key: str = field(repr=False)
     s3_secret_key: str = field(repr=False)
     bucket: str
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ def connect(
             return []
         info = info or _start_sandbox(site.sandbox_state, progress)
         return [
-            CLOUDS[name].make(info.keys[name], base_url=info.endpoints[name], emulated=True)
+            CLOUDS[name].make(info.keys[name], base_url=info.endpoints[name], emulated=True, sandbox=info.name)
             for name in wanted
             if name in info.keys and name in info.endpoints
         ]
@@ -184,6 +185,7 @@ def read_sandbox(state: Path) -> SandboxFile | None:
             s3_access_key=str(keys["s3"]["access_key"]),
             s3_secret_key=str(keys["s3"]["secret_key"]),
             bucket=str(content["bucket"]),
+            name=str(content.get("name") or ""),
         )
     except FileNotFoundError:
         return None

@@ -7,6 +7,7 @@ says what it would do, down to the writing API calls, and does none of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gpuyard import market, rent, rivals
@@ -184,6 +185,10 @@ def absent(
             if not seen.errors:
                 raise
             trouble.append(str(error))
+        if not (seen.errors or trouble):
+            # A machine whose end could not be confirmed the last time may be gone now, with nothing left to destroy.
+            with suppress(OSError):
+                rent.forget_run(run, providers)
         if ledger is not None:
             ledger.gone(run, held, [provider.name for provider in providers if provider.name not in seen.errors])
     if seen.errors:
@@ -267,7 +272,9 @@ def _as(instance: Instance, state: State) -> str:
     return describe(instance).replace(f", {instance.state}", f", {state}", 1)
 
 
-def _usable(providers: Sequence[Provider], instance: Instance, order: Order, progress: Progress | None) -> Instance:
+def _usable(
+    providers: Sequence[Provider], instance: Instance, order: Order, progress: Progress | None, *, new: bool = False
+) -> Instance:
     """Wait, when asked to, until the instance runs and answers; without waiting, return it as it is."""
     if not order.wait:
         return instance
@@ -275,7 +282,9 @@ def _usable(providers: Sequence[Provider], instance: Instance, order: Order, pro
     if instance.state is not State.RUNNING or not instance.ssh_host:
         instance = rent.wait_ready(provider, instance, timeout_s=order.timeout_s, progress=progress)
     order.ledger.running(instance)
-    rent.wait_ssh(instance, order.key, timeout_s=order.timeout_s, progress=progress)
+    rent.wait_ssh(
+        instance, order.key, new=new, account_keys=provider.ssh_keys, timeout_s=order.timeout_s, progress=progress
+    )
     return instance
 
 
@@ -303,7 +312,7 @@ def _new(
         order.ledger.rented(instance)
         rivals.settle(everywhere, instance, known_ids, ledger=order.ledger, last=not order.wait, progress=progress)
         try:
-            usable = _usable(providers, instance, order, progress)
+            usable = _usable(providers, instance, order, progress, new=True)
         except GpuyardError as error:
             if progress:
                 progress(f"{error} Giving it back.")

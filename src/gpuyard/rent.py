@@ -37,14 +37,18 @@ from gpuyard.errors import (
 from gpuyard.ledger import Ledger
 from gpuyard.market import describe
 from gpuyard.pending import Note, PendingNotes
-from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider, State
+from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider, State, alias_prefix
 from gpuyard.providers.rental import UNLISTED_S
+from gpuyard.providers.values import same_ssh_key
 
 MOST_OFFERS = 8  # tried in one rent; Vast allows one create in 4.5 s
 MOST_AT_ONE_CLOUD = 3  # tried there before the other clouds have their turn
 _LIVE = (State.PENDING, State.RUNNING, State.UNKNOWN)
 _SSH_CONNECT_TIMEOUT_S = 10
 _TOLD_EVERY_S = 10.0
+KEY_ARRIVES_S = 120.0  # a new machine may refuse for that long the key that it was rented with
+KEY_REFUSED_S = 12.0  # one that was there before knows its keys
+_KEYS_NAMED = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,6 +143,7 @@ def _first_to_be_had(
         # Ids of a sandbox that is gone may come again, and a pin of theirs would make this machine a stranger.
         with suppress(OSError):
             forget_host_key(instance)
+            forget_run(spec.ref.run, providers)
         tell(
             f"Rented {_name(instance)} for run {spec.ref.run}; it bills until `ansible-playbook teardown.yml "
             f"-e run={spec.ref.run}` ends that."
@@ -283,6 +288,8 @@ def wait_ssh(
     key: SshKey,
     known_hosts: Path | None = None,
     *,
+    new: bool = True,
+    account_keys: Callable[[], Sequence[str]] = list,
     timeout_s: float = 300.0,
     progress: Progress | None = None,
     clock: Clock | None = None,
@@ -291,7 +298,8 @@ def wait_ssh(
 
     The first key that answers is trusted, filed under the instance's own alias, and the only one accepted from then on.
     Raises :class:`UnreachableError` after ``timeout_s``, and at once when the host answers with another key than the
-    pinned one.
+    pinned one. A machine that refuses our own key is given time to learn it when it is ``new``, rented by this very
+    command; of another one that is soon an error, which names the ``account_keys``.
     """
     tell = progress or _silent
     clock = clock or Clock(first_delay=0.2, longest_delay=2.0)
@@ -300,6 +308,8 @@ def wait_ssh(
     command = ["ssh", *ssh_args(instance, key, file, first_contact=True), "true"]
     start = clock.now()
     last = ""
+    known: Sequence[str] = []
+    refused_until: float | None = None
     for delay in clock.delays():
         with _locked(file, shared=True):
             complaint = _try_ssh(command)
@@ -319,6 +329,14 @@ def wait_ssh(
         if complaint != last:
             last = complaint
             tell(f"{_name(instance)} does not answer yet: {last}")
+        if "Permission denied (" not in complaint:
+            refused_until = None
+        elif refused_until is None:
+            known = [] if new else _account_keys(account_keys)
+            patience = KEY_ARRIVES_S if new else _key_may_arrive_s(instance, key, known, clock)
+            refused_until = clock.now() + patience
+        elif clock.now() >= refused_until:
+            raise UnreachableError(_refused(instance, key, known, new))
         if elapsed > timeout_s:
             raise UnreachableError(
                 f"{_name(instance)} did not answer over SSH at {instance.ssh_host}:{instance.ssh_port} within "
@@ -326,6 +344,54 @@ def wait_ssh(
             )
         clock.sleep(delay)
     raise AssertionError("the delays never end")
+
+
+def _account_keys(ask: Callable[[], Sequence[str]]) -> Sequence[str]:
+    try:
+        return ask()
+    except ProviderError:
+        return []  # they only make a sentence clearer
+
+
+def _key_may_arrive_s(instance: Instance, key: SshKey, known: Sequence[str], clock: Clock) -> float:
+    """Return how long a machine that was there before this command may still refuse ``key`` and know it in the end."""
+    if instance.created_at is None or not any(same_ssh_key(key.public_text, one) for one in known):
+        return KEY_REFUSED_S
+    # It may have been rented a moment ago, by a command of this controller that was killed.
+    return min(KEY_ARRIVES_S, max(KEY_REFUSED_S, instance.created_at + KEY_ARRIVES_S - clock.date()))
+
+
+def _refused(instance: Instance, key: SshKey, known: Sequence[str], new: bool) -> str:
+    ours = f"{key_fingerprint(key.public_text)} ({key.private_path})"
+    if new:
+        return f"{_name(instance)} still refuses the SSH key with which it was rented, {ours}. It is rented and bills."
+    others = [
+        f"{key_fingerprint(one)}{f' ({name})' if (name := ' '.join(one.split()[2:])) else ''}"
+        for one in known
+        if not same_ssh_key(key.public_text, one)
+    ]
+    more = f" and {len(others) - _KEYS_NAMED} more" if len(others) > _KEYS_NAMED else ""
+    account = f" The account also has {', '.join(others[:_KEYS_NAMED])}{more}." if others else ""
+    run = instance.ref.run if instance.ref else "…"
+    return (
+        f"{_name(instance)} does not know the SSH key of this controller, {ours}: another controller has rented it, "
+        f"with a key of its own.{account} Name that key's private file with -e ssh_key=PATH, work from that "
+        f"controller, or end the run with `ansible-playbook teardown.yml -e run={run}`."
+    )
+
+
+def key_fingerprint(public_text: str) -> str:
+    """Return the fingerprint (``SHA256:…``) of a public key, ``type body comment``."""
+    words = public_text.split()
+    return (_fingerprint(words[1]) if len(words) > 1 else None) or "a key that cannot be read"
+
+
+def _fingerprint(body: str) -> str | None:
+    try:
+        blob = base64.b64decode(body, validate=True)
+    except binascii.Error:
+        return None
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 def ssh_args(
@@ -362,12 +428,8 @@ def host_key_fingerprint(instance: Instance, known_hosts: Path | None = None) ->
     """Return the fingerprint (``SHA256:…``) of the instance's pinned host key, ``None`` when none is pinned."""
     for line in _known_lines(known_hosts or paths.known_hosts()):
         fields = line.split()
-        if len(fields) >= 3 and fields[0] == instance.host_key_alias:
-            try:
-                blob = base64.b64decode(fields[2], validate=True)
-            except binascii.Error:
-                continue
-            return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+        if len(fields) >= 3 and fields[0] == instance.host_key_alias and (found := _fingerprint(fields[2])):
+            return found
     return None
 
 
@@ -409,15 +471,43 @@ def _write_private(file: Path, text: str) -> None:
 
 def forget_host_key(instance: Instance, known_hosts: Path | None = None) -> None:
     """Remove the instance's pinned host key and its entry for ssh; nothing happens when there is none."""
+    _forget(lambda alias: alias == instance.host_key_alias, known_hosts or paths.known_hosts())
+
+
+def forget_run(run: str, clouds: Iterable[Provider], known_hosts: Path | None = None) -> None:
+    """Remove what is kept for reaching the last machine of ``run``, where ``clouds`` list no machine of it any more.
+
+    Only this run's: another account of the same user may hold the machines of other runs.
+    """
     file = known_hosts or paths.known_hosts()
+    prefixes = tuple(alias_prefix(cloud.name, cloud.sandbox) for cloud in clouds)
+    aliases = {alias for alias in _aliases(_ssh_entries(file) / f"{run}.conf") if alias.startswith(prefixes)}
+    if aliases:
+        _forget(lambda alias: alias in aliases, file)
+
+
+def forget_sandbox(name: str, known_hosts: Path | None = None) -> None:
+    """Remove what is kept for reaching the machines of a sandbox that is gone."""
+    file = known_hosts or paths.known_hosts()
+    if file.parent.is_dir():
+        _forget(lambda alias: alias.startswith(alias_prefix("", name).removesuffix("-")), file)
+
+
+def _forget(unwanted: Callable[[str], bool], file: Path) -> None:
+    """Remove the pinned keys, and the entries for ssh, whose alias is ``unwanted``."""
     with _locked(file):
         for entry in _ssh_entries(file).glob("*.conf"):
-            if f"HostKeyAlias {instance.host_key_alias}\n" in entry.read_text(encoding="utf-8"):
+            if any(map(unwanted, _aliases(entry))):
                 entry.unlink()
         lines = _known_lines(file)
-        kept = [line for line in lines if line.split()[:1] != [instance.host_key_alias]]
+        kept = [line for line in lines if not (line.split() and unwanted(line.split()[0]))]
         if len(kept) != len(lines):
             _write_private(file, "".join(line + "\n" for line in kept))
+
+
+def _aliases(entry: Path) -> set[str]:
+    """Return the aliases that an entry for ssh names."""
+    return {words[1] for line in _known_lines(entry) if (words := line.split())[:1] == ["HostKeyAlias"]}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

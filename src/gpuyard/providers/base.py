@@ -122,6 +122,7 @@ class Instance:
     created_at: float | None = None  # seconds since 1970
     machine_id: str = ""
     emulated: bool = False
+    sandbox: str = ""  # the name of the sandbox that emulates it; "": a real one
     idle_price_per_hour_usd: float | None = None  # while it does not run; None: the same as while it does
 
     @property
@@ -152,7 +153,15 @@ class Instance:
     @property
     def host_key_alias(self) -> str:
         """The name under which its SSH host key is pinned: belongs to the instance, not to an address."""
-        return f"gpuyard-{self.provider}-{self.id}"
+        return alias_prefix(self.provider, self.sandbox) + self.id
+
+
+def alias_prefix(provider: str, sandbox: str) -> str:
+    """Return how the aliases of all of a provider's instances begin.
+
+    A sandbox's name is in them: a later sandbox may give an earlier one's ids to other machines.
+    """
+    return f"gpuyard-sandbox-{sandbox}-{provider}-" if sandbox else f"gpuyard-{provider}-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +180,7 @@ class Provider(ABC):
     title: ClassVar[str]  # as people write it, "Vast.ai"
     console_url: ClassVar[str]  # where a person sees and ends what is rented
     capabilities: ClassVar[frozenset[Capability]]
+    sandbox: str = ""  # the name of the sandbox that emulates it; "": a real one
 
     @abstractmethod
     def offers(self, query: Query) -> list[Offer]:
@@ -211,6 +221,10 @@ class Provider(ABC):
     @abstractmethod
     def credit_usd(self) -> float | None:
         """Return the account's remaining credit in dollars, ``None`` where the provider does not say."""
+
+    def ssh_keys(self) -> list[str]:
+        """Return the public SSH keys that the account holds, each as ``type body name``."""
+        return []
 
     def start(self, instance_id: str) -> None:
         """Start a stopped instance."""

@@ -112,10 +112,12 @@ class Vast(Provider):
         *,
         base_url: str = BASE_URL,
         emulated: bool = False,
+        sandbox: str = "",
         patience: Patience | None = None,
         waits: Waits | None = None,
     ) -> None:
         self.emulated = emulated
+        self.sandbox = sandbox
         self._waits = waits or Waits()
         self._api = Client(self.name, self.title, base_url, key, classify, patience or Patience())
 
@@ -227,6 +229,7 @@ class Vast(Provider):
                 price_per_hour_usd=offer.price_per_hour_usd,
                 machine_id=offer.machine_id,
                 emulated=self.emulated,
+                sandbox=self.sandbox,
                 idle_price_per_hour_usd=offer.disk_price_per_hour_usd,
             )
 
@@ -240,14 +243,17 @@ class Vast(Provider):
         calls.append(PlannedCall("PUT", self._api.url(f"/api/v0/asks/{offer.id}/"), _create_body(offer, spec)))
         return calls
 
-    def _has_key(self, public_key: str) -> bool:
+    def ssh_keys(self) -> list[str]:
+        """Return the account's public keys, which reach every new instance."""
         try:
             answer = self._api.call("GET", "/api/v0/ssh/")
         except NotFoundError:
-            return False  # "No SSH keys found for the user." is a 404
+            return []  # "No SSH keys found for the user." is a 404
         rows = dicts(answer.get("items") or answer.get("ssh_keys") or answer.get("keys"))
-        held = (text(row.get("public_key")) or text(row.get("key")) for row in rows if not row.get("deleted_at"))
-        return any(same_ssh_key(public_key, key) for key in held)
+        return [text(row.get("public_key")) or text(row.get("key")) for row in rows if not row.get("deleted_at")]
+
+    def _has_key(self, public_key: str) -> bool:
+        return any(same_ssh_key(public_key, key) for key in self.ssh_keys())
 
     def _add_key(self, public_key: str) -> None:
         # Twice the same key does no harm, so a lost answer needs no ceremony.
@@ -318,6 +324,7 @@ class Vast(Provider):
             created_at=optional_number(row.get("start_date")),
             machine_id=text(row.get("machine_id")),
             emulated=self.emulated or bool(row.get("emulated")),
+            sandbox=self.sandbox,
             idle_price_per_hour_usd=_disk_price(row),
         )
 

@@ -93,10 +93,10 @@ def test_an_unknown_provider_names_the_choices() -> None:
 
 def test_a_running_sandbox_replaces_everything(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAST_API_KEY", "a-real-key")
-    sandbox_file(paths.sandbox_state(), listening)
+    sandbox_file(paths.sandbox_state(), listening, name="ab12cd")
     clouds = config.connect(sandbox=True)
     assert [repr(cloud) for cloud in clouds] == [f"Vast('{listening}')", f"Vultr('{listening}/v2')"]
-    assert all(cloud.emulated for cloud in clouds)  # type: ignore[attr-defined]
+    assert all(cloud.emulated and cloud.sandbox == "ab12cd" for cloud in clouds)  # type: ignore[attr-defined]
     assert [cloud.name for cloud in config.connect("vultr", sandbox=True)] == ["vultr"]
 
 

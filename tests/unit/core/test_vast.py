@@ -538,5 +538,12 @@ def test_credit(vast: Vast, service: Standin) -> None:
     assert vast.credit_usd() is None
 
 
+def test_the_accounts_ssh_keys(vast: Vast, service: Standin) -> None:
+    keys = [{"public_key": SSH_KEY}, {"key": "ssh-rsa AAAA old"}, {"key": "ssh-rsa BBBB", "deleted_at": "2026"}]
+    service.on("GET", "/api/v0/ssh/", Reply(keys), Reply({"success": False, "msg": "No SSH keys found"}, 404))
+    assert vast.ssh_keys() == [SSH_KEY, "ssh-rsa AAAA old"]
+    assert vast.ssh_keys() == []
+
+
 def test_the_key_is_not_in_its_repr(vast: Vast) -> None:
     assert VAST_KEY not in repr(vast) + repr(vars(vast))
