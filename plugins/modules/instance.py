@@ -215,10 +215,11 @@ def run(call):
 
     how = {"check": call.check_mode, "progress": call.progress}
     book = ledger.Ledger(bucket, call.progress)
+    notes = pending.PendingNotes(bucket, call.progress)
     state = call.params["state"]
     if state == "absent":
         # First, so that nothing that only other states need can be in the way of ending what bills.
-        return report(call, machine.absent(clouds, call.params["run"], ledger=book, **how), {}, clouds)
+        return report(call, machine.absent(clouds, call.params["run"], ledger=book, notes=notes, **how), {}, clouds)
     key = config.ssh_key(call.option("ssh_key"))
 
     def offers():
@@ -238,7 +239,7 @@ def run(call):
         wait=call.params["wait"],
         timeout_s=call.params["timeout"],
         everywhere=config.connect(require=False, **call.site()) if call.option("provider") else clouds,
-        notes=pending.PendingNotes(bucket, call.progress),
+        notes=notes,
         ledger=book,
         **call.given("disk_gb"),
     )

@@ -157,16 +157,23 @@ def absent(
     run: str,
     *,
     ledger: Ledger | None = None,
+    notes: PendingNotes | None = None,
+    clock: rent.Clock | None = None,
     check: bool = False,
     progress: Progress | None = None,
 ) -> Outcome:
     """Destroy every machine of the run, wherever it is, and come back when each is confirmed gone.
 
-    What each has cost is written into ``ledger``. Raises :class:`LeakError` naming every machine that could not be
+    A machine of a request that ``notes`` say is unanswered is waited for first, as long as it may be unlisted. What
+    each has cost is written into ``ledger``. Raises :class:`LeakError` naming every machine that could not be
     confirmed, and every cloud that could not be asked, after all that can be seen was tried: a cloud that is down must
     not keep another one's machine billing.
     """
     check_name(run)
+    if notes is not None and not check:
+        # What does not answer now is told below, after all that can be seen is gone.
+        with suppress(ProviderError):
+            rent.await_noted(providers, run, notes, progress=progress, clock=clock or rent.Clock())
     seen = rent.survey(providers)
     held = rent.owned(seen.answered(), run)
     others = sorted({one.ref.run for one in rent.owned(seen.instances) if one.ref and one.ref.run != run})

@@ -205,7 +205,7 @@ def await_noted(
     asked = [by_name[name] for name in sorted({one.provider for one in waiting})]
     tell(
         f"A command on {waiting[-1].controller} has asked {waiting[-1].provider} for a machine of run {run} and has "
-        f"noted no answer. Looking for that machine for {left:.0f} s before anything is rented."
+        f"noted no answer. Looking for that machine for {left:.0f} s before anything else."
     )
     told = clock.now()
     live: list[Instance] = []

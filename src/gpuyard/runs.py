@@ -211,6 +211,8 @@ def cancel(store: Store, run: str, *, check: bool = False) -> bool:
     record = next((one for one in list_runs(store) if one.run == run), None)
     if record is None or record.outcome in ("done", "failed", "cancelled"):
         return False
+    if not record.created and latest_manifest(store, run) is None:
+        return False  # there are only notes of what was rented for it
     if not check:
         write_record(store, run, record.workload, outcome="cancelled")
     return True

@@ -11,7 +11,7 @@ import pytest
 
 from gpuyard import machine, rent, runs
 from gpuyard.checkpoints import LocalStore
-from gpuyard.errors import AmbiguousError, NoCapacityError, ThrottledError, UsageError
+from gpuyard.errors import AmbiguousError, LeakError, NoCapacityError, ThrottledError, UsageError
 from gpuyard.pending import PendingNotes
 from gpuyard.providers.rental import UNLISTED_S
 from gpuyard.providers.vast import Vast
@@ -137,12 +137,41 @@ def test_a_killed_command_leaves_a_note_and_the_next_one_waits_for_its_machine(
     asked_at_vultr = order(kept, fake_time, told, everywhere=clouds, offers=lambda: [VULTR_OFFER])
     with pytest.raises(UsageError, match=r"at another cloud \(vast 0,.*leave out provider=vultr"):
         machine.present(clouds[1:], asked_at_vultr, progress=told.append)
-    assert any("Looking for that machine for 20 s before anything is rented" in line for line in told)
+    assert any("Looking for that machine for 20 s before anything else" in line for line in told)
 
     outcome = machine.present(clouds, order(kept, fake_time, told), progress=told.append)
     assert outcome.instance and outcome.instance.id == "0" and not outcome.rented
     assert len(service.calls("PUT")) == 1 and not service.calls("POST")
     assert notes(store.folder, own_home / ".gpuyard" / "pending") == []
+
+
+def test_a_teardown_waits_for_a_machine_that_a_killed_command_may_have_rented(
+    clouds: list[Any], service: Standin, late: Any, fake_time: FakeTime, store: LocalStore
+) -> None:
+    late("vast", LOST, 25)
+    told: list[str] = []
+
+    def killed(line: str) -> None:
+        if "Looking for the instance" in line:
+            raise KeyboardInterrupt
+
+    asked = order(store, fake_time, told)
+    with pytest.raises(KeyboardInterrupt):
+        machine.present(clouds, asked, progress=killed)
+    service.on("DELETE", "/api/v0/instances/0/", Reply({"success": True}))
+    service.on("GET", "/api/v0/instances/0/", Reply({"instances": None}))
+    assert machine.absent(clouds, "miniprover-0", notes=asked.notes, check=True).actions == []
+    outcome = machine.absent(clouds, "miniprover-0", notes=asked.notes, clock=asked.clock, progress=told.append)
+    assert [action.split(",")[0] for action in outcome.actions] == ["destroy vast 0"]
+    assert len(service.calls("DELETE")) == 1 and notes(store.folder) == []
+    # A run of which the bucket has nothing but notes is not made one that was given up.
+    store.put("miniprover-0/ledger/vast-0.json", b"{}")
+    assert runs.cancel(store, "miniprover-0") is False
+    # What is billed at a cloud that answers ends, whatever the other one does.
+    asked.notes.write(a_spec().ref, "vultr")
+    service.on("GET", "/instances", Reply({"error": "down"}, 503))
+    with pytest.raises(LeakError, match=r"confirmed gone: vast 0.*vultr could not be asked"):
+        machine.absent(clouds, "miniprover-0", notes=asked.notes, clock=asked.clock)
 
 
 def test_a_note_is_waited_for_as_long_as_it_may_matter_and_then_removed(
