@@ -171,7 +171,6 @@ failure:
   sample: {kind: NoCapacityError, provider: vast, status: 400, code: no_such_ask, instance_id: null}
 """
 
-import functools
 import json
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
@@ -202,11 +201,10 @@ CONDITIONS = {}
 
 def run(call):
     """Bring the run's machine into the wanted state."""
-    from gpuyard import config, ledger, machine, market, pending, records, rent, runs
+    from gpuyard import config, ledger, machine, market, notebook, pending, records, rent, runs
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
 
-    @functools.cache
     def bucket():
         settings = config.s3_settings(
             call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site()
@@ -214,8 +212,9 @@ def run(call):
         return runs.shared_bucket(settings)
 
     how = {"check": call.check_mode, "progress": call.progress}
-    book = ledger.Ledger(bucket, call.progress)
-    notes = pending.PendingNotes(bucket, call.progress)
+    shared = notebook.Notebook(bucket)
+    book = ledger.Ledger(shared, call.progress)
+    notes = pending.PendingNotes(shared, call.progress)
     state = call.params["state"]
     if state == "absent":
         # First, so that nothing that only other states need can be in the way of ending what bills.

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from gpuyard.checkpoints import BucketError, CheckpointError, Manifest, MissingObjectError, Store, latest_manifest
 from gpuyard.errors import GpuyardError
+from gpuyard.notebook import Notebook
 from gpuyard.providers.base import Instance, Progress, State
 
 FOLDER = "ledger"
@@ -169,15 +170,14 @@ def entries(store: Store, run: str, complain: Progress = lambda _: None) -> list
 
 @dataclass(slots=True)
 class Ledger:
-    """Writes down what happens to machines. Nothing here raises: what cannot be written is told, once.
+    """Writes down what happens to machines. Nothing here raises: what cannot be written is told.
 
-    ``bucket`` is opened when there is something to write, and only then; without one nothing is written.
+    Without a bucket nothing is written.
     """
 
-    bucket: Callable[[], Store | None] = lambda: None
+    bucket: Notebook = field(default_factory=Notebook)
     progress: Progress = lambda _: None
     now: Callable[[], float] = time.time
-    _given_up: bool = field(default=False, init=False, repr=False)
 
     def rented(self, instance: Instance) -> None:
         """Write down that ``instance`` has just been rented, or found to have been."""
@@ -243,16 +243,19 @@ class Ledger:
             self._with_bucket(what, lambda store: _put(store, entry(store)))
 
     def _with_bucket(self, what: str, work: Callable[[Store], None]) -> None:
-        if self._given_up:
+        uncounted = f"The bucket could not be told {what}, so status will not count it in full"
+        if self.bucket.failed:
+            self.progress(f"{uncounted}.")
             return
         try:
-            store = self.bucket()
+            store = self.bucket.store()
             if store is not None:
                 work(store)
         except GpuyardError as error:
             # An entry that cannot be read says nothing of the others.
-            self._given_up = isinstance(error, BucketError) or not isinstance(error, CheckpointError)
-            self.progress(f"The bucket could not be told {what}, so status will not count it in full: {error}")
+            if isinstance(error, BucketError) or not isinstance(error, CheckpointError):
+                self.bucket.give_up()
+            self.progress(f"{uncounted}: {error}")
 
     def _read(self, store: Store, instance: Instance) -> Entry | None:
         assert instance.ref is not None  # asked by _write

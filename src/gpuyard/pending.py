@@ -9,6 +9,7 @@ request goes out and removed when the answer is certain. It lies in the bucket, 
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import socket
 import time
@@ -16,8 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from gpuyard import paths
-from gpuyard.checkpoints import CheckpointError, LocalStore, Store
+from gpuyard.checkpoints import CheckpointError, LocalStore, MissingObjectError, Store
 from gpuyard.errors import GpuyardError
+from gpuyard.notebook import Notebook
 from gpuyard.providers.base import Progress
 from gpuyard.run import RunRef
 
@@ -39,15 +41,11 @@ class Note:
 
 @dataclass(slots=True)
 class PendingNotes:
-    """The notes of all runs. Nothing here raises: a note that cannot be kept is told, and renting goes on.
+    """The notes of all runs. Nothing here raises: a note that cannot be kept is told, and renting goes on."""
 
-    ``bucket`` is opened when the first note is read or written, and only then.
-    """
-
-    bucket: Callable[[], Store | None] = lambda: None
+    bucket: Notebook = field(default_factory=Notebook)
     progress: Progress = lambda _: None
     now: Callable[[], float] = time.time
-    _opened: list[Store] | None = field(default=None, init=False, repr=False)
 
     def write(self, ref: RunRef, provider: str) -> Note | None:
         """Note that a create for ``ref`` is about to be sent to ``provider``; ``None`` when no place takes the note."""
@@ -65,7 +63,7 @@ class PendingNotes:
             try:
                 store.put(note.key, json.dumps(content, indent=1).encode())
             except CheckpointError as error:
-                self._give_up(store, error)
+                self._failed(store, error)
                 continue
             return note
         return None
@@ -82,41 +80,50 @@ class PendingNotes:
                 try:
                     store.delete(note.key)
                 except CheckpointError as error:
-                    self._give_up(store, error)
+                    self._failed(store, error)
 
     def _notes(self, store: Store, run: str) -> Iterator[Note]:
         try:
             for item in store.objects(f"{run}/{FOLDER}/"):
                 try:
-                    content = json.loads(store.get(item.key))
-                    yield Note(
-                        run=run,
-                        provider=str(content["provider"]),
-                        label=str(content.get("label") or ""),
-                        sent_at=float(content["sent_at"]),
-                        controller=str(content.get("controller") or "another controller"),
-                        key=item.key,
-                    )
+                    yield _note(run, item.key, store.get(item.key))
+                except MissingObjectError:
+                    continue  # its command has just had an answer
                 except (ValueError, KeyError, TypeError, AttributeError):
                     self.progress(f"{store.url}/{item.key} is no note of an unanswered request; it is passed over.")
         except CheckpointError as error:
-            self._give_up(store, error)
+            self._failed(store, error)
 
     def _stores(self) -> list[Store]:
         """Return where notes lie: the bucket first, where there is one, then the controller's own folder."""
-        if self._opened is None:
-            own = LocalStore(paths.home() / "pending")
-            self._opened = [own]
-            try:
-                opened = self.bucket()
-            except GpuyardError as error:
-                self.progress(f"Notes of unanswered requests stay on this controller: {error}")
-            else:
-                self._opened = [opened, own] if opened else [own]
-        return list(self._opened)
+        try:
+            shared = self.bucket.store()
+        except GpuyardError as error:
+            self.progress(f"Notes of unanswered requests stay on this controller: {error}")
+            shared = None
+        return [shared, _own()] if shared else [_own()]
 
-    def _give_up(self, store: Store, error: CheckpointError) -> None:
-        """Say once that a store cannot be used, and use it no more."""
-        if self._opened and store in self._opened:
-            self._opened.remove(store)
-            self.progress(f"What another controller has asked for and not seen answered may be overlooked: {error}")
+    def _failed(self, store: Store, error: CheckpointError) -> None:
+        """Say that a store cannot be used; a bucket is used no more."""
+        if store.url != _own().url:
+            self.bucket.give_up()
+        self.progress(f"What a command has asked for and not seen answered may be overlooked: {error}")
+
+
+def _note(run: str, key: str, data: bytes) -> Note:
+    content = json.loads(data)
+    sent_at = float(content["sent_at"])
+    if not math.isfinite(sent_at):
+        raise ValueError(f"sent_at={sent_at}")
+    return Note(
+        run=run,
+        provider=str(content["provider"]),
+        label=str(content.get("label") or ""),
+        sent_at=sent_at,
+        controller=str(content.get("controller") or "another controller"),
+        key=key,
+    )
+
+
+def _own() -> LocalStore:
+    return LocalStore(paths.home() / "pending")

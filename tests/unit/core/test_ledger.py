@@ -12,6 +12,8 @@ import pytest
 from gpuyard import ledger, machine, records, rent, runs
 from gpuyard.checkpoints import LocalStore, Manifest, publish, write_record
 from gpuyard.ledger import Entry, Ledger
+from gpuyard.notebook import Notebook
+from gpuyard.pending import PendingNotes
 from gpuyard.providers.base import Instance, State
 from gpuyard.providers.vast import Vast
 from gpuyard.run import RunRef
@@ -34,7 +36,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 @pytest.fixture
 def book(store: LocalStore, fake_time: FakeTime) -> Ledger:
-    return Ledger(lambda: store, pytest.fail, fake_time.clock)
+    return Ledger(Notebook(lambda: store), pytest.fail, fake_time.clock)
 
 
 def machine_of(**changes: Any) -> Instance:
@@ -187,10 +189,18 @@ def test_an_end_is_an_end_whatever_the_bucket_says(
     service.on("DELETE", "/api/v0/instances/", Reply({"success": True}))
     (tmp_path / "file").write_text("not a folder")
     told: list[str] = []
-    book = Ledger(lambda: LocalStore(tmp_path / "file"), told.append, fake_time.clock)
+    book = Ledger(Notebook(lambda: LocalStore(tmp_path / "file")), told.append, fake_time.clock)
     service.on("GET", "/api/v0/instances/", Reply({"instances": None}))
     rent.destroy_all(clouds, [machine_of(), machine_of(id="8")], ledger=book)
-    assert len(told) == 1 and "could not be told what vast 7 costs" in told[0]
+    assert "could not be told what vast 7 costs" in told[0] and "Not a directory" in told[0]
+    # A silent bucket costs a minute with every question, so it is asked once by all who write there.
+    assert told[1:] == ["The bucket could not be told what vast 8 costs, so status will not count it in full."]
+    shared = Notebook(lambda: LocalStore(tmp_path / "file"))
+    PendingNotes(shared, told.append).read("miniprover-0")
+    Ledger(shared, told.append).rented(machine_of(id="9"))
+    assert "may be overlooked" in told[2] and told[3].endswith(
+        "what vast 9 costs, so status will not count it in full."
+    )
     rent.destroy_all(clouds, [machine_of()], ledger=Ledger(progress=pytest.fail))
 
 

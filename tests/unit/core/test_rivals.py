@@ -11,6 +11,7 @@ from gpuyard import ledger, machine, rent
 from gpuyard.checkpoints import LocalStore
 from gpuyard.errors import GpuyardError, LeakError, UnreachableError, UsageError
 from gpuyard.ledger import Ledger
+from gpuyard.notebook import Notebook
 
 from .conftest import FakeTime, an_offer
 from .standin import Reply, Request, Standin
@@ -98,7 +99,7 @@ def test_the_younger_machine_goes_back_and_its_command_says_so(
         "back. Run the same command again, without provider=, to go on with vultr v-1."
     )
     with pytest.raises(UsageError) as caught:
-        launch(clouds, fake_time, told, ledger=Ledger(lambda: store, told.append, fake_time.clock))
+        launch(clouds, fake_time, told, ledger=Ledger(Notebook(lambda: store), told.append, fake_time.clock))
     assert str(caught.value) == sentence
     assert market.rented == []
     assert not service.calls("DELETE", "/instances")

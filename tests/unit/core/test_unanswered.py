@@ -12,6 +12,7 @@ import pytest
 from gpuyard import machine, rent, runs
 from gpuyard.checkpoints import LocalStore
 from gpuyard.errors import AmbiguousError, LeakError, NoCapacityError, ThrottledError, UsageError
+from gpuyard.notebook import Notebook
 from gpuyard.pending import PendingNotes
 from gpuyard.providers.rental import UNLISTED_S
 from gpuyard.providers.vast import Vast
@@ -93,7 +94,7 @@ def order(store: LocalStore | None, fake_time: FakeTime, told: list[str], **chan
             "key": KEY,
             "wait": False,
             "clock": clock,
-            "notes": PendingNotes(lambda: store, told.append, fake_time.clock),
+            "notes": PendingNotes(Notebook(lambda: store), told.append, fake_time.clock),
             **changes,
         }
     )
@@ -179,7 +180,7 @@ def test_a_note_is_waited_for_as_long_as_it_may_matter_and_then_removed(
 ) -> None:
     service.on("PUT", "/api/v0/asks/", Reply({"success": True, "new_contract": 7}))
     told: list[str] = []
-    earlier = PendingNotes(lambda: store, told.append, fake_time.clock)
+    earlier = PendingNotes(Notebook(lambda: store), told.append, fake_time.clock)
     earlier.write(a_spec().ref, "vast")
     began = fake_time.now
     machine.present(clouds, order(store, fake_time, told), progress=told.append)
@@ -191,13 +192,14 @@ def test_a_note_is_waited_for_as_long_as_it_may_matter_and_then_removed(
     earlier.write(a_spec().ref, "vast")
     earlier.write(a_spec().ref, "lambda")
     store.put("miniprover-0/requests/broken.json", b"{")
+    store.put("miniprover-0/requests/never.json", b'{"provider": "vast", "sent_at": NaN}')
     fake_time.now = began = fake_time.now + UNLISTED_S
     earlier.write(a_spec().ref, "lambda")
     service.on("GET", "/api/v1/instances/", Reply({"instances": []}))
     machine.present(clouds, order(store, fake_time, told), progress=told.append)
     assert fake_time.now == began
     assert any("There is no key of lambda here" in line for line in told)
-    assert any("broken.json is no note" in line for line in told)
+    assert all(any(f"{name}.json is no note" in line for line in told) for name in ("broken", "never"))
 
 
 def test_a_definite_answer_leaves_no_note_and_an_open_one_does(
@@ -224,7 +226,7 @@ def test_without_a_bucket_that_answers_the_note_stays_at_home(
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     told: list[str] = []
-    noted = PendingNotes(lambda: LocalStore(tmp_path / "file"), told.append)
+    noted = PendingNotes(Notebook(lambda: LocalStore(tmp_path / "file")), told.append)
     note = noted.write(a_spec().ref, "vast")
     assert note and "may be overlooked" in told[0] and len(told) == 1
     assert notes(own_home / ".gpuyard" / "pending")
