@@ -62,6 +62,7 @@ runs:
       description:
         - V(running), V(pending) or V(stopped), as its machine is; V(preempted) when the provider has taken the
           machine away; V(interrupted) when it has no machine and its checkpoints do not say that it ended.
+        - V(cancelled) when it was torn down, or when all its machines were ended before it had a checkpoint.
         - V(finished) or V(failed), as its checkpoints say it ended; a machine that is still there bills all the same.
       type: str
     resumable:

@@ -92,6 +92,11 @@ class Entry:
         """Whether it is known to cost nothing any more."""
         return self.changes[-1].what in ("gone", "ended")
 
+    @property
+    def ended_by_us(self) -> bool:
+        """Whether a command has destroyed it."""
+        return self.changes[-1].what == "ended"
+
     def changed(self, what: What, price_per_hour_usd: float, when: float) -> Entry:
         """Return the entry with one more change, never earlier than the last one."""
         change = Change(max(when, self.changes[-1].time), what, price_per_hour_usd)

@@ -37,7 +37,7 @@ from gpuyard.errors import (
 from gpuyard.ledger import Ledger
 from gpuyard.market import describe
 from gpuyard.pending import Note, PendingNotes
-from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider, State, alias_prefix
+from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider, State, alias_prefix, sandbox_prefix
 from gpuyard.providers.rental import UNLISTED_S
 from gpuyard.providers.values import same_ssh_key
 
@@ -490,7 +490,7 @@ def forget_sandbox(name: str, known_hosts: Path | None = None) -> None:
     """Remove what is kept for reaching the machines of a sandbox that is gone."""
     file = known_hosts or paths.known_hosts()
     if file.parent.is_dir():
-        _forget(lambda alias: alias.startswith(alias_prefix("", name).removesuffix("-")), file)
+        _forget(lambda alias: alias.startswith(sandbox_prefix(name)), file)
 
 
 def _forget(unwanted: Callable[[str], bool], file: Path) -> None:

@@ -77,8 +77,8 @@ class Run:
             return str(self.machine.state)
         if any(instance.state is State.PREEMPTED for instance in self.instances):
             return "preempted"
-        if self.record is None and self.manifest is None and self.entries:
-            return "cancelled"  # there is nothing to go on from, only what it has cost
+        if not (self.record or self.manifest) and self.entries and all(one.ended_by_us for one in self.entries):
+            return "cancelled"
         return "cancelled" if self.record and self.record.outcome == "cancelled" else "interrupted"
 
     @property

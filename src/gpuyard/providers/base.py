@@ -157,11 +157,13 @@ class Instance:
 
 
 def alias_prefix(provider: str, sandbox: str) -> str:
-    """Return how the aliases of all of a provider's instances begin.
+    """Return how the aliases of all of a provider's instances begin."""
+    return f"{sandbox_prefix(sandbox)}{provider}-" if sandbox else f"gpuyard-{provider}-"
 
-    A sandbox's name is in them: a later sandbox may give an earlier one's ids to other machines.
-    """
-    return f"gpuyard-sandbox-{sandbox}-{provider}-" if sandbox else f"gpuyard-{provider}-"
+
+def sandbox_prefix(sandbox: str) -> str:
+    """Return how the aliases of a sandbox's instances begin: a later sandbox may give their ids to other machines."""
+    return f"gpuyard-sandbox-{sandbox}-"
 
 
 @dataclass(frozen=True, slots=True)

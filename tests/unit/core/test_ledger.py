@@ -142,6 +142,7 @@ def test_a_machine_that_its_cloud_does_not_list_any_more_costs_nothing_more(
     book.gone("miniprover-0", [], ["vast"])
     (entry,) = ledger.entries(store, "miniprover-0")
     assert entry.ended and entry.cost_usd(fake_time.now) == pytest.approx(0.4)
+    assert joined(store).state == "interrupted"  # nobody has given it up
 
 
 def test_a_machine_that_the_ledger_does_not_know_counts_by_its_age(store: LocalStore) -> None:
