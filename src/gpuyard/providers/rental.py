@@ -35,7 +35,8 @@ class Waits:
     destroy_timeout: float = 90.0
     resend_every: float = 10.0  # a DELETE that seems to have had no effect
     throttled_tries: int = 4
-    throttled_delay: float = 5.0  # Vast spaces creates 4.5 s apart and names no Retry-After
+    throttled_delay: float = 5.0
+    between_creates: float = 4.6  # at Vast, which refuses the second of two within 4.5 s and names no Retry-After
     longest_throttle: float = 60.0
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)

@@ -119,6 +119,7 @@ class Vast(Provider):
         self.emulated = emulated
         self.sandbox = sandbox
         self._waits = waits or Waits()
+        self._last_create: float | None = None
         self._api = Client(self.name, self.title, base_url, key, classify, patience or Patience())
 
     def __repr__(self) -> str:
@@ -206,10 +207,12 @@ class Vast(Provider):
     def create(self, offer: Offer, spec: CreateSpec, *, progress: Progress | None = None) -> Instance:
         """Rent the ask ``offer.id``; see :func:`gpuyard.providers.rental.create_once` for what may go wrong."""
         body = _create_body(offer, spec)
+        self._space_creates()
         if not self._has_key(spec.ssh_public_key):
             self._add_key(spec.ssh_public_key)
 
         def send() -> Instance:
+            self._last_create = self._waits.clock()
             answer = self._api.call("PUT", f"/api/v0/asks/{offer.id}/", body=body, repeatable=False)
             contract = answer.get("new_contract")
             if not contract:
@@ -234,6 +237,12 @@ class Vast(Provider):
             )
 
         return create_once(self, spec, send, waits=self._waits, progress=progress)
+
+    def _space_creates(self) -> None:
+        """Wait until Vast takes another create: after a refusal for asking too often a machine has to be looked for."""
+        if self._last_create is not None and not self.emulated:
+            since = self._waits.clock() - self._last_create
+            self._waits.sleep(max(0.0, self._waits.between_creates - since))
 
     def plan_create(self, offer: Offer, spec: CreateSpec) -> list[PlannedCall]:
         """Return the calls of :meth:`create`. Reads whether the account has the SSH key."""

@@ -95,6 +95,16 @@ def test_the_next_offer_is_tried_when_one_is_gone(clouds: list[Any], service: St
     ]
 
 
+def test_one_offer_after_another_is_not_asked_for_too_often(
+    clouds: list[Any], service: Standin, fake_time: FakeTime
+) -> None:
+    """A refusal for that would cost half a minute, in which the machine that may have been rented is looked for."""
+    service.on("PUT", "/api/v0/asks/", GONE)
+    with pytest.raises(NoCapacityError):
+        rent.rent(clouds, [an_offer(), an_offer(id="2"), an_offer(id="3")], a_spec())
+    assert [pause for pause in fake_time.slept if pause] == [4.6, 4.6]
+
+
 def test_when_all_offers_are_gone_nothing_is_rented(clouds: list[Any], service: Standin) -> None:
     service.on("PUT", "/api/v0/asks/", GONE)
     offers = [an_offer(id=str(number)) for number in range(20)]
