@@ -181,9 +181,12 @@ def run(call):
     """Bring the run's machine into the wanted state."""
     from gpuyard import config, machine, market, records, rent
 
-    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
-    how = {"check": call.check_mode, "progress": call.progress}
     state = call.params["state"]
+    # What rents may start the sandbox; a misspelt sandbox_state at the end of a run must not become a new one.
+    clouds = config.connect(
+        call.option("provider"), **call.site(), progress=call.progress, start_sandbox=state == "present"
+    )
+    how = {"check": call.check_mode, "progress": call.progress}
     if state == "absent":
         # First, so that nothing that only other states need can be in the way of ending what bills.
         return report(call, machine.absent(clouds, call.params["run"], **how), {}, clouds)

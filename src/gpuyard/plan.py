@@ -98,7 +98,7 @@ class Plan:
 def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Progress | None = None) -> Plan:
     """Return the plan, or raise an error of :mod:`gpuyard.errors` whose one sentence says why there is none.
 
-    Only asks; nothing is rented, written or started, but for the sandbox when it is wanted and does not run yet.
+    Only asks; nothing is rented, written or started, but for the sandbox when a launch wants it and it does not run.
     """
     variables = os.environ if env is None else env
     site: _Site = {"sandbox": wishes.sandbox, "sandbox_state": wishes.sandbox_state}
@@ -112,7 +112,7 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
     if workload:
         workload.check_environment(variables)
     key = config.ssh_key(wishes.ssh_key)
-    chosen = config.connect(wishes.provider, progress=progress, **site)
+    chosen = config.connect(wishes.provider, progress=progress, start_sandbox=wishes.mode == "launch", **site)
     # The run may have a machine at a cloud other than the wanted one, and then must not get a second one.
     everywhere = chosen if wishes.provider is None else config.connect(require=False, **site)
     settings = config.s3_settings(wishes.bucket, bucket_endpoint=wishes.bucket_endpoint, **site)

@@ -105,7 +105,9 @@ def _count(text: str) -> int:
 
 def _state(arguments: argparse.Namespace) -> Path:
     chosen: Path = arguments.state or paths.sandbox_state()
-    return chosen.expanduser().absolute()
+    state = chosen.expanduser().absolute()
+    paths.check_state_folder(state)
+    return state
 
 
 def _control(arguments: argparse.Namespace) -> Control:
