@@ -20,6 +20,7 @@ from typing import Any
 from gpuyard import config, paths, rent, runs, watch
 from gpuyard.checkpoints import latest_manifest
 from gpuyard.errors import GpuyardError
+from gpuyard.options import OPTIONS
 from gpuyard.play import Event, run_playbook
 from gpuyard.providers.base import Instance, State
 from gpuyard.sandbox import client, lifecycle
@@ -39,6 +40,11 @@ UNSAID: dict[str, Any] = {
 }
 _BEAT_S = 5.0
 _WIDTH = 100
+
+
+def unsaid(verb: str) -> dict[str, Any]:
+    """Return those of :data:`UNSAID` that the play ``verb`` takes."""
+    return {name: value for name, value in UNSAID.items() if verb in OPTIONS[name]}
 
 
 class DemoError(GpuyardError):
@@ -148,7 +154,7 @@ class Demo:
 
     def play(self, verb: str, **variables: str) -> None:
         """Run a play, showing tasks, what plugins print, and how long what changed took."""
-        given = {**UNSAID, "sandbox": True, "sandbox_state": str(self.state), **variables}
+        given = {**unsaid(verb), "sandbox": True, "sandbox_state": str(self.state), **variables}
         shown = " ".join(f"-e {name}={value}" for name, value in variables.items())
         self.teller.say(f"$ ansible-playbook {verb}.yml -e sandbox=true {shown}".rstrip())
         failures: list[str] = []

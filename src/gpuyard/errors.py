@@ -6,6 +6,8 @@ that names the option, the value and the way out. Modules, plays and the CLI pri
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class GpuyardError(Exception):
     """A failure that a user can understand and act on."""
@@ -89,3 +91,9 @@ class UnsupportedError(ProviderError):
 
 class LeakError(ProviderError):
     """Something that we rented could not be confirmed destroyed. The text names every id."""
+
+
+def listed(mistakes: Sequence[str], most: int = 20) -> str:
+    """Return ``mistakes``, one a line, at most ``most`` of them and how many more there are."""
+    more = len(mistakes) - most
+    return "\n".join([*mistakes[:most], *([f"… and {more} more."] if more > 0 else [])])

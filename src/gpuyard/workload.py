@@ -493,6 +493,9 @@ def known_workloads(root: Path | None = None) -> dict[str, Path]:
 def _find(name_or_path: str, root: Path | None) -> Path:
     if "/" in name_or_path or name_or_path.endswith(_SUFFIXES):
         path = Path(name_or_path).expanduser()
+        if path.suffix not in _SUFFIXES:
+            # Messages show parts of a workload file, and any other file may hold what is not to be shown.
+            raise UsageError(f"workload={name_or_path}: a workload is a file whose name ends in .yml or .yaml.")
         if not path.is_file():
             raise UsageError(f"workload={name_or_path}: there is no such file.")
         return path

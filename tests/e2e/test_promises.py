@@ -113,7 +113,7 @@ def test_environment_and_site_configuration_say_the_same_as_the_option(yard: Yar
 
 
 def test_what_the_demonstration_leaves_unsaid_is_unsaid(yard: Yard) -> None:
-    unsaid = json.dumps(demo.UNSAID | {"workload": "miniprover", "run": "unsaid-0"})
+    unsaid = json.dumps(demo.unsaid("launch") | {"workload": "miniprover", "run": "unsaid-0"})
     plain = yard.play("launch", "--check", run="unsaid-0", workload="miniprover")
     said = yard.play("launch", "--check", "-e", unsaid)
     shown = [[line for line in one.text.splitlines() if "fit" in line or "would" in line] for one in (plain, said)]

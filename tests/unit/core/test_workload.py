@@ -251,6 +251,8 @@ def test_an_unknown_workload_lists_the_known_ones(folder: Path) -> None:
         load_workload("tini")
     with pytest.raises(UsageError, match=r"workload=\./x\.yml: there is no such file"):
         load_workload("./x.yml")
+    with pytest.raises(UsageError, match=r"workload=/etc/passwd: a workload is a file whose name ends in .yml or"):
+        load_workload("/etc/passwd")
 
 
 def test_messages_name_the_file_from_the_working_directory(folder: Path) -> None:
