@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
 import urllib.error
@@ -26,6 +27,14 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _BLOCK = 1 << 20
 _ATTEMPTS = 3
 _TIMEOUT_S = 60.0
+
+
+# The same as in gpuyard.stages.folders, which a box need not have yet.
+_NO_ROOT = re.compile(
+    r"(?:/(?:bin|boot|dev|etc|lib(?:x?32|64)?|proc|run|sbin|snap|sys|usr|var)|/opt/gpuyard)(?:/.*)?"  # with all below
+    r"|(?:/root|/home/[^/]+)/\.[^/]+(?:/.*)?"  # .ssh, .aws and their like
+    r"|/|/home|/home/[^/]+|/lost\+found|/opt|/root|/srv|/tmp"  # but folders in them will do
+)
 
 
 class BoxError(Exception):
@@ -53,6 +62,16 @@ def guarded(module: AnsibleModule, work: Callable[[AnsibleModule], dict[str, Any
         module.fail_json(msg=f"{place}{error.strerror or error}.")
     else:
         module.exit_json(**result)
+
+
+def check_persistent_root(root: str) -> None:
+    """Raise :class:`BoxError` for a folder that the system or gpuyard itself uses."""
+    for path in (os.path.normpath("/" + root.lstrip("/")), os.path.realpath(root)):
+        if _NO_ROOT.fullmatch(path):
+            raise BoxError(
+                f"root={root} must not be {path}, which the system or gpuyard itself uses: all that is in it, keys "
+                "too, would go to the bucket; name a folder of its own, such as /mnt/persistent."
+            )
 
 
 def tail(text: str, lines: int = 8) -> str:

@@ -17,7 +17,9 @@ version_added: "0.1.0"
 author: gpuyard contributors (@gpuyard)
 options:
   root:
-    description: The folder where the persistent volume is mounted. It is created when it is missing.
+    description:
+      - The folder where the persistent volume is mounted. It is created when it is missing.
+      - A folder of the system's, a home, or gpuyard's own is refused, since all that is in it would be published.
     type: path
     default: /mnt/persistent
   directories:
@@ -171,6 +173,7 @@ class Merge:
 
 def work(module: AnsibleModule) -> dict[str, Any]:
     """Bring folders and links to the wanted state, or in check mode say what that would take."""
+    _box.check_persistent_root(module.params["root"])
     root = Path(module.params["root"])
     repository = Path(module.params["repository"]) if module.params["repository"] else None
     names = check_directories(module.params["directories"])

@@ -7,6 +7,7 @@ file, line and key, all of them at once.
 from __future__ import annotations
 
 import difflib
+import posixpath
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from gpuyard import paths
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Market, Query
 from gpuyard.run import check_name
+from gpuyard.stages.folders import why_not
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VERSION = re.compile(r"\d+(\.\d+)*")
@@ -144,6 +146,13 @@ def _absolute(value: object) -> str:
     return text.rstrip("/")
 
 
+def _persistent(value: object) -> str:
+    text = _absolute(value)
+    if reason := why_not(text, here=False):
+        raise ValueError(reason)
+    return posixpath.normpath("/" + text.lstrip("/"))
+
+
 def _relative(value: object) -> str:
     text = _some_words(value)
     if text.startswith(("/", "~")) or ".." in text.split("/"):
@@ -163,7 +172,7 @@ Version = Annotated[str, BeforeValidator(_version)]
 Constraint = Annotated[str, BeforeValidator(_constraint)]
 Variable = Annotated[str, BeforeValidator(_variable)]
 Name = Annotated[str, BeforeValidator(_name)]
-AbsolutePath = Annotated[str, BeforeValidator(_absolute)]
+PersistentRoot = Annotated[str, BeforeValidator(_persistent)]
 RelativePath = Annotated[str, BeforeValidator(_relative)]
 
 
@@ -241,7 +250,7 @@ class Rust(_Part):
 class Persist(_Part):
     """Directories of the repository that outlive it: each is a link below ``root``."""
 
-    root: AbsolutePath = "/mnt/persistent"
+    root: PersistentRoot = "/mnt/persistent"
     directories: list[RelativePath] = []
 
 

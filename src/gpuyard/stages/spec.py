@@ -16,6 +16,7 @@ from typing import Any
 
 from gpuyard.checkpoints import Retention, Store, open_store
 from gpuyard.errors import UsageError
+from gpuyard.stages.folders import why_not
 
 DEFAULT_FOLDER = Path("/opt/gpuyard/run")
 DEFAULT_GRACE_S = 30.0
@@ -96,6 +97,8 @@ def load_spec(folder: Path = DEFAULT_FOLDER) -> BoxSpec:
     settings = _read(folder / "settings.json")
     try:
         persist = workload["persist"]
+        if reason := why_not(str(persist["root"])):
+            raise UsageError(f"{folder / 'workload.json'}: persist.root {reason}.")
         checkpoints = workload.get("checkpoints") or {}
         name = str(workload["name"])
         return BoxSpec(

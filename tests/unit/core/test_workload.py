@@ -151,6 +151,12 @@ def test_a_mistake_is_named_with_line_and_key(old: str, new: str, said: str) -> 
         ("rust: {}", "rust.version: is missing"),
         ("persist: {root: relative}", "persist.root: must be an absolute path below /"),
         ("persist: {root: /}", "persist.root: must be an absolute path below /"),
+        (
+            "persist: {root: /etc}",
+            "persist.root: must not be /etc, which the system or gpuyard itself uses: all",
+        ),
+        ("persist: {root: //etc//ssh/}", "persist.root: must not be /etc/ssh, which"),
+        ("persist: {root: /opt/gpuyard/src}", "persist.root: must not be /opt/gpuyard/src, which"),
         ("persist: {directories: [../x]}", "persist.directories[0]: must be a relative path"),
         ("checkpoints: {every_s: 0}", "checkpoints.every_s: must be a positive number, not 0"),
         ("checkpoints: {keep_last: 0}", "checkpoints.keep_last: must be a whole number of at least 1, not 0"),
