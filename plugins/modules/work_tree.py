@@ -26,7 +26,10 @@ options:
     description: A folder on the controller.
     type: path
   url:
-    description: A git repository that the machine can reach.
+    description:
+      - A git repository that the machine can reach, by C(https), C(http), C(ssh), C(git), C(file), or as
+        V(git@host:path).
+      - It must not hold a user name with a password or a token, since it is shown in results and kept on the machine.
     type: str
   commit:
     description: The full commit, 40 hexadecimal digits.
@@ -121,6 +124,14 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
 
 LOG_LINES = 20
+# The same rules as in gpuyard.repository, but for file://, which here is a folder of the machine.
+HOST = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+URL = re.compile(
+    rf"(?:https?|git)://{HOST}(?::\d+)?/[^\s?#]+|file:///[^\s?#]+"
+    rf"|ssh://(?:[A-Za-z0-9._-]+@)?{HOST}(?::\d+)?/[^\s?#]+|[A-Za-z0-9._]+@{HOST}:[^\s?#:-][^\s?#:]*"
+)
+CREDENTIALS = re.compile(r"(?<=//)[^/@\s'\"]*@|\?[^\s'\"]+")
+PERHAPS_CREDENTIALS = re.compile(r"[:/=][^\s]*@|\?")
 # The output goes straight to the log, which can be followed while the command runs.
 LOGGED = 'exec >>"$0" 2>&1; exec bash -o pipefail -c "$1"'
 
@@ -246,6 +257,22 @@ class LocalTree:
                 scratch.replace(target)
 
 
+def check_url(url: str) -> None:
+    """Raise :class:`BoxError` for an option, a program or a token in place of an address; a token is not shown."""
+    if URL.fullmatch(url):
+        return
+    if PERHAPS_CREDENTIALS.search(url):
+        raise _box.BoxError(
+            "url must not hold a user name, a password or a token: it is shown and kept in many places."
+        )
+    raise _box.BoxError(f"url={url!r} must be an address such as https://host/path or git@host:path.")
+
+
+def redacted(text: str) -> str:
+    """Return ``text`` without the users, passwords and tokens in its addresses."""
+    return CREDENTIALS.sub(lambda found: "…@" if found[0].endswith("@") else "?…", text)
+
+
 class GitTree:
     """A tree that the machine fetches itself."""
 
@@ -253,6 +280,7 @@ class GitTree:
         commit: str = module.params["commit"]
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise _box.BoxError(f"commit={commit!r} must be a full commit of 40 hexadecimal digits.")
+        check_url(module.params["url"])
         self.module, self.place, self.digest = module, place, commit
         self.url: str = module.params["url"]
         self.submodules: bool = module.params["submodules"]
@@ -260,7 +288,11 @@ class GitTree:
     def git(self, *arguments: str, purpose: str) -> str:
         """Run git in the tree, never asking for a password."""
         command = ["git", "-C", str(self.place.dest), "-c", "advice.detachedHead=false", *arguments]
-        return _box.run(self.module, command, purpose=purpose, environment={"GIT_TERMINAL_PROMPT": "0"})
+        try:
+            return _box.run(self.module, command, purpose=purpose, environment={"GIT_TERMINAL_PROMPT": "0"})
+        except _box.BoxError as error:
+            # The repository itself may name submodules by addresses with a token in them.
+            raise _box.BoxError(redacted(str(error)), **error.details) from None
 
     @property
     def in_order(self) -> bool:
@@ -299,11 +331,11 @@ class GitTree:
         place.save()
         purpose = f"Fetching {self.url} at {self.digest[:12]}"
         self.git("init", "--quiet", purpose="git init")
-        self.git("fetch", "--quiet", "--depth", "1", "--no-tags", self.url, self.digest, purpose=purpose)
+        self.git("fetch", "--quiet", "--depth", "1", "--no-tags", "--", self.url, self.digest, purpose=purpose)
         self.git("checkout", "--quiet", "--force", "--detach", self.digest, purpose=f"Checking out {self.digest[:12]}")
         if self.submodules:
             # Relative submodule URLs are relative to this one.
-            self.git("config", "remote.origin.url", self.url, purpose="git config")
+            self.git("config", "--", "remote.origin.url", self.url, purpose="git config")
             update = ["submodule", "update", "--init", "--recursive", "--force", "--depth", "1", "--quiet"]
             self.git(*update, purpose=f"Fetching the submodules of {self.url}")
         place.record |= {"digest": self.digest, "url": self.url, "submodules": self.submodules}

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 import gpuyard
-from gpuyard import paths
+from gpuyard import paths, repository
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Market, Query
 from gpuyard.run import check_name
@@ -146,6 +146,13 @@ def _absolute(value: object) -> str:
     return text.rstrip("/")
 
 
+def _url(value: object) -> str:
+    text = _some_words(value)
+    if reason := repository.why_not(text):
+        raise ValueError(reason)
+    return text
+
+
 def _persistent(value: object) -> str:
     text = _absolute(value)
     if reason := why_not(text, here=False):
@@ -160,6 +167,7 @@ def _relative(value: object) -> str:
     return text.rstrip("/")
 
 
+Url = Annotated[str, BeforeValidator(_url)]
 Positive = Annotated[float, BeforeValidator(_positive)]
 NotNegative = Annotated[float, BeforeValidator(_not_negative)]
 Share = Annotated[float, BeforeValidator(_share)]
@@ -186,7 +194,7 @@ class Repository(_Part):
     """Where the code comes from: a local tree or a Git repository at a commit."""
 
     path: RelativePath | None = None  # relative to the folder that holds workloads/
-    url: SomeWords | None = None
+    url: Url | None = None
     commit: Words | None = None
     submodules: Switch = False
 

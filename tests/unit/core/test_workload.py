@@ -116,8 +116,8 @@ def test_missing_variables_are_all_named() -> None:
         ("{path: examples/tiny}", "{path: /etc}", "w.yml:2: repository.path: must be a relative path"),
         ("{path: examples/tiny}", "{path: a/../..}", "w.yml:2: repository.path: must be a relative path"),
         ("{path: examples/tiny}", "{}", "w.yml:2: repository: must have either path"),
-        ("{path: examples/tiny}", "{url: x}", "w.yml:2: repository: must have url and commit together"),
-        ("{path: examples/tiny}", "{url: x, commit: main}", "w.yml:2: repository.commit: must be a commit of 40"),
+        ("{path: examples/tiny}", "{url: git@h:x}", "w.yml:2: repository: must have url and commit together"),
+        ("{path: examples/tiny}", "{url: git@h:x, commit: main}", "w.yml:2: repository.commit: must be a commit of 40"),
         ("{path: examples/tiny}", "x", "w.yml:2: repository: must be a mapping of keys, not 'x'"),
         ("    command: python train.py", "    comand: x", "w.yml:4: stages[0].command: is missing"),
         ("    command: python train.py", "    command: ''", "w.yml:5: stages[0].command: must not be empty"),
@@ -126,6 +126,37 @@ def test_missing_variables_are_all_named() -> None:
 )
 def test_a_mistake_is_named_with_line_and_key(old: str, new: str, said: str) -> None:
     assert any(line.startswith(said) for line in mistakes(LEAST.replace(old, new))), mistakes(LEAST.replace(old, new))
+
+
+TOKEN = "canary-token-9b1e44"
+GOOD_URLS = [
+    *("https://example.com/x.git", "http://127.0.0.1:8080/x", "git://example.com/x", "ssh://git@example.com:22/x"),
+    *("git@github.com:owner/name.git", "ssh://example.com/x"),
+]
+BAD_URLS = {
+    f"https://user:{TOKEN}@example.com/x": "must not hold a user name, a password or a token",
+    f"https://{TOKEN}@example.com/x": "must not hold",
+    f"ssh://git:{TOKEN}@example.com/x": "must not hold",
+    f"https://example.com/x?private_token={TOKEN}": "must not hold",
+    f"--upload-pack=touch /tmp/x https://u:{TOKEN}@h/x": "must not hold",
+    f"https:user:{TOKEN}@example.com/x": "must not hold",
+    "--upload-pack=touch /tmp/x": "must be an address such as https://host/path",
+    "ext::sh -c touch% /tmp/x": "must be an address",
+    "fd::17": "must be an address",
+    "-git@github.com:x": "must be an address",
+    "git@github.com:-x": "must be an address",
+    "https://-host/x": "must be an address",
+    "examples/x": "must be an address",
+}
+
+
+def test_an_address_with_a_token_or_an_option_is_refused_and_not_shown() -> None:
+    for url in GOOD_URLS:
+        content = LEAST.replace("{path: examples/tiny}", json.dumps({"url": url, "commit": "0" * 40}))
+        assert parse_workload(content, "w.yml").repository.url == url
+    for url, said in {**BAD_URLS, "file:///srv/x": "is named with repository.path"}.items():
+        (line,) = mistakes(LEAST.replace("{path: examples/tiny}", json.dumps({"url": url, "commit": "0" * 40})))
+        assert line.startswith("w.yml:2: repository.url: must") and said in line and TOKEN not in line, line
 
 
 @pytest.mark.parametrize(

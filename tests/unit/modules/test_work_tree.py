@@ -283,3 +283,23 @@ def test_git_failures_are_one_clear_text(run_module: Any, repository: Path, tmp_
     assert short["failed"] and "commit='main' must be a full commit" in short["msg"]
     unknown = run_module("work_tree", commit="0" * 40, **options)
     assert unknown["failed"] and unknown["msg"].startswith(f"Fetching file://{repository} at 000000000000 failed")
+
+
+def test_an_address_that_git_would_take_for_something_else_is_refused(run_module: Any, tmp_path: Path) -> None:
+    options = {"dest": str(tmp_path / "code"), "commit": "0" * 40}
+    for url in (f"--upload-pack=touch {tmp_path}/run", f"ext::touch {tmp_path}/run", "fd::17", "relative", "-x@h:y"):
+        result = run_module("work_tree", **options, url=url)
+        assert result["failed"] and "must be an address such as" in result["msg"]
+    for url in ("https://user:canary-9b1e44@h/x", "https://canary-9b1e44@h/x", "https://h/x?token=canary-9b1e44"):
+        result = run_module("work_tree", **options, url=url)
+        assert result["failed"] and "must not hold" in result["msg"] and "canary" not in result["msg"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_token_in_a_submodules_address_is_not_shown(run_module: Any, repository: Path, tmp_path: Path) -> None:
+    url = "http://user:canary-9b1e44@127.0.0.1:9/part"
+    git(repository, "config", "-f", ".gitmodules", "submodule.sub.url", url)
+    git(repository, "commit", "-q", "-a", "-m", "third")
+    options = {"url": f"file://{repository}", "dest": str(tmp_path / "code"), "submodules": True}
+    result = run_module("work_tree", commit=git(repository, "rev-parse", "HEAD"), **options)
+    assert result["failed"] and "//…@127.0.0.1:9/part" in result["msg"] and "canary" not in result["msg"], result
