@@ -93,7 +93,7 @@ class LeakError(ProviderError):
     """Something that we rented could not be confirmed destroyed. The text names every id."""
 
 
-def listed(mistakes: Sequence[str], most: int = 20) -> str:
-    """Return ``mistakes``, one a line, at most ``most`` of them and how many more there are."""
-    more = len(mistakes) - most
+def listed(mistakes: Sequence[str], most: int = 20, *, of: int | None = None) -> str:
+    """Return ``mistakes``, one a line: the first ``most``, and how many more there are (``of`` them in all)."""
+    more = (len(mistakes) if of is None else of) - most
     return "\n".join([*mistakes[:most], *([f"… and {more} more."] if more > 0 else [])])

@@ -251,6 +251,43 @@ def test_what_is_no_workload_at_all(content: str, said: str) -> None:
         parse_workload(content, "w.yml")
 
 
+BOMB = "".join(f"x{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 9)}]\n" for level in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (f"x0: &l0 [a]\n{BOMB}", "w.yml:6: not valid YAML: more than 20000 values, aliases counted as what they stand"),
+        ("a: &a [*a]\n", "w.yml:1: not valid YAML: 'a' holds itself"),
+        ("a: &a {b: {c: *a}}\n", "w.yml:1: not valid YAML: 'a' holds itself"),
+        (f"a: {'[' * 5000}{']' * 5000}\n", "w.yml:1: not valid YAML: more than 64 levels deep"),
+        (f"a: {{{'b: {' * 1500}{'}' * 1501}\n", "w.yml:1: not valid YAML: more than 64 levels deep"),
+        (f"{LEAST}description: {'x' * 1_000_000}\n", "w.yml: a workload has at most 1000 kB."),
+        (f"{LEAST}iterations: 999999999999\n", "w.yml:6: iterations: must be at most 100000, not 999999999999"),
+        (f"{LEAST}iterations: {'9' * 5000}\n", "w.yml:6: not valid YAML: this looks like a date or a"),
+        (f"{LEAST}iterations: 0x{'f' * 5000}\n", "w.yml:6: iterations: must be at most 100000, not a number that long"),
+        (f"{LEAST}image: 2026-13-45\n", "w.yml:6: not valid YAML: this looks like a date or a"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_what_would_never_end_is_refused(content: str, said: str) -> None:
+    (line,) = mistakes(content)
+    assert line.startswith(said) and len(line) < 200, line
+
+
+def test_at_most_twenty_mistakes_are_listed() -> None:
+    said = mistakes(LEAST + "".join(f"key{number}: 1\n" for number in range(5000)))
+    assert len(said) == 21 and said[-1] == "… and 4980 more."
+    assert [line.split(":")[1] for line in said[:20]] == [str(line) for line in range(6, 26)]
+
+
+def test_what_is_left_to_run_is_known_without_counting_to_it() -> None:
+    workload = parse_workload(f"{BY_STAGE.replace('iterations: 2', 'iterations: 100000')}", "w.yml")
+    done = [(iteration, "finetune") for iteration in range(100_000)]
+    assert workload.market_of(done[:-1])[0] == "on-demand"
+    assert workload.market_of(done)[0] == "interruptible"
+
+
 # -- finding -----------------------------------------------------------------------------------------------------------
 
 
