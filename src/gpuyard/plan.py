@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
-from gpuyard import checkpoints, config, cost, machine, market, records, rent, runs, tree
+from gpuyard import checkpoints, config, cost, machine, market, records, rent, repository, runs, tree
 from gpuyard.config import BucketSettings, SshKey
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.fingerprint import fingerprint
@@ -19,6 +19,7 @@ from gpuyard.runs import Run
 from gpuyard.workload import Workload, load_workload
 
 Mode = Literal["launch", "resume"]
+_NAMED = 3  # files that are named before the rest is counted
 
 
 class _Site(TypedDict):
@@ -111,14 +112,16 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
     )
     if workload:
         workload.check_environment(variables)
+        notes = _source(workload)
     key = config.ssh_key(wishes.ssh_key)
     chosen = config.connect(wishes.provider, progress=progress, start_sandbox=wishes.mode == "launch", **site)
     # The run may have a machine at a cloud other than the wanted one, and then must not get a second one.
     everywhere = chosen if wishes.provider is None else config.connect(require=False, **site)
     settings = config.s3_settings(wishes.bucket, bucket_endpoint=wishes.bucket_endpoint, **site)
     store = runs.open_bucket(settings)
-    with ThreadPoolExecutor(max_workers=2) as pool:
+    with ThreadPoolExecutor(max_workers=3) as pool:
         asked = pool.submit(rent.survey, everywhere)
+        fetched = pool.submit(_look, workload) if workload else None
         # What the bucket holds decides which runs there are, so a bucket that cannot be read ends the planning.
         kept = pool.submit(runs.stored, store, run=wishes.run)
         survey = asked.result()
@@ -128,8 +131,10 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
     newest = run.manifest.sequence if run.manifest else 0
     if wishes.mode == "resume":
         run = _with_whole_checkpoint(run, store, progress)
-    workload = workload or _workload_of(run, wishes, progress)
-    workload.check_environment(variables)
+    if workload is None:
+        workload = _workload_of(run, wishes, progress)
+        workload.check_environment(variables)
+        notes = _source(workload)
     _same_cloud(run, wishes)
     if run.outcome == "done" and not run.machine:
         raise UsageError(
@@ -157,7 +162,15 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         if other.workload == workload.name and other.name != run.name and other.leftovers and not other.machine
     ]
     disk_gb = float(wishes.conditions.get("disk_gb", workload.needs.disk_gb))
-    text = [*_headline(run, workload, wishes.mode), *words, *estimate.to_table().splitlines(), estimate.summary()]
+    if not run.machine:  # one that is there may have what it needs
+        notes += fetched.result() if fetched else _look(workload)
+    text = [
+        *_headline(run, workload, wishes.mode),
+        *notes,
+        *words,
+        *estimate.to_table().splitlines(),
+        estimate.summary(),
+    ]
     text.append(_bucket_line(settings))
     return Plan(
         wishes.mode,
@@ -173,6 +186,39 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         _where(run, wishes),
         newest,
     )
+
+
+def _source(workload: Workload) -> list[str]:
+    """Return what the user should know of the workload's local repository; refuse what would fail on the machine."""
+    root = workload.local_tree
+    if root is None:
+        return []
+    names, folders = tree.names(root), workload.persist.directories
+    requirements = workload.python.requirements if workload.python else None
+    try:
+        repository.check_tree(root, names, requirements=requirements, persist=workload.persist.root, folders=folders)
+    except UsageError as error:
+        raise UsageError(f"{workload.source}: {error}") from None
+    inside = repository.kept(names, folders)
+    if not inside:
+        return []
+    more = f" and {len(inside) - _NAMED} more" if len(inside) > _NAMED else ""
+    return [
+        f"{', '.join(inside[:_NAMED])}{more} of the repository {'lie' if len(inside) > 1 else 'lies'} in a persisted "
+        "folder: a newer version is brought to the machine only where the run has not changed the file."
+    ]
+
+
+def _look(workload: Workload) -> list[str]:
+    """Return a warning when nobody here can say whether the machine will find the workload's repository."""
+    source = workload.repository
+    if not (source.url and source.commit):
+        return []
+    try:
+        warning = repository.look(source.url, source.commit)
+    except UsageError as error:
+        raise UsageError(f"{workload.source}: {error} Nothing was rented.") from None
+    return [warning] if warning else []
 
 
 def _complain(errors: Mapping[str, ProviderError], chosen: Sequence[Provider], progress: Progress | None) -> None:

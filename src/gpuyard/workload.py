@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -163,6 +163,15 @@ def _absolute(value: object) -> str:
     return text.rstrip("/")
 
 
+def _folder(value: object) -> str:
+    path = PurePosixPath(_relative(value))
+    if not path.parts:
+        raise ValueError(f"must be a folder inside the repository, such as 'models', not {_show(value)}")
+    if path.parts[0] == ".gpuyard":
+        raise ValueError("must not be .gpuyard, where gpuyard keeps its journal and logs")
+    return str(path)
+
+
 def _url(value: object) -> str:
     text = _some_words(value)
     if reason := repository.why_not(text):
@@ -185,6 +194,7 @@ def _relative(value: object) -> str:
 
 
 Url = Annotated[str, BeforeValidator(_url)]
+Folder = Annotated[str, BeforeValidator(_folder)]
 Positive = Annotated[float, BeforeValidator(_positive)]
 NotNegative = Annotated[float, BeforeValidator(_not_negative)]
 Share = Annotated[float, BeforeValidator(_share)]
@@ -277,7 +287,19 @@ class Persist(_Part):
     """Directories of the repository that outlive it: each is a link below ``root``."""
 
     root: PersistentRoot = "/mnt/persistent"
-    directories: list[RelativePath] = []
+    directories: list[Folder] = []
+
+    @field_validator("directories")
+    @classmethod
+    def _apart(cls, directories: list[str]) -> list[str]:
+        for name in _twice(directories):
+            raise ValueError(f"must not name {name} twice")
+        known = set(directories)
+        for name in directories:
+            outer = next((str(one) for one in PurePosixPath(name).parents if str(one) in known), None)
+            if outer:
+                raise ValueError(f"must not name {name}, which lies in {outer} and is kept with it")
+        return directories
 
 
 class Checkpoints(_Part):
@@ -456,9 +478,12 @@ class Workload(_Part):
         )
 
 
+def _twice(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
 def _distinct[Named: (Stage, Window)](items: list[Named], what: str) -> list[Named]:
-    twice = sorted(name for name, count in Counter(item.name for item in items).items() if count > 1)
-    if twice:
+    if twice := _twice(item.name for item in items):
         raise ValueError(f"must not have two {what}s of the same name: {', '.join(twice)}")
     return items
 

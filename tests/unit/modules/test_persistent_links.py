@@ -130,6 +130,21 @@ def test_impossible_folders_are_refused(
     assert result["failed"] and words in result["msg"]
 
 
+def test_a_folder_below_a_link_to_the_volume_is_there_already(
+    run_module: Any, places: dict[str, Any], tmp_path: Path
+) -> None:
+    write(tmp_path / "volume/data/out/weights", "the only copy")
+    (tmp_path / "repo/data").symlink_to(tmp_path / "volume/data")
+    assert run_module("persistent_links", **places)["actions"] == [f"create {tmp_path}/volume/models", "link models"]
+    assert (tmp_path / "repo/data/out/weights").read_text() == "the only copy"
+
+
+def test_a_link_to_elsewhere_above_a_folder_is_named(run_module: Any, places: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "repo/data").symlink_to("/workspace/data")
+    result = run_module("persistent_links", **places)
+    assert result["failed"] and "repo/data is a link to /workspace/data, so data/out cannot be linked" in result["msg"]
+
+
 SYSTEM = [
     "/",
     "/etc",

@@ -430,6 +430,31 @@ def test_plan_wrong_key_in_the_workload(world: World, verb: Verb, workload: str)
     assert "tiny.yml:7: stagess: is not a key here" in sentence(verb("run_plan", workload=workload))
 
 
+def test_plan_looks_into_the_repository(world: World, verb: Verb, workload: str, tmp_path: Path) -> None:
+    world.vast.market = [offer("vast", "1")]
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / "code" / name).mkdir()
+        (tmp_path / "code" / name / "input.txt").write_text("")
+    Path(workload).write_text(f"{WORKLOAD}persist: {{directories: [a, b, c, d]}}\n")
+    text = verb("run_plan", workload=workload, bucket="")["text"]
+    assert "a/input.txt, b/input.txt, c/input.txt and 1 more of the repository lie in a persisted folder: " in text
+    Path(workload).write_text(f"{WORKLOAD}python: {{requirements: more.txt}}\n")
+    world.calls.clear()
+    message = sentence(verb("run_plan", workload=workload, bucket=""))
+    assert message == f"{workload}: python.requirements: the file more.txt is not in {tmp_path / 'code'}."
+    assert world.calls == []
+
+
+def test_plan_looks_for_a_repository_that_is_fetched(world: World, verb: Verb, workload: str) -> None:
+    world.vast.market = [offer("vast", "1")]
+    source = {"url": "http://127.0.0.1:9/name", "commit": "0" * 40}
+    Path(workload).write_text(WORKLOAD.replace("{path: code}", str(source)))
+    assert (
+        "127.0.0.1:9/name at 000000000000 cannot be looked for from here"
+        in (verb("run_plan", workload=workload, bucket="")["text"])
+    )
+
+
 def test_plan_missing_environment(world: World, verb: Verb, workload: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TINY_TOKEN")
     assert "TINY_TOKEN" in sentence(verb("run_plan", workload=workload))
