@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from gpuyard import checkpoints, config, cost, machine, market, records, rent, repository, runs, tree
@@ -163,7 +165,7 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
     ]
     disk_gb = float(wishes.conditions.get("disk_gb", workload.needs.disk_gb))
     if not run.machine:  # one that is there may have what it needs
-        notes += fetched.result() if fetched else _look(workload)
+        notes += [*(fetched.result() if fetched else _look(workload)), *_older(run, workload)]
     text = [
         *_headline(run, workload, wishes.mode),
         *notes,
@@ -202,11 +204,38 @@ def _source(workload: Workload) -> list[str]:
     inside = repository.kept(names, folders)
     if not inside:
         return []
-    more = f" and {len(inside) - _NAMED} more" if len(inside) > _NAMED else ""
     return [
-        f"{', '.join(inside[:_NAMED])}{more} of the repository {'lie' if len(inside) > 1 else 'lies'} in a persisted "
-        "folder: a newer version is brought to the machine only where the run has not changed the file."
+        f"{_some(inside)} of the repository {'lie' if len(inside) > 1 else 'lies'} in a persisted folder: a newer "
+        "version is brought to the machine only where the run has not changed the file."
     ]
+
+
+def _older(run: Run, workload: Workload) -> list[str]:
+    """Return the warning that a new machine will get files of the checkpoint in place of the repository's own."""
+    root = workload.local_tree
+    if root is None or run.manifest is None:
+        return []
+    restored = {entry.path: entry for entry in run.manifest.files}
+    inside = repository.kept(tree.names(root), workload.persist.directories)
+    other = [name for name in inside if name in restored and not _same(root / name, restored[name])]
+    if not other:
+        return []
+    return [
+        f"{_some(other)} in the checkpoint {'are' if len(other) > 1 else 'is'} not as in the repository (the run changed "
+        "it, or the repository is newer): what the checkpoint has will be restored."
+    ]
+
+
+def _same(path: Path, entry: checkpoints.FileEntry) -> bool:
+    if path.is_symlink() or entry.link is not None:
+        return path.is_symlink() and os.fspath(path.readlink()) == entry.link
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == entry.sha256
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _look(workload: Workload) -> list[str]:

@@ -445,6 +445,24 @@ def test_plan_looks_into_the_repository(world: World, verb: Verb, workload: str,
     assert world.calls == []
 
 
+def test_plan_says_which_files_of_the_repository_the_checkpoint_will_replace(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path
+) -> None:
+    world.vast.market = [offer("vast", "1")]
+    for folder in ("code/data", "persistent/data"):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("same", "newer"):
+            (tmp_path / folder / name).write_text("first")
+    store = LocalStore(Path(bucket.removeprefix("file://")))
+    checkpoints.write_record(store, "tiny-1", "tiny")
+    checkpoints.publish(store, "tiny-1", tmp_path / "persistent", progress=lambda _journal: {"iteration": 1})
+    Path(workload).write_text(f"{WORKLOAD}persist: {{directories: [data]}}\n")
+    options = {"mode": "resume", "workload": workload, "bucket": bucket}
+    assert "in the checkpoint" not in verb("run_plan", **options)["text"]
+    (tmp_path / "code/data/newer").write_text("second")
+    assert "data/newer in the checkpoint is not as in the repository" in verb("run_plan", **options)["text"]
+
+
 def test_plan_looks_for_a_repository_that_is_fetched(world: World, verb: Verb, workload: str) -> None:
     world.vast.market = [offer("vast", "1")]
     source = {"url": "http://127.0.0.1:9/name", "commit": "0" * 40}
