@@ -221,8 +221,8 @@ def _older(run: Run, workload: Workload) -> list[str]:
     if not other:
         return []
     return [
-        f"{_some(other)} in the checkpoint {'are' if len(other) > 1 else 'is'} not as in the repository (the run changed "
-        "it, or the repository is newer): what the checkpoint has will be restored."
+        f"{_some(other)} in the checkpoint {'are' if len(other) > 1 else 'is'} not as in the repository (the run "
+        "changed it, or the repository is newer): what the checkpoint has will be restored."
     ]
 
 
