@@ -581,7 +581,7 @@ class _Loader(yaml.SafeLoader):
         """Make the value of ``node``, as the base does; what looks like a date or number and is none has a line."""
         try:
             return super().construct_object(node, deep)
-        except ValueError:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # all of them come from PyYAML
             problem = "this looks like a date or a number, but is none; put it in quotes"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 

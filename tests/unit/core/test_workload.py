@@ -272,6 +272,7 @@ BOMB = "".join(f"x{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 9)}]\n" fo
         (f"{LEAST}iterations: 999999999999\n", "w.yml:6: iterations: must be at most 100000, not 999999999999"),
         (f"{LEAST}iterations: {'9' * 5000}\n", "w.yml:6: not valid YAML: this looks like a date or a"),
         (f"{LEAST}iterations: 0x{'f' * 5000}\n", "w.yml:6: iterations: must be at most 100000, not a number that long"),
+        (f"{LEAST}image: !!timestamp x\n", "w.yml:6: not valid YAML: this looks like a date or a"),
         (f"{LEAST}image: 2026-13-45\n", "w.yml:6: not valid YAML: this looks like a date or a"),
     ],
     ids=lambda value: value[:12],
