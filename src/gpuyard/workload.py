@@ -527,7 +527,9 @@ def parse_workload(content: str, source: str) -> Workload:
     except yaml.YAMLError as error:
         raise UsageError(f"{source}:1: not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise UsageError(f"{source}:1: a workload is a mapping of keys, not {_show(values)}.")
+        # What is no workload may be anything, so it is not quoted.
+        kind = "text" if isinstance(values, str) else _show(values)
+        raise UsageError(f"{source}:1: a workload is a mapping of keys, not {kind}.")
     try:
         workload = Workload.model_validate(values)
     except ValidationError as error:

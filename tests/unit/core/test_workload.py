@@ -245,6 +245,7 @@ def test_anchors_and_merges_are_plain_yaml() -> None:
     ("content", "said"),
     [
         ("", r"w\.yml:1: a workload is a mapping of keys, not nothing"),
+        ("a key of somebody's\n", r"w\.yml:1: a workload is a mapping of keys, not text\.$"),
         ("- a\n", r"w\.yml:1: a workload is a mapping of keys, not a list"),
         ("name: a\n  b: c\n", r"w\.yml:2: not valid YAML: mapping values are not allowed here"),
         ("name: [a\n", r"w\.yml:2: not valid YAML"),
