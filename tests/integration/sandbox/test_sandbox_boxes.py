@@ -21,12 +21,20 @@ def test_a_vast_box_is_opened_only_by_the_key_on_the_account(sandbox: Sandbox, t
 
 def test_a_vast_box_has_no_systemd_and_keeps_its_environment_from_ssh(sandbox: Sandbox) -> None:
     contract = sandbox.rent_vast(
-        env={"GIVEN": "canary-environment", "-p 8080:8080": "1"},
+        # The last two would end or divert the container engine, if it ever saw them.
+        env={
+            "GIVEN": "canary-environment",
+            "-p 8080:8080": "1",
+            "LD_PRELOAD": "/root/nothing.so",
+            "CONTAINERS_CONF": "/root/nothing.conf",
+        },
         onstart="echo $GIVEN > /root/seen; touch ~/.no_auto_tmux",
     )
     row = sandbox.wait_vast(contract)
     seen = sandbox.ssh_vast(
-        row, "cat /proc/1/comm; echo over-ssh=$GIVEN; cat /root/seen; which git tmux gcc; id -un"
+        row,
+        "cat /proc/1/comm; echo over-ssh=$GIVEN; cat /root/seen; which git tmux gcc; id -un; "
+        "tr '\\0' '\\n' < /proc/1/environ | grep nothing | sort",
     ).stdout.splitlines()
     assert seen == [
         "gpuyard-init",
@@ -36,6 +44,8 @@ def test_a_vast_box_has_no_systemd_and_keeps_its_environment_from_ssh(sandbox: S
         "/usr/bin/tmux",
         "/usr/bin/gcc",
         "root",
+        "CONTAINERS_CONF=/root/nothing.conf",
+        "LD_PRELOAD=/root/nothing.so",
     ]
     assert set(row["ports"]) == {"22/tcp", "8080/tcp"}
     assert all(int(port[0]["HostPort"]) >= 20_000 for port in row["ports"].values())
