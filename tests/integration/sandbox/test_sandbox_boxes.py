@@ -10,6 +10,8 @@ import boto3
 import requests
 from conftest import Sandbox, encode, make_key
 
+from gpuyard.sandbox.engine import Engine
+
 
 def test_a_vast_box_is_opened_only_by_the_key_on_the_account(sandbox: Sandbox, tmp_path: Path) -> None:
     row = sandbox.wait_vast(sandbox.rent_vast(label="gpuyard/boxes-0/boxes"))
@@ -88,7 +90,7 @@ def test_nvidia_smi_says_that_it_is_a_stand_in(sandbox: Sandbox) -> None:
     assert table == ["name, memory.total [MiB]", f"{row['gpu_name']}, {memory} MiB", f"{row['gpu_name']}, {memory}"]
 
 
-def test_the_bucket_works_from_here_and_from_a_box(sandbox: Sandbox) -> None:
+def test_the_bucket_works_from_here_and_from_a_box_and_needs_the_key(sandbox: Sandbox, engine: Engine) -> None:
     info = sandbox.info
     client = boto3.client(
         "s3",
@@ -114,6 +116,16 @@ def test_the_bucket_works_from_here_and_from_a_box(sandbox: Sandbox) -> None:
     signed = inside.generate_presigned_url("get_object", Params={"Bucket": info.bucket, "Key": key})
     row = sandbox.wait_vast(sandbox.rent_vast())
     assert sandbox.ssh_vast(row, f"curl -sf '{signed}'").stdout == "content"
+
+    # A box sees nothing of the bucket's and the mirror's other servers, and without the key nothing of the bucket.
+    address = f"{info.from_boxes['s3']}/{info.bucket}/{key}"
+    assert sandbox.ssh_vast(row, f"curl -s -o /dev/null -w '%{{http_code}}' {address}").stdout == "403"
+    for server, port in (("bucket", 8333), ("mirror", 8080)):
+        # Whatever listens there at all is tried from the box.
+        sockets = engine.execute(f"gpuyard-{info.name}-{server}", "ss", "-ltnH").splitlines()
+        ports = " ".join(sorted({line.split()[3].rpartition(":")[2] for line in sockets}))
+        probe = f"for port in {ports}; do (: < /dev/tcp/{server}/$port) 2>/dev/null && echo $port; done"
+        assert sandbox.ssh_vast(row, probe).stdout.split() == [str(port)]
 
 
 def test_no_key_of_the_sandbox_is_on_a_command_line(sandbox: Sandbox) -> None:
