@@ -58,7 +58,7 @@ def add_parser(subparsers: Any) -> None:
         ("bill", _bill, "show what has been spent and what still costs"),
     ):
         verb(name, handler, text).add_argument("--json", action="store_true", help="print one JSON object")
-    verb("env", _env, "print export lines for vastai, aws and rclone")
+    verb("env", _env, "print export lines for vastai, vultr.cloud, aws, s5cmd and rclone")
     down = verb("down", _down, "end the sandbox with everything that it runs")
     down.add_argument("--keep-state", action="store_true", help="keep the state folder with bill and log")
 
