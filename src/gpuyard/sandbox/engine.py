@@ -242,6 +242,11 @@ class Engine:
         output = self.run("ps", "--all", "--filter", f"label={LABEL}={sandbox}", "--format", "{{.Names}}")
         return output.split()
 
+    def running(self, sandbox: str) -> set[str]:
+        """Return the names of those that run now."""
+        output = self.run("ps", "--filter", f"label={LABEL}={sandbox}", "--format", "{{.Names}}")
+        return set(output.split())
+
 
 _GONE = ContainerState(name="", running=False, exit_code=0, labels={})
 
