@@ -26,7 +26,7 @@ INSTANCE_LINE = "instance"
 _RELET_S = 900.0  # how long somebody else keeps a machine that was taken from us
 _STOP_GRACE_S = 10
 _ADDRESS_ATTEMPTS = 5
-_LOOK_S = 1.0  # the engine is asked no more often which boxes run
+_LOOK_S = 2.0  # the engine is asked no more often which boxes run
 _TAKEN = ("already in use", "already allocated", "cannot assign")
 
 
@@ -332,7 +332,12 @@ class Cloud:
                 rental.boot = "start"
                 self._background(self._boot(rental))
             elif not state.running:
-                await asyncio.to_thread(boxes.start, self.engine, rental)
+                try:
+                    await asyncio.to_thread(boxes.start, self.engine, rental)
+                except EngineError as error:
+                    # The others must not wait for it.
+                    rental.phase, rental.status_text = Phase.FAILED, f"OCI runtime create failed: {error}"
+                    rental.close_lines(self.clock(), GPU_LINE)
         self.save()
 
     async def close(self) -> None:

@@ -171,7 +171,8 @@ class Engine:
 
     def create(self, spec: ContainerSpec) -> None:
         """Create a container without starting it."""
-        options = ["--name", spec.name, "--network", spec.network, *_label_options(spec.labels)]
+        # Every image is made here; what is not here is nobody's, and no registry is asked for it.
+        options = ["--pull=never", "--name", spec.name, "--network", spec.network, *_label_options(spec.labels)]
         if spec.hostname:
             options += ["--hostname", spec.hostname]
         for alias in spec.aliases:

@@ -22,7 +22,7 @@ from gpuyard.sandbox.cloud import DISK_LINE, Cloud, gpu_price
 from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
-from gpuyard.sandbox.web import BadBody, LostAnswer, Spacing, read_json
+from gpuyard.sandbox.web import BadBody, LostAnswer, Rate, Spacing, read_json
 
 _USER_ID = 770_001
 _FIRST_INSTANCE = 20_000_000
@@ -50,7 +50,8 @@ _COPIED = (
 _COMPUTED = {"dph_total", "num_gpus"}  # the list cannot filter or sort by what it computes
 _QUEUED = "Required resources are currently unavailable, state change queued."
 # Least seconds between two calls of a kind.
-_SPACING = {"create": 4.5, "destroy": 3.0, "show": 2.0, "list": 1.0, "manage": 1.0, "search": 6.0, "ssh": 1.0}
+_SPACING = {"create": 4.5, "destroy": 3.0, "show": 2.0, "list": 1.0, "manage": 1.0, "ssh": 1.0}
+_SEARCHES_PER_MINUTE = 10
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -85,6 +86,7 @@ class VastApi:
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
         self._spacing = Spacing(cloud.clock)
+        self._searches = Rate(_SEARCHES_PER_MINUTE, 60.0, cloud.clock)
 
     def router(self) -> Router:
         """Return the routes, without trailing slashes."""
@@ -135,7 +137,9 @@ class VastApi:
         try:
             if not public:
                 self._authenticate(request)  # first: a stranger's call does not count against this account
-            if cloud.settings.rate_limits and kind and not self._spacing.allows(kind, _SPACING[kind]):
+            if cloud.settings.rate_limits and kind == "search" and not self._searches.allows():
+                return PlainTextResponse("API requests too frequent", 429)
+            if cloud.settings.rate_limits and kind in _SPACING and not self._spacing.allows(kind, _SPACING[kind]):
                 return PlainTextResponse(f"API requests too frequent: endpoint threshold={_SPACING[kind]}", 429)
             return await handler(request)
         except VastError as error:

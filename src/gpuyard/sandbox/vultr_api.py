@@ -22,7 +22,7 @@ from gpuyard.sandbox.cloud import INSTANCE_LINE, Cloud
 from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
-from gpuyard.sandbox.web import BadBody, LostAnswer, PerSecond, read_json
+from gpuyard.sandbox.web import BadBody, LostAnswer, Rate, read_json
 
 _PLAN_TYPES = ["all", "vc2", "vhf", "vhp", "voc", "voc-g", "voc-s", "voc-c", "voc-m", "vdc", "vx1", "vcg", "vdg", "vdm"]
 _REQUESTS_PER_SECOND = 30
@@ -60,7 +60,7 @@ class VultrApi:
 
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
-        self._rate = PerSecond(_REQUESTS_PER_SECOND, cloud.clock)
+        self._rate = Rate(_REQUESTS_PER_SECOND, 1.0, cloud.clock)
 
     def router(self) -> Router:
         """Return the routes."""

@@ -105,18 +105,19 @@ class Spacing:
         return True
 
 
-class PerSecond:
-    """A number of calls in any second, as Vultr enforces it."""
+class Rate:
+    """A number of calls in any such time, as Vultr enforces it, and Vast for its search."""
 
-    def __init__(self, calls: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, calls: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._calls = calls
+        self._seconds = seconds
         self._clock = clock
         self._times: deque[float] = deque()
 
     def allows(self) -> bool:
         """Return whether one more call may happen now."""
         now = self._clock()
-        while self._times and now - self._times[0] >= 1.0:
+        while self._times and now - self._times[0] >= self._seconds:
             self._times.popleft()
         if len(self._times) >= self._calls:
             return False

@@ -13,10 +13,10 @@ from conftest import Apis, StandInEngine
 from starlette.testclient import TestClient
 
 from gpuyard.sandbox.cloud import Cloud
-from gpuyard.sandbox.engine import ContainerSpec
+from gpuyard.sandbox.engine import ContainerSpec, EngineError
 from gpuyard.sandbox.model import Phase, World
 from gpuyard.sandbox.server import build
-from gpuyard.sandbox.web import PerSecond, Spacing
+from gpuyard.sandbox.web import Rate, Spacing
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExampleExa test"
 
@@ -286,7 +286,7 @@ def restarted(apis: Apis) -> Iterator[Apis]:
 
 def test_a_box_that_ends_by_itself_is_not_running_and_a_start_starts_it(apis: Apis) -> None:
     apis.cloud.settings.boot_seconds = 0.1
-    contract, instance = apis.rent_vast(), apis.rent_vultr()
+    contract, instance = apis.rent_vast(label="--privileged"), apis.rent_vultr(label="-h x", hostname="box-1")
     boot(apis)
     engine = apis.cloud.engine
     assert isinstance(engine, StandInEngine)
@@ -314,6 +314,7 @@ def test_a_box_that_ends_by_itself_is_not_running_and_a_start_starts_it(apis: Ap
     boot(apis)
     assert (vast()["actual_status"], vultr()) == ("running", ("active", "running", "ok"))
     assert all(engine.alive.values())
+    assert {spec.hostname for spec in engine.specs.values()} == {"privileged", "box-1"}
 
     # A start right after the end, before anybody has looked, starts it too.
     for name in engine.alive:
@@ -358,6 +359,19 @@ def test_a_box_that_cannot_be_made_is_failed_and_a_lost_one_too(apis: Apis) -> N
     assert row["status_msg"].startswith("OCI runtime create failed")
     object.__delattr__(engine, "create")
 
+    # A box that does not start again after the sandbox's own restart does not keep the others down.
+    def stuck(container: str) -> None:
+        raise EngineError("podman start failed: no space left on device")
+
+    apis.cloud.world.rentals[0].phase, apis.cloud.world.rentals[0].made = Phase.RUNNING, True
+    apis.cloud.save()
+    engine.create(ContainerSpec(name=apis.cloud.world.rentals[0].container, image="x", labels={}, network="x"))
+    object.__setattr__(engine, "start", stuck)
+    with restarted(apis) as after:
+        row = after.vast("GET", f"/v0/instances/{failed}/").json()["instances"]
+        assert row["status_msg"].endswith("no space left on device")
+    object.__delattr__(engine, "start")
+
     apis.cloud.settings.boot_seconds = 0.1
     lost = apis.rent_vast(14260000)
     boot(apis)
@@ -382,6 +396,8 @@ def test_rate_limits_only_when_asked(apis: Apis) -> None:
     answers = [apis.vast("GET", "/v1/instances/") for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 429]
     assert answers[1].text == "API requests too frequent: endpoint threshold=1.0"
+    searches = [apis.vast("POST", "/v0/bundles/", {}).status_code for _ in range(12)]
+    assert searches == [200] * 10 + [429] * 2
     statuses = [apis.vultr("GET", "/account").status_code for _ in range(40)]
     assert statuses == [200] * 30 + [429] * 10
     apis.clock.now += 1
@@ -390,7 +406,7 @@ def test_rate_limits_only_when_asked(apis: Apis) -> None:
 
 def test_spacing_and_rates_let_calls_through_again() -> None:
     now = [0.0]
-    spacing, rate = Spacing(lambda: now[0]), PerSecond(2, lambda: now[0])
+    spacing, rate = Spacing(lambda: now[0]), Rate(2, 1.0, lambda: now[0])
     assert [spacing.allows("create", 4.5), spacing.allows("create", 4.5), spacing.allows("list", 1)] == [
         True,
         False,
