@@ -149,7 +149,7 @@ class VultrApi:
 
     async def plans(self, request: Request) -> Response:
         """Answer the plans of virtual machines, of one type where asked."""
-        return _page(request, "plans", _typed(request))
+        return _page(request, "plans", _typed(request), filters=("type",))
 
     async def plans_metal(self, request: Request) -> Response:
         """Answer the bare-metal plans."""
@@ -285,14 +285,13 @@ class VultrApi:
         """Answer one page of the instances, filtered where asked."""
         self._cloud.look()
         wanted = request.query_params
-        fields.only(dict(wanted), {"label", "main_ip", "region", "tag", "per_page", "cursor"})
         rows = [self.row(rental) for rental in self._cloud.world.living("vultr")]
         for field in ("label", "main_ip", "region"):
             if field in wanted:
                 rows = [row for row in rows if row[field] == wanted[field]]
         if "tag" in wanted:
             rows = [row for row in rows if wanted["tag"] in row["tags"]]
-        return _page(request, "instances", rows)
+        return _page(request, "instances", rows, filters=("label", "main_ip", "region", "tag"))
 
     async def show(self, request: Request) -> Response:
         """Answer one instance; 404 where it was deleted."""
@@ -454,8 +453,14 @@ def _typed(request: Request) -> list[Json]:
     return [plan for plan in catalogue.vultr_plans() if kind in ("all", plan["type"])]
 
 
-def _page(request: Request, name: str, rows: list[Json], *, true_total: bool = True) -> Response:
-    """Answer one page; both links are always there and empty at the ends."""
+def _page(
+    request: Request, name: str, rows: list[Json], *, filters: tuple[str, ...] = (), true_total: bool = True
+) -> Response:
+    """Answer one page; both links are always there and empty at the ends.
+
+    ``filters`` are the parameters that have been applied to the rows; any other one is refused.
+    """
+    fields.only(dict(request.query_params), {"per_page", "cursor", *filters})
     try:
         size = int(request.query_params.get("per_page") or _PER_PAGE)
     except ValueError:

@@ -270,6 +270,11 @@ def test_a_route_that_the_sandbox_has_not_is_501_with_its_name(apis: Apis) -> No
     answer = apis.vast("PUT", "/v0/instances/request_logs/7/", {})
     assert (answer.status_code, answer.json()["error"]) == (501, "not_emulated")
     assert "PUT /api/v0/instances/request_logs/7" in answer.json()["msg"]
+    # A filter that is not applied would answer too much.
+    for path in ("/instances", "/plans", "/ssh-keys"):
+        answer = apis.vultr("GET", path, params={"os": "windows"})
+        assert (answer.status_code, "carry out os" in answer.json()["error"]) == (400, True)
+    assert apis.vast("GET", "/v1/instances/", params={"machine": "7"}).status_code == 400
     # These the real API has not either, and what is not there is a 404 as before.
     for path in ("/regions/ewr", "/plans/x", "/os/1", "/instances/x", "/ssh-keys/x"):
         assert apis.vultr("GET", path).status_code == 404, path
