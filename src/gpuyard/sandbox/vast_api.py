@@ -243,6 +243,8 @@ class VastApi:
                     contracts.append(int(str(error.body["new_contract"])))
                 error.body["new_contracts"] = contracts
                 raise
+            except EngineError as error:  # no address is free any more
+                raise VastError(503, "server_error", str(error), new_contracts=contracts) from None
         return JSONResponse({"success": True, "new_contracts": contracts})
 
     def _fitting(self, ask: int, order: _Order) -> Json:

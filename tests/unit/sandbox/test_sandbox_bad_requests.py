@@ -11,6 +11,7 @@ from conftest import Apis, StandInEngine
 
 from gpuyard.errors import UsageError
 from gpuyard.sandbox.cloud import Cloud
+from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.model import World
 
 ASK = 11402000
@@ -128,10 +129,14 @@ def test_no_value_of_a_field_of_another_call_is_a_crash_or_a_poison(apis: Apis) 
         ):
             answer = apis.vultr(method, path, {name: value})
             assert in_words(answer), (path, name, value, answer.text)
-        for name in ("select_filters", "order_by", "select_cols", "limit", "after_token", "unknown"):
-            for text in (json.dumps(value), str(value), base64.b64encode(json.dumps({"after": value}).encode())):
-                answer = apis.vast("GET", "/v1/instances/", params={name: text})
-                assert in_words(answer), (name, text, answer.text)
+        token = base64.b64encode(json.dumps({"after": value}).encode()).decode()
+        asked = {
+            **dict.fromkeys(("select_filters", "order_by", "select_cols"), json.dumps(value)),
+            "after_token": token,
+        }
+        for name, text in (*asked.items(), ("limit", str(value)), ("unknown", str(value))):
+            answer = apis.vast("GET", "/v1/instances/", params={name: text})
+            assert in_words(answer), (name, text, answer.text)
         for name in ("per_page", "cursor", "label", "tag", "region", "unknown"):
             assert in_words(apis.vultr("GET", "/instances", params={name: str(value)})), (name, value)
     look_around(apis)
@@ -280,7 +285,7 @@ def test_a_route_that_the_sandbox_has_not_is_501_with_its_name(apis: Apis) -> No
         assert apis.vultr("GET", path).status_code == 404, path
 
 
-def test_a_bulk_create_rents_all_or_names_what_it_rented(apis: Apis) -> None:
+def test_a_bulk_create_rents_all_or_names_what_it_rented(apis: Apis, monkeypatch: pytest.MonkeyPatch) -> None:
     asks = [
         offer["id"] for offer in apis.vast("POST", "/v0/bundles", {"order": [["dph_total", "asc"]]}).json()["offers"]
     ]
@@ -294,6 +299,17 @@ def test_a_bulk_create_rents_all_or_names_what_it_rented(apis: Apis) -> None:
     refused = apis.vast("POST", "/v0/asks/bulk/", {**VAST, "ids": asks[2:4]})
     assert refused.status_code == 410
     assert refused.json()["new_contracts"] == [int(apis.cloud.world.living("vast")[-1].id)]
+    # Or this machine has no address left.
+    del apis.cloud.take_fault  # type: ignore[method-assign]
+    addresses = iter(["127.77.9.9"])
+    monkeypatch.setattr("gpuyard.sandbox.boxes.choose_address", lambda *_: next(addresses, None) or no_address())
+    refused = apis.vast("POST", "/v0/asks/bulk/", {**VAST, "ids": asks[3:5]})
+    assert (refused.status_code, refused.json()["msg"]) == (503, "No loopback address is free.")
+    assert refused.json()["new_contracts"] == [int(apis.cloud.world.living("vast")[-1].id)]
+
+
+def no_address() -> str:
+    raise EngineError("No loopback address is free.")
 
 
 def test_a_wrong_key_does_not_use_up_the_right_ones_calls(apis: Apis) -> None:
