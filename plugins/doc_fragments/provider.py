@@ -28,6 +28,8 @@ options:
       - The folder in which the sandbox keeps its state; it names one of several sandboxes.
       - When it is not said, the environment variable E(GPUYARD_SANDBOX_STATE) is used, and without that
         C(~/.gpuyard/sandbox).
+      - What plans a launch or rents starts a sandbox that does not run; to everything else, one that does not run is an
+        error, so that a misspelt folder does not become another sandbox.
     type: path
 requirements:
   - gpuyard (the Python package that this collection belongs to), in the Python that runs Ansible

@@ -17,7 +17,9 @@ options:
     description: The least memory of each GPU, in gigabytes.
     type: float
   gpu_names:
-    description: Models of GPU, any of which will do, for example V(RTX 4090) or V(A100 SXM4).
+    description:
+      - Models of GPU, any of which will do, for example V(RTX 4090) or V(A100 SXM4).
+      - A name is a whole one; V(A100) takes every build of it, V(RTX) takes nothing. V(_) stands for a space.
     type: list
     elements: str
     default: []

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
 import urllib.error
@@ -30,6 +31,14 @@ _ATTEMPTS = 3
 _TIMEOUT_S = 60.0
 # Made by the first command that locks the machine for bringing it into shape, see gpuyard.converging_box.
 MODULES_LOCK = Path("/opt/gpuyard/modules.lock")
+
+
+# The same as in gpuyard.stages.folders, which a box need not have yet.
+_NO_ROOT = re.compile(
+    r"(?:/(?:bin|boot|dev|etc|lib(?:x?32|64)?|proc|run|sbin|snap|sys|usr|var)|/opt/gpuyard)(?:/.*)?"  # with all below
+    r"|(?:/root|/home/[^/]+)/\.[^/]+(?:/.*)?"  # .ssh, .aws and their like
+    r"|/|/home|/home/[^/]+|/lost\+found|/opt|/root|/srv|/tmp"  # but folders in them will do
+)
 
 
 class BoxError(Exception):
@@ -74,6 +83,16 @@ def at_work() -> Iterator[None]:
     with handle:
         fcntl.flock(handle, fcntl.LOCK_SH)
         yield
+
+
+def check_persistent_root(root: str) -> None:
+    """Raise :class:`BoxError` for a folder that the system or gpuyard itself uses."""
+    for path in (os.path.normpath("/" + root.lstrip("/")), os.path.realpath(root)):
+        if _NO_ROOT.fullmatch(path):
+            raise BoxError(
+                f"root={root} must not be {path}, which the system or gpuyard itself uses: all that is in it, keys "
+                "too, would go to the bucket; name a folder of its own, such as /mnt/persistent."
+            )
 
 
 def tail(text: str, lines: int = 8) -> str:

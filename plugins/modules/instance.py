@@ -16,16 +16,25 @@ author:
 description:
   - Brings the machine of a run into a state. A run has one machine; its name is on the machine from the first moment,
     as the label or the tags of the provider.
-  - Nothing is rented twice. A run that has a machine keeps it, and a create whose answer was lost is looked up by its
-    label.
+  - Nothing is rented twice. A run that has a machine keeps it. A create whose answer was lost is looked up by its label
+    for 30 seconds, as long as a new machine may be missing from its cloud's list, and adopted when it is there.
+  - A request without an answer is noted in the bucket, or below C(~/.gpuyard) where there is none, so that the next
+    task for the run, on any controller, looks for its machine before it rents.
   - When an offer turns out to be sold out, the next one is taken. Any other refusal ends the task, with what was
     rented destroyed.
+  - After renting, every cloud with a key is asked once more, whichever O(provider) says. When another controller has
+    rented for the run at the same moment, the younger of the two machines goes back and its task fails; the other task
+    says what it saw.
+  - What the machine costs, from when to when, is written into the ledger in the bucket (C(<run>/ledger/)), where
+    M(gpuyard.cloud.run_info) counts it also when the machine is gone. A bucket that does not answer is told, and no
+    reason not to rent or to destroy.
   - The SSH host key of a new machine is pinned under a name that belongs to the machine, not to an address.
   - Progress is shown line by line while it runs.
 extends_documentation_fragment:
   - gpuyard.cloud.provider
   - gpuyard.cloud.provider.attributes
   - gpuyard.cloud.query
+  - gpuyard.cloud.bucket
 attributes:
   check_mode:
     support: full
@@ -40,7 +49,8 @@ options:
   state:
     description:
       - With V(present), the run has a machine that runs and answers over SSH.
-      - With V(absent), every machine of the run at every cloud asked is destroyed, and confirmed gone.
+      - With V(absent), every machine of the run at every cloud asked is destroyed, whatever is on it, and confirmed
+        gone. M(gpuyard.cloud.run_end) destroys only what is saved.
       - With V(stopped) and V(started), the run's machine is stopped and started, at clouds that can do that. A stopped
         machine still costs something, at some clouds the full price.
     type: str
@@ -64,6 +74,8 @@ options:
     description:
       - The path of the private SSH key with which the machine is reached.
       - When it is not said, gpuyard uses a key of its own, C(~/.gpuyard/keys/id_ed25519).
+      - A machine that another controller has rented knows that controller's key only, and the task fails with a
+        sentence that names the keys.
     type: path
   replace_preempted:
     description:
@@ -109,7 +121,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 instance:
-  description: The machine; empty when there is none.
+  description:
+    - The machine; empty when there is none.
+    - C(idle_price_per_hour_usd) is what it costs while it does not run (at Vast its disk, at Vultr all of it), and
+      C(cost_now_per_hour_usd) what it costs in its present state.
   returned: success
   type: dict
   sample:
@@ -121,6 +136,8 @@ instance:
     region: SE
     gpu_name: RTX 4090
     price_per_hour_usd: 0.43
+    idle_price_per_hour_usd: 0.02
+    cost_now_per_hour_usd: 0.43
     ssh_host: 203.0.113.7
     ssh_port: 40022
     emulated: false
@@ -157,11 +174,17 @@ failure:
 
 import json
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PROVIDER_OPTIONS, QUERY_OPTIONS, run_module
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
+    BUCKET_OPTIONS,
+    PROVIDER_OPTIONS,
+    QUERY_OPTIONS,
+    run_module,
+)
 
 ARGUMENT_SPEC = (
     PROVIDER_OPTIONS
     | QUERY_OPTIONS
+    | BUCKET_OPTIONS
     | {
         "run": {"type": "str", "required": True},
         "state": {"type": "str", "choices": ["present", "absent", "started", "stopped"], "default": "present"},
@@ -179,14 +202,26 @@ CONDITIONS = {}
 
 def run(call):
     """Bring the run's machine into the wanted state."""
-    from gpuyard import config, machine, market, records, rent
+    from gpuyard import config, ledger, machine, market, notebook, pending, records, rent, runs
 
-    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
-    how = {"check": call.check_mode, "progress": call.progress}
+    def bucket():
+        settings = config.s3_settings(
+            call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site()
+        )
+        return runs.shared_bucket(settings)
+
     state = call.params["state"]
+    # What rents may start the sandbox; a misspelt sandbox_state at the end of a run must not become a new one.
+    clouds = config.connect(
+        call.option("provider"), **call.site(), progress=call.progress, start_sandbox=state == "present"
+    )
+    how = {"check": call.check_mode, "progress": call.progress}
+    shared = notebook.Notebook(bucket)
+    book = ledger.Ledger(shared, call.progress)
+    notes = pending.PendingNotes(shared, call.progress)
     if state == "absent":
         # First, so that nothing that only other states need can be in the way of ending what bills.
-        return report(call, machine.absent(clouds, call.params["run"], **how), {}, clouds)
+        return report(call, machine.absent(clouds, call.params["run"], ledger=book, notes=notes, **how), {}, clouds)
     key = config.ssh_key(call.option("ssh_key"))
 
     def offers():
@@ -205,10 +240,13 @@ def run(call):
         replace_preempted=call.params["replace_preempted"],
         wait=call.params["wait"],
         timeout_s=call.params["timeout"],
+        everywhere=config.connect(require=False, **call.site()) if call.option("provider") else clouds,
+        notes=notes,
+        ledger=book,
         **call.given("disk_gb"),
     )
     if state == "stopped":
-        outcome = machine.stopped(clouds, order.run, **how)
+        outcome = machine.stopped(clouds, order.run, ledger=book, **how)
     else:
         outcome = (machine.started if state == "started" else machine.present)(clouds, order, **how)
     return report(call, outcome, rent.ansible_vars(outcome.instance, key) if outcome.instance else {}, clouds)

@@ -17,7 +17,9 @@ version_added: "0.1.0"
 author: gpuyard contributors (@gpuyard)
 options:
   root:
-    description: The folder where the persistent volume is mounted. It is created when it is missing.
+    description:
+      - The folder where the persistent volume is mounted. It is created when it is missing.
+      - A folder of the system's, a home, or gpuyard's own is refused, since all that is in it would be published.
     type: path
     default: /mnt/persistent
   directories:
@@ -169,8 +171,27 @@ class Merge:
             source.rmdir()
 
 
+def leads_to_volume(root: Path, repository: Path, name: str) -> bool:
+    """Return whether a folder above ``name`` is linked to the volume already, so that ``name`` is there as well.
+
+    Raises :class:`BoxError` when such a link leads elsewhere.
+    """
+    for inner in list(PurePosixPath(name).parents)[-2::-1]:
+        above = repository / inner
+        if not above.is_symlink():
+            continue
+        if above.resolve() == (root / inner).resolve():
+            return True
+        raise _box.BoxError(
+            f"{above} is a link to {above.readlink()}, so {name} cannot be linked below it: remove that link from the "
+            f"repository, or keep another folder than {name}."
+        )
+    return False
+
+
 def work(module: AnsibleModule) -> dict[str, Any]:
     """Bring folders and links to the wanted state, or in check mode say what that would take."""
+    _box.check_persistent_root(module.params["root"])
     root = Path(module.params["root"])
     repository = Path(module.params["repository"]) if module.params["repository"] else None
     names = check_directories(module.params["directories"])
@@ -190,7 +211,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             actions.append(f"create {target}")
             if not dry:
                 target.mkdir(parents=True)
-        if not repository:
+        if not repository or leads_to_volume(root, repository, name):
             continue
         link = repository / name
         before[str(link)], after[str(link)] = kind(link), f"link to {target}"

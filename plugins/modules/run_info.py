@@ -15,6 +15,7 @@ author:
   - gpuyard contributors (@gpuyard)
 description:
   - Joins the machines that the clouds list with the records and checkpoints in the bucket.
+  - Asks each machine that runs over SSH what its stages do, all at the same time and for five seconds altogether.
   - A bucket that does not answer is a warning in RV(text), and the machines are listed all the same.
   - A cloud that does not answer is in RV(unanswered), and the others' machines are listed all the same; the task fails
     when none answers.
@@ -34,6 +35,14 @@ options:
   workload:
     description: Only runs of this workload.
     type: str
+  ask_boxes:
+    description: Whether to ask the machines. Without it a machine that runs is V(running), whatever its stages do.
+    type: bool
+    default: true
+  ssh_key:
+    description:
+      - The path of the private SSH key with which the machines are reached. When it is not said, gpuyard's own.
+    type: path
 seealso:
   - module: gpuyard.cloud.instance_info
   - module: gpuyard.cloud.run_plan
@@ -60,9 +69,13 @@ runs:
       type: str
     state:
       description:
-        - V(running), V(pending) or V(stopped), as its machine is; V(preempted) when the provider has taken the
-          machine away; V(interrupted) when it has no machine and its checkpoints do not say that it ended.
-        - V(finished) or V(failed), as its checkpoints say it ended; a machine that is still there bills all the same.
+        - Of a machine that runs, what its stages do. V(not-started), V(running), V(idle) when nothing runs though
+          stages are left, V(interrupted), V(failed) or V(finished); V(unreachable) when it does not answer in time. It
+          bills in each of these states.
+        - Else V(pending) or V(stopped), as its machine is; V(preempted) when the provider has taken the machine away;
+          V(interrupted) when it has no machine and its checkpoints do not say that it ended; V(cancelled) when it was
+          torn down, or when all its machines were ended before it had a checkpoint.
+        - V(finished) or V(failed), as its checkpoints say it ended, when no machine says otherwise.
       type: str
     resumable:
       description: Whether it has no running machine and can go on from its checkpoint.
@@ -70,11 +83,14 @@ runs:
     progress:
       description: What the newest checkpoint says; empty when there is none.
       type: dict
+    problem:
+      description: Why its newest checkpoint cannot be read, and what to do; empty when nothing is wrong.
+      type: str
     provider:
       description: The provider of its machine, empty when it has none.
       type: str
     price_per_hour_usd:
-      description: What its machines cost an hour now.
+      description: What its machines cost an hour as they are now; a stopped or lost one costs its disk only at Vast.
       type: float
     hours:
       description: For how long its machines have been rented.
@@ -82,10 +98,25 @@ runs:
     cost_usd:
       description: What its machines of now have cost so far, as the price and the hours say.
       type: float
+    spent_usd:
+      description:
+        - What all its machines have cost so far, those included that are gone, as the ledger in the bucket says
+          (C(<run>/ledger/)). Without a bucket, what its machines of now have cost.
+        - No provider says when it took a machine away. Such a machine counts at its full price until it was last seen
+          alive, by a task or by its newest checkpoint, so this is a lower bound. Traffic and bucket are not in it.
+      type: float
     instances:
       description: Its machines.
       type: list
       elements: dict
+    stages:
+      description:
+        - What its machine says of its stages, as C(gpuyard.stages status --json) prints it there. C(state) is one of
+          those above.
+        - With V(failed), C(failure) holds C(stage), C(iteration), C(exit_code), C(reason) and C(last_line).
+        - Empty when there is no machine that runs, or with O(ask_boxes=false).
+      type: dict
+      sample: {state: running, iteration: 0, stage: search, stages_done: 1, stages_total: 4, failure: null}
 unanswered:
   description: For each cloud that could not be asked, by its name, a sentence with the reason.
   returned: success
@@ -99,13 +130,22 @@ text:
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_OPTIONS, PROVIDER_OPTIONS, run_module
 
-ARGUMENT_SPEC = PROVIDER_OPTIONS | BUCKET_OPTIONS | {"run": {"type": "str"}, "workload": {"type": "str"}}
+ARGUMENT_SPEC = (
+    PROVIDER_OPTIONS
+    | BUCKET_OPTIONS
+    | {
+        "run": {"type": "str"},
+        "workload": {"type": "str"},
+        "ask_boxes": {"type": "bool", "default": True},
+        "ssh_key": {"type": "path", "no_log": False},
+    }
+)
 CONDITIONS = {}
 
 
 def run(call):
     """Return the runs that the clouds and the bucket know."""
-    from gpuyard import checkpoints, config, records, rent, runs
+    from gpuyard import checkpoints, config, records, rent, runs, watch
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
     seen = rent.survey(clouds)
@@ -114,11 +154,12 @@ def run(call):
     unanswered = seen.unanswered()
     warnings = list(unanswered.values())
     try:
-        kept = runs.stored(runs.open_bucket(settings))
+        kept = runs.stored(runs.open_bucket(settings), costs=True)
+        warnings += kept.complaints
     except checkpoints.CheckpointError as error:
         kept = runs.Stored()
         warnings.append(f"The bucket cannot be read, so runs without a machine are missing: {error}")
-    found = runs.join(machines, kept)
+    found = runs.join(machines, kept, [cloud.name for cloud in clouds if cloud.name not in seen.errors])
     unknown = []
     if run_name := call.option("run"):
         names = ", ".join(one.name for one in found) or "none"
@@ -127,6 +168,8 @@ def run(call):
             unknown = [f"run={run_name!r} is not known to the clouds and the bucket; the runs there are: {names}."]
     if workload := call.option("workload"):
         found = [one for one in found if one.workload == workload]
+    if call.params["ask_boxes"] and any(one.is_up for one in found):
+        found = watch.asked(found, config.ssh_key(call.option("ssh_key")))
     return {
         "runs": [records.run_to_dict(one) for one in found],
         "unanswered": unanswered,

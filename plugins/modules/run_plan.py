@@ -54,6 +54,11 @@ options:
   offer:
     description: The id of the one offer to take, as RV(gpuyard.cloud.offer_info#module:offers) says it.
     type: str
+  restore:
+    description:
+      - The number of the checkpoint to go on from, in place of the newest one. It has to be in the bucket.
+      - The way on when the newest one cannot be read.
+    type: int
   ssh_key:
     description:
       - The path of the private SSH key with which the machine will be reached. When it is not said, gpuyard uses a
@@ -71,7 +76,7 @@ options:
     type: bool
     default: false
   shutdown:
-    description: Whether the play will end the rental when the run ends. The plan does not depend on it.
+    description: Whether the play will end the rental when the run ends. It is refused where there is no bucket.
     type: bool
     default: false
 seealso:
@@ -163,6 +168,9 @@ plan:
     progress:
       description: The progress in the newest checkpoint; empty when there is none.
       type: dict
+    restore:
+      description: The number of the checkpoint that O(restore) asks for; V(-1) for the newest one.
+      type: int
     instance:
       description: The run's machine; empty when it has none.
       type: dict
@@ -191,6 +199,7 @@ ARGUMENT_SPEC = (
         "workload": {"type": "str"},
         "run": {"type": "str"},
         "offer": {"type": "str"},
+        "restore": {"type": "int"},
         "ssh_key": {"type": "path", "no_log": False},
         "converge": {"type": "str", "choices": ["auto", "full"], "default": "auto"},
         "follow": {"type": "bool", "default": False},
@@ -208,8 +217,9 @@ def run(call):
         mode=call.params["mode"],
         bucket=call.params["bucket"],
         max_price_per_hour_usd=call.option("max_price_per_hour"),
+        shutdown=call.params["shutdown"],
         conditions=call.given(*(name for name in QUERY_OPTIONS if name not in ("market", "max_price_per_hour"))),
-        **call.given("workload", "run", "provider", "market", "ssh_key", "bucket_endpoint", "offer"),
+        **call.given("workload", "run", "provider", "market", "ssh_key", "bucket_endpoint", "offer", "restore"),
         **call.site(),
     )
     made = plan.make(wishes, progress=call.progress)

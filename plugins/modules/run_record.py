@@ -16,7 +16,8 @@ author:
 description:
   - A run without a machine is one to resume, unless its record says that it ended. The machine itself writes there
     that a run is done or has failed; that the user gave it up, only the user can say.
-  - Nothing is removed. A cancelled run can be resumed when it is named.
+  - No checkpoint is removed. A cancelled run can be resumed when it is named.
+  - Uploads that the run's machines did not finish are removed. They take room that no listing shows.
   - Changes nothing when there is no bucket, when the bucket does not know the run, and when the run had ended.
   - A bucket that does not answer is a warning, since what matters more, the end of the rental, does not need it.
 extends_documentation_fragment:

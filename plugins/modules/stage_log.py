@@ -73,7 +73,7 @@ lines:
   type: list
   elements: str
 state:
-  description: How the run stood when O(follow) ended, V(finished), V(failed) or V(interrupted).
+  description: How the run stood when O(follow) ended, V(finished), V(idle), V(failed) or V(interrupted).
   returned: with O(follow)
   type: str
 """
@@ -132,9 +132,13 @@ def run(call):
             if line := watch.tell(record):
                 call.progress(line)
             state = str(record.get("state") or state)
+        bills = (
+            f"As long as its machine is there, it bills {one.machine.cost_now_per_hour_usd:.4f} USD an hour: "
+            f"`ansible-playbook teardown.yml -e run={one.name}` ends that."
+        )
         if state != "finished":
-            raise GpuyardError(f"Run {one.name} is {state or 'out of reach'}.")
-        return {"lines": [], "state": state}
+            raise GpuyardError(f"{watch.how_it_ended(one, one.machine, key, state)}\n{bills}")
+        return {"lines": [], "state": state, "text": bills}
     query = watch.LogQuery(call.option("stage"), call.option("iteration"), call.params["lines"], call.params["errors"])
     if one.machine and one.machine.state == "running":
         lines = list(watch.lines(one.machine, key, query.words()))

@@ -63,6 +63,11 @@ options:
     description: Whether O(state=started) first brings back the newest checkpoint, when the machine has no journal.
     type: bool
     default: true
+  restore_sequence:
+    description:
+      - Bring back exactly the checkpoint with this number, whether there are newer ones or not.
+      - A machine with work of its own keeps it, and a warning says that the number was not used.
+    type: int
   from_stage:
     description: Start at this stage, and run it and everything after it again.
     type: str
@@ -73,9 +78,10 @@ options:
     description: The iteration that O(from_stage) or O(only) means. By default the current one.
     type: int
   wait_s:
-    description: How long O(state=stopped) waits for the stage to save its work, in seconds.
+    description:
+      - How long O(state=stopped) waits at most for the stage to save its work and for the last checkpoint, in seconds.
+        By default the running stage's own C(grace_s) and 300 s.
     type: float
-    default: 120
   settings:
     description: The folder for the settings on the machine.
     type: path
@@ -117,7 +123,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 session:
-  description: Where the run stands. Empty when the machine has not been told of any run.
+  description:
+    - Where the run stands. Empty when the machine has not been told of any run. C(state) is V(not-started), V(running),
+      V(idle) (what was asked for is done, stages are left), V(interrupted), V(failed) (C(failure) says how) or
+      V(finished).
   type: dict
   returned: success
   sample:
@@ -129,7 +138,16 @@ session:
     stage: search
     stages: [{iteration: 0, stage: finetune, outcome: done, seconds: 11.2, attempts: 1}]
     last_line: "theorem 41: proved"
+    failure: null
+    space_free_gb: 41.7
     tmux: true
+saved:
+  description:
+    - Whether the bucket holds everything that is on the machine now (C(state)), as which checkpoint (C(sequence)), and
+      why or why not (C(why)).
+  type: dict
+  returned: with O(state=stopped), when the machine has been told of a run
+  sample: {state: true, sequence: 42, why: "The bucket holds everything that is on this box, as checkpoint 42."}
 restored:
   description:
     - What was brought back. C(source) is V(cloud), V(local) when the machine had work of its own, or V(nothing).
@@ -259,8 +277,9 @@ def stop(module: AnsibleModule) -> dict[str, Any]:
     session = status(module)
     if module.check_mode or not session:
         return {"changed": bool(session.get("tmux") or session.get("state") == "running"), "session": session}
-    answer = ask(module, "stop", "--wait", str(module.params["wait_s"]))
-    return {"changed": answer["changed"], "session": answer["session"]}
+    wait_s = module.params["wait_s"]
+    answer = ask(module, "stop", *([] if wait_s is None else ["--wait", str(wait_s)]))
+    return {name: answer[name] for name in ("changed", "session", "saved")}
 
 
 def start(module: AnsibleModule) -> dict[str, Any]:
@@ -284,6 +303,8 @@ def start(module: AnsibleModule) -> dict[str, Any]:
         raise _box.BoxError("tmux is not installed on this machine.", tmux_missing=True)
     settings.write()
     restore = ["--restore"] if options["restore"] or not wanted else []
+    if options["restore_sequence"] is not None:
+        restore += ["--restore-sequence", str(options["restore_sequence"])]
     answer = ask(module, "start", "--state", options["state"], *restore, *chosen)
     for warning in (answer["restored"] or {}).get("warnings", ()):
         module.warn(warning)
@@ -319,10 +340,11 @@ def main() -> None:
             "repository": {"type": "path"},
             "path": {"type": "list", "elements": "path", "default": []},
             "restore": {"type": "bool", "default": True},
+            "restore_sequence": {"type": "int"},
             "from_stage": {"type": "str"},
             "only": {"type": "str"},
             "iteration": {"type": "int"},
-            "wait_s": {"type": "float", "default": 120},
+            "wait_s": {"type": "float"},
             "settings": {"type": "path", "default": "/opt/gpuyard/run"},
             "python": {"type": "path", "default": "/opt/gpuyard/venv/bin/python"},
         },

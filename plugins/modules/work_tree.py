@@ -14,6 +14,8 @@ description:
     It crosses the network only when the machine has something else.
   - Files that are gone from the source are removed. What the source never had is left alone, so build outputs and files
     behind links to a persistent volume stay.
+  - A newer version of a file that lies behind such a link is brought when the file is still as it was brought before.
+    One that was changed there stays, and is named in a warning.
   - Runs the build commands once for each state of the tree, and shows the end of the log when one of them fails.
 version_added: "0.1.0"
 author: gpuyard contributors (@gpuyard)
@@ -26,7 +28,10 @@ options:
     description: A folder on the controller.
     type: path
   url:
-    description: A git repository that the machine can reach.
+    description:
+      - A git repository that the machine can reach, by C(https), C(http), C(ssh), C(git), C(file), or as
+        V(git@host:path).
+      - It must not hold a user name with a password or a token, since it is shown in results and kept on the machine.
     type: str
   commit:
     description: The full commit, 40 hexadecimal digits.
@@ -97,6 +102,11 @@ actions:
   elements: str
   returned: success
   sample: [write 12 files, remove 1 file, run 1 build command]
+kept:
+  description: Files behind links that differ from the source and stay, because they were changed on the machine.
+  type: list
+  elements: str
+  returned: when the content comes from O(src)
 log:
   description: The file on the machine with the output of the build.
   type: str
@@ -121,6 +131,15 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
 
 LOG_LINES = 20
+KEPT_NAMED = 5
+# The same rules as in gpuyard.repository, but for file://, which here is a folder of the machine.
+HOST = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+URL = re.compile(
+    rf"(?:https?|git)://{HOST}(?::\d+)?/[^\s?#]+|file:///[^\s?#]+"
+    rf"|ssh://(?:[A-Za-z0-9._-]+@)?{HOST}(?::\d+)?/[^\s?#]+|[A-Za-z0-9._]+@{HOST}:[^\s?#:-][^\s?#:]*"
+)
+CREDENTIALS = re.compile(r"(?<=//)[^/@\s'\"]*@|\?[^\s'\"]+")
+PERHAPS_CREDENTIALS = re.compile(r"[:/=][^\s]*@|\?")
 # The output goes straight to the log, which can be followed while the command runs.
 LOGGED = 'exec >>"$0" 2>&1; exec bash -o pipefail -c "$1"'
 
@@ -159,6 +178,23 @@ def check_names(files: dict[str, str]) -> None:
             raise _box.BoxError(f"The path {name!r} would lie outside of the repository.")
 
 
+def entry_hashes(path: Path) -> set[str]:
+    """Return the hashes that gpuyard.tree gives an entry of this kind and content, as a program and as none.
+
+    Not every volume and bucket keeps the mode of a file.
+    """
+    if path.is_symlink():
+        return {hashlib.sha256(b"link\0" + os.fsencode(path.readlink())).hexdigest()}
+    if not path.is_file():
+        return set()
+    digests = [hashlib.sha256(kind) for kind in (b"program\0", b"file\0")]
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            for digest in digests:
+                digest.update(block)
+    return {digest.hexdigest() for digest in digests}
+
+
 class LocalTree:
     """A tree that comes from the controller. ``files``: relative path → hash of its kind and content."""
 
@@ -170,14 +206,33 @@ class LocalTree:
         check_names(self.files)
         recorded = place.record.get("files") or {}
         stamps = place.record.get("stamps") or {}
-        # What lies behind a link belongs to the volume: it is put there once and then no longer ours.
-        self.stale = [
-            name
-            for name, content in self.files.items()
-            if (place.stamp(name) is None)
-            or (not place.is_linked(name) and (recorded.get(name) != content or stamps.get(name) != place.stamp(name)))
-        ]
+        # What lies behind a link is on the volume, where the run may change it: only what it left alone is replaced.
+        self.kept: list[str] = []
+        self.brought: dict[str, str] = {}
+        self.stale: list[str] = []
+        for name, content in self.files.items():
+            if place.is_linked(name):
+                self.judge_linked(name, content, recorded.get(name))
+            elif recorded.get(name) != content or stamps.get(name) != place.stamp(name) or place.stamp(name) is None:
+                self.stale.append(name)
         self.gone = [name for name in recorded if name not in self.files and not place.is_linked(name)]
+
+    def judge_linked(self, name: str, content: str, before: str | None) -> None:
+        """Decide about a file on the volume; ``before`` is the hash of what was brought there last, if known."""
+        if before:
+            self.brought[name] = before
+        if self.place.stamp(name) is None:
+            self.stale.append(name)
+        elif before == content:
+            return  # what was brought is still what the source has, so what is there now is the run's
+        else:
+            found = entry_hashes(self.place.dest / name)
+            if content in found:
+                self.brought[name] = content
+            elif before in found:
+                self.stale.append(name)
+            else:
+                self.kept.append(name)
 
     @property
     def in_order(self) -> bool:
@@ -206,9 +261,13 @@ class LocalTree:
         if self.stale:
             self.unpack(set(self.stale))
         stamps = {name: place.stamp(name) for name in self.files}
+        linked = {name for name in self.files if place.is_linked(name)} - set(self.stale)
         place.record = {
             "digest": self.digest,
-            "files": self.files,
+            # Of what lies on the volume, what was brought there, which need not be what the source has now.
+            "files": {
+                name: self.brought.get(name, "") if name in linked else content for name, content in self.files.items()
+            },
             "stamps": stamps,
             "built": place.record.get("built"),
         }
@@ -246,6 +305,22 @@ class LocalTree:
                 scratch.replace(target)
 
 
+def check_url(url: str) -> None:
+    """Raise :class:`BoxError` for an option, a program or a token in place of an address; a token is not shown."""
+    if URL.fullmatch(url):
+        return
+    if PERHAPS_CREDENTIALS.search(url):
+        raise _box.BoxError(
+            "url must not hold a user name, a password or a token: it is shown and kept in many places."
+        )
+    raise _box.BoxError(f"url={url!r} must be an address such as https://host/path or git@host:path.")
+
+
+def redacted(text: str) -> str:
+    """Return ``text`` without the users, passwords and tokens in its addresses."""
+    return CREDENTIALS.sub(lambda found: "…@" if found[0].endswith("@") else "?…", text)
+
+
 class GitTree:
     """A tree that the machine fetches itself."""
 
@@ -253,6 +328,7 @@ class GitTree:
         commit: str = module.params["commit"]
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise _box.BoxError(f"commit={commit!r} must be a full commit of 40 hexadecimal digits.")
+        check_url(module.params["url"])
         self.module, self.place, self.digest = module, place, commit
         self.url: str = module.params["url"]
         self.submodules: bool = module.params["submodules"]
@@ -260,7 +336,11 @@ class GitTree:
     def git(self, *arguments: str, purpose: str) -> str:
         """Run git in the tree, never asking for a password."""
         command = ["git", "-C", str(self.place.dest), "-c", "advice.detachedHead=false", *arguments]
-        return _box.run(self.module, command, purpose=purpose, environment={"GIT_TERMINAL_PROMPT": "0"})
+        try:
+            return _box.run(self.module, command, purpose=purpose, environment={"GIT_TERMINAL_PROMPT": "0"})
+        except _box.BoxError as error:
+            # The repository itself may name submodules by addresses with a token in them.
+            raise _box.BoxError(redacted(str(error)), **error.details) from None
 
     @property
     def in_order(self) -> bool:
@@ -299,15 +379,39 @@ class GitTree:
         place.save()
         purpose = f"Fetching {self.url} at {self.digest[:12]}"
         self.git("init", "--quiet", purpose="git init")
-        self.git("fetch", "--quiet", "--depth", "1", "--no-tags", self.url, self.digest, purpose=purpose)
+        self.git("fetch", "--quiet", "--depth", "1", "--no-tags", "--", self.url, self.digest, purpose=purpose)
+        self.renew_linked()
         self.git("checkout", "--quiet", "--force", "--detach", self.digest, purpose=f"Checking out {self.digest[:12]}")
         if self.submodules:
             # Relative submodule URLs are relative to this one.
-            self.git("config", "remote.origin.url", self.url, purpose="git config")
+            self.git("config", "--", "remote.origin.url", self.url, purpose="git config")
             update = ["submodule", "update", "--init", "--recursive", "--force", "--depth", "1", "--quiet"]
             self.git(*update, purpose=f"Fetching the submodules of {self.url}")
         place.record |= {"digest": self.digest, "url": self.url, "submodules": self.submodules}
         place.save()
+
+    def renew_linked(self) -> None:
+        """Bring the new version of files behind links, where the volume still has the one of the commit before."""
+        try:
+            listing = ["--raw", "--no-abbrev", "--no-renames", "-z", "HEAD", self.digest]
+            changed = self.git("diff", *listing, purpose="git diff")
+        except _box.BoxError:
+            return  # this is the first commit that is brought, so there is none to compare with
+        fields = changed.split("\0")
+        for about, name in zip(fields[0::2], fields[1::2], strict=False):
+            _mode, mode, old, _new, status = about.removeprefix(":").split()
+            target = self.place.dest / name
+            is_file = status == "M" and mode.startswith("100") and target.is_file() and not target.is_symlink()
+            if not is_file or not self.place.is_linked(name):
+                continue
+            if self.git("hash-object", f"--path={name}", "--", str(target), purpose="git hash-object").strip() != old:
+                continue
+            scratch = target.with_name(f".{target.name}.incoming")
+            words = ["sh", "-c", 'exec git -C "$1" cat-file --filters "$2" >"$3"', "sh"]
+            words += [str(self.place.dest), f"{self.digest}:{name}", str(scratch)]
+            _box.run(self.module, words, purpose=f"Bringing {name}")
+            scratch.chmod(0o755 if mode == "100755" else 0o644)
+            scratch.replace(target)
 
 
 def build(module: AnsibleModule, place: Place) -> None:
@@ -334,6 +438,17 @@ def build(module: AnsibleModule, place: Place) -> None:
             )
 
 
+def warn_of_kept(module: AnsibleModule, names: list[str]) -> None:
+    """Name the files of which the repository has another version than the one that stays."""
+    if names:
+        more = f" and {len(names) - KEPT_NAMED} more" if len(names) > KEPT_NAMED else ""
+        named = ", ".join(names[:KEPT_NAMED]) + more
+        module.warn(
+            f"The repository has another version of {named}. What is on the persistent volume "
+            "is not as it was brought there and may be the run's work, so it stays; remove it to have the repository's."
+        )
+
+
 def work(module: AnsibleModule) -> dict[str, Any]:
     """Bring the tree and build it, or in check mode say what that would take."""
     options = module.params
@@ -355,8 +470,11 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         "log": str(place.log),
         "diff": {"before": {"digest": before}, "after": {"digest": tree.digest, **tree.plan()}},
     }
-    if isinstance(tree, LocalTree) and tree.stale and not options["archive"] and not module.check_mode:
-        return {**result, "changed": False, "actions": [], "needs_archive": True}
+    if isinstance(tree, LocalTree):
+        result["kept"] = tree.kept
+        if tree.stale and not options["archive"] and not module.check_mode:
+            return {**result, "changed": False, "actions": [], "needs_archive": True}
+        warn_of_kept(module, tree.kept)
     if must_build:
         count = len(options["build"])
         actions = [*actions, f"run {count} build command{'s' * (count != 1)}"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -24,16 +25,21 @@ from gpuyard.providers.base import Progress, Provider
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
 
+_PREFIX = re.compile(r"(/[^/\s\x00-\x1f]+)*/?")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 _NOT_RUNNING = "The sandbox is not running under {state}: run `gpuyard sandbox up`."
+_NO_SANDBOX = (
+    "sandbox_state={state}: there is no sandbox there; `ansible-playbook launch.yml -e sandbox=true` with that "
+    "sandbox_state, or `gpuyard sandbox up --state {state}`, makes one."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class _Cloud:
     """What configuration knows of a provider."""
 
-    make: Callable[..., Provider]  # takes the key, base_url= and emulated=
+    make: Callable[..., Provider]  # takes the key, base_url=, emulated= and sandbox=
     variable: str
     key_file: str  # as shown to people
     read_file: Callable[[Mapping[str, str]], str]
@@ -115,6 +121,7 @@ class SandboxFile:
     s3_access_key: str = field(repr=False)
     s3_secret_key: str = field(repr=False)
     bucket: str
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +150,16 @@ def connect(
     sandbox: bool | None = None,
     sandbox_state: str | Path | None = None,
     require: bool = True,
+    start_sandbox: bool = False,
     env: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> list[Provider]:
     """Return the clouds to talk to: the named one, or all that have a key. Nothing is sent yet.
 
-    A sandbox that is not running is started. With ``require=False`` (inventories) it is not, and whatever is not
-    configured is left out without an error. Raises :class:`UsageError` for an unknown provider and for a missing key.
+    A sandbox that is not running is started where ``start_sandbox`` says so: by what rents. Everything else only looks,
+    and a misspelt folder must not become a sandbox. With ``require=False`` (inventories) whatever is not configured or
+    does not run is left out without an error. Raises :class:`UsageError` for an unknown provider, for a missing key,
+    and for a sandbox that does not run.
     """
     if provider is not None and provider not in CLOUDS:
         raise UsageError(f"provider={provider!r} is not known; choose one of: {', '.join(CLOUDS)}.")
@@ -159,9 +169,12 @@ def connect(
         info = read_sandbox(site.sandbox_state)
         if info is None and not require:
             return []
+        if info is None and not start_sandbox:
+            exists = (site.sandbox_state / "settings.json").exists()
+            raise UsageError((_NOT_RUNNING if exists else _NO_SANDBOX).format(state=site.sandbox_state))
         info = info or _start_sandbox(site.sandbox_state, progress)
         return [
-            CLOUDS[name].make(info.keys[name], base_url=info.endpoints[name], emulated=True)
+            CLOUDS[name].make(info.keys[name], base_url=info.endpoints[name], emulated=True, sandbox=info.name)
             for name in wanted
             if name in info.keys and name in info.endpoints
         ]
@@ -184,6 +197,7 @@ def read_sandbox(state: Path) -> SandboxFile | None:
             s3_access_key=str(keys["s3"]["access_key"]),
             s3_secret_key=str(keys["s3"]["secret_key"]),
             bucket=str(content["bucket"]),
+            name=str(content.get("name") or ""),
         )
     except FileNotFoundError:
         return None
@@ -218,13 +232,18 @@ def s3_settings(
         return BucketSettings()
     parts = urlsplit(bucket)
     if parts.scheme == "file":
-        if parts.netloc or not parts.path.startswith("/"):
-            raise UsageError(f"bucket={bucket!r} must name an absolute folder: file:///folder.")
+        if parts.netloc or not parts.path.startswith("/") or ".." in parts.path.split("/"):
+            raise UsageError(f"bucket={bucket!r} must name an absolute folder, without '..': file:///folder.")
         return BucketSettings(url=bucket)
     if parts.scheme != "s3" or not parts.netloc:
         raise UsageError(
             f"bucket={bucket!r} is no bucket that gpuyard can use: write s3://name or s3://name/prefix, "
             "file:///folder, or nothing for none."
+        )
+    if not _PREFIX.fullmatch(parts.path) or {".", ".."} & set(parts.path.split("/")) or parts.query or parts.fragment:
+        raise UsageError(
+            f"bucket={bucket!r} must be s3://name or s3://name/prefix; the prefix has no '.', '..' or empty part, and "
+            "no space, '?' or '#'."
         )
     if info and not bucket_endpoint:
         endpoint = info.endpoints["s3"]
@@ -312,6 +331,7 @@ def _start_sandbox(state: Path, progress: Progress | None) -> SandboxFile:
     # Imported here: the sandbox brings a web server, which no real run needs.
     from gpuyard.sandbox import client
 
+    paths.check_state_folder(state)
     client.ensure_up(state, progress=progress or (lambda _: None))
     info = read_sandbox(state)
     if info is None:

@@ -20,6 +20,7 @@ from typing import Any
 from gpuyard import config, paths, rent, runs, watch
 from gpuyard.checkpoints import latest_manifest
 from gpuyard.errors import GpuyardError
+from gpuyard.options import OPTIONS
 from gpuyard.play import Event, run_playbook
 from gpuyard.providers.base import Instance, State
 from gpuyard.sandbox import client, lifecycle
@@ -32,13 +33,19 @@ LOSE_AFTER_SETS = 3
 # What the user has configured for good (group_vars) is for the user's runs, not for this one.
 UNSAID: dict[str, Any] = {
     **dict.fromkeys(("provider", "workload", "run", "offer", "market", "gpu_name", "region", "bucket_endpoint"), ""),
-    **dict.fromkeys(("bucket", "ssh_key", "max_price_per_hour", "gpu_count", "gpu_ram_gb", "disk_gb")),
-    **dict.fromkeys(("follow", "shutdown"), False),
+    **dict.fromkeys(
+        ("bucket", "ssh_key", "max_price_per_hour", "gpu_count", "gpu_ram_gb", "disk_gb", "restore", "wait_s")
+    ),
+    **dict.fromkeys(("follow", "shutdown", "lose"), False),
     "converge": "auto",
-    "wait_s": 120,
 }
 _BEAT_S = 5.0
 _WIDTH = 100
+
+
+def unsaid(verb: str) -> dict[str, Any]:
+    """Return those of :data:`UNSAID` that the play ``verb`` takes."""
+    return {name: value for name, value in UNSAID.items() if verb in OPTIONS[name]}
 
 
 class DemoError(GpuyardError):
@@ -148,7 +155,7 @@ class Demo:
 
     def play(self, verb: str, **variables: str) -> None:
         """Run a play, showing tasks, what plugins print, and how long what changed took."""
-        given = {**UNSAID, "sandbox": True, "sandbox_state": str(self.state), **variables}
+        given = {**unsaid(verb), "sandbox": True, "sandbox_state": str(self.state), **variables}
         shown = " ".join(f"-e {name}={value}" for name, value in variables.items())
         self.teller.say(f"$ ansible-playbook {verb}.yml -e sandbox=true {shown}".rstrip())
         failures: list[str] = []

@@ -6,6 +6,8 @@ that names the option, the value and the way out. Modules, plays and the CLI pri
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class GpuyardError(Exception):
     """A failure that a user can understand and act on."""
@@ -21,6 +23,25 @@ class NoOfferError(GpuyardError):
 
 class UnreachableError(GpuyardError):
     """A rented machine never became usable: it failed to start, or SSH never answered. The text names the instance."""
+
+
+class ConnectionLostError(UnreachableError):
+    """A machine could not be reached over SSH, or the connection to it broke.
+
+    ``silent`` tells whether nothing at all answered at its address; else something did, and perhaps it was the machine.
+    """
+
+    def __init__(self, message: str, *, silent: bool = False) -> None:
+        super().__init__(message)
+        self.silent = silent
+
+
+class NothingBegunError(GpuyardError):
+    """A machine has not been told what to run, so no stage has begun on it."""
+
+
+class NotSavedError(GpuyardError):
+    """A machine is kept, because it may hold work that is not in the bucket. The text names it, and what it costs."""
 
 
 class ProviderError(GpuyardError):
@@ -89,3 +110,9 @@ class UnsupportedError(ProviderError):
 
 class LeakError(ProviderError):
     """Something that we rented could not be confirmed destroyed. The text names every id."""
+
+
+def listed(mistakes: Sequence[str], most: int = 20, *, of: int | None = None) -> str:
+    """Return ``mistakes``, one a line: the first ``most``, and how many more there are (``of`` them in all)."""
+    more = (len(mistakes) if of is None else of) - most
+    return "\n".join([*mistakes[:most], *([f"… and {more} more."] if more > 0 else [])])

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 _VENDOR_WORDS = {"nvidia", "amd", "tesla", "geforce", "quadro", "instinct", "radeon"}
 _ADA = re.compile(r"(?<=\d)(?=ada\b)", re.IGNORECASE)
+# What tells two builds of one model apart: how the card is connected, how much memory it has, for which case it is.
+_BUILD = re.compile(r"sxm\d*|pcie|nvl|hgx|oam|hbm\d\w?|\d+gb?|max|q|ws?|s", re.IGNORECASE)
+_MEMORY = re.compile(r"(?<=\d)[\s_-]+(?=GB?\b)", re.IGNORECASE)
 
 
 def normalise(name: str) -> str:
@@ -20,15 +23,30 @@ def normalise(name: str) -> str:
 
 
 def matches(wanted: str, offered: str) -> bool:
-    """Say whether ``offered`` is a ``wanted``: every word of the wish occurs, so ``A100`` takes an ``A100 SXM4``.
+    """Say whether ``offered`` is a ``wanted``: the same whole model, in the wanted build where one is named.
 
-    ``L40`` does not take an ``L40S`` nor ``RTX 4090`` an ``RTX 4090D``: words are compared as a whole.
+    ``A100`` takes an ``A100 SXM4``, but not the other way round. A piece of a name is no model: ``RTX`` takes nothing,
+    nor does ``RTX 6000`` take an ``RTX 6000 Ada``, ``L40`` an ``L40S`` or ``RTX 4090`` an ``RTX 4090D``.
     """
-    have = normalise(offered).lower().split()
-    want = normalise(wanted).lower().split()
-    return bool(want) and all(word in have for word in want)
+    model, build = _parts(wanted)
+    offered_model, offered_build = _parts(offered)
+    return bool(model) and model == offered_model and build <= offered_build
 
 
 def matches_any(wanted: Iterable[str], offered: str) -> bool:
     """Say whether ``offered`` is one of ``wanted``."""
     return any(matches(name, offered) for name in wanted)
+
+
+def names_a_model(name: str) -> bool:
+    """Say whether ``name`` may be a whole model: all but a few have a number (``A16``, ``RTX 4090``, not ``RTX``)."""
+    return any(character.isdigit() for word in _parts(name)[0] for character in word)
+
+
+def _parts(name: str) -> tuple[list[str], set[str]]:
+    """Return the words of the model in their order, and those that say which build of it this is."""
+    words = normalise(_MEMORY.sub("", name)).lower().split()
+    # The first words name the model, whatever they look like.
+    first = next((at for at, word in enumerate(words) if any(map(str.isdigit, word))), len(words))
+    build = {word for word in words[first + 1 :] if _BUILD.fullmatch(word)}
+    return [word for at, word in enumerate(words) if at <= first or word not in build], build

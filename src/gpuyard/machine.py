@@ -7,11 +7,14 @@ says what it would do, down to the writing API calls, and does none of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from gpuyard import market, rent
+from gpuyard import market, rent, rivals
 from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError, LeakError, NoCapacityError, ProviderError, UnreachableError, UsageError
+from gpuyard.ledger import Ledger
+from gpuyard.pending import PendingNotes
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
 from gpuyard.run import RunRef, check_name
 
@@ -49,6 +52,10 @@ class Order:
     replace_preempted: bool = False
     wait: bool = True
     timeout_s: float = 900.0
+    everywhere: Sequence[Provider] = ()  # every cloud that is configured, those asked for or not
+    notes: PendingNotes = field(default_factory=PendingNotes)
+    ledger: Ledger = field(default_factory=Ledger)
+    clock: rent.Clock = field(default_factory=rent.Clock)
 
 
 def describe(instance: Instance) -> str:
@@ -81,8 +88,11 @@ def present(
 
 
 def _present(providers: Sequence[Provider], order: Order, *, check: bool, progress: Progress | None) -> Outcome:
-    held = rent.find(providers, order.run)
+    held = _held(providers, order, progress)
     current = _current(order.run, held)
+    if current is None and not check and _noted(providers, order, progress):
+        held = _held(providers, order, progress)
+        current = _current(order.run, held)
     if current and current.state is State.STOPPED:
         return started(providers, order, check=check, progress=progress)
     if current:
@@ -110,21 +120,60 @@ def _present(providers: Sequence[Provider], order: Order, *, check: bool, progre
     if check:
         return _plan(providers, held, offers, spec)
     actions = [f"destroy {describe(instance)}" for instance in held]
-    rent.destroy_all(providers, held, progress=progress)
+    rent.destroy_all(providers, held, ledger=order.ledger, progress=progress)
+    order.ledger.gone(order.run, [], [provider.name for provider in providers])
     instance = _new(providers, offers, spec, order, progress)
     actions.append(f"rent {describe(instance)}")
     return Outcome(_words(held), [describe(instance)], actions, instance=instance, rented=True)
 
 
+def _held(providers: Sequence[Provider], order: Order, progress: Progress | None) -> list[Instance]:
+    """Return the run's machines at ``providers``; one that it has at another cloud must not get company."""
+    asked = [provider.name for provider in providers]
+    seen = rent.survey(order.everywhere or providers)
+    for name, error in seen.errors.items():
+        if name in asked:
+            raise error
+        if progress:
+            progress(f"{name} was not asked for and does not answer, so a machine there would be overlooked: {error}")
+    everything = rent.owned(seen.instances, order.run)
+    current = _current(order.run, everything)
+    if current and current.provider not in asked:
+        raise UsageError(
+            f"Run {order.run} has a machine at another cloud ({describe(current)}), and nothing more is rented: leave "
+            f"out provider={asked[0]}, name another run, or tear this one down."
+        )
+    return [one for one in everything if one.provider in asked]
+
+
+def _noted(providers: Sequence[Provider], order: Order, progress: Progress | None) -> bool:
+    """Say whether the run has got a machine from a request that another command has not seen answered."""
+    everywhere = order.everywhere or providers
+    return bool(rent.await_noted(everywhere, order.run, order.notes, progress=progress, clock=order.clock))
+
+
 def absent(
-    providers: Sequence[Provider], run: str, *, check: bool = False, progress: Progress | None = None
+    providers: Sequence[Provider],
+    run: str,
+    *,
+    ledger: Ledger | None = None,
+    notes: PendingNotes | None = None,
+    clock: rent.Clock | None = None,
+    check: bool = False,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Destroy every machine of the run, wherever it is, and come back when each is confirmed gone.
 
-    Raises :class:`LeakError` naming every machine that could not be confirmed, and every cloud that could not be
-    asked, after all that can be seen was tried: a cloud that is down must not keep another one's machine billing.
+    A machine of a request that ``notes`` say is unanswered is waited for first, as long as it may be unlisted. What
+    each has cost is written into ``ledger``. Raises :class:`LeakError` naming every machine that could not be
+    confirmed, and every cloud that could not be asked, after all that can be seen was tried: a cloud that is down must
+    not keep another one's machine billing.
     """
     check_name(run)
+    if notes is not None and not check:
+        # What does not answer now is told below, after all that can be seen is gone.
+        with suppress(ProviderError):
+            rent.await_noted(providers, run, notes, progress=progress, clock=clock or rent.Clock())
     seen = rent.survey(providers)
     held = rent.owned(seen.answered(), run)
     others = sorted({one.ref.run for one in rent.owned(seen.instances) if one.ref and one.ref.run != run})
@@ -138,11 +187,17 @@ def absent(
         planned = [call for instance in held for call in by_name[instance.provider].plan_destroy(instance.id)]
     else:
         try:
-            rent.destroy_all(providers, held, progress=progress)
+            rent.destroy_all(providers, held, ledger=ledger, progress=progress)
         except ProviderError as error:
             if not seen.errors:
                 raise
             trouble.append(str(error))
+        if not (seen.errors or trouble):
+            # A machine whose end could not be confirmed the last time may be gone now, with nothing left to destroy.
+            with suppress(OSError):
+                rent.forget_run(run, providers)
+        if ledger is not None:
+            ledger.gone(run, held, [provider.name for provider in providers if provider.name not in seen.errors])
     if seen.errors:
         if held and not check and not trouble:
             trouble.append(f"Destroyed, and confirmed gone: {'; '.join(map(describe, held))}.")
@@ -169,7 +224,12 @@ def started(
 
 
 def stopped(
-    providers: Sequence[Provider], run: str, *, check: bool = False, progress: Progress | None = None
+    providers: Sequence[Provider],
+    run: str,
+    *,
+    ledger: Ledger | None = None,
+    check: bool = False,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Stop the run's machine; raises :class:`UsageError` when the run has none.
 
@@ -181,6 +241,8 @@ def stopped(
         return Outcome(_words(held), _words(held), instance=current)
     if not check:
         _of(providers, current).stop(current.id)
+        if ledger is not None:
+            ledger.stopped(current)
         if progress:
             progress(f"{current.provider} {current.id} is asked to stop.")
     return Outcome(_words(held), [_as(current, State.STOPPED)], [f"stop {current.provider} {current.id}"], [], current)
@@ -217,14 +279,19 @@ def _as(instance: Instance, state: State) -> str:
     return describe(instance).replace(f", {instance.state}", f", {state}", 1)
 
 
-def _usable(providers: Sequence[Provider], instance: Instance, order: Order, progress: Progress | None) -> Instance:
+def _usable(
+    providers: Sequence[Provider], instance: Instance, order: Order, progress: Progress | None, *, new: bool = False
+) -> Instance:
     """Wait, when asked to, until the instance runs and answers; without waiting, return it as it is."""
     if not order.wait:
         return instance
     provider = _of(providers, instance)
     if instance.state is not State.RUNNING or not instance.ssh_host:
         instance = rent.wait_ready(provider, instance, timeout_s=order.timeout_s, progress=progress)
-    rent.wait_ssh(instance, order.key, timeout_s=order.timeout_s, progress=progress)
+    order.ledger.running(instance)
+    rent.wait_ssh(
+        instance, order.key, new=new, account_keys=provider.ssh_keys, timeout_s=order.timeout_s, progress=progress
+    )
     return instance
 
 
@@ -235,23 +302,36 @@ def _new(
     order: Order,
     progress: Progress | None,
 ) -> Instance:
-    """Rent the first offer that can be had and becomes usable. What does not become usable is destroyed."""
+    """Rent the first offer that can be had and becomes usable. What does not become usable is destroyed.
+
+    Another command may rent for the run at the same moment, and lists lag: the clouds are asked for its machine right
+    after renting and once more when the machine can be used.
+    """
+    everywhere = order.everywhere or providers
+    known_ids = set(spec.known_ids)
     trouble: list[GpuyardError] = []
     for offer in rent.worth_trying(offers):
         try:
-            instance = rent.rent(providers, [offer], spec, progress=progress)
+            instance = rent.rent(providers, [offer], spec, notes=order.notes, progress=progress)
         except NoCapacityError as error:
             trouble.append(error)
             continue
+        order.ledger.rented(instance)
+        rivals.settle(everywhere, instance, known_ids, ledger=order.ledger, last=not order.wait, progress=progress)
         try:
-            return _usable(providers, instance, order, progress)
+            usable = _usable(providers, instance, order, progress, new=True)
         except GpuyardError as error:
             if progress:
                 progress(f"{error} Giving it back.")
-            rent.destroy_all(providers, [instance], progress=progress)
+            rent.destroy_all(providers, [instance], ledger=order.ledger, progress=progress)
             if not isinstance(error, UnreachableError):
                 raise
             trouble.append(error)
+            known_ids.add(instance.id)
+            continue
+        if order.wait:
+            rivals.settle(everywhere, usable, known_ids, ledger=order.ledger, last=True, progress=progress)
+        return usable
     if len(trouble) == 1:
         raise trouble[0]
     last = trouble[-1]

@@ -91,7 +91,8 @@ def check_conditions(conditions: Mapping[str, Any]) -> None:
 def collect(providers: Sequence[Provider], query: Query, *, progress: Progress | None = None) -> Collected:
     """Ask all clouds at the same time.
 
-    One that fails is a problem to report as long as another answers; when none does, its error is raised.
+    One that fails is a problem to report as long as another answers; when none does, its error is raised. A wish for
+    what is no GPU model is refused here, where it is known which models there are.
     """
     if not providers:
         return Collected([])
@@ -112,7 +113,20 @@ def collect(providers: Sequence[Provider], query: Query, *, progress: Progress |
                 progress(f"{provider.title}: {len(found)} offers.")
     if len(problems) == len(providers):
         raise next(iter(problems.values()))
+    check_gpu_names(query.gpu_names, offers)
     return Collected(offers, problems)
+
+
+def check_gpu_names(wanted: Iterable[str], offers: Sequence[Offer]) -> None:
+    """Refuse what is only a piece of a GPU's name (``RTX``), and say which names there are."""
+    for name in wanted:
+        if gpus.names_a_model(name) or any(gpus.matches(name, offer.gpu_name) for offer in offers):
+            continue
+        known = sorted({offer.gpu_name for offer in offers if offer.gpu_name})
+        raise UsageError(
+            f"gpu_name={name!r} is no GPU model; write a whole name"
+            + (f", one of those that are offered now: {', '.join(known)}." if known else ", such as RTX_4090.")
+        )
 
 
 def judge(offers: Iterable[Offer], query: Query, *, avoid_machines: Collection[str] = ()) -> list[Verdict]:

@@ -9,6 +9,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from gpuyard.errors import UsageError
+
+_NOT_FOR_FILES = ("dev", "proc", "sys")
+
 
 def home() -> Path:
     """Return the controller's state folder: ``$GPUYARD_HOME``, else ``~/.gpuyard``."""
@@ -24,6 +28,22 @@ def sandbox_state() -> Path:
     """Return the sandbox's state folder: ``$GPUYARD_SANDBOX_STATE``, else ``<home>/sandbox``."""
     chosen = os.environ.get("GPUYARD_SANDBOX_STATE")
     return Path(chosen).expanduser() if chosen else home() / "sandbox"
+
+
+def check_state_folder(state: Path) -> None:
+    """Raise :class:`UsageError` when ``state`` neither is a folder nor can become one that the sandbox can use."""
+    nearest = next(place for place in (state, *state.parents) if os.path.lexists(place))
+    if state.resolve().parts[1:2] and state.resolve().parts[1] in _NOT_FOR_FILES:
+        reason = "it would lie in a file system of the kernel's"
+    elif not nearest.is_dir():
+        reason = "it is a file" if nearest == state else f"{nearest} is a file"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        reason = f"you may not write in {nearest}"
+    else:
+        return
+    raise UsageError(
+        f"The sandbox's state folder cannot be {state}: {reason}. Name another one (--state, sandbox_state)."
+    )
 
 
 def known_hosts() -> Path:

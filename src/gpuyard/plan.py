@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from gpuyard import checkpoints, config, cost, machine, market, records, rent, runs, tree
+from gpuyard import checkpoints, config, cost, machine, market, records, rent, repository, runs, tree
 from gpuyard.config import BucketSettings, SshKey
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.fingerprint import fingerprint
@@ -19,6 +21,7 @@ from gpuyard.runs import Run
 from gpuyard.workload import Workload, load_workload
 
 Mode = Literal["launch", "resume"]
+_NAMED = 3  # files that are named before the rest is counted
 
 
 class _Site(TypedDict):
@@ -42,6 +45,8 @@ class Wishes:
     bucket: str | None = None
     bucket_endpoint: str | None = None
     offer: str | None = None  # the id of the one offer to take
+    shutdown: bool = False  # whether the machine is to be destroyed when the run has ended
+    restore: int | None = None  # the number of the checkpoint to go on from, in place of the newest one
     # What the machine has to offer, in place of what the workload says: fields of Query by name.
     conditions: Mapping[str, Any] = field(default_factory=dict)
 
@@ -61,6 +66,7 @@ class Plan:
     mirrors: Mapping[str, str] = field(default_factory=dict)
     disk_gb: float = 20.0
     provider: str = ""  # the one cloud at which the run's machines are looked for; "": all of them
+    restore: int | None = None  # the checkpoint that was asked for by its number
     checkpoint: int = 0  # the newest checkpoint's number, whole or not; what comes after it is this launch's work
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,6 +95,7 @@ class Plan:
                 "region": self.bucket.region,
             },
             "mirrors": dict(self.mirrors),
+            "restore": -1 if self.restore is None else self.restore,
             "progress": dict(self.run.progress),
             "checkpoint": self.checkpoint,
             "instance": records.instance_to_dict(self.run.machine) if self.run.machine else {},
@@ -98,27 +105,36 @@ class Plan:
 def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Progress | None = None) -> Plan:
     """Return the plan, or raise an error of :mod:`gpuyard.errors` whose one sentence says why there is none.
 
-    Only asks; nothing is rented, written or started, but for the sandbox when it is wanted and does not run yet.
+    Only asks; nothing is rented, written or started, but for the sandbox when a launch wants it and it does not run.
     """
     variables = os.environ if env is None else env
     site: _Site = {"sandbox": wishes.sandbox, "sandbox_state": wishes.sandbox_state}
     if wishes.run:
         check_name(wishes.run)
     # Mistakes that need no answer from anywhere come first.
+    if wishes.restore is not None and wishes.restore < 1:
+        raise UsageError(f"restore={wishes.restore} is not the number of a checkpoint: those begin at 1.")
     market.check_conditions({**wishes.conditions, "max_price_per_hour": wishes.max_price_per_hour_usd})
     workload = (
         load_workload(wishes.workload) if wishes.workload and wishes.mode == "launch" and not wishes.run else None
     )
     if workload:
         workload.check_environment(variables)
+        notes = _source(workload)
     key = config.ssh_key(wishes.ssh_key)
-    chosen = config.connect(wishes.provider, progress=progress, **site)
+    chosen = config.connect(wishes.provider, progress=progress, start_sandbox=wishes.mode == "launch", **site)
     # The run may have a machine at a cloud other than the wanted one, and then must not get a second one.
     everywhere = chosen if wishes.provider is None else config.connect(require=False, **site)
     settings = config.s3_settings(wishes.bucket, bucket_endpoint=wishes.bucket_endpoint, **site)
+    if wishes.shutdown and not settings.url:
+        raise UsageError(
+            "shutdown=true destroys the machine when the run ends, and without a bucket its results with it: name one "
+            "with -e bucket=s3://…, or leave out shutdown."
+        )
     store = runs.open_bucket(settings)
-    with ThreadPoolExecutor(max_workers=2) as pool:
+    with ThreadPoolExecutor(max_workers=3) as pool:
         asked = pool.submit(rent.survey, everywhere)
+        fetched = pool.submit(_look, workload) if workload else None
         # What the bucket holds decides which runs there are, so a bucket that cannot be read ends the planning.
         kept = pool.submit(runs.stored, store, run=wishes.run)
         survey = asked.result()
@@ -126,10 +142,16 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         known = runs.join(survey.instances, kept.result())
     run = _resume(known, wishes) if wishes.mode == "resume" else _launch(known, chosen, workload, wishes)
     newest = run.manifest.sequence if run.manifest else 0
+    if wishes.restore is not None:
+        run, newest = _with_checkpoint(run, store, wishes.restore)
+    elif run.problem and not run.machine:
+        raise checkpoints.CheckpointError(run.problem)
     if wishes.mode == "resume":
-        run = _with_whole_checkpoint(run, store, progress)
-    workload = workload or _workload_of(run, wishes, progress)
-    workload.check_environment(variables)
+        run = _with_whole_checkpoint(run, store, wishes.restore, progress)
+    if workload is None:
+        workload = _workload_of(run, wishes, progress)
+        workload.check_environment(variables)
+        notes = _source(workload)
     _same_cloud(run, wishes)
     if run.outcome == "done" and not run.machine:
         raise UsageError(
@@ -141,6 +163,8 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         estimate = cost.estimate(workload, run.machine.price_per_hour_usd)
         offers: list[Offer] = []
         words = [f"Run {run.name} has {machine.describe(run.machine)}; nothing has to be rented."]
+        if run.problem:
+            words.append(f"Its newest checkpoint cannot be read: {run.problem}")
         if run.outcome:
             words.append(
                 f"It has {'finished' if run.outcome == 'done' else 'failed'}, and its machine still bills: "
@@ -157,8 +181,21 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         if other.workload == workload.name and other.name != run.name and other.leftovers and not other.machine
     ]
     disk_gb = float(wishes.conditions.get("disk_gb", workload.needs.disk_gb))
-    text = [*_headline(run, workload, wishes.mode), *words, *estimate.to_table().splitlines(), estimate.summary()]
+    if not run.machine:  # one that is there may have what it needs
+        notes += [*(fetched.result() if fetched else _look(workload)), *_older(run, workload)]
+    text = [
+        *_headline(run, workload, wishes.mode),
+        *notes,
+        *words,
+        *estimate.to_table().splitlines(),
+        estimate.summary(),
+    ]
     text.append(_bucket_line(settings))
+    if store is not None and store.ends_unfinished() is False:
+        text.append(
+            "No rule of that bucket ends unfinished uploads by itself. gpuyard ends its own at the next checkpoint and "
+            "at teardown; a life-cycle rule (AbortIncompleteMultipartUpload) also ends what a lost run leaves."
+        )
     return Plan(
         wishes.mode,
         run,
@@ -171,8 +208,69 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         config.mirrors(**site),
         disk_gb,
         _where(run, wishes),
+        wishes.restore,
         newest,
     )
+
+
+def _source(workload: Workload) -> list[str]:
+    """Return what the user should know of the workload's local repository; refuse what would fail on the machine."""
+    root = workload.local_tree
+    if root is None:
+        return []
+    names, folders = tree.names(root), workload.persist.directories
+    requirements = workload.python.requirements if workload.python else None
+    try:
+        repository.check_tree(root, names, requirements=requirements, persist=workload.persist.root, folders=folders)
+    except UsageError as error:
+        raise UsageError(f"{workload.source}: {error}") from None
+    inside = repository.kept(names, folders)
+    if not inside:
+        return []
+    return [
+        f"{_some(inside)} of the repository {'lie' if len(inside) > 1 else 'lies'} in a persisted folder: a newer "
+        "version is brought to the machine only where the run has not changed the file."
+    ]
+
+
+def _older(run: Run, workload: Workload) -> list[str]:
+    """Return the warning that a new machine will get files of the checkpoint in place of the repository's own."""
+    root = workload.local_tree
+    if root is None or run.manifest is None:
+        return []
+    restored = {entry.path: entry for entry in run.manifest.files}
+    inside = repository.kept(tree.names(root), workload.persist.directories)
+    other = [name for name in inside if name in restored and not _same(root / name, restored[name])]
+    if not other:
+        return []
+    return [
+        f"{_some(other)} in the checkpoint {'are' if len(other) > 1 else 'is'} not as in the repository (the run "
+        "changed it, or the repository is newer): what the checkpoint has will be restored."
+    ]
+
+
+def _same(path: Path, entry: checkpoints.FileEntry) -> bool:
+    if path.is_symlink() or entry.link is not None:
+        return path.is_symlink() and os.fspath(path.readlink()) == entry.link
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == entry.sha256
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _look(workload: Workload) -> list[str]:
+    """Return a warning when nobody here can say whether the machine will find the workload's repository."""
+    source = workload.repository
+    if not (source.url and source.commit):
+        return []
+    try:
+        warning = repository.look(source.url, source.commit)
+    except UsageError as error:
+        raise UsageError(f"{workload.source}: {error} Nothing was rented.") from None
+    return [warning] if warning else []
 
 
 def _complain(errors: Mapping[str, ProviderError], chosen: Sequence[Provider], progress: Progress | None) -> None:
@@ -221,7 +319,7 @@ def _not_lost(run: Run) -> Run:
 
 def _not_the_only_copy(run: Run) -> Run:
     """Return the run, unless going on with it would destroy the disk that may hold all there is of it."""
-    if run.leftovers and not run.machine and run.manifest is None:
+    if run.leftovers and not run.machine and run.manifest is None and not run.problem:
         raise UsageError(
             f"Run {run.name} has no whole checkpoint in the bucket, and {machine.describe(run.leftovers[0])} may "
             "hold all that there is of it. Resuming would destroy that; start it again at its cloud, or "
@@ -230,16 +328,41 @@ def _not_the_only_copy(run: Run) -> Run:
     return run
 
 
-def _with_whole_checkpoint(run: Run, store: checkpoints.Store | None, progress: Progress | None) -> Run:
+def _with_checkpoint(run: Run, store: checkpoints.Store | None, sequence: int) -> tuple[Run, int]:
+    """Return the run with the checkpoint of this number in place of the newest one, and the newest one's number."""
+    if store is None:
+        raise UsageError(f"restore={sequence} needs the bucket that holds the checkpoint, and there is none.")
+    try:
+        chosen = checkpoints.manifest_of(store, run.name, sequence)
+    except checkpoints.BucketError:
+        raise
+    except checkpoints.CheckpointError as error:
+        raise UsageError(f"restore={sequence} cannot be: {error}") from error
+    newest = max(checkpoints.sequences(store, run.name), default=sequence)
+    return dataclasses.replace(run, manifest=chosen, problem=""), newest
+
+
+def _with_whole_checkpoint(
+    run: Run, store: checkpoints.Store | None, sequence: int | None, progress: Progress | None
+) -> Run:
     """Return the run with the checkpoint that a new machine will restore, where a lost one's disk is given up for it.
 
     A manifest is written last, so its files were there once; whether they still are is asked before that disk goes.
+    With ``sequence`` that one checkpoint has to be whole.
     """
     if store is None or run.manifest is None or run.machine or not run.leftovers:
         return run
-    whole = checkpoints.latest_whole_manifest(store, run.name)
+    whole = checkpoints.latest_whole_manifest(store, run.name, sequence=sequence, say=progress or (lambda text: None))
+    if sequence is not None and whole is None:
+        raise UsageError(
+            f"restore={sequence} cannot be: files of that checkpoint are missing from {store.url}, or damaged, and "
+            f"{machine.describe(run.leftovers[0])}, which may hold more, would be destroyed for it."
+        )
     if progress and whole and whole.sequence != run.manifest.sequence:
-        progress(f"Checkpoint {run.manifest.sequence} of {run.name} lacks files, so {whole.sequence} will be restored.")
+        progress(
+            f"Checkpoint {run.manifest.sequence} of {run.name} lacks files, or has damaged ones, so {whole.sequence} "
+            "will be restored."
+        )
     return _not_the_only_copy(dataclasses.replace(run, manifest=whole))
 
 
@@ -315,7 +438,7 @@ def _offers(
     run: Run, workload: Workload, clouds: Sequence[Provider], wishes: Wishes, progress: Progress | None
 ) -> tuple[list[Offer], list[str]]:
     """Return what fits, best first, and the choice in words. A physical host that was just lost is not taken again."""
-    done = {(int(iteration), str(stage)) for iteration, stage in run.progress.get("done") or ()}
+    done = runs.stages_done(run.progress)
     by_stage, why = workload.market_of(done)
     asked = workload.query(max_price_per_hour_usd=wishes.max_price_per_hour_usd, market=wishes.market or by_stage)
     query = dataclasses.replace(asked, **wishes.conditions)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
-from gpuyard import machine, market, runs
+from gpuyard import machine, market, runs, watch
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Instance, Offer, PlannedCall, Query
 
@@ -64,6 +64,8 @@ def instance_to_dict(instance: Instance) -> dict[str, Any]:
         "run": instance.ref.run if instance.ref else "",
         "workload": instance.ref.workload if instance.ref else "",
         "host_key_alias": instance.host_key_alias,
+        "idle_price_per_hour_usd": instance.idle_price,
+        "cost_now_per_hour_usd": instance.cost_now_per_hour_usd,
     }
 
 
@@ -73,19 +75,22 @@ def call_to_dict(call: PlannedCall) -> dict[str, Any]:
 
 
 def run_to_dict(one: runs.Run) -> dict[str, Any]:
-    """Return a run as plain values. Costs are those of its machines of now, as their prices say."""
+    """Return a run as plain values. Costs are what prices and hours say; ``spent_usd`` is of all its machines."""
     return {
         "run": one.name,
         "workload": one.workload,
         "state": one.state,
         "resumable": one.resumable,
         "progress": dict(one.progress),
+        "problem": one.problem,
         "checkpoint": {"sequence": one.manifest.sequence, "time": one.manifest.time} if one.manifest else {},
         "provider": one.instances[0].provider if one.instances else "",
         "price_per_hour_usd": one.price_per_hour_usd,
         "hours": one.hours(),
         "cost_usd": one.cost_usd(),
+        "spent_usd": one.spent_usd(),
         "instances": [instance_to_dict(instance) for instance in one.instances],
+        "stages": dict(one.stages),
     }
 
 
@@ -128,20 +133,43 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
         rows.append(
             [
                 one.name,
-                one.state,
-                runs.stage_text(one.progress),
+                one.state.replace("-", " "),
+                runs.place_text(one),
                 machine.describe(held) if held else "-",
                 f"{one.price_per_hour_usd:.4f}" if held else "-",
                 f"{one.hours():.2f}" if held else "-",
-                f"{one.cost_usd():.4f}" if held else "-",
+                f"{one.spent_usd():.4f}" if held or one.entries else "-",
                 f"{one.manifest.sequence} of {one.manifest.time}" if one.manifest else "-",
             ]
         )
         notes += [
             f"{one.name} also has {machine.describe(more)}, which may bill as well." for more in one.instances[1:]
         ]
-        if one.resumable:
+        if one.problem:
+            notes.append(f"{one.name} has a checkpoint that cannot be read: {one.problem}")
+        if one.resumable and not one.problem:
             notes.append(f"{one.name} can go on: ansible-playbook resume_search.yml -e run={one.name}")
-        elif one.outcome and one.instances:
-            notes.append(f"{one.name} has ended and still bills: ansible-playbook teardown.yml -e run={one.name}")
-    return table(rows) + notes
+        else:
+            notes += _what_bills(one)
+    total, now = sum(one.spent_usd() for one in found), sum(one.price_per_hour_usd for one in found)
+    sums = f"In all ${total:.4f} so far, and ${now:.4f} an hour now, for GPU and disk; the clouds' own bills count."
+    return [*table(rows), *notes, sums]
+
+
+def _what_bills(one: runs.Run) -> list[str]:
+    """Return what a person has to know of a machine that bills and on which nothing is at work."""
+    end = f"ansible-playbook teardown.yml -e run={one.name}"
+    again = f"ansible-playbook launch.yml -e run={one.name}"
+    if not one.instances or one.state in ("running", "pending", "stopped", "preempted", "unknown"):
+        return []
+    match one.state:
+        case "finished":
+            return [f"{one.name} has ended and still bills: {end}"]
+        case "failed":
+            return [f"{one.name} has failed{watch.failure_text(one.stages)}, and still bills: {end}"]
+        case "not-started":
+            return [f"No stage has begun on {one.name}, and its machine bills: {again} starts them, {end} ends it"]
+        case "unreachable":
+            return [f"The machine of {one.name} does not answer, and bills: {end} ends what can be ended safely"]
+        case _:  # idle, interrupted
+            return [f"Nothing runs on {one.name} ({one.state}), and it bills: {again} goes on, {end} ends it"]

@@ -25,6 +25,7 @@ from queue import Empty, SimpleQueue
 from gpuyard import paths
 from gpuyard.config import SshKey
 from gpuyard.errors import (
+    AmbiguousError,
     LeakError,
     NoCapacityError,
     ProviderDownError,
@@ -33,14 +34,21 @@ from gpuyard.errors import (
     UnreachableError,
     UsageError,
 )
+from gpuyard.ledger import Ledger
 from gpuyard.market import describe
-from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider, State
+from gpuyard.pending import Note, PendingNotes
+from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider, State, alias_prefix, sandbox_prefix
+from gpuyard.providers.rental import UNLISTED_S
+from gpuyard.providers.values import same_ssh_key
 
 MOST_OFFERS = 8  # tried in one rent; Vast allows one create in 4.5 s
 MOST_AT_ONE_CLOUD = 3  # tried there before the other clouds have their turn
-NOT_YET_LISTED_S = 20.0  # a new instance may be missing from its provider's answers for a moment
 _LIVE = (State.PENDING, State.RUNNING, State.UNKNOWN)
 _SSH_CONNECT_TIMEOUT_S = 10
+_TOLD_EVERY_S = 10.0
+KEY_ARRIVES_S = 120.0  # a new machine may refuse for that long the key that it was rented with
+KEY_REFUSED_S = 12.0  # one that was there before knows its keys
+_KEYS_NAMED = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,6 +57,7 @@ class Clock:
 
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], float] = time.monotonic
+    date: Callable[[], float] = time.time  # seconds since 1970
     first_delay: float = 0.3
     factor: float = 1.5
     longest_delay: float = 3.0
@@ -66,13 +75,15 @@ def rent(
     offers: Sequence[Offer],
     spec: CreateSpec,
     *,
+    notes: PendingNotes | None = None,
     progress: Progress | None = None,
 ) -> Instance:
     """Return a new machine for the run, from the first offer that can be had.
 
-    ``offers`` are in order of preference. When the run has a machine, :class:`UsageError` says so: one that lives is
-    enough, and the disk of one that was preempted, failed or was stopped may hold what no checkpoint has. Raises
-    :class:`NoCapacityError` when all offers are gone, and whatever :meth:`Provider.create` raises.
+    ``offers`` are in order of preference; ``notes`` keep each request until its answer is certain. When the run has a
+    machine, :class:`UsageError` says so: one that lives is enough, and the disk of one that was preempted, failed or
+    was stopped may hold what no checkpoint has. Raises :class:`NoCapacityError` when all offers are gone, and whatever
+    :meth:`Provider.create` raises.
     """
     tell = progress or _silent
     existing = find(providers, spec.ref.run)
@@ -95,7 +106,7 @@ def rent(
             f"Run {spec.ref.run} still has {names}, whose disk may hold what no checkpoint has. Resume the run to "
             "replace it, or tear the run down to destroy it."
         )
-    return _first_to_be_had(providers, offers, spec, tell)
+    return _first_to_be_had(providers, offers, spec, notes or PendingNotes(), tell)
 
 
 def worth_trying(offers: Sequence[Offer]) -> list[Offer]:
@@ -114,7 +125,7 @@ def worth_trying(offers: Sequence[Offer]) -> list[Offer]:
 
 
 def _first_to_be_had(
-    providers: Sequence[Provider], offers: Sequence[Offer], spec: CreateSpec, tell: Progress
+    providers: Sequence[Provider], offers: Sequence[Offer], spec: CreateSpec, notes: PendingNotes, tell: Progress
 ) -> Instance:
     if not offers:
         raise UsageError("There is no offer to rent.")
@@ -124,11 +135,15 @@ def _first_to_be_had(
         tell(f"Renting {describe(offer)}.")
         provider = by_name[offer.provider]
         try:
-            instance = provider.create(offer, dataclasses.replace(spec, market=offer.market), progress=tell)
+            instance = _create(provider, offer, spec, notes, tell)
         except NoCapacityError as refusal:
             tell(f"Not to be had any more: {refusal}")
             refusals.append(refusal)
             continue
+        # Ids of a sandbox that is gone may come again, and a pin of theirs would make this machine a stranger.
+        with suppress(OSError):
+            forget_host_key(instance)
+            forget_run(spec.ref.run, providers)
         tell(
             f"Rented {_name(instance)} for run {spec.ref.run}; it bills until `ansible-playbook teardown.yml "
             f"-e run={spec.ref.run}` ends that."
@@ -138,6 +153,78 @@ def _first_to_be_had(
         f"None of the {len(refusals)} best offers could be had; the last answer: {refusals[-1]} Nothing was rented.",
         provider=refusals[-1].provider,
     )
+
+
+def _create(provider: Provider, offer: Offer, spec: CreateSpec, notes: PendingNotes, tell: Progress) -> Instance:
+    """Rent ``offer``; whatever ends this program before the answer is certain leaves a note of the request."""
+    written: list[Note | None] = []
+
+    def note() -> None:
+        written.append(notes.write(spec.ref, provider.name))
+        notes.clear(*written[:-1])  # only the last request of several can be unanswered
+
+    try:
+        instance = provider.create(
+            offer, dataclasses.replace(spec, market=offer.market, before_request=note), progress=tell
+        )
+    except AmbiguousError:
+        raise
+    except ProviderError:
+        notes.clear(*written)
+        raise
+    notes.clear(*written)
+    return instance
+
+
+def await_noted(
+    providers: Sequence[Provider], run: str, notes: PendingNotes, *, progress: Progress | None = None, clock: Clock
+) -> list[Instance]:
+    """Wait while a request that another command has sent for ``run``, and not seen answered, may still show a machine.
+
+    Comes back with the run's machines as soon as one lives, and with none when a machine of the last such request can
+    no longer be unlisted. Raises the error of a cloud that cannot be asked at that moment.
+    """
+    tell = progress or _silent
+    by_name = {provider.name: provider for provider in providers}
+    waiting: list[Note] = []
+    for one in notes.read(run):
+        if clock.date() - one.sent_at >= UNLISTED_S:
+            notes.clear(one)
+        elif one.provider not in by_name:
+            tell(
+                f"A command on {one.controller} has asked {one.provider} for a machine of run {run} and has noted no "
+                f"answer. There is no key of {one.provider} here, so a machine there would be overlooked."
+            )
+        else:
+            waiting.append(one)
+    if not waiting:
+        return []
+    # A clock that is ahead makes no wait longer than this.
+    left = min(UNLISTED_S, max(one.sent_at for one in waiting) + UNLISTED_S - clock.date())
+    end = clock.now() + left
+    asked = [by_name[name] for name in sorted({one.provider for one in waiting})]
+    tell(
+        f"A command on {waiting[-1].controller} has asked {waiting[-1].provider} for a machine of run {run} and has "
+        f"noted no answer. Looking for that machine for {left:.0f} s before anything else."
+    )
+    told = clock.now()
+    live: list[Instance] = []
+    for delay in clock.delays():
+        seen = survey(asked)
+        live = [one for one in owned(seen.instances, run) if one.state in _LIVE]
+        if live:
+            tell(f"That request has rented {_name(live[0])}.")
+            break
+        if clock.now() >= end:
+            seen.complete()
+            tell("No such machine has shown up, so that request has rented nothing.")
+            break
+        if clock.now() - told >= _TOLD_EVERY_S:
+            told = clock.now()
+            tell(f"Looking for it; {end - clock.now():.0f} s are left.")
+        clock.sleep(min(delay, end - clock.now()))
+    notes.clear(*waiting)
+    return live
 
 
 def wait_ready(
@@ -174,7 +261,7 @@ def wait_ready(
                 tell(f"{_name(instance)} after {elapsed:.0f} s: {last}.")
             if now is not None and now.state is State.RUNNING and now.ssh_host:
                 return now
-            end = _end_of(now, gone=seen or elapsed > NOT_YET_LISTED_S)
+            end = _end_of(now, gone=seen or elapsed > UNLISTED_S)
         if end and end == previous_end:
             raise UnreachableError(f"{_name(instance)} {end}")
         previous_end = end
@@ -201,6 +288,8 @@ def wait_ssh(
     key: SshKey,
     known_hosts: Path | None = None,
     *,
+    new: bool = True,
+    account_keys: Callable[[], Sequence[str]] = list,
     timeout_s: float = 300.0,
     progress: Progress | None = None,
     clock: Clock | None = None,
@@ -209,7 +298,8 @@ def wait_ssh(
 
     The first key that answers is trusted, filed under the instance's own alias, and the only one accepted from then on.
     Raises :class:`UnreachableError` after ``timeout_s``, and at once when the host answers with another key than the
-    pinned one.
+    pinned one. A machine that refuses our own key is given time to learn it when it is ``new``, rented by this very
+    command; of another one that is soon an error, which names the ``account_keys``.
     """
     tell = progress or _silent
     clock = clock or Clock(first_delay=0.2, longest_delay=2.0)
@@ -218,6 +308,8 @@ def wait_ssh(
     command = ["ssh", *ssh_args(instance, key, file, first_contact=True), "true"]
     start = clock.now()
     last = ""
+    known: Sequence[str] = []
+    refused_until: float | None = None
     for delay in clock.delays():
         with _locked(file, shared=True):
             complaint = _try_ssh(command)
@@ -237,6 +329,14 @@ def wait_ssh(
         if complaint != last:
             last = complaint
             tell(f"{_name(instance)} does not answer yet: {last}")
+        if "Permission denied (" not in complaint:
+            refused_until = None
+        elif refused_until is None:
+            known = [] if new else _account_keys(account_keys)
+            patience = KEY_ARRIVES_S if new else _key_may_arrive_s(instance, key, known, clock)
+            refused_until = clock.now() + patience
+        elif clock.now() >= refused_until:
+            raise UnreachableError(_refused(instance, key, known, new))
         if elapsed > timeout_s:
             raise UnreachableError(
                 f"{_name(instance)} did not answer over SSH at {instance.ssh_host}:{instance.ssh_port} within "
@@ -244,6 +344,54 @@ def wait_ssh(
             )
         clock.sleep(delay)
     raise AssertionError("the delays never end")
+
+
+def _account_keys(ask: Callable[[], Sequence[str]]) -> Sequence[str]:
+    try:
+        return ask()
+    except ProviderError:
+        return []  # they only make a sentence clearer
+
+
+def _key_may_arrive_s(instance: Instance, key: SshKey, known: Sequence[str], clock: Clock) -> float:
+    """Return how long a machine that was there before this command may still refuse ``key`` and know it in the end."""
+    if instance.created_at is None or not any(same_ssh_key(key.public_text, one) for one in known):
+        return KEY_REFUSED_S
+    # It may have been rented a moment ago, by a command of this controller that was killed.
+    return min(KEY_ARRIVES_S, max(KEY_REFUSED_S, instance.created_at + KEY_ARRIVES_S - clock.date()))
+
+
+def _refused(instance: Instance, key: SshKey, known: Sequence[str], new: bool) -> str:
+    ours = f"{key_fingerprint(key.public_text)} ({key.private_path})"
+    if new:
+        return f"{_name(instance)} still refuses the SSH key with which it was rented, {ours}. It is rented and bills."
+    others = [
+        f"{key_fingerprint(one)}{f' ({name})' if (name := ' '.join(one.split()[2:])) else ''}"
+        for one in known
+        if not same_ssh_key(key.public_text, one)
+    ]
+    more = f" and {len(others) - _KEYS_NAMED} more" if len(others) > _KEYS_NAMED else ""
+    account = f" The account also has {', '.join(others[:_KEYS_NAMED])}{more}." if others else ""
+    run = instance.ref.run if instance.ref else "…"
+    return (
+        f"{_name(instance)} does not know the SSH key of this controller, {ours}: another controller has rented it, "
+        f"with a key of its own.{account} Name that key's private file with -e ssh_key=PATH, work from that "
+        f"controller, or end the run with `ansible-playbook teardown.yml -e run={run}`."
+    )
+
+
+def key_fingerprint(public_text: str) -> str:
+    """Return the fingerprint (``SHA256:…``) of a public key, ``type body comment``."""
+    words = public_text.split()
+    return (_fingerprint(words[1]) if len(words) > 1 else None) or "a key that cannot be read"
+
+
+def _fingerprint(body: str) -> str | None:
+    try:
+        blob = base64.b64decode(body, validate=True)
+    except binascii.Error:
+        return None
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 def ssh_args(
@@ -280,12 +428,8 @@ def host_key_fingerprint(instance: Instance, known_hosts: Path | None = None) ->
     """Return the fingerprint (``SHA256:…``) of the instance's pinned host key, ``None`` when none is pinned."""
     for line in _known_lines(known_hosts or paths.known_hosts()):
         fields = line.split()
-        if len(fields) >= 3 and fields[0] == instance.host_key_alias:
-            try:
-                blob = base64.b64decode(fields[2], validate=True)
-            except binascii.Error:
-                continue
-            return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+        if len(fields) >= 3 and fields[0] == instance.host_key_alias and (found := _fingerprint(fields[2])):
+            return found
     return None
 
 
@@ -327,15 +471,43 @@ def _write_private(file: Path, text: str) -> None:
 
 def forget_host_key(instance: Instance, known_hosts: Path | None = None) -> None:
     """Remove the instance's pinned host key and its entry for ssh; nothing happens when there is none."""
+    _forget(lambda alias: alias == instance.host_key_alias, known_hosts or paths.known_hosts())
+
+
+def forget_run(run: str, clouds: Iterable[Provider], known_hosts: Path | None = None) -> None:
+    """Remove what is kept for reaching the last machine of ``run``, where ``clouds`` list no machine of it any more.
+
+    Only this run's: another account of the same user may hold the machines of other runs.
+    """
     file = known_hosts or paths.known_hosts()
+    prefixes = tuple(alias_prefix(cloud.name, cloud.sandbox) for cloud in clouds)
+    aliases = {alias for alias in _aliases(_ssh_entries(file) / f"{run}.conf") if alias.startswith(prefixes)}
+    if aliases:
+        _forget(lambda alias: alias in aliases, file)
+
+
+def forget_sandbox(name: str, known_hosts: Path | None = None) -> None:
+    """Remove what is kept for reaching the machines of a sandbox that is gone."""
+    file = known_hosts or paths.known_hosts()
+    if file.parent.is_dir():
+        _forget(lambda alias: alias.startswith(sandbox_prefix(name)), file)
+
+
+def _forget(unwanted: Callable[[str], bool], file: Path) -> None:
+    """Remove the pinned keys, and the entries for ssh, whose alias is ``unwanted``."""
     with _locked(file):
         for entry in _ssh_entries(file).glob("*.conf"):
-            if f"HostKeyAlias {instance.host_key_alias}\n" in entry.read_text(encoding="utf-8"):
+            if any(map(unwanted, _aliases(entry))):
                 entry.unlink()
         lines = _known_lines(file)
-        kept = [line for line in lines if line.split()[:1] != [instance.host_key_alias]]
+        kept = [line for line in lines if not (line.split() and unwanted(line.split()[0]))]
         if len(kept) != len(lines):
             _write_private(file, "".join(line + "\n" for line in kept))
+
+
+def _aliases(entry: Path) -> set[str]:
+    """Return the aliases that an entry for ssh names."""
+    return {words[1] for line in _known_lines(entry) if (words := line.split())[:1] == ["HostKeyAlias"]}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -397,9 +569,13 @@ def owned(instances: Iterable[Instance], run: str | None = None) -> list[Instanc
 
 
 def destroy_all(
-    providers: Sequence[Provider], instances: Iterable[Instance], *, progress: Progress | None = None
+    providers: Sequence[Provider],
+    instances: Iterable[Instance],
+    *,
+    ledger: Ledger | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    """Destroy the instances, all at the same time, and forget their host keys.
+    """Destroy the instances, all at the same time, forget their host keys, and write their ends into ``ledger``.
 
     Raises one :class:`LeakError` that names every id which could not be confirmed destroyed, after all were tried.
     """
@@ -421,7 +597,13 @@ def destroy_all(
             forget_host_key(instance)
         return None
 
-    errors = [error for error in _at_once(destroy, wanted, progress or _silent) if error is not None]
+    # Until a cloud no longer lists a machine it may take a while for which nothing is asked.
+    asked_at = ledger.now() if ledger else 0.0
+    answers = _at_once(destroy, wanted, progress or _silent)
+    for instance, answer in zip(wanted, answers, strict=True):
+        if ledger is not None and answer is None:
+            ledger.ended(instance, asked_at)
+    errors = [error for error in answers if error is not None]
     if len(errors) == 1:
         raise errors[0]
     if errors:

@@ -25,13 +25,14 @@ _RESERVED = frozenset({"all", "gpuyard", "localhost", "ungrouped"})
 
 def check_name(name: str, *, option: str = "run") -> str:
     """Return ``name`` when a label, a host name and a bucket key can all hold it, else raise :class:`UsageError`."""
-    _check_form(name, option)
+    check_form(name, option)
     if name in _RESERVED:
         raise UsageError(f"{option}={name!r} means something to Ansible itself: choose another name.")
     return name
 
 
-def _check_form(name: str, option: str) -> None:
+def check_form(name: str, option: str = "run") -> None:
+    """Raise :class:`UsageError` when no run can have this name, whether it exists or not."""
     if not RUN_NAME.fullmatch(name):
         raise UsageError(
             f"{option}={name!r} cannot be a {option} name: use 1 to 40 lower-case letters, digits and dashes, "
@@ -48,8 +49,8 @@ class RunRef:
 
     def __post_init__(self) -> None:
         # What is rented already keeps its name, whatever names are refused to new runs.
-        _check_form(self.run, "run")
-        _check_form(self.workload, "workload")
+        check_form(self.run, "run")
+        check_form(self.workload, "workload")
 
     @property
     def label(self) -> str:

@@ -7,10 +7,12 @@ file, line and key, all of them at once.
 from __future__ import annotations
 
 import difflib
+import posixpath
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -22,12 +24,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 import gpuyard
-from gpuyard import paths
-from gpuyard.errors import UsageError
+from gpuyard import paths, repository
+from gpuyard.errors import UsageError, listed
 from gpuyard.providers.base import Market, Query
 from gpuyard.run import check_name
+from gpuyard.stages.folders import why_not
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VERSION = re.compile(r"\d+(\.\d+)*")
@@ -35,6 +39,12 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONSTRAINT = re.compile(r"\s*(?:(?:==|!=|<=|>=|~=|<|>)\s*\d+(?:\.\d+)*(?:\.\*)?\s*(?:,\s*(?!$)|$))+")
 _SUFFIXES = (".yml", ".yaml")
 _SHOWN = 60  # characters of a wrong value that go into a message
+# A workload of some hundred lines is a long one; what is far beyond is a mistake, and must not keep the plan busy.
+_MOST_BYTES = 1_000_000
+_MOST_VALUES = 20_000
+_MOST_DEPTH = 64
+_MOST_ITERATIONS = 100_000
+_MOST_MISTAKES = 20
 
 
 # -- values: every rule in one place, every message in the same form -------------------------------------------------
@@ -42,6 +52,8 @@ _SHOWN = 60  # characters of a wrong value that go into a message
 
 def _show(value: object) -> str:
     """Return a wrong value for a message; text in quotes, as in YAML."""
+    if isinstance(value, int) and value.bit_length() > _SHOWN * 4:
+        return "a number that long"
     shown = {None: "nothing", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else None
     shown = shown or (repr(value) if isinstance(value, str | int | float) else f"a {_kind(value)}")
     return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "…"
@@ -81,6 +93,13 @@ def _positive_count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"must be a whole number of at least 1, not {_show(value)}")
     return value
+
+
+def _iterations(value: object) -> int:
+    count = _positive_count(value)
+    if count > _MOST_ITERATIONS:
+        raise ValueError(f"must be at most {_MOST_ITERATIONS}, not {_show(value)}; more belong into a stage's own loop")
+    return count
 
 
 def _words(value: object) -> str:
@@ -144,6 +163,29 @@ def _absolute(value: object) -> str:
     return text.rstrip("/")
 
 
+def _folder(value: object) -> str:
+    path = PurePosixPath(_relative(value))
+    if not path.parts:
+        raise ValueError(f"must be a folder inside the repository, such as 'models', not {_show(value)}")
+    if path.parts[0] == ".gpuyard":
+        raise ValueError("must not be .gpuyard, where gpuyard keeps its journal and logs")
+    return str(path)
+
+
+def _url(value: object) -> str:
+    text = _some_words(value)
+    if reason := repository.why_not(text):
+        raise ValueError(reason)
+    return text
+
+
+def _persistent(value: object) -> str:
+    text = _absolute(value)
+    if reason := why_not(text, here=False):
+        raise ValueError(reason)
+    return posixpath.normpath("/" + text.lstrip("/"))
+
+
 def _relative(value: object) -> str:
     text = _some_words(value)
     if text.startswith(("/", "~")) or ".." in text.split("/"):
@@ -151,11 +193,14 @@ def _relative(value: object) -> str:
     return text.rstrip("/")
 
 
+Url = Annotated[str, BeforeValidator(_url)]
+Folder = Annotated[str, BeforeValidator(_folder)]
 Positive = Annotated[float, BeforeValidator(_positive)]
 NotNegative = Annotated[float, BeforeValidator(_not_negative)]
 Share = Annotated[float, BeforeValidator(_share)]
 Count = Annotated[int, BeforeValidator(_count)]
 PositiveCount = Annotated[int, BeforeValidator(_positive_count)]
+Iterations = Annotated[int, BeforeValidator(_iterations)]
 Words = Annotated[str, BeforeValidator(_words)]
 SomeWords = Annotated[str, BeforeValidator(_some_words)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
@@ -163,7 +208,7 @@ Version = Annotated[str, BeforeValidator(_version)]
 Constraint = Annotated[str, BeforeValidator(_constraint)]
 Variable = Annotated[str, BeforeValidator(_variable)]
 Name = Annotated[str, BeforeValidator(_name)]
-AbsolutePath = Annotated[str, BeforeValidator(_absolute)]
+PersistentRoot = Annotated[str, BeforeValidator(_persistent)]
 RelativePath = Annotated[str, BeforeValidator(_relative)]
 
 
@@ -177,7 +222,7 @@ class Repository(_Part):
     """Where the code comes from: a local tree or a Git repository at a commit."""
 
     path: RelativePath | None = None  # relative to the folder that holds workloads/
-    url: SomeWords | None = None
+    url: Url | None = None
     commit: Words | None = None
     submodules: Switch = False
 
@@ -241,8 +286,20 @@ class Rust(_Part):
 class Persist(_Part):
     """Directories of the repository that outlive it: each is a link below ``root``."""
 
-    root: AbsolutePath = "/mnt/persistent"
-    directories: list[RelativePath] = []
+    root: PersistentRoot = "/mnt/persistent"
+    directories: list[Folder] = []
+
+    @field_validator("directories")
+    @classmethod
+    def _apart(cls, directories: list[str]) -> list[str]:
+        for name in _twice(directories):
+            raise ValueError(f"must not name {name} twice")
+        known = set(directories)
+        for name in directories:
+            outer = next((str(one) for one in PurePosixPath(name).parents if str(one) in known), None)
+            if outer:
+                raise ValueError(f"must not name {name}, which lies in {outer} and is kept with it")
+        return directories
 
 
 class Checkpoints(_Part):
@@ -272,6 +329,7 @@ class Stage(_Part):
     name: Name
     command: SomeWords
     resume_command: SomeWords | None = None
+    resume_if: RelativePath | None = None  # a path or pattern below persist.root
     resumable: Switch = False
     grace_s: Positive = 30.0
     retries: Count = 0
@@ -283,6 +341,8 @@ class Stage(_Part):
     def _resume(self) -> Stage:
         if self.resume_command is not None and not self.resumable:
             raise ValueError("has a resume_command but resumable is not true")
+        if self.resume_if is not None and self.resume_command is None:
+            raise ValueError("has a resume_if but no resume_command")
         return self
 
 
@@ -310,7 +370,7 @@ class Workload(_Part):
     build: list[SomeWords] = []
     persist: Persist = Persist()
     checkpoints: Checkpoints = Checkpoints()
-    iterations: PositiveCount = 1
+    iterations: Iterations = 1
     setup_hours: Hours = Hours(expected=0.1, worst=0.5)  # from rent to the first stage, for the estimate
     stages: list[Stage]
     windows: list[Window] = []  # none: the stage runner's own (GPU, log tail, disk)
@@ -384,11 +444,9 @@ class Workload(_Part):
         All stages of a run share its machine, so one stage that wants an on-demand machine decides for all that are
         left; once it is ``done`` (pairs of iteration and stage name), the others may go on on an interruptible one.
         """
+        through = Counter(stage for iteration, stage in set(done) if 0 <= iteration < self.iterations)
         left = {
-            stage.name: stage.market or self.market
-            for iteration in range(self.iterations)
-            for stage in self.stages
-            if (iteration, stage.name) not in done
+            stage.name: stage.market or self.market for stage in self.stages if through[stage.name] < self.iterations
         }
         for wanted in ("on-demand", "interruptible"):
             names = [name for name, market in left.items() if market == wanted]
@@ -423,10 +481,12 @@ class Workload(_Part):
         )
 
 
+def _twice(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
 def _distinct[Named: (Stage, Window)](items: list[Named], what: str) -> list[Named]:
-    names = [item.name for item in items]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if twice := _twice(item.name for item in items):
         raise ValueError(f"must not have two {what}s of the same name: {', '.join(twice)}")
     return items
 
@@ -443,7 +503,8 @@ def load_workload(name_or_path: str, *, root: Path | None = None) -> Workload:
     """
     path = _find(name_or_path, root)
     try:
-        content = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            content = file.read(_MOST_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UsageError(f"The workload {path} cannot be read: {reason}.") from None
@@ -454,11 +515,14 @@ def load_workload(name_or_path: str, *, root: Path | None = None) -> Workload:
 
 def parse_workload(content: str, source: str) -> Workload:
     """Return the workload that ``content`` describes; ``source`` is its name in messages."""
+    if len(content) > _MOST_BYTES:
+        raise UsageError(f"{source}: a workload has at most {_MOST_BYTES // 1000} kB.")
     try:
-        node = yaml.compose(content, Loader=yaml.SafeLoader)
+        loader = _Loader(content)
+        node = loader.get_single_node()
         lines = dict(_lines(node)) if node is not None else {}
         doubles = list(_doubles(node, source)) if node is not None else []
-        values = yaml.safe_load(content)
+        values = loader.construct_document(node) if node is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -466,18 +530,65 @@ def parse_workload(content: str, source: str) -> Workload:
     except yaml.YAMLError as error:
         raise UsageError(f"{source}:1: not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise UsageError(f"{source}:1: a workload is a mapping of keys, not {_show(values)}.")
-    mistakes = doubles
+        # What is no workload may be anything, so it is not quoted.
+        kind = "text" if isinstance(values, str) else _show(values)
+        raise UsageError(f"{source}:1: a workload is a mapping of keys, not {kind}.")
     try:
         workload = Workload.model_validate(values)
     except ValidationError as error:
-        mistakes += [
-            _mistake(item["type"], item["loc"], item["msg"], item["input"], lines, source) for item in error.errors()
-        ]
+        found = error.errors(include_url=False, include_context=False)
     else:
-        if not mistakes:
+        if not doubles:
             return workload
-    raise UsageError("\n".join(text for _, text in sorted(mistakes)))
+        found = []
+    placed = sorted(((_line_of(_place(item["loc"]), lines), item) for item in found), key=lambda one: one[0])
+    # Guessing what was meant takes its time, so only what is shown is worded.
+    mistakes = doubles + [_mistake(item, lines, source) for _, item in placed[:_MOST_MISTAKES]]
+    texts = [text for _, text in sorted(mistakes)]
+    raise UsageError(listed(texts, _MOST_MISTAKES, of=len(doubles) + len(found)))
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML of a size that a workload can have, with every alias counted as what it stands for.
+
+    A few lines of aliases to aliases would otherwise become more values than fit into any memory.
+    """
+
+    def __init__(self, content: str) -> None:
+        super().__init__(content)
+        self._depth = 0
+        self._values = 0
+        self._sizes: dict[str, int] = {}  # of what an alias stands for, by its name
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose one value, as the base does, and refuse what is too deep, too much, or holds itself."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        mark = event.start_mark
+        alias = event.anchor if isinstance(event, yaml.AliasEvent) else None
+        if alias is not None and alias in self.anchors and alias not in self._sizes:
+            raise yaml.MarkedYAMLError(problem=f"{alias!r} holds itself", problem_mark=mark)
+        before = self._values
+        self._values += self._sizes.get(alias, 1) if alias is not None else 1
+        self._depth += 1
+        if self._depth > _MOST_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"more than {_MOST_DEPTH} levels deep", problem_mark=mark)
+        if self._values > _MOST_VALUES:
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {_MOST_VALUES} values, aliases counted as what they stand for", problem_mark=mark
+            )
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if alias is None and getattr(event, "anchor", None):
+            self._sizes[event.anchor] = self._values - before
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Make the value of ``node``, as the base does; what looks like a date or number and is none has a line."""
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # all of them come from PyYAML
+            problem = "this looks like a date or a number, but is none; put it in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
 
 def known_workloads(root: Path | None = None) -> dict[str, Path]:
@@ -493,6 +604,9 @@ def known_workloads(root: Path | None = None) -> dict[str, Path]:
 def _find(name_or_path: str, root: Path | None) -> Path:
     if "/" in name_or_path or name_or_path.endswith(_SUFFIXES):
         path = Path(name_or_path).expanduser()
+        if path.suffix not in _SUFFIXES:
+            # Messages show parts of a workload file, and any other file may hold what is not to be shown.
+            raise UsageError(f"workload={name_or_path}: a workload is a file whose name ends in .yml or .yaml.")
         if not path.is_file():
             raise UsageError(f"workload={name_or_path}: there is no such file.")
         return path
@@ -563,15 +677,18 @@ def _doubles(node: yaml.Node, source: str, place: Place = ()) -> Iterator[tuple[
             yield from _doubles(value, source, (*place, index))
 
 
-def _mistake(
-    kind: str, location: Place, message: str, value: object, lines: Mapping[Place, int], source: str
-) -> tuple[int, str]:
+def _place(location: Place) -> Place:
+    return location[:-1] if location and location[-1] == "[key]" else location
+
+
+def _mistake(item: ErrorDetails, lines: Mapping[Place, int], source: str) -> tuple[int, str]:
     """Return one mistake of the model as its line and the sentence that tells it."""
-    place = location[:-1] if location and location[-1] == "[key]" else location
+    kind, value = item["type"], item["input"]
+    place = _place(item["loc"])
     line = _line_of(place, lines)
     if kind == "extra_forbidden":
         siblings = _keys_at(place[:-1])
-        guess = difflib.get_close_matches(str(place[-1]), siblings, n=1)
+        guess = difflib.get_close_matches(str(place[-1])[:_SHOWN], siblings, n=1)
         hint = f"; did you mean {guess[0]!r}?" if guess else f"; known are: {', '.join(sorted(siblings))}"
         said = f"is not a key here{hint}"
     elif kind == "missing":
@@ -584,7 +701,7 @@ def _mistake(
     elif kind == "list_type":
         said = f"must be a list, not {_show(value)}"
     else:
-        said = message.removeprefix("Value error, ")
+        said = item["msg"].removeprefix("Value error, ")
     return line, f"{source}:{line}: {_dotted(place)}: {said}"
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import requests
 from yard import CANARY, ROOT, Yard
 
@@ -87,7 +89,9 @@ def test_secrets_are_in_one_file_on_the_machine_and_nowhere_else(yard: Yard, tmp
         for name, secret in wanted.items():
             assert secret.encode() not in content, (name, path)
     yard.play("teardown", run="secret-0", env=token)
-    assert said.text
+    # Nobody has followed it, so the last words are what it costs and how that ends.
+    last_words = said.text.partition("TASK [Say what the run does now")[2]
+    assert "Run secret-0 is at work" in last_words and "teardown.yml -e run=secret-0" in last_words
     for name, secret in wanted.items():
         for text in yard.printed:
             assert secret not in text, name
@@ -113,7 +117,7 @@ def test_environment_and_site_configuration_say_the_same_as_the_option(yard: Yar
 
 
 def test_what_the_demonstration_leaves_unsaid_is_unsaid(yard: Yard) -> None:
-    unsaid = json.dumps(demo.UNSAID | {"workload": "miniprover", "run": "unsaid-0"})
+    unsaid = json.dumps(demo.unsaid("launch") | {"workload": "miniprover", "run": "unsaid-0"})
     plain = yard.play("launch", "--check", run="unsaid-0", workload="miniprover")
     said = yard.play("launch", "--check", "-e", unsaid)
     shown = [[line for line in one.text.splitlines() if "fit" in line or "would" in line] for one in (plain, said)]
@@ -147,8 +151,16 @@ def follower(alias: str) -> int | None:
     return None
 
 
-def test_a_lost_connection_destroys_no_machine_that_is_at_work(yard: Yard, tmp_path: Path) -> None:
+# A stage that needs longer to save its work than most, and has it only when it is waited for.
+SAVES_LATE = """{ trap 'sleep 8; date > $GPUYARD_PERSIST/models/late; exit 0' TERM; sleep 600 & wait; }
+    grace_s: 60
+"""
+
+
+def test_no_machine_is_destroyed_before_its_work_is_saved(yard: Yard, tmp_path: Path) -> None:
     workload, token = tiny(tmp_path), {"TINY_TOKEN": CANARY}
+    file = Path(workload)
+    file.write_text(file.read_text().replace("sleep 600\n    grace_s: 2\n", SAVES_LATE))
     options = {"provider": "vast", "run": "alone-0", "workload": workload, "shutdown": "true"}
     with ThreadPoolExecutor(max_workers=1) as pool:
         launched = pool.submit(yard.play, "launch", ok=False, env=token, **options)
@@ -164,10 +176,28 @@ def test_a_lost_connection_destroys_no_machine_that_is_at_work(yard: Yard, tmp_p
     assert "Nothing is destroyed" in sentence and "teardown.yml -e run=alone-0" in sentence
     status = yard.on_machine("alone-0", "/opt/gpuyard/venv/bin/python -m gpuyard.stages status --json")
     assert json.loads(status)["state"] == "running"
+
+    # The machine does not reach the bucket any more, so what its stage saves at its end is on its disk only.
+    yard.on_machine("alone-0", "cp /etc/hosts /tmp/hosts; echo 127.0.0.1 bucket > /etc/hosts")
+    said = yard.play("teardown", ok=False, run="alone-0", env=token)
+    sentence = " ".join(said.text.split())
+    assert "stage hold is saving its work" in sentence and "is kept, and bills" in sentence
+    assert "cannot be used" in sentence and "teardown.yml -e run=alone-0" in sentence and "-e lose=true" in sentence
+    assert "late" in yard.on_machine("alone-0", "ls /mnt/persistent/models") and not yard.published(
+        "alone-0", "models/late"
+    )
+    assert "interrupted" in yard.play("status", run="alone-0").text
+    yard.on_machine("alone-0", "cat /tmp/hosts > /etc/hosts")
     yard.play("teardown", run="alone-0", env=token)
-    assert yard.instances("alone-0") == []
+    assert yard.instances("alone-0") == [] and yard.published("alone-0", "models/late")
     # It was ended and not lost, so nobody is asked to go on with it.
-    assert stored(yard.store).records["alone-0"].outcome == "cancelled"
+    kept = stored(yard.store, costs=True)
+    assert kept.records["alone-0"].outcome == "cancelled"
+    # What it has cost is known when nothing of it is left, and agrees with the cloud's own bill.
+    (entry,) = kept.entries["alone-0"]
+    billed = sum(line["amount_usd"] for line in yard.control.status()["bill"]["lines"] if line["id"] == entry.id)
+    assert entry.ended and entry.cost_usd(time.time()) == pytest.approx(billed, rel=0.08)
+    assert f"{billed:.3f}" in yard.play("status", run="alone-0").text
 
 
 def test_a_new_machine_that_cannot_be_used_is_given_back_and_a_used_one_is_not(yard: Yard, tmp_path: Path) -> None:

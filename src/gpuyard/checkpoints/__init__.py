@@ -6,18 +6,23 @@ import :class:`CloudSync` and its functions. Python 3.10 or newer, standard libr
 
 from __future__ import annotations
 
-from gpuyard.checkpoints.manifest import FileEntry, Manifest, RunRecord
+from gpuyard.checkpoints.manifest import FileEntry, Manifest, RunRecord, UnreadableManifestError
 from gpuyard.checkpoints.sets import (
     Published,
     Restored,
     Retention,
+    Verified,
+    clear_unfinished,
     latest_manifest,
     latest_whole_manifest,
     list_runs,
+    manifest_of,
     manifests,
     publish,
     publish_or_warn,
     restore,
+    sequences,
+    verify,
     write_record,
 )
 from gpuyard.checkpoints.stores import (
@@ -27,6 +32,7 @@ from gpuyard.checkpoints.stores import (
     MissingObjectError,
     S3Store,
     Store,
+    StoredObject,
     open_store,
 )
 from gpuyard.checkpoints.sync import (
@@ -55,6 +61,10 @@ __all__ = [
     "RunRecord",
     "S3Store",
     "Store",
+    "StoredObject",
+    "UnreadableManifestError",
+    "Verified",
+    "clear_unfinished",
     "download_checkpoints",
     "download_directory",
     "download_file",
@@ -62,14 +72,17 @@ __all__ = [
     "latest_manifest",
     "latest_whole_manifest",
     "list_runs",
+    "manifest_of",
     "manifests",
     "open_store",
     "publish",
     "publish_or_warn",
     "restore",
+    "sequences",
     "sync_checkpoints",
     "sync_logs",
     "upload_directory",
     "upload_file",
+    "verify",
     "write_record",
 ]

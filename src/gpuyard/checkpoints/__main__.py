@@ -1,4 +1,4 @@
-"""``python -m gpuyard.checkpoints``: publish, restore, list. On the box, by the settings that the run left there."""
+"""``python -m gpuyard.checkpoints``: publish, restore, list, verify. On the box, by its run's settings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpuyard.checkpoints import manifests, restore
+from gpuyard.checkpoints import MissingObjectError, UnreadableManifestError, restore, sequences, verify
+from gpuyard.checkpoints.listing import read_manifest
 from gpuyard.errors import GpuyardError
 
 # The run's settings are the stage runner's affair, and its journal gives a manifest its progress.
+from gpuyard.stages.ending import publish_and_tell
 from gpuyard.stages.runner import publish_checkpoint
 from gpuyard.stages.spec import DEFAULT_FOLDER, BoxSpec, load_spec
 
@@ -21,9 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         spec = load_spec(options.settings)
+        if options.command == "publish" and options.json:
+            print(json.dumps(vars(publish_and_tell(spec))))
+            return 0
         if options.command == "publish":
             return _publish(spec, patient=not options.impatient)
-        return _restore(spec) if options.command == "restore" else _list(spec)
+        if options.command == "restore":
+            return _restore(spec, options.sequence)
+        return _list(spec) if options.command == "list" else _verify(spec, options.sequence)
     except (GpuyardError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -37,14 +44,26 @@ def _publish(spec: BoxSpec, *, patient: bool) -> int:
     return 0
 
 
-def _restore(spec: BoxSpec) -> int:
-    restored = restore(spec.store if spec.bucket else None, spec.run, spec.root)
+def _restore(spec: BoxSpec, sequence: int | None) -> int:
+    restored = restore(spec.store if spec.bucket else None, spec.run, spec.root, sequence=sequence)
     print(json.dumps({"changed": restored.source == "cloud", "restored": vars(restored)}))
     return 0
 
 
 def _list(spec: BoxSpec) -> int:
-    for manifest in manifests(spec.store(), spec.run) if spec.bucket else ():
+    if not spec.bucket:
+        return 0
+    unreadable = 0
+    store = spec.store()
+    for sequence in sequences(store, spec.run):
+        try:
+            manifest = read_manifest(store, spec.run, sequence)
+        except MissingObjectError:
+            continue
+        except UnreadableManifestError as error:
+            print(error, file=sys.stderr)
+            unreadable = 1
+            continue
         print(
             json.dumps(
                 {
@@ -56,7 +75,18 @@ def _list(spec: BoxSpec) -> int:
                 }
             )
         )
-    return 0
+    return unreadable
+
+
+def _verify(spec: BoxSpec, sequence: int | None) -> int:
+    if not spec.bucket:
+        print(f"No bucket is set for {spec.run}: there is nothing to verify.", file=sys.stderr)
+        return 0
+    verified = verify(spec.store(), spec.run, sequence=sequence)
+    print(json.dumps(vars(verified)))
+    for text in verified.damaged:
+        print(f"Damaged: {text}", file=sys.stderr)
+    return 1 if verified.damaged else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         ("publish", "publish one now; a failing bucket is a warning"),
         ("restore", "bring back the newest one, unless this box has work of its own"),
         ("list", "show those in the bucket, newest first"),
+        ("verify", "read the newest one whole; damaged objects are named, and the exit code is 1"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--settings", type=Path, default=DEFAULT_FOLDER, metavar="DIR")
@@ -73,6 +104,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--impatient", action="store_true", help="give up at once while the bucket has just failed"
             )
+            command.add_argument(
+                "--json", action="store_true", help="say as JSON whether the bucket now holds everything, and why not"
+            )
+        if name in ("restore", "verify"):
+            command.add_argument("--sequence", type=int, metavar="N", help="exactly this one")
     return parser
 
 

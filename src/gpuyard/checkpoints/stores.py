@@ -1,9 +1,9 @@
 """Where checkpoints go: a bucket that speaks S3, or a folder.
 
-A :class:`Store` holds objects under plain keys (``run/checkpoints/000001/models/policy.npz``), so that ``aws s3 ls`` or
-a file manager shows what a person expects. Every failure of a store is a :class:`BucketError` whose text names the
-bucket and the endpoint and never a key. This module runs on the rented box: Python 3.10, standard library, and boto3
-(imported when an S3 bucket is opened, not before).
+A :class:`Store` holds objects under plain keys (``run/checkpoints/000001/files/models/policy.npz``), so that
+``aws s3 ls`` or a file manager shows what a person expects. Every failure of a store is a :class:`BucketError` whose
+text names the bucket and the endpoint and never a key. This module runs on the rented box: Python 3.10, standard
+library, and boto3 (imported when an S3 bucket is opened, not before).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +28,7 @@ READ_TIMEOUT_S = 30
 ATTEMPTS = 2
 # Below this size an object is sent and fetched with a single request.
 SINGLE_REQUEST_BYTES = 8 * 1024 * 1024
+_CHUNK = 1024 * 1024
 _PART_PREFIX = ".gpuyard-part-"
 
 
@@ -45,24 +46,40 @@ class MissingObjectError(BucketError):
 
 @dataclass(frozen=True)
 class StoredObject:
-    """One object of a listing: its key below the store's prefix, and its size in bytes."""
+    """One object of a listing: its key below the store's prefix, its size in bytes, and the store's own mark of it.
+
+    ``tag`` changes when the object is written again with other content; ``""`` where the store has none. S3 calls it
+    ETag; a folder has the time of the last change. ``modified`` is that time in seconds, by the store's clock.
+    """
 
     key: str
     size: int
+    tag: str = ""
+    modified: float = 0.0
 
 
 class Store(ABC):
     """A flat set of objects. Keys are relative to the store's prefix, with ``/`` between their parts."""
 
     url: str
+    tags_tell_content = False
+    """Whether an object whose tag is as it was has the content that it had. Elsewhere only reading it tells."""
 
     @abstractmethod
     def get(self, key: str) -> bytes:
         """Return the whole object, or raise :class:`MissingObjectError`."""
 
     @abstractmethod
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """Yield the object's content piece by piece, or raise :class:`MissingObjectError`."""
+
+    @abstractmethod
     def put(self, key: str, data: bytes) -> None:
         """Store ``data`` under ``key``; a reader sees the old object or the new one, never a part."""
+
+    @abstractmethod
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Store ``data`` unless there is an object under ``key``; return whether ``data`` is there now."""
 
     @abstractmethod
     def put_stream(self, key: str, stream: BinaryIO) -> None:
@@ -84,6 +101,18 @@ class Store(ABC):
     def delete(self, key: str) -> None:
         """Remove the object; one that is not there is no error."""
 
+    @abstractmethod
+    def abort_unfinished(self, prefix: str, spare: Callable[[str], bool] = lambda key: False) -> int:
+        """Remove what uploads under ``prefix`` left when they were cut off, and return how many there were.
+
+        No listing shows it, and it takes room, which S3 bills. An upload that goes on at this moment looks the same:
+        ``spare`` says of a key whether to leave its upload alone.
+        """
+
+    def ends_unfinished(self) -> bool | None:
+        """Tell whether the store ends such uploads by itself some day; ``None`` where that is not known."""
+        return None
+
 
 class LocalStore(Store):
     """A folder as a store: for tests, for a network file system, and for people without a bucket."""
@@ -96,13 +125,27 @@ class LocalStore(Store):
         with self._failures(key):
             return self._path(key).read_bytes()
 
+    def chunks(self, key: str) -> Iterator[bytes]:
+        with self._failures(key), self._path(key).open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                yield chunk
+
     def put(self, key: str, data: bytes) -> None:
         with self._failures(key), self._replacing(key) as part:
             part.write(data)
 
+    def put_new(self, key: str, data: bytes) -> bool:
+        with self._failures(key):
+            try:
+                with self._replacing(key, new=True) as part:
+                    part.write(data)
+            except FileExistsError:
+                return self._path(key).read_bytes() == data
+            return True
+
     def put_stream(self, key: str, stream: BinaryIO) -> None:
         with self._failures(key), self._replacing(key) as part:
-            shutil.copyfileobj(stream, part, 1024 * 1024)
+            shutil.copyfileobj(stream, part, _CHUNK)
 
     def fetch(self, key: str, target: Path, size: int) -> None:
         with self._failures(key):
@@ -118,7 +161,8 @@ class LocalStore(Store):
                     waiting.append(key)
                 elif key.startswith(prefix) and not entry.name.startswith(_PART_PREFIX):
                     with contextlib.suppress(FileNotFoundError):
-                        yield StoredObject(key, entry.stat().st_size)
+                        info = entry.stat()
+                        yield StoredObject(key, info.st_size, f"{info.st_mtime_ns:x}", info.st_mtime)
 
     def folders(self, prefix: str = "") -> list[str]:
         return [entry.name for entry in self._entries(prefix) if entry.is_dir()]
@@ -145,25 +189,57 @@ class LocalStore(Store):
                 except OSError:
                     break
 
+    def abort_unfinished(self, prefix: str, spare: Callable[[str], bool] = lambda key: False) -> int:
+        folder = self._path(prefix)
+        with self._failures(prefix):
+            parts = [part.relative_to(self.folder).as_posix() for part in folder.rglob(f"{_PART_PREFIX}*")]
+        unwanted = [key for key in parts if not spare(key)]
+        for key in unwanted:
+            self.delete(key)
+        return len(unwanted)
+
     def _path(self, key: str) -> Path:
         if key.startswith("/") or ".." in key.split("/"):
             raise CheckpointError(f"The key {key!r} leads out of the folder {self.folder}.")
         return self.folder / key
 
     @contextlib.contextmanager
-    def _replacing(self, key: str) -> Iterator[BinaryIO]:
+    def _replacing(self, key: str, *, new: bool = False) -> Iterator[BinaryIO]:
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=_PART_PREFIX, dir=path.parent)
+        handle, name = self._part_beside(path)
         try:
             with os.fdopen(handle, "wb") as part:
                 yield part
                 part.flush()
                 os.fsync(part.fileno())
-            Path(name).replace(path)
+            if new:
+                self._link(Path(name), path)
+            else:
+                Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+    def _part_beside(self, path: Path) -> tuple[int, str]:
+        """Open a new file in the folder of ``path``; whoever removes that folder as empty just now is outlasted."""
+        for _ in range(20):
+            with contextlib.suppress(FileNotFoundError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                return tempfile.mkstemp(prefix=_PART_PREFIX, dir=path.parent)
+        raise BucketError(f"The checkpoint folder {self.folder} cannot be used: {path.parent} does not last.")
+
+    @staticmethod
+    def _link(part: Path, path: Path) -> None:
+        """Give ``part`` the name ``path``, or raise ``FileExistsError``. Some file systems have no hard links."""
+        try:
+            os.link(part, path)
+            part.unlink()
+        except FileExistsError:
+            raise
+        except OSError:
+            if path.exists():
+                raise FileExistsError from None
+            part.replace(path)
 
     @contextlib.contextmanager
     def _failures(self, key: str) -> Iterator[None]:
@@ -179,6 +255,8 @@ class LocalStore(Store):
 
 class S3Store(Store):
     """A bucket at Amazon S3 or at anything that speaks its protocol (B2, R2, Vultr object storage, seaweedfs)."""
+
+    tags_tell_content = True
 
     def __init__(
         self,
@@ -237,9 +315,35 @@ class S3Store(Store):
             data: bytes = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].read()
             return data
 
+    def chunks(self, key: str) -> Iterator[bytes]:
+        with self._failures(key):
+            yield from self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].iter_chunks(_CHUNK)
+
     def put(self, key: str, data: bytes) -> None:
         with self._failures(key):
             self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data)
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Store ``data`` unless there is an object under ``key``; return whether ``data`` is there now.
+
+        Servers that do not know ``If-None-Match`` (rclone's, some elder ones) ignore it or refuse it. So the key is
+        looked at first, and on such a server two calls within the same moment may both succeed.
+        """
+        target = {"Bucket": self.bucket, "Key": self.prefix + key, "Body": data}
+        with contextlib.suppress(MissingObjectError):
+            return self.get(key) == data
+        with self._failures(key):
+            try:
+                self._client.put_object(**target, IfNoneMatch="*")
+            except self._client_error as error:
+                code = str(error.response.get("Error", {}).get("Code", ""))
+                if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+                    # It may be our own, of a request that was sent twice.
+                    return self.get(key) == data
+                if code not in ("NotImplemented", "501"):
+                    raise
+                self._client.put_object(**target)
+            return True
 
     def put_stream(self, key: str, stream: BinaryIO) -> None:
         with self._failures(key):
@@ -259,7 +363,9 @@ class S3Store(Store):
             )
             for page in pages:
                 for item in page.get("Contents", ()):
-                    yield StoredObject(item["Key"][len(self.prefix) :], item["Size"])
+                    tag = str(item.get("ETag", "")).strip('"')
+                    modified = item["LastModified"].timestamp() if "LastModified" in item else 0.0
+                    yield StoredObject(item["Key"][len(self.prefix) :], item["Size"], tag, modified)
 
     def folders(self, prefix: str = "") -> list[str]:
         with self._failures(prefix):
@@ -273,6 +379,37 @@ class S3Store(Store):
         # One request an object: the many-at-once call is what compatible buckets most often lack.
         with self._failures(key):
             self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+
+    def abort_unfinished(self, prefix: str, spare: Callable[[str], bool] = lambda key: False) -> int:
+        with self._failures(prefix):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=self.prefix + prefix
+            )
+            found = [(item["Key"], item["UploadId"]) for page in pages for item in page.get("Uploads", ())]
+        unwanted = [(key, upload) for key, upload in found if not spare(key[len(self.prefix) :])]
+        for key, upload in unwanted:
+            # One that has ended meanwhile is as good.
+            with self._failures(key), contextlib.suppress(self._client.exceptions.NoSuchUpload):
+                self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
+        return len(unwanted)
+
+    def ends_unfinished(self) -> bool | None:
+        try:
+            answer = self._client.get_bucket_lifecycle_configuration(Bucket=self.bucket)
+        except self._client_error as error:
+            # Not every key may ask, and not every server knows what this is.
+            code = error.response.get("Error", {}).get("Code")
+            return False if code == "NoSuchLifecycleConfiguration" else None
+        except self._errors:
+            return None
+        return any(self._ends_ours(rule) for rule in answer.get("Rules", ()))
+
+    def _ends_ours(self, rule: Mapping[str, Any]) -> bool:
+        """Tell whether a life-cycle rule ends unfinished uploads below this store's prefix."""
+        chosen = rule.get("Filter") or {}
+        prefix = chosen.get("Prefix") or (chosen.get("And") or {}).get("Prefix") or rule.get("Prefix") or ""
+        on = rule.get("Status") == "Enabled" and "AbortIncompleteMultipartUpload" in rule
+        return on and self.prefix.startswith(prefix)
 
     @contextlib.contextmanager
     def _failures(self, key: str) -> Iterator[None]:

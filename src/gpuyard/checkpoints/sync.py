@@ -10,13 +10,17 @@ elsewhere (B2, R2, Vultr object storage).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from gpuyard.checkpoints.sets import STATE, Retention, publish, restore
-from gpuyard.checkpoints.stores import Store, open_store
+from gpuyard.checkpoints.beneath import Folder, create, inner_path
+from gpuyard.checkpoints.manifest import STATE
+from gpuyard.checkpoints.sets import Retention, publish, restore
+from gpuyard.checkpoints.stores import CheckpointError, Store, open_store
 from gpuyard.errors import GpuyardError, UsageError
 
 PROVIDERS = ("local", "s3")
@@ -65,15 +69,8 @@ class CloudSync:
         """Fetch the object ``cloud_path`` into a file, which appears whole or not at all; return success."""
 
         def work(store: Store) -> None:
-            size = next((item.size for item in store.objects(cloud_path) if item.key == cloud_path), 0)
             target = Path(local_path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{target.name}.gpuyard-part")
-            try:
-                store.fetch(cloud_path, part, size)
-                part.replace(target)
-            finally:
-                part.unlink(missing_ok=True)
+            _fetch(store, cloud_path, target.parent, target.name)
 
         return self._attempt(f"download of {cloud_path}", work)
 
@@ -85,22 +82,33 @@ class CloudSync:
         return all(self.upload_file(path, key) for path, key in keys)
 
     def download_directory(self, cloud_path: str, local_path: str | Path) -> bool:
-        """Fetch every object under ``cloud_path/`` into a folder, up to the first failure; return whether all came."""
+        """Fetch every object under ``cloud_path/`` into a folder, up to the first failure; return whether all came.
+
+        Nothing is written outside the folder: a key that leads out of it, or through a link in it, is a failure.
+        """
         prefix = f"{cloud_path.strip('/')}/"
+
+        def fetch(key: str) -> bool:
+            return self._attempt(
+                f"download of {key}", lambda store: _fetch(store, key, Path(local_path), key[len(prefix) :])
+            )
+
         keys: list[str] = []
         if not self._attempt(f"listing of {prefix}", lambda store: keys.extend(o.key for o in store.objects(prefix))):
             return False
-        names = [(key, key[len(prefix) :]) for key in keys]
-        inside = [(key, name) for key, name in names if ".." not in name.split("/") and not name.startswith("/")]
-        return all(self.download_file(key, Path(local_path) / name) for key, name in inside)
+        # A key that ends with a slash is how some tools write down an empty folder.
+        return all(fetch(key) for key in keys if not key.endswith("/"))
 
     def sync_checkpoints(self, local_path: str | Path, name: str, *, keep_last: int = 0) -> bool:
         """Publish a folder as one set under ``name/checkpoints/``, sending what changed; return whether that worked."""
         folder = Path(local_path)
-        return self._attempt(
-            f"publishing of {folder}",
-            lambda store: publish(store, name, folder, retention=Retention(keep_last=keep_last)),
-        )
+
+        def work(store: Store) -> None:
+            published = publish(store, name, folder, retention=Retention(keep_last=keep_last))
+            for text in filter(None, [published.lacks, *published.warnings]):
+                _log.warning("The checkpoint of %s is published; %s", folder, text)
+
+        return self._attempt(f"publishing of {folder}", work)
 
     def download_checkpoints(self, name: str, local_path: str | Path) -> bool:
         """Restore the newest whole set of ``name`` into a folder that holds nothing yet; local files always win.
@@ -133,6 +141,25 @@ class CloudSync:
         if self.provider == "local":
             return open_store(Path(self.bucket_name).absolute().as_uri())
         return open_store(f"s3://{self.bucket_name.removeprefix('s3://')}", endpoint=self._endpoint)
+
+
+def _fetch(store: Store, key: str, folder: Path, path: str) -> None:
+    """Fetch an object into the file ``path`` below ``folder``, in one step and through no link."""
+    size = next((item.size for item in store.objects(key) if item.key == key), 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        inner_path(path)
+    except ValueError as error:
+        raise CheckpointError(f"It is not written below {folder}: {error}.") from error
+    with Folder(folder) as base, base.parent(path, make=True) as (parent, name):
+        part = f".gpuyard-part-{uuid.uuid4().hex}"
+        os.close(create(parent, part, 0o666))
+        try:
+            store.fetch(key, (folder / path).with_name(part), size)
+            os.replace(part, name, src_dir_fd=parent, dst_dir_fd=parent)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part, dir_fd=parent)
 
 
 def _has_files(folder: Path) -> bool:

@@ -96,6 +96,8 @@ class CreateSpec:
     bootstrap: str = ""  # a shell script that the provider runs at first boot; never holds a secret
     environment: Mapping[str, str] = field(default_factory=dict)  # not secret
     known_ids: frozenset[str] = frozenset()  # this run's instances from before: never taken for the new one
+    before_request: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
+    """Called each time right before a create request is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +122,48 @@ class Instance:
     created_at: float | None = None  # seconds since 1970
     machine_id: str = ""
     emulated: bool = False
+    sandbox: str = ""  # the name of the sandbox that emulates it; "": a real one
+    idle_price_per_hour_usd: float | None = None  # while it does not run; None: the same as while it does
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Its provider and its id there: what makes it the same machine."""
+        return self.provider, self.id
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is up, so that the whole price is asked for it."""
+        return self.state is State.RUNNING
+
+    @property
+    def idle(self) -> bool:
+        """Whether it does not run and is not about to."""
+        return self.state in (State.STOPPED, State.PREEMPTED, State.FAILED)
+
+    @property
+    def idle_price(self) -> float:
+        """What it costs an hour while it does not run."""
+        return self.price_per_hour_usd if self.idle_price_per_hour_usd is None else self.idle_price_per_hour_usd
+
+    @property
+    def cost_now_per_hour_usd(self) -> float:
+        """What it costs an hour as it is now."""
+        return self.idle_price if self.idle else self.price_per_hour_usd
 
     @property
     def host_key_alias(self) -> str:
         """The name under which its SSH host key is pinned: belongs to the instance, not to an address."""
-        return f"gpuyard-{self.provider}-{self.id}"
+        return alias_prefix(self.provider, self.sandbox) + self.id
+
+
+def alias_prefix(provider: str, sandbox: str) -> str:
+    """Return how the aliases of all of a provider's instances begin."""
+    return f"{sandbox_prefix(sandbox)}{provider}-" if sandbox else f"gpuyard-{provider}-"
+
+
+def sandbox_prefix(sandbox: str) -> str:
+    """Return how the aliases of a sandbox's instances begin: a later sandbox may give their ids to other machines."""
+    return f"gpuyard-sandbox-{sandbox}-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +182,7 @@ class Provider(ABC):
     title: ClassVar[str]  # as people write it, "Vast.ai"
     console_url: ClassVar[str]  # where a person sees and ends what is rented
     capabilities: ClassVar[frozenset[Capability]]
+    sandbox: str = ""  # the name of the sandbox that emulates it; "": a real one
 
     @abstractmethod
     def offers(self, query: Query) -> list[Offer]:
@@ -183,6 +223,10 @@ class Provider(ABC):
     @abstractmethod
     def credit_usd(self) -> float | None:
         """Return the account's remaining credit in dollars, ``None`` where the provider does not say."""
+
+    def ssh_keys(self) -> list[str]:
+        """Return the public SSH keys that the account holds, each as ``type body name``."""
+        return []
 
     def start(self, instance_id: str) -> None:
         """Start a stopped instance."""

@@ -18,6 +18,8 @@ from gpuyard.errors import (
 )
 from gpuyard.providers.base import CreateSpec, Instance, Progress, Provider, State
 
+UNLISTED_S = 30.0
+"""A new machine may be missing from its provider's list for that long."""
 _GONE_FOR_GOOD = {State.FAILED, State.PREEMPTED}
 
 
@@ -25,14 +27,16 @@ _GONE_FOR_GOOD = {State.FAILED, State.PREEMPTED}
 class Waits:
     """How patiently lost answers and endings are followed up. Times are seconds."""
 
-    lookups: int = 6  # after a lost answer; with the delays below they span about nine seconds
+    unlisted: float = UNLISTED_S  # how long a machine is looked for whose create may have been carried out
+    told_every: float = 10.0
     first_delay: float = 0.3
     factor: float = 2.0
     longest_delay: float = 3.0
     destroy_timeout: float = 90.0
     resend_every: float = 10.0  # a DELETE that seems to have had no effect
     throttled_tries: int = 4
-    throttled_delay: float = 5.0  # Vast spaces creates 4.5 s apart and names no Retry-After
+    throttled_delay: float = 5.0
+    between_creates: float = 4.6  # at Vast, which refuses the second of two within 4.5 s and names no Retry-After
     longest_throttle: float = 60.0
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
@@ -52,27 +56,33 @@ def create_once(
 ) -> Instance:
     """Run ``send``, which makes one create request, such that at most one machine comes of it.
 
-    * A lost answer: the instance is looked up by its label, several times, and adopted when it is there. When it is
-      not, :class:`AmbiguousError` says so: no second request is sent while the first one's fate is unknown.
+    * A lost answer: the instance is looked up by its label, for as long as a new one may be unlisted, and adopted when
+      it is there. When it is not, :class:`AmbiguousError` says so: no second request is sent.
     * An error that names an instance: that instance is destroyed, then the error is raised, as
       :class:`NoCapacityError` unless it is about the key, the credit or the account.
-    * A refusal for asking too often: after waiting, and only when the label does not exist, the request is sent again.
+    * A refusal for asking too often may have rented all the same: the instance is looked up as after a lost answer, and
+      only when it is not there is the request sent again.
     """
     tell = progress or _silent
     for attempt in range(waits.throttled_tries):
+        spec.before_request()
+        sent = waits.clock()
         try:
             return send()
         except AmbiguousError as error:
-            tell(f"{error} Looking for the instance by its label.")
-            return _adopt(provider, spec, error, waits, tell)
+            if (found := _look(provider, spec, error, waits, tell)) is not None:
+                return found
+            raise AmbiguousError(
+                _nothing_found(provider, spec, error), provider=provider.name, status=error.status
+            ) from None
         except ThrottledError as error:
+            if (found := _look(provider, spec, error, waits, tell)) is not None:
+                return found
             pause = waits.throttled_delay if error.retry_after is None else error.retry_after
             if attempt + 1 == waits.throttled_tries or pause > waits.longest_throttle:
                 raise
-            tell(f"{provider.title} asks to slow down; trying again in {pause:.1f} s.")
-            waits.sleep(pause)
-            if (found := _only(provider, spec, lookup(provider, spec))) is not None:
-                return found
+            tell(f"{provider.title} has rented nothing; asking again.")
+            waits.sleep(max(0.0, sent + pause - waits.clock()))
         except ProviderError as error:
             if error.instance_id is None:
                 raise
@@ -144,24 +154,48 @@ def _send_end(send: Callable[[], None]) -> None:
         return  # already gone is success; the look that follows confirms it
 
 
-def _adopt(provider: Provider, spec: CreateSpec, lost: AmbiguousError, waits: Waits, tell: Progress) -> Instance:
-    trouble = ""
-    for attempt in range(waits.lookups):
-        waits.sleep(waits.delay(attempt))
+def _look(provider: Provider, spec: CreateSpec, lost: ProviderError, waits: Waits, tell: Progress) -> Instance | None:
+    """Look for the instance of a create whose fate is unknown until it can no longer be unlisted.
+
+    Raises :class:`AmbiguousError` when the provider's list cannot be had at the end.
+    """
+    end = waits.clock() + waits.unlisted
+    tell(f"{lost} Looking for the instance by its label for {waits.unlisted:.0f} s.")
+    told = waits.clock()
+    attempt = 0
+    while True:
+        left = end - waits.clock()
+        waits.sleep(min(waits.delay(attempt), max(0.0, left)))
+        attempt += 1
+        trouble: ProviderError | None = None
         try:
-            found = lookup(provider, spec)
+            found = _only(provider, spec, lookup(provider, spec))
+        except LeakError:
+            raise
         except ProviderError as error:
-            trouble = f" Looking for it failed too: {error}"
-            continue
-        trouble = ""
-        if (instance := _only(provider, spec, found)) is not None:
-            tell(f"{provider.title} had rented it: instance {instance.id}.")
-            return instance
-    raise AmbiguousError(
+            trouble = error
+        else:
+            if found is not None:
+                tell(f"{provider.title} had rented it: instance {found.id}.")
+                return found
+        left = end - waits.clock()
+        if left <= 0 and trouble is None:
+            return None
+        if left <= 0:
+            raise AmbiguousError(
+                _nothing_found(provider, spec, lost, f" Looking for it failed too: {trouble}"),
+                provider=provider.name,
+                status=lost.status,
+            )
+        if waits.clock() - told >= waits.told_every:
+            told = waits.clock()
+            tell(f"Looking for it for {waits.unlisted:.0f} s; {left:.0f} s are left.")
+
+
+def _nothing_found(provider: Provider, spec: CreateSpec, lost: ProviderError, trouble: str = "") -> str:
+    return (
         f"{lost}{trouble} No instance of run {spec.ref.run} has shown up. Nothing else was rented; the same command "
-        f"takes it over if it appears, and {provider.console_url} shows whether it did.",
-        provider=provider.name,
-        status=lost.status,
+        f"takes it over if it appears, and {provider.console_url} shows whether it did."
     )
 
 

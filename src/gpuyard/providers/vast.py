@@ -112,11 +112,14 @@ class Vast(Provider):
         *,
         base_url: str = BASE_URL,
         emulated: bool = False,
+        sandbox: str = "",
         patience: Patience | None = None,
         waits: Waits | None = None,
     ) -> None:
         self.emulated = emulated
+        self.sandbox = sandbox
         self._waits = waits or Waits()
+        self._last_create: float | None = None
         self._api = Client(self.name, self.title, base_url, key, classify, patience or Patience())
 
     def __repr__(self) -> str:
@@ -204,10 +207,12 @@ class Vast(Provider):
     def create(self, offer: Offer, spec: CreateSpec, *, progress: Progress | None = None) -> Instance:
         """Rent the ask ``offer.id``; see :func:`gpuyard.providers.rental.create_once` for what may go wrong."""
         body = _create_body(offer, spec)
+        self._space_creates()
         if not self._has_key(spec.ssh_public_key):
             self._add_key(spec.ssh_public_key)
 
         def send() -> Instance:
+            self._last_create = self._waits.clock()
             answer = self._api.call("PUT", f"/api/v0/asks/{offer.id}/", body=body, repeatable=False)
             contract = answer.get("new_contract")
             if not contract:
@@ -227,9 +232,17 @@ class Vast(Provider):
                 price_per_hour_usd=offer.price_per_hour_usd,
                 machine_id=offer.machine_id,
                 emulated=self.emulated,
+                sandbox=self.sandbox,
+                idle_price_per_hour_usd=offer.disk_price_per_hour_usd,
             )
 
         return create_once(self, spec, send, waits=self._waits, progress=progress)
+
+    def _space_creates(self) -> None:
+        """Wait until Vast takes another create: after a refusal for asking too often a machine has to be looked for."""
+        if self._last_create is not None and not self.emulated:
+            since = self._waits.clock() - self._last_create
+            self._waits.sleep(max(0.0, self._waits.between_creates - since))
 
     def plan_create(self, offer: Offer, spec: CreateSpec) -> list[PlannedCall]:
         """Return the calls of :meth:`create`. Reads whether the account has the SSH key."""
@@ -239,14 +252,17 @@ class Vast(Provider):
         calls.append(PlannedCall("PUT", self._api.url(f"/api/v0/asks/{offer.id}/"), _create_body(offer, spec)))
         return calls
 
-    def _has_key(self, public_key: str) -> bool:
+    def ssh_keys(self) -> list[str]:
+        """Return the account's public keys, which reach every new instance."""
         try:
             answer = self._api.call("GET", "/api/v0/ssh/")
         except NotFoundError:
-            return False  # "No SSH keys found for the user." is a 404
+            return []  # "No SSH keys found for the user." is a 404
         rows = dicts(answer.get("items") or answer.get("ssh_keys") or answer.get("keys"))
-        held = (text(row.get("public_key")) or text(row.get("key")) for row in rows if not row.get("deleted_at"))
-        return any(same_ssh_key(public_key, key) for key in held)
+        return [text(row.get("public_key")) or text(row.get("key")) for row in rows if not row.get("deleted_at")]
+
+    def _has_key(self, public_key: str) -> bool:
+        return any(same_ssh_key(public_key, key) for key in self.ssh_keys())
 
     def _add_key(self, public_key: str) -> None:
         # Twice the same key does no harm, so a lost answer needs no ceremony.
@@ -317,6 +333,8 @@ class Vast(Provider):
             created_at=optional_number(row.get("start_date")),
             machine_id=text(row.get("machine_id")),
             emulated=self.emulated or bool(row.get("emulated")),
+            sandbox=self.sandbox,
+            idle_price_per_hour_usd=_disk_price(row),
         )
 
     # -- actions --------------------------------------------------------------------------------------------------
@@ -428,6 +446,15 @@ def _bid(offer: Offer, spec: CreateSpec) -> float | None:
     if bid is None:
         bid = offer.price_per_hour_usd - offer.disk_price_per_hour_usd
     return max(0.001, math.ceil(round(bid * 10_000, 4)) / 10_000)
+
+
+def _disk_price(row: Mapping[str, object]) -> float | None:
+    """Return what the instance's disk costs an hour, which is all that a stopped one costs; ``None``: not said."""
+    price = optional_number(row.get("storage_total_cost"))
+    by_gb, size = optional_number(row.get("storage_cost")), optional_number(row.get("disk_space"))
+    if price is None and by_gb is not None and size is not None:
+        price = by_gb * size / HOURS_PER_MONTH
+    return price
 
 
 def _address(row: Mapping[str, object]) -> tuple[str, int]:

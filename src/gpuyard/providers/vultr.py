@@ -104,10 +104,12 @@ class Vultr(Provider):
         *,
         base_url: str = BASE_URL,
         emulated: bool = False,
+        sandbox: str = "",
         patience: Patience | None = None,
         waits: Waits | None = None,
     ) -> None:
         self.emulated = emulated
+        self.sandbox = sandbox
         self._waits = waits or Waits()
         self._api = Client(self.name, self.title, base_url, key, classify, patience or Patience())
         self._plans: dict[str, dict[str, object]] | None = None
@@ -194,6 +196,11 @@ class Vultr(Provider):
         calls.append(PlannedCall("POST", self._api.url("/instances"), _create_body(offer, spec, key_id)))
         return calls
 
+    def ssh_keys(self) -> list[str]:
+        """Return the account's public keys; an instance has those that were named when it was rented."""
+        rows = self._pages("/ssh-keys", "ssh_keys")
+        return [" ".join([*text(row.get("ssh_key")).split()[:2], text(row.get("name"))]) for row in rows]
+
     def _key_id(self, public_key: str) -> str | None:
         for row in self._pages("/ssh-keys", "ssh_keys"):
             if same_ssh_key(public_key, text(row.get("ssh_key"))):
@@ -250,6 +257,7 @@ class Vultr(Provider):
             ssh_host="" if address in _NO_ADDRESS else address,
             created_at=_epoch(row.get("date_created")),
             emulated=self.emulated or bool(row.get("emulated")),
+            sandbox=self.sandbox,
         )
 
     # -- actions --------------------------------------------------------------------------------------------------

@@ -137,23 +137,22 @@ def make(
     onstart: str = "",
     user_data: bytes = b"",
 ) -> None:
-    """Create the rental's container and start it. An existing one is only started."""
-    if engine.state(rental.container) is None:
-        spec = ContainerSpec(
-            name=rental.container,
-            image=rental.image,
-            labels={LABEL: settings.name, INSTANCE_LABEL: f"{rental.provider}/{rental.id}"},
-            network=settings.network,
-            hostname=hostname(rental),
-            environment=environment,
-            ports=[Port(rental.address, outside, int(inside)) for inside, outside in rental.ports.items()]
-            if rental.address
-            else [],
-            mounts=[(_CERTIFICATES, str(_CERTIFICATES))] if _CERTIFICATES.is_dir() else [],
-            systemd=rental.image == images.VM_IMAGE,
-        )
-        engine.create(spec)
-        engine.copy_in(rental.container, box_files(rental, gpu, onstart, user_data))
+    """Create the rental's container and start it."""
+    spec = ContainerSpec(
+        name=rental.container,
+        image=rental.image,
+        labels={LABEL: settings.name, INSTANCE_LABEL: f"{rental.provider}/{rental.id}"},
+        network=settings.network,
+        hostname=hostname(rental),
+        environment=environment,
+        ports=[Port(rental.address, outside, int(inside)) for inside, outside in rental.ports.items()]
+        if rental.address
+        else [],
+        mounts=[(_CERTIFICATES, str(_CERTIFICATES))] if _CERTIFICATES.is_dir() else [],
+        systemd=rental.image == images.VM_IMAGE,
+    )
+    engine.create(spec)
+    engine.copy_in(rental.container, box_files(rental, gpu, onstart, user_data))
     start(engine, rental)
 
 

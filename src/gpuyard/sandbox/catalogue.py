@@ -48,6 +48,7 @@ def vast_offer(record: Json, *, listing: int, rentable: bool, bid: bool, storage
     storage = storage_per_hour(record, storage_gb)
     total = base + storage
     listed_s = float(record["days_listed"]) * 86400
+    machine_gpus = max(gpus, round(gpus * record["cpu_cores"] / record["cpu_cores_effective"]))
     score = record["dlperf"] / total * record["reliability"]
     offer = {key: value for key, value in record.items() if key != "days_listed"}
     offer.update(
@@ -57,7 +58,7 @@ def vast_offer(record: Json, *, listing: int, rentable: bool, bid: bool, storage
             "bundle_id": ask + 500_000,
             "host_id": _HOST_OFFSET + int(record["machine_id"]) % 1000,
             "gpu_total_ram": record["gpu_ram"] * gpus,
-            "gpu_frac": min(1.0, record["cpu_cores_effective"] / record["cpu_cores"]),
+            "gpu_frac": gpus / machine_gpus,
             "gpu_arch": "nvidia",
             "gpu_ids": list(range(gpus)),
             "gpu_lanes": 16,

@@ -58,7 +58,7 @@ def add_parser(subparsers: Any) -> None:
         ("bill", _bill, "show what has been spent and what still costs"),
     ):
         verb(name, handler, text).add_argument("--json", action="store_true", help="print one JSON object")
-    verb("env", _env, "print export lines for vastai, aws and rclone")
+    verb("env", _env, "print export lines for vastai, vultr.cloud, aws, s5cmd and rclone")
     down = verb("down", _down, "end the sandbox with everything that it runs")
     down.add_argument("--keep-state", action="store_true", help="keep the state folder with bill and log")
 
@@ -105,7 +105,9 @@ def _count(text: str) -> int:
 
 def _state(arguments: argparse.Namespace) -> Path:
     chosen: Path = arguments.state or paths.sandbox_state()
-    return chosen.expanduser().absolute()
+    state = chosen.expanduser().absolute()
+    paths.check_state_folder(state)
+    return state
 
 
 def _control(arguments: argparse.Namespace) -> Control:

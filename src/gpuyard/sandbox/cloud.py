@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from gpuyard.sandbox import bill, boxes
+from gpuyard.sandbox import bill, boxes, orders
 from gpuyard.sandbox.engine import Engine, EngineError
+from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Fault, Json, Phase, ProviderName, Rental, World
 from gpuyard.sandbox.settings import Settings
 
@@ -26,17 +26,8 @@ INSTANCE_LINE = "instance"
 _RELET_S = 900.0  # how long somebody else keeps a machine that was taken from us
 _STOP_GRACE_S = 10
 _ADDRESS_ATTEMPTS = 5
+_LOOK_S = 2.0  # the engine is asked no more often which boxes run
 _TAKEN = ("already in use", "already allocated", "cannot assign")
-
-
-@dataclass(slots=True)
-class Boot:
-    """What a rental's container is given at its first start."""
-
-    gpu: Json
-    environment: Mapping[str, str] = field(default_factory=dict)
-    onstart: str = ""
-    user_data: bytes = b""
 
 
 class Cloud:
@@ -52,6 +43,7 @@ class Cloud:
         self.world = World.load(self._file)
         self._locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._looked_at = float("-inf")
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
 
@@ -89,7 +81,7 @@ class Cloud:
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    def rent(self, rental: Rental, boot: Boot, *, started: bool = True) -> None:
+    def rent(self, rental: Rental, *, started: bool = True) -> None:
         """Take a rental on: from now on it is listed and billed. Its container starts in the background."""
         self.world.rentals.append(rental)
         if not started:
@@ -97,21 +89,24 @@ class Cloud:
         self.save()
         LOG.info("%s %s rented: %s, label %r", rental.provider, rental.id, rental.item, rental.label)
         if started:
-            self._background(self._boot(rental, boot))
+            self._background(self._boot(rental))
 
-    async def _boot(self, rental: Rental, boot: Boot | None) -> None:
+    async def _boot(self, rental: Rental) -> None:
         since = rental.phase_since
         async with self._lock(rental):
             if rental.phase is not Phase.BOOTING:
                 return
             try:
-                await asyncio.to_thread(self._start_container, rental, boot)
-            except EngineError as error:
-                LOG.warning("%s %s cannot start: %s", rental.provider, rental.id, error)
+                await asyncio.to_thread(self._start_container, rental)
+            except Exception as error:
+                # Whatever it is, the rental must not stay in its boot for ever.
+                LOG.warning("%s %s cannot start: %s", rental.provider, rental.id, error, exc_info=_unforeseen(error))
                 if rental.phase is Phase.BOOTING:
                     rental.phase, rental.status_text = Phase.FAILED, f"OCI runtime create failed: {error}"
                     self.save()
                 return
+        rental.made = True
+        self.save()
         await asyncio.sleep(max(0.0, since + self.settings.boot_seconds - self.clock()))
         if rental.phase is not Phase.BOOTING or rental.phase_since != since:
             return
@@ -121,13 +116,15 @@ class Cloud:
         self.save()
         LOG.info("%s %s runs at %s", rental.provider, rental.id, rental.address)
 
-    def _start_container(self, rental: Rental, boot: Boot | None) -> None:
-        if boot is None:
+    def _start_container(self, rental: Rental) -> None:
+        if rental.made:
             if rental.boot == "reboot":
                 self.engine.stop(rental.container, grace_s=_STOP_GRACE_S)
             boxes.start(self.engine, rental)
             return
+        self.engine.remove(rental.container)  # a half that an interrupted making left behind
         for attempt in range(_ADDRESS_ATTEMPTS):
+            boot = orders.boot(rental)  # it names the address
             try:
                 boxes.make(
                     self.engine,
@@ -149,9 +146,50 @@ class Cloud:
             else:
                 return
 
+    def look(self) -> None:
+        """Have the engine asked, in the background, whether boxes ended by themselves; the next answers show it."""
+        now = self.clock()
+        if now - self._looked_at >= _LOOK_S:
+            self._looked_at = now
+            self._background(self._look())
+
+    async def _look(self) -> None:
+        expected = [rental for rental in self.world.rentals if rental.phase is Phase.RUNNING]
+        if not expected:
+            return
+        try:
+            running = await asyncio.to_thread(self.engine.running, self.settings.name)
+            for rental in expected:
+                if rental.container not in running:
+                    await self._notice_end(rental)
+        except EngineError as error:
+            LOG.warning("The container engine does not say what runs: %s", error)
+
+    async def _notice_end(self, rental: Rental) -> None:
+        """Look whether a box that should run does, once nothing else is done to it any more."""
+        async with self._lock(rental):
+            if rental.phase is not Phase.RUNNING:
+                return
+            state = await asyncio.to_thread(self.engine.state, rental.container)
+            if rental.phase is not Phase.RUNNING or (state is not None and state.running):
+                return
+            if state is None:
+                self._mark_lost(rental)
+            else:
+                # Nobody stopped the machine: it is rented as before, and its price runs on.
+                rental.phase, rental.phase_since = Phase.EXITED, self.clock()
+            LOG.info("%s %s ended by itself", rental.provider, rental.id)
+            self.save()
+
+    def _mark_lost(self, rental: Rental) -> None:
+        rental.phase, rental.status_text = Phase.FAILED, "The container was lost."
+        rental.close_lines(self.clock(), GPU_LINE)
+
     async def start(self, rental: Rental, kind: str = "start") -> None:
         """Start a stopped rental, or reboot a running one (``kind="reboot"``)."""
         rental.intended = "running"
+        if rental.phase is Phase.RUNNING and kind == "start":
+            await self._notice_end(rental)
         if rental.phase in (Phase.BOOTING, Phase.FAILED) or (rental.phase is Phase.RUNNING and kind == "start"):
             self.save()
             return
@@ -160,12 +198,12 @@ class Cloud:
         rental.boot = "reboot" if kind == "reboot" else "start"
         rental.phase, rental.phase_since, rental.preempted = Phase.BOOTING, now, False
         self.save()
-        self._background(self._boot(rental, None))
+        self._background(self._boot(rental))
 
     async def stop(self, rental: Rental) -> None:
         """Stop a rental as its user; the processes get SIGTERM and ten seconds."""
         rental.intended = "stopped"
-        if rental.phase in (Phase.RUNNING, Phase.BOOTING):
+        if rental.phase in (Phase.RUNNING, Phase.BOOTING, Phase.EXITED):
             self._mark_stopped(rental)
             self._background(self._stop_container(rental, _STOP_GRACE_S))
         self.save()
@@ -205,7 +243,10 @@ class Cloud:
         self.save()
         async with self._lock(rental):
             if rental.phase is Phase.RUNNING:
-                await asyncio.to_thread(boxes.write_keys, self.engine, rental)
+                try:
+                    await asyncio.to_thread(boxes.write_keys, self.engine, rental)
+                except EngineError as error:
+                    LOG.warning("%s %s cannot be given its keys: %s", rental.provider, rental.id, error)
 
     # -- what goes wrong on command ------------------------------------------------------------------------------------
 
@@ -274,17 +315,29 @@ class Cloud:
             if state is not None and boxes.INSTANCE_LABEL in state.labels and name not in known:
                 await asyncio.to_thread(self.engine.remove, name)
         for rental in self.world.rentals:
-            if rental.phase not in (Phase.BOOTING, Phase.RUNNING):
+            if rental.phase is Phase.BOOTING and (rental.boot == "rent" or not rental.made):
+                # Nobody has been in it yet. Half a box, without its keys, would never let anybody in.
+                rental.made = False
+                self._background(self._boot(rental))
+                continue
+            if rental.phase not in (Phase.BOOTING, Phase.RUNNING, Phase.STOPPED) or not rental.made:
                 continue
             state = await asyncio.to_thread(self.engine.state, rental.container)
-            if state is None:
-                rental.phase, rental.status_text = Phase.FAILED, "The container was lost while the sandbox was down."
-                rental.close_lines(self.clock(), GPU_LINE)
+            if rental.phase is Phase.STOPPED:
+                if state is not None and state.running:
+                    self._background(self._stop_container(rental, _STOP_GRACE_S))
+            elif state is None:
+                self._mark_lost(rental)
             elif rental.phase is Phase.BOOTING:
                 rental.boot = "start"
-                self._background(self._boot(rental, None))
+                self._background(self._boot(rental))
             elif not state.running:
-                await asyncio.to_thread(boxes.start, self.engine, rental)
+                try:
+                    await asyncio.to_thread(boxes.start, self.engine, rental)
+                except EngineError as error:
+                    # The others must not wait for it.
+                    rental.phase, rental.status_text = Phase.FAILED, f"OCI runtime create failed: {error}"
+                    rental.close_lines(self.clock(), GPU_LINE)
         self.save()
 
     async def close(self) -> None:
@@ -292,6 +345,11 @@ class Cloud:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _unforeseen(error: Exception) -> bool:
+    """Return whether an error is a mistake of the sandbox, so that the log tells where it was made."""
+    return not isinstance(error, EngineError | BadField)
 
 
 def gpu_price(rental: Rental) -> float:

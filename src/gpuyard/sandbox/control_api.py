@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, Header, HTTPException
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from gpuyard.sandbox import boxes
 from gpuyard.sandbox.cloud import Cloud, gpu_price
+from gpuyard.sandbox.fields import shown
 from gpuyard.sandbox.model import Fault, Json, Phase, ProviderName, Rental
 from gpuyard.sandbox.vast_api import actual_status
 from gpuyard.sandbox.vultr_api import status_words
@@ -76,9 +80,17 @@ def app(cloud: Cloud) -> FastAPI:
 
     api = FastAPI(dependencies=[Depends(authorised)], docs_url=None, redoc_url=None, openapi_url=None)
 
+    @api.exception_handler(RequestValidationError)
+    async def not_understood(request: Request, error: Exception) -> Response:
+        """Say what is wrong. FastAPI's own answer repeats the body, which may hold what no answer can."""
+        wrong = error.errors() if isinstance(error, RequestValidationError) else []
+        told = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in wrong)
+        return JSONResponse({"detail": shown(told, 300)}, 422)
+
     @api.get("/status")
     async def status() -> Json:
         """Return name, instances and bill."""
+        cloud.look()
         living = [rental for rental in cloud.world.rentals if rental.phase is not Phase.GONE]
         return {
             "name": cloud.settings.name,
@@ -96,13 +108,13 @@ def app(cloud: Cloud) -> FastAPI:
         else:
             hit = [rental for rental in living if wanted.run and belongs_to(rental, wanted.run)]
         if not hit:
-            name = f"instance {wanted.instance}" if wanted.instance else f"run {wanted.run}"
+            name = shown(f"instance {wanted.instance}" if wanted.instance else f"run {wanted.run}")
             raise HTTPException(404, f"The sandbox has no {name} that could be preempted.")
         for rental in hit:
             if wanted.outcome and wanted.outcome not in OUTCOMES[rental.provider]:
                 choices = " or ".join(OUTCOMES[rental.provider])
                 raise HTTPException(
-                    422, f"A preemption at {rental.provider} can end as {choices}, not as {wanted.outcome}."
+                    422, f"A preemption at {rental.provider} can end as {choices}, not as {shown(wanted.outcome)}."
                 )
         for rental in hit:
             outcome = wanted.outcome or OUTCOMES[rental.provider][0]

@@ -35,6 +35,7 @@ _DOCKER_SYSTEMD = (
     "mount -o remount,bind,rw $groups && "
     "exec setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin /lib/systemd/systemd"
 )
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What Docker's client adds after its error message.
 _HINTS = re.compile(r"(Run|See) 'docker .*|\s*")
 
@@ -61,7 +62,9 @@ class Port:
 class ContainerSpec:
     """A container to be created.
 
-    ``environment`` never appears on a command line: the engine's client reads the values from its own environment.
+    ``environment`` is for the container only: the engine's client gets it as a file. A variable that means something
+    to the client itself (``LD_PRELOAD``, ``CONTAINERS_CONF``) has no effect there, and no value is on a command line.
+    Such a file cannot hold a line break within a value; that is an error.
     ``mounts`` are ``(source, target)`` pairs, mounted read-only.
     """
 
@@ -101,17 +104,15 @@ class Engine:
         self,
         *arguments: str,
         stdin: bytes | None = None,
-        extra_environment: Mapping[str, str] | None = None,
         timeout_s: float = _TIMEOUT_S,
     ) -> str:
         """Run one engine command and return its standard output."""
-        environment = {**os.environ, **self.environment, **(extra_environment or {})}
         try:
             done = subprocess.run(
                 [self.binary, *arguments],
                 input=stdin,
                 capture_output=True,
-                env=environment,
+                env={**os.environ, **self.environment},
                 timeout=timeout_s,
                 check=False,
             )
@@ -170,7 +171,8 @@ class Engine:
 
     def create(self, spec: ContainerSpec) -> None:
         """Create a container without starting it."""
-        options = ["--name", spec.name, "--network", spec.network, *_label_options(spec.labels)]
+        # Every image is made here; what is not here is nobody's, and no registry is asked for it.
+        options = ["--pull=never", "--name", spec.name, "--network", spec.network, *_label_options(spec.labels)]
         if spec.hostname:
             options += ["--hostname", spec.hostname]
         for alias in spec.aliases:
@@ -179,8 +181,8 @@ class Engine:
             options += ["--publish", port.option]
         for source, target in spec.mounts:
             options += ["--volume", f"{source}:{target}:ro"]
-        for variable in spec.environment:
-            options += ["--env", variable]
+        if spec.environment:
+            options += ["--env-file", "/dev/stdin"]  # which nobody else can read, and of which nothing stays behind
         command = spec.command
         if spec.systemd:
             options += ["--stop-signal", _SYSTEMD_STOP]
@@ -189,7 +191,9 @@ class Engine:
         elif spec.systemd:
             options += _DOCKER_SYSTEMD_OPTIONS
             command = ["sh", "-c", _DOCKER_SYSTEMD]
-        self.run("create", *options, spec.image, *command, extra_environment=spec.environment)
+        # After "--" nothing is an option, whatever it looks like.
+        variables = _environment_file(spec.environment) if spec.environment else None
+        self.run("create", *options, "--", spec.image, *command, stdin=variables)
 
     def copy_in(self, container: str, tar: bytes) -> None:
         """Unpack a tar archive at the container's root; works before its first start."""
@@ -239,8 +243,27 @@ class Engine:
         output = self.run("ps", "--all", "--filter", f"label={LABEL}={sandbox}", "--format", "{{.Names}}")
         return output.split()
 
+    def running(self, sandbox: str) -> set[str]:
+        """Return the names of those that run now."""
+        output = self.run("ps", "--filter", f"label={LABEL}={sandbox}", "--format", "{{.Names}}")
+        return set(output.split())
+
 
 _GONE = ContainerState(name="", running=False, exit_code=0, labels={})
+
+
+def _environment_file(environment: Mapping[str, str]) -> bytes:
+    """Return the variables as the file that ``--env-file`` reads: a line each, taken as it stands.
+
+    A name alone on a line would be looked up in the client's own environment, and ``#`` begins a comment.
+    """
+    for name, value in environment.items():
+        if not _VARIABLE.fullmatch(name) or any(character in value for character in "\n\r\0"):
+            raise EngineError(
+                f"The variable {name!r} cannot be given to a container: its name holds something other than letters, "
+                "digits and _, or its value a line break."
+            )
+    return "".join(f"{name}={value}\n" for name, value in environment.items()).encode()
 
 
 def _label_options(labels: Mapping[str, str]) -> list[str]:

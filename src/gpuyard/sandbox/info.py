@@ -32,15 +32,17 @@ class SandboxInfo:
     document: Mapping[str, Any]  # the whole file
 
     def exports(self) -> dict[str, str]:
-        """Return the variables with which ``vastai``, ``aws`` and ``rclone`` talk to the sandbox."""
+        """Return the variables with which ``vastai``, ``vultr.cloud``, ``aws``, ``s5cmd`` and ``rclone`` talk to it."""
         return {
             "VAST_URL": self.endpoints["vast"],
             "VAST_API_KEY": self.vast_key,
             "VASTAI_NO_UPDATE_CHECK": "1",
+            "VULTR_API_ENDPOINT": self.endpoints["vultr"],
             "VULTR_API_KEY": self.vultr_key,
             "AWS_ACCESS_KEY_ID": self.s3_access_key,
             "AWS_SECRET_ACCESS_KEY": self.s3_secret_key,
             "AWS_ENDPOINT_URL": self.endpoints["s3"],
+            "S3_ENDPOINT_URL": self.endpoints["s3"],
             "AWS_DEFAULT_REGION": REGION,
             "RCLONE_CONFIG_SANDBOX_TYPE": "s3",
             "RCLONE_CONFIG_SANDBOX_PROVIDER": "SeaweedFS",

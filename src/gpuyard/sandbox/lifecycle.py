@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +77,9 @@ def down(state: Path, progress: Progress, *, keep_state: bool = False) -> None:
     if settings is None:
         progress(f"There is no sandbox in {state}.")
         return
+    # What it brings takes a while to import, and only this verb needs it.
+    from gpuyard import rent
+
     with _lock(state):
         _stop_server(state)
         engine = find(settings.engine)
@@ -84,6 +87,8 @@ def down(state: Path, progress: Progress, *, keep_state: bool = False) -> None:
         for name in names:
             engine.remove(name)
         engine.remove_network(settings.network)
+        with suppress(OSError):
+            rent.forget_sandbox(settings.name)
         if not keep_state:
             for name in _OWN_FILES:
                 (state / name).unlink(missing_ok=True)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from gpuyard.errors import UsageError
 
 ProviderName = Literal["vast", "vultr"]
 Json = dict[str, Any]
@@ -23,6 +26,7 @@ class Phase(enum.StrEnum):
 
     BOOTING = "booting"
     RUNNING = "running"
+    EXITED = "exited"  # its processes ended by themselves, and nobody stopped it
     STOPPED = "stopped"
     FAILED = "failed"
     GONE = "gone"  # destroyed, or taken away; only its bill lines remain
@@ -59,6 +63,7 @@ class Rental:
     intended: Literal["running", "stopped"] = "running"
     preempted: bool = False
     suspended: bool = False
+    made: bool = True  # its container is whole; until then it is made anew at the next start
     bridged: bool = False  # `address` is the container's own, on the sandbox's network
     relet: bool = False  # the GPU went to somebody else: a start is queued
     status_text: str = ""
@@ -133,19 +138,52 @@ class World:
         """Return what :meth:`save` wrote; an empty world when there is no file."""
         if not file.exists():
             return cls()
-        data: Json = json.loads(file.read_text(encoding="utf-8"))
-        return cls(
-            rentals=[_rental(item) for item in data["rentals"]],
-            keys={name: [SshKey(**key) for key in keys] for name, keys in data["keys"].items()},
-            faults=[Fault(**fault) for fault in data["faults"]],
-            counter=data["counter"],
-            listings=data["listings"],
-        )
+        try:
+            data = _writable(json.loads(file.read_text(encoding="utf-8")))
+            return cls(
+                rentals=[_rental(item) for item in data["rentals"]],
+                keys={name: [SshKey(**key) for key in keys] for name, keys in data["keys"].items()},
+                faults=[Fault(**fault) for fault in data["faults"]],
+                counter=data["counter"],
+                listings=data["listings"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UsageError(
+                f"{file} cannot be read as a sandbox's memory ({type(error).__name__}: {error}): "
+                "run `gpuyard sandbox down`, then up."
+            ) from None
+
+
+_TEXTS = ("item", "region", "label", "container", "image", "address", "status_text")
+_REQUEST_TEXTS = ("image", "onstart", "runtype", "hostname", "user_data", "os", "template_hash_id")
 
 
 def _rental(data: Json) -> Rental:
+    """Return a rental. An older version took requests as they came: what is of another type than it must be goes."""
+    data.update({name: data[name] if isinstance(data.get(name), str) else "" for name in _TEXTS})
+    for name in ("tags", "public_keys"):
+        data[name] = [item for item in data[name] if isinstance(item, str)] if isinstance(data[name], list) else []
+    wanted: dict[str, type] = {**dict.fromkeys(_REQUEST_TEXTS, str), "env": dict}
+    data["request"] = {
+        name: value
+        for name, value in data["request"].items()
+        if value is None or isinstance(value, wanted.get(name, object))
+    }
     lines = [Line(**line) for line in data["lines"]]
     return Rental(**{**data, "phase": Phase(data["phase"]), "lines": lines})
+
+
+def _writable(value: Any) -> Any:
+    """Return the value without what no answer can hold: numbers that are none, and halves of characters."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else 0.0
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [_writable(item) for item in value]
+    if isinstance(value, dict):
+        return {_writable(name): _writable(item) for name, item in value.items()}
+    return value
 
 
 def write_private(file: Path, text: str) -> None:

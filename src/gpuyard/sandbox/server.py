@@ -22,19 +22,21 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount
+from starlette.types import ASGIApp
 
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.sandbox import control_api, engine
 from gpuyard.sandbox.cloud import Cloud
+from gpuyard.sandbox.fields import MOST_BYTES, shown
 from gpuyard.sandbox.info import INFO_FILE
 from gpuyard.sandbox.model import write_private
 from gpuyard.sandbox.settings import LOOPBACK, Settings
 from gpuyard.sandbox.vast_api import VastApi
 from gpuyard.sandbox.vultr_api import VultrApi
-from gpuyard.sandbox.web import SlashInsensitive
+from gpuyard.sandbox.web import BodyLimit, SlashInsensitive
 
 
-def build(cloud: Cloud, state: Path) -> SlashInsensitive:
+def build(cloud: Cloud, state: Path) -> ASGIApp:
     """Return the whole application."""
 
     @asynccontextmanager
@@ -52,16 +54,22 @@ def build(cloud: Cloud, state: Path) -> SlashInsensitive:
         Mount("/sandbox", control_api.app(cloud)),
     ]
     application = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _unrouted})
-    return SlashInsensitive(application)
+    return BodyLimit(SlashInsensitive(application))
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
-    """Answer what no route answers, in the words of the API it was meant for."""
+    """Answer what no route answers, in the words of the API it was meant for.
+
+    A route that the real API has and the sandbox has not is no 404: clients would take that for "there is none".
+    """
     status = error.status_code if isinstance(error, HTTPException) else 404
+    missing = f"The sandbox has no route {request.method} {shown(request.url.path)}."
+    large = f"The body is larger than {MOST_BYTES} bytes."
+    text = {404: "Not found.", 405: "Method not allowed.", 413: large}.get(status, missing)
     if request.url.path.startswith("/v2"):
-        text = "Not found." if status == 404 else "Method not allowed."
         return JSONResponse({"error": text, "status": status}, status)
-    return JSONResponse({"success": False, "msg": "Not found" if status == 404 else "Method Not Allowed"}, status)
+    code = {"error": "not_emulated"} if status == 501 else {}
+    return JSONResponse({"success": False, **code, "msg": text}, status)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shlex
 import shutil
 import sys
 import time
@@ -21,6 +22,8 @@ from gpuyard.sandbox.engine import LABEL, ContainerSpec, Engine, Port
 from gpuyard.sandbox.settings import BUCKET, LOOPBACK, Settings
 
 S3_PORT = 8333
+_S3_INSIDE_PORT = 8334  # where SeaweedFS itself listens, on its container's loopback
+_MOST_CONNECTIONS = 1024
 MIRROR_PORT = 8080
 MIRROR_URL = f"http://mirror:{MIRROR_PORT}"
 _READY_S = 120.0
@@ -40,15 +43,29 @@ class Service:
 
 
 def bucket(settings: Settings) -> Service:
-    """Return the S3 server: SeaweedFS in one process, its keys in the environment, its data in the container."""
+    """Return the S3 server: SeaweedFS in one process, its keys in the environment, its data in the container.
+
+    SeaweedFS's other servers ask for no key, and what it listens on is one choice for all of them. So it listens on its
+    container's loopback only, and the S3 port alone is passed on to the network that rented boxes share.
+    """
+    passing_on = [
+        *("systemd-socket-activate", f"--listen={S3_PORT}"),
+        *("/lib/systemd/systemd-socket-proxyd", f"--connections-max={_MOST_CONNECTIONS}"),
+        f"{LOOPBACK}:{_S3_INSIDE_PORT}",
+    ]
+    # SeaweedFS wants its data folder to exist.
+    start = f'mkdir -p /var/lib/bucket && {{ {shlex.join(passing_on)} & exec "$@"; }}'
     return Service(
         name="bucket",
         command=[
+            *("sh", "-c", start, "sh"),
             "weed",
             "mini",
             "-dir=/var/lib/bucket",
-            "-ip=127.0.0.1",
-            "-ip.bind=0.0.0.0",
+            f"-ip={LOOPBACK}",
+            f"-ip.bind={LOOPBACK}",
+            f"-s3.port={_S3_INSIDE_PORT}",
+            "-master.telemetry=false",
             f"-bucket={BUCKET}",
             "-webdav=false",
             "-admin.ui=false",
@@ -109,7 +126,7 @@ def ensure(engine: Engine, settings: Settings, service: Service) -> None:
             network=settings.network,
             hostname=service.name,
             aliases=[service.name],
-            command=_with_folder(service),
+            command=service.command,
             environment=service.environment,
             ports=[Port(LOOPBACK, service.host_port, service.port)] if service.host_port else [],
             mounts=service.mounts,
@@ -119,13 +136,6 @@ def ensure(engine: Engine, settings: Settings, service: Service) -> None:
         engine.start(name)
     if service.host_port:
         _wait(engine, name, service)
-
-
-def _with_folder(service: Service) -> Sequence[str]:
-    """Return the command; SeaweedFS wants its data folder to exist."""
-    if service.name != "bucket":
-        return service.command
-    return ["sh", "-c", 'mkdir -p /var/lib/bucket && exec "$@"', "sh", *service.command]
 
 
 def _wait(engine: Engine, name: str, service: Service) -> None:

@@ -10,35 +10,48 @@ import json
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
 
-from gpuyard.sandbox import boxes, catalogue, images, vast_query
-from gpuyard.sandbox.cloud import DISK_LINE, Boot, Cloud, gpu_price
+from gpuyard.sandbox import boxes, catalogue, fields, images, orders, vast_query
+from gpuyard.sandbox.cloud import DISK_LINE, Cloud, gpu_price
+from gpuyard.sandbox.engine import EngineError
+from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
-from gpuyard.sandbox.web import BadBody, LostAnswer, Spacing, read_json
+from gpuyard.sandbox.web import BadBody, LostAnswer, Rate, Spacing, read_json
 
 _USER_ID = 770_001
 _FIRST_INSTANCE = 20_000_000
 _CREDIT_USD = 100.0
 _PAGE = 25
-_MAX_PORTS = 64
 _LABEL_MAX = 256
-_ENV_MAX_BYTES = 32_768
 _ONSTART_MAX_BYTES = 4096
+_LEAST_DISK_GB, _DEFAULT_DISK_GB = 8.0, 10.0
+_LEAST_BID_USD, _MOST_BID_USD = 0.001, 128.0
+_MOST_STORAGE_GB = 1e6
+_TEXT_MAX = 400
+# What a create call may say. Options beyond these are refused where they ask for something.
+_CREATE = {
+    *("image", "env", "disk", "price", "label", "onstart", "runtype", "target_state", "cancel_unavail"),
+    # Without an effect here: who asks, a registry's login (no image is pulled), locales (a box has UTF-8), force.
+    *("client_id", "image_login", "python_utf8", "lang_utf8", "force"),
+}
+_RUNTYPES = {"ssh", "ssh_proxy", "ssh_direct", "ssh_direc"}
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]*")
 _COPIED = (
     *("gpu_name", "num_gpus", "gpu_ram", "cpu_name", "cpu_cores", "cpu_cores_effective", "cpu_ram", "cuda_max_good"),
     *("driver_version", "storage_cost", "min_bid", "inet_up", "inet_down", "inet_up_cost", "inet_down_cost", "dlperf"),
     *("geolocation", "verification", "direct_port_count"),
 )  # an instance shows these as its offer did
 _COMPUTED = {"dph_total", "num_gpus"}  # the list cannot filter or sort by what it computes
-_PORT_FLAG = re.compile(r"-p\s+\d+:(\d+)(?:/tcp)?")
 _QUEUED = "Required resources are currently unavailable, state change queued."
 # Least seconds between two calls of a kind.
-_SPACING = {"create": 4.5, "destroy": 3.0, "show": 2.0, "list": 1.0, "manage": 1.0, "search": 6.0, "ssh": 1.0}
+_SPACING = {"create": 4.5, "destroy": 3.0, "show": 2.0, "list": 1.0, "manage": 1.0, "ssh": 1.0}
+_SEARCHES_PER_MINUTE = 10
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -49,7 +62,22 @@ class VastError(Exception):
     def __init__(self, status: int, code: str, message: str, **more: object) -> None:
         super().__init__(message)
         self.status = status
-        self.body = {"success": False, "error": code, "msg": message, **more}
+        self.body = {"success": False, "error": code, "msg": fields.shown(message, _TEXT_MAX), **more}
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What a create call asks for, checked as far as it does not depend on the ask."""
+
+    image: str
+    disk_gb: float
+    label: str
+    ports: list[int]
+    onstart: str
+    bid: float | None
+    started: bool
+    cancel_unavailable: bool
+    request: Json  # what the instance shows of it later
 
 
 class VastApi:
@@ -58,10 +86,11 @@ class VastApi:
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
         self._spacing = Spacing(cloud.clock)
+        self._searches = Rate(_SEARCHES_PER_MINUTE, 60.0, cloud.clock)
 
     def router(self) -> Router:
         """Return the routes, without trailing slashes."""
-        r, instance = self._route, "/v0/instances/{id:int}"
+        r, instance = self._route, "/v0/instances/{id:id}"
         return Router(
             [
                 r("/v0/bundles", "POST", self.search, "search", public=True),
@@ -69,28 +98,28 @@ class VastApi:
                 r("/v0/gpu_names/unique", "GET", self.gpu_names, public=True),
                 r("/v0/gpu_types", "GET", self.gpu_types, public=True),
                 r("/v0/asks/bulk", "POST", self.create_many, "create"),
-                r("/v0/asks/{id:int}", "PUT", self.create, "create"),
+                r("/v0/asks/{id:id}", "PUT", self.create, "create"),
                 r("/v0/instances/filters", "GET", self.filters),
                 r("/v1/instances/filters", "GET", self.filters),
-                r("/v0/instances/reboot/{id:int}", "PUT", self.reboot, "manage"),
+                r("/v0/instances/reboot/{id:id}", "PUT", self.reboot, "manage"),
                 r(instance, "GET", self.show, "show"),
                 r(instance, "PUT", self.manage, "manage"),
                 r(instance, "DELETE", self.destroy, "destroy"),
                 r(f"{instance}/ssh", "GET", self.instance_keys, "ssh"),
                 r(f"{instance}/ssh", "POST", self.attach_key, "ssh"),
-                r(f"{instance}/ssh/{{key:int}}", "DELETE", self.detach_key, "ssh"),
+                r(f"{instance}/ssh/{{key:id}}", "DELETE", self.detach_key, "ssh"),
                 r("/v0/instances", "GET", self.list_v0, "list"),
                 r("/v0/instances", "PUT", self.manage_many, "manage"),
                 r("/v0/instances", "DELETE", self.destroy_many, "destroy"),
                 r("/v1/instances", "GET", self.list_v1, "list"),
                 r("/v0/ssh", "GET", self.keys, "ssh"),
                 r("/v0/ssh", "POST", self.add_key, "ssh"),
-                r("/v0/ssh/{key:int}", "PUT", self.change_key, "ssh"),
-                r("/v0/ssh/{key:int}", "DELETE", self.remove_key, "ssh"),
+                r("/v0/ssh/{key:id}", "PUT", self.change_key, "ssh"),
+                r("/v0/ssh/{key:id}", "DELETE", self.remove_key, "ssh"),
                 r("/v0/users/current", "GET", self.user),
             ],
             redirect_slashes=False,
-            default=_not_found,
+            default=_no_route,
         )
 
     def _route(self, path: str, method: str, handler: Handler, kind: str = "", *, public: bool = False) -> Route:
@@ -105,16 +134,22 @@ class VastApi:
             return PlainTextResponse("API requests too frequent", 429)
         if cloud.take_fault("vast", "server-error"):
             return PlainTextResponse("<html><body>502 Bad Gateway</body></html>", 502, media_type="text/html")
-        if cloud.settings.rate_limits and kind and not self._spacing.allows(kind, _SPACING[kind]):
-            return PlainTextResponse(f"API requests too frequent: endpoint threshold={_SPACING[kind]}", 429)
         try:
             if not public:
-                self._authenticate(request)
+                self._authenticate(request)  # first: a stranger's call does not count against this account
+            if cloud.settings.rate_limits and kind == "search" and not self._searches.allows():
+                return PlainTextResponse("API requests too frequent", 429)
+            if cloud.settings.rate_limits and kind in _SPACING and not self._spacing.allows(kind, _SPACING[kind]):
+                return PlainTextResponse(f"API requests too frequent: endpoint threshold={_SPACING[kind]}", 429)
             return await handler(request)
         except VastError as error:
             return JSONResponse(error.body, error.status)
+        except BadField as error:
+            return JSONResponse(VastError(400, "invalid_args", f"error 400/3467: {error}").body, 400)
         except BadBody:
             return JSONResponse({"success": False, "error": "invalid_args", "msg": "invalid json"}, 400)
+        except EngineError as error:
+            return JSONResponse(VastError(503, "server_error", str(error)).body, 503)
 
     def _authenticate(self, request: Request) -> None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
@@ -132,14 +167,21 @@ class VastApi:
 
     async def search_new(self, request: Request) -> Response:
         """Answer ``PUT /search/asks/``, which wraps the same query."""
-        return self._search((await read_json(request)).get("q") or {})
+        body = await read_json(request)
+        fields.only(body, {"q", "select_cols"})
+        if body.get("select_cols") not in (None, ["*"]):
+            raise BadField('select_cols: the sandbox does not carry out anything but ["*"].')
+        query = body.get("q")
+        if query is not None and not isinstance(query, dict):
+            raise BadField("q is not an object.")
+        return self._search(query or {})
 
     def _search(self, query: Json) -> Response:
         kind = query.get("type") or "on-demand"
         if kind not in ("on-demand", "ondemand", "bid", "interruptible", "reserved"):
             raise VastError(400, "invalid_args", f"error 400/3412: invalid type {kind}")
+        storage = fields.number(query, "allocated_storage", 0, _MOST_STORAGE_GB) or catalogue.DEFAULT_STORAGE_GB
         try:
-            storage = float(query.get("allocated_storage") or catalogue.DEFAULT_STORAGE_GB)
             offers = [
                 self._offer(record, kind in ("bid", "interruptible"), storage) for record in catalogue.vast_records()
             ]
@@ -171,77 +213,84 @@ class VastApi:
 
     async def create(self, request: Request) -> Response:
         """Answer ``PUT /asks/{id}/``."""
-        body = await read_json(request)
-        contract = self._rent(request.path_params["id"], body)
+        order = _order(await read_json(request))
+        ask = request.path_params["id"]
+        contract = self._rent(ask, self._fitting(ask, order), order)
         if self._cloud.take_fault("vast", "lost-answer"):
             return LostAnswer()
         return JSONResponse({"success": True, "new_contract": contract})
 
     async def create_many(self, request: Request) -> Response:
-        """Answer ``POST /asks/bulk/``."""
+        """Answer ``POST /asks/bulk/``: every ask is checked before the first is rented.
+
+        What is refused all the same, as a bid that is too low, comes with ``new_contracts``, the instances that there
+        are now: none is rented without a word.
+        """
         body = await read_json(request)
-        asks = body.get("ids")
-        if not isinstance(asks, list) or not asks:
-            raise VastError(400, "invalid_args", "error 400/3467: ids must be a list of ask ids")
-        contracts = [self._rent(int(ask), body) for ask in asks]
+        asks = body.pop("ids", None)
+        if not isinstance(asks, list) or not asks or not all(type(ask) is int for ask in asks):
+            raise BadField("ids is not a list of ask ids.")
+        if len(set(asks)) != len(asks):
+            raise BadField("ids names an ask twice.")
+        order = _order(body)
+        records = [self._fitting(ask, order) for ask in asks]
+        contracts: list[int] = []
+        for ask, record in zip(asks, records, strict=True):
+            try:
+                contracts.append(self._rent(ask, record, order))
+            except VastError as error:
+                if "new_contract" in error.body:
+                    contracts.append(int(str(error.body["new_contract"])))
+                error.body["new_contracts"] = contracts
+                raise
+            except EngineError as error:  # no address is free any more
+                raise VastError(503, "server_error", str(error), new_contracts=contracts) from None
         return JSONResponse({"success": True, "new_contracts": contracts})
 
-    def _rent(self, ask: int, body: Json) -> int:
-        """Rent an ask and return the contract's number. Everything is checked before anything is rented."""
-        cloud, world = self._cloud, self._cloud.world
+    def _fitting(self, ask: int, order: _Order) -> Json:
+        """Return the machine behind an ask when the order fits it."""
         record = self._rentable(ask)
+        if not _LEAST_DISK_GB <= order.disk_gb <= record["disk_space"]:
+            raise BadField(f"disk {order.disk_gb:g} is not between {_LEAST_DISK_GB:g} and {record['disk_space']}.")
+        return record
+
+    def _rent(self, ask: int, record: Json, order: _Order) -> int:
+        """Rent an ask and return the contract's number."""
+        cloud, world = self._cloud, self._cloud.world
         if cloud.take_fault("vast", "no-capacity"):
-            raise VastError(
-                410, "no_such_ask", f"error 410/3907: no_such_ask  Instance type {ask} is not available", ask_id=ask
-            )
-        disk = _number(body, "disk", 10.0)
-        if disk < 8 or disk > record["disk_space"]:
-            raise VastError(
-                400, "invalid_args", f"error 400/3467: disk {disk:g} is not between 8 and {record['disk_space']}"
-            )
-        label = body.get("label") or ""
-        if len(label) > _LABEL_MAX:
-            raise VastError(400, "label_too_long", f"error 400/3470: label longer than {_LABEL_MAX} characters")
-        environment, ports = _environment(body.get("env"))
-        onstart = body.get("onstart") or ""
-        if len(onstart.encode()) > _ONSTART_MAX_BYTES:
-            raise VastError(400, "invalid_args", f"error 400/3467: onstart longer than {_ONSTART_MAX_BYTES} bytes")
-        image = body.get("image") or ""
-        if not image and not body.get("template_hash_id"):
-            raise VastError(400, "invalid_args", "error 400/3467: image is required")
-        bid = None if body.get("price") is None else _number(body, "price", 0.0)
+            raise _gone(ask)
+        outbid = order.bid is not None and order.bid < record["min_bid"]
+        if outbid and order.cancel_unavailable:
+            raise VastError(400, "invalid_price", f"error 400/3480: bid {order.bid:g} is below {record['min_bid']:g}")
         number = world.next_number()
         contract = _FIRST_INSTANCE + number
-        inside = [boxes.SSH, *ports]
+        inside = [boxes.SSH, *order.ports]
         outside = boxes.choose_high_ports(len(inside))
         rental = Rental(
             provider="vast",
             id=str(contract),
             item=str(record["machine_id"]),
             region=record["geolocation"],
-            label=label,
+            label=order.label,
             container=f"{cloud.settings.network}-vast-{contract}",
-            image=image if image.startswith("localhost/") else images.ML_IMAGE,
+            image=order.image if order.image.startswith("localhost/") else images.ML_IMAGE,
             address=boxes.choose_address(cloud.settings.name, number, *outside),
             ports={str(port): high for port, high in zip(inside, outside, strict=True)},
             created_at=cloud.clock(),
             phase=Phase.BOOTING,
             phase_since=cloud.clock(),
+            made=False,
             public_keys=[key.public for key in world.keys["vast"]],
-            disk_gb=disk,
-            bid=bid,
+            disk_gb=order.disk_gb,
+            bid=order.bid,
             item_record=record,
-            request={key: value for key, value in body.items() if key != "image_login"},
+            request=order.request,
         )
-        rental.open_line(DISK_LINE, catalogue.storage_per_hour(record, disk), rental.created_at)
-        outbid = bid is not None and bid < record["min_bid"]
-        boot = Boot(_gpu(record), _box_environment(rental, environment, record), onstart)
-        if outbid and body.get("cancel_unavail"):
-            raise VastError(400, "invalid_price", f"error 400/3480: bid {bid:g} is below {record['min_bid']:g}")
-        cloud.rent(rental, boot, started=not outbid and body.get("target_state") != "stopped")
+        rental.open_line(DISK_LINE, catalogue.storage_per_hour(record, order.disk_gb), rental.created_at)
+        cloud.rent(rental, started=not outbid and order.started)
         if outbid:
             # The trap: an error, and yet a stopped instance that bills its disk.
-            message = f"error 400/3480: bid {bid:g} is below {record['min_bid']:g}, instance created stopped"
+            message = f"error 400/3480: bid {order.bid:g} is below {record['min_bid']:g}, instance created stopped"
             raise VastError(400, "invalid_price", message, new_contract=contract)
         return contract
 
@@ -251,14 +300,13 @@ class VastApi:
             listing = self._cloud.world.listings.get(machine, 0)
             if catalogue.vast_ask_id(record, listing) == ask and not self._cloud.machine_taken(machine):
                 return record
-        raise VastError(
-            410, "no_such_ask", f"error 410/3907: no_such_ask  Instance type {ask} is not available", ask_id=ask
-        )
+        raise _gone(ask)
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
     async def show(self, request: Request) -> Response:
         """Answer ``GET /instances/{id}/``: ``null`` where it was destroyed, 404 where it never was."""
+        self._cloud.look()
         rental_id = str(request.path_params["id"])
         rental = self._cloud.world.find("vast", rental_id)
         if rental is not None:
@@ -275,10 +323,15 @@ class VastApi:
 
     async def list_v1(self, request: Request) -> Response:
         """Answer one page of the list, at most 25 rows, with a token for the next."""
+        self._cloud.look()
         params = request.query_params
+        known = {"select_filters", "order_by", "limit", "after_token", "select_cols", "owner", "api_key"}
+        fields.only(dict(params), known)
         filters = _json_param(params.get("select_filters"), dict)
         order = _json_param(params.get("order_by"), list) or [{"col": "id", "dir": "asc"}]
         columns = _json_param(params.get("select_cols"), list)
+        if not all(isinstance(name, str) for name in columns):
+            raise VastError(400, "invalid_request", "select_cols is not a list of names")
         try:
             limit = int(params.get("limit", _PAGE))
         except ValueError:
@@ -290,9 +343,9 @@ class VastApi:
             for field, condition in filters.items():
                 if field in _COMPUTED or (rows and field not in rows[0]):
                     raise VastError(400, "invalid_request", f"cannot filter by {field}")
-                rows = [row for row in rows if vast_query.matches(row[field], condition, field=field)]
+                rows = [row for row in rows if vast_query.matches(row.get(field), condition, field=field)]
             keys = [(str(key["col"]), str(key.get("dir", "asc"))) for key in order]
-        except (vast_query.BadFilter, KeyError, TypeError) as error:
+        except (vast_query.BadFilter, KeyError, TypeError, AttributeError) as error:
             raise VastError(400, "invalid_request", str(error)) from None
         rows.sort(key=lambda row: int(row["id"]))
         for field, direction in reversed(keys):
@@ -336,7 +389,8 @@ class VastApi:
         ports = {f"{inside}/tcp": [{"HostIp": "0.0.0.0", "HostPort": str(out)}] for inside, out in rental.ports.items()}
         if not direct:
             ports.clear()
-        state = "running" if rental.phase in (Phase.RUNNING, Phase.BOOTING) else "stopped"
+        # A container that ended by itself is "exited", but its contract goes on.
+        state = "running" if rental.phase in (Phase.RUNNING, Phase.BOOTING, Phase.EXITED) else "stopped"
         environment = rental.request.get("env")
         gpu, disk = gpu_price(rental), catalogue.storage_per_hour(record, rental.disk_gb)
         row: Json = {
@@ -358,9 +412,7 @@ class VastApi:
             "status_msg": rental.status_text
             or (f"success, running {rental.request.get('image')}" if running else None),
             "ssh_host": rental.address if status is not None else None,
-            "ssh_port": rental.ports[str(boxes.SSH)] - (1 if "jupyter" in runtype else 0)
-            if status is not None
-            else None,
+            "ssh_port": rental.ports[str(boxes.SSH)] if status is not None else None,
             "ssh_idx": "1",
             # The real field may carry a newline; a client has to strip it.
             "public_ipaddr": f"{rental.address}\n",
@@ -395,7 +447,7 @@ class VastApi:
             "volume_info": [],
             "template_id": None,
             "template_name": None,
-            "template_hash_id": rental.request.get("template_hash_id"),
+            "template_hash_id": None,
             "is_vm": False,
             "emulated": True,
         }
@@ -416,21 +468,22 @@ class VastApi:
     async def manage(self, request: Request) -> Response:
         """Answer start, stop and label."""
         body = await read_json(request)
-        return await self._manage(self._existing(request), body)
+        rental = self._existing(request)
+        _check_change(body)
+        return await self._manage(rental, body)
 
     async def manage_many(self, request: Request) -> Response:
         """Answer start and stop of several."""
         body = await read_json(request)
-        for rental in self._several(body.get("ids")):
+        rentals = self._several(body.pop("ids", None))
+        _check_change(body)
+        for rental in rentals:
             await self._manage(rental, body)
         return JSONResponse({"success": True, "msg": ""})
 
     async def _manage(self, rental: Rental, body: Json) -> Response:
         if "label" in body:
-            label = body["label"] or ""
-            if len(label) > _LABEL_MAX:
-                raise VastError(400, "label_too_long", f"error 400/3470: label longer than {_LABEL_MAX} characters")
-            rental.label = label
+            rental.label = _label(body)
             self._cloud.save()
         state = body.get("state")
         if state == "running":
@@ -441,8 +494,6 @@ class VastApi:
             await self._cloud.start(rental)
         elif state == "stopped":
             await self._cloud.stop(rental)
-        elif state is not None:
-            raise VastError(400, "invalid_args", f"error 400/3467: invalid state {state}")
         return JSONResponse({"success": True, "msg": ""})
 
     async def reboot(self, request: Request) -> Response:
@@ -457,13 +508,15 @@ class VastApi:
 
     async def destroy_many(self, request: Request) -> Response:
         """Answer ``DELETE /instances/``."""
-        for rental in self._several((await read_json(request)).get("instance_ids")):
+        body = await read_json(request)
+        fields.only(body, {"instance_ids"})
+        for rental in self._several(body.get("instance_ids")):
             await self._cloud.destroy(rental)
         return JSONResponse({"success": True, "msg": ""})
 
     def _several(self, ids: object) -> list[Rental]:
-        if not isinstance(ids, list) or not ids:
-            raise VastError(400, "invalid_args", "error 400/3467: a list of instance ids is required")
+        if not isinstance(ids, list) or not ids or not all(type(item) in (int, str) for item in ids):
+            raise BadField("a list of instance ids is required.")
         found = [self._cloud.world.find("vast", str(item)) for item in ids]
         if None in found:
             raise VastError(404, "no_such_instance", "error 404/3603: no_such_instance")
@@ -569,68 +622,71 @@ def actual_status(rental: Rental, fraction: float) -> str | None:
         if rental.boot == "rent":
             return None if fraction < 0.25 else "created" if fraction < 0.5 else "loading"
         return "exited" if fraction < 0.5 else "loading"
-    return {Phase.RUNNING: "running", Phase.STOPPED: "exited", Phase.FAILED: "created"}[rental.phase]
+    words = {Phase.RUNNING: "running", Phase.EXITED: "exited", Phase.STOPPED: "exited", Phase.FAILED: "created"}
+    return words[rental.phase]
 
 
-async def _not_found(scope: object, receive: object, send: object) -> None:
-    raise HTTPException(404)
+async def _no_route(scope: object, receive: object, send: object) -> None:
+    raise HTTPException(501)
 
 
-def _number(body: Json, field: str, default: float) -> float:
+def _gone(ask: int) -> VastError:
+    message = f"error 410/3907: no_such_ask  Instance type {ask} is not available"
+    return VastError(410, "no_such_ask", message, ask_id=ask)
+
+
+def _label(body: Json) -> str:
+    label = fields.text(body, "label", fields.MOST_BYTES)
+    if len(label) > _LABEL_MAX:
+        raise VastError(400, "label_too_long", f"error 400/3470: label longer than {_LABEL_MAX} characters")
+    return label
+
+
+def _check_change(body: Json) -> None:
+    """Refuse a change that cannot be carried out, before any part of it is."""
+    fields.only(body, {"state", "label", "client_id"})
+    _label(body)
+    if body.get("state") not in (None, "running", "stopped"):
+        raise BadField("state is neither running nor stopped.")
+
+
+def _order(body: Json) -> _Order:
+    """Return what a create call asks for; everything that is not as it has to be is refused."""
+    fields.only(body, _CREATE, {"user": "root"})
+    image = fields.text(body, "image", _TEXT_MAX)
+    if not _IMAGE.fullmatch(image):
+        raise BadField("image is not the name of an image." if image else "image is required.")
+    disk = fields.number(body, "disk", 0, _MOST_STORAGE_GB)
+    _, ports = orders.vast_environment(body.get("env"))
+    onstart = fields.text(body, "onstart", fields.MOST_BYTES, lines=True)
+    if len(onstart.encode()) > _ONSTART_MAX_BYTES:
+        raise BadField(f"onstart is longer than {_ONSTART_MAX_BYTES} bytes.")
+    runtype = fields.text(body, "runtype", _TEXT_MAX)
+    if not set(runtype.split()) <= _RUNTYPES:
+        raise BadField(f"runtype: the sandbox does not carry out {fields.shown(runtype)!r}, only those with SSH alone.")
+    target = fields.text(body, "target_state", _TEXT_MAX) or "running"
+    if target not in ("running", "stopped"):
+        raise BadField("target_state is neither running nor stopped.")
     try:
-        value = body.get(field)
-        return default if value is None else float(value)
-    except (TypeError, ValueError):
-        raise VastError(400, "invalid_args", f"error 400/3467: {field} is not a number") from None
-
-
-def _environment(given: object) -> tuple[dict[str, str], list[int]]:
-    """Split ``env`` into variables and container ports; a string in its place is ignored, as by the real server."""
-    if given is None or isinstance(given, str):
-        return {}, []
-    if not isinstance(given, dict):
-        raise VastError(400, "invalid_args", "error 400/3467: env must be an object")
-    if len(json.dumps(given).encode()) > _ENV_MAX_BYTES:
-        raise VastError(400, "invalid_args", f"error 400/3467: env longer than {_ENV_MAX_BYTES} bytes")
-    variables: dict[str, str] = {}
-    ports: list[int] = []
-    for name, value in given.items():
-        if not name.startswith("-"):
-            variables[name] = str(value)
-        elif (flag := _PORT_FLAG.fullmatch(name)) and int(flag[1]) != boxes.SSH:
-            ports.append(int(flag[1]))
-    return variables, ports[: _MAX_PORTS - 1]
-
-
-def _box_environment(rental: Rental, variables: dict[str, str], record: Json) -> dict[str, str]:
-    ports = {f"VAST_TCP_PORT_{inside}": str(outside) for inside, outside in rental.ports.items()}
-    return {
-        **variables,
-        **ports,
-        "CONTAINER_ID": rental.id,
-        "VAST_CONTAINERLABEL": f"C.{rental.id}",
-        "PUBLIC_IPADDR": rental.address,
-        "GPU_COUNT": str(record["num_gpus"]),
-        "DATA_DIRECTORY": "/workspace",
-    }
-
-
-def _gpu(record: Json) -> Json:
-    return {
-        "name": record["gpu_name"],
-        "count": record["num_gpus"],
-        "memory_mb": record["gpu_ram"],
-        "driver": record["driver_version"],
-        "cuda": str(record["cuda_max_good"]),
-        "compute_cap": f"{record['compute_cap'] / 100:.1f}",
-    }
+        bid = fields.number(body, "price", _LEAST_BID_USD, _MOST_BID_USD)
+    except BadField as error:
+        raise VastError(400, "invalid_price", f"error 400/3480: {error}") from None
+    return _Order(
+        image=image,
+        disk_gb=_DEFAULT_DISK_GB if disk is None else disk,
+        label=_label(body),
+        ports=ports,
+        onstart=onstart,
+        bid=bid,
+        started=target == "running",
+        cancel_unavailable=bool(body.get("cancel_unavail")),
+        request={"image": image, "onstart": onstart or None, "runtype": runtype, "env": body.get("env")},
+    )
 
 
 def _public_key(body: Json) -> str:
-    public = str(body.get("ssh_key") or "").strip()
-    if not re.match(r"(ssh-|ecdsa-|sk-)\S+ \S+", public) or "\n" in public:
-        raise VastError(400, "invalid_args", "error 400/3467: ssh_key is not a public key")
-    return public
+    fields.only(body, {"ssh_key", "id"})
+    return fields.public_key(body.get("ssh_key"))
 
 
 def _key_row(key: SshKey) -> Json:
@@ -648,11 +704,11 @@ def _json_param[T](text: str | None, kind: type[T]) -> T:
     if not text:
         return kind()
     try:
-        value = json.loads(text)
+        value = fields.parse(text)
     except ValueError:
         value = None
     if not isinstance(value, kind):
-        raise VastError(400, "invalid_request", f"not a JSON {kind.__name__}: {text[:80]}")
+        raise VastError(400, "invalid_request", f"not a JSON {kind.__name__}: {fields.shown(text)}")
     return value
 
 
@@ -663,7 +719,7 @@ def _token(rental_id: int) -> str:
 def _position(token: str, rows: list[Json]) -> int:
     """Return where the page after ``token`` begins; the row that it names may be gone in the meantime."""
     try:
-        after = int(json.loads(base64.urlsafe_b64decode(token))["after"])
+        after = int(fields.parse(base64.urlsafe_b64decode(token))["after"])
     except (ValueError, KeyError, TypeError):
         raise VastError(400, "invalid_token", "after_token is not valid") from None
     for index, row in enumerate(rows):

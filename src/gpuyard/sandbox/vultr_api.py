@@ -6,7 +6,7 @@ Facts, traps and error texts: provider-apis.md sections 2.1 to 2.4.
 from __future__ import annotations
 
 import base64
-import binascii
+import re
 import secrets
 import time
 import uuid
@@ -17,16 +17,30 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
-from gpuyard.sandbox import boxes, catalogue, images
-from gpuyard.sandbox.cloud import INSTANCE_LINE, Boot, Cloud
+from gpuyard.sandbox import boxes, catalogue, fields, images
+from gpuyard.sandbox.cloud import INSTANCE_LINE, Cloud
+from gpuyard.sandbox.engine import EngineError
+from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
-from gpuyard.sandbox.web import BadBody, LostAnswer, PerSecond, read_json
+from gpuyard.sandbox.web import BadBody, LostAnswer, Rate, read_json
 
 _PLAN_TYPES = ["all", "vc2", "vhf", "vhp", "voc", "voc-g", "voc-s", "voc-c", "voc-m", "vdc", "vx1", "vcg", "vdg", "vdm"]
 _REQUESTS_PER_SECOND = 30
 _PER_PAGE = 100
 _PER_PAGE_MAX = 500
 _SOURCES = ("os_id", "image_id", "app_id", "snapshot_id", "iso_id")
+# What a create call and a change may say. Options beyond these are refused where they ask for something.
+_CREATE = {
+    *("region", "plan", "os_id", "sshkey_id", "user_data", "label", "hostname", "tags", "tag"),
+    "activation_email",  # without an effect: nobody gets a mail
+}
+_CHANGE = {"label", "tags", "tag", "user_data"}
+_HARMLESS = {"backups": "disabled", "user_scheme": "root"}
+_NO_SYSTEM = ("iso", "snapshot")  # entries of the list of systems that stand for something else to boot from
+_TEXT_MAX = 255
+_MESSAGE_MAX = 400
+_SCRIPT_MAX = 100_000
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _IP_AT, _READY_AT = 0.4, 0.8  # shares of the boot time, after the one create that was recorded
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -38,7 +52,7 @@ class VultrError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-        self.body = {"error": message, "status": status}
+        self.body = {"error": fields.shown(message, _MESSAGE_MAX), "status": status}
 
 
 class VultrApi:
@@ -46,7 +60,7 @@ class VultrApi:
 
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
-        self._rate = PerSecond(_REQUESTS_PER_SECOND, cloud.clock)
+        self._rate = Rate(_REQUESTS_PER_SECOND, 1.0, cloud.clock)
 
     def router(self) -> Router:
         """Return the routes."""
@@ -58,6 +72,8 @@ class VultrApi:
                 r("/plans", "GET", self.plans, public=True),
                 r("/plans-metal", "GET", self.plans_metal, public=True),
                 r("/os", "GET", self.systems, public=True),
+                # The real API has no such routes, and says so.
+                *(r(f"/{name}/{{id}}", "GET", self.missing, public=True) for name in ("regions", "plans", "os")),
                 r("/account", "GET", self.account),
                 r("/ssh-keys", "GET", self.keys),
                 r("/ssh-keys", "POST", self.add_key),
@@ -72,12 +88,14 @@ class VultrApi:
                 r(instance, "GET", self.show),
                 r(instance, "PATCH", self.change),
                 r(instance, "DELETE", self.delete),
+                r(f"{instance}/user-data", "GET", self.user_data),
+                r(f"{instance}/vpcs", "GET", self.vpcs),
                 r(f"{instance}/start", "POST", self.start),
                 r(f"{instance}/halt", "POST", self.halt),
                 r(f"{instance}/reboot", "POST", self.reboot),
             ],
             redirect_slashes=False,
-            default=_not_found,
+            default=_no_route,
         )
 
     def _route(self, path: str, method: str, handler: Handler, *, public: bool = False) -> Route:
@@ -104,8 +122,16 @@ class VultrApi:
             return await handler(request)
         except VultrError as error:
             return JSONResponse(error.body, error.status)
+        except BadField as error:
+            return JSONResponse(VultrError(400, str(error)).body, 400)
         except BadBody:
             return JSONResponse({"error": "Invalid JSON.", "status": 400}, 400)
+        except EngineError as error:
+            return JSONResponse(VultrError(503, str(error)).body, 503)
+
+    async def missing(self, request: Request) -> Response:
+        """Answer a route that the real API has not either."""
+        raise VultrError(404, "Not found.")
 
     # -- catalogue -----------------------------------------------------------------------------------------------------
 
@@ -123,7 +149,7 @@ class VultrApi:
 
     async def plans(self, request: Request) -> Response:
         """Answer the plans of virtual machines, of one type where asked."""
-        return _page(request, "plans", _typed(request))
+        return _page(request, "plans", _typed(request), filters=("type",))
 
     async def plans_metal(self, request: Request) -> Response:
         """Answer the bare-metal plans."""
@@ -156,11 +182,11 @@ class VultrApi:
     async def add_key(self, request: Request) -> Response:
         """Answer a new SSH key."""
         body = await read_json(request)
-        name, public = body.get("name"), str(body.get("ssh_key") or "").strip()
+        fields.only(body, {"name", "ssh_key"})
+        name = fields.text(body, "name", _TEXT_MAX)
         if not name:
             raise VultrError(400, "Invalid SSH key name.")
-        _check_public(public)
-        key = SshKey(str(uuid.uuid4()), str(name), public, self._cloud.clock())
+        key = SshKey(str(uuid.uuid4()), name, _public_key(body), self._cloud.clock())
         self._cloud.world.keys["vultr"].append(key)
         self._cloud.save()
         return JSONResponse({"ssh_key": _key_row(key)}, 201)
@@ -179,11 +205,10 @@ class VultrApi:
         """Answer a changed SSH key."""
         key = self._key(request.path_params["id"])
         body = await read_json(request)
-        if "ssh_key" in body:
-            public = str(body["ssh_key"]).strip()
-            _check_public(public)
-            key.public = public
-        key.name = str(body.get("name") or key.name)
+        fields.only(body, {"name", "ssh_key"})
+        name = fields.text(body, "name", _TEXT_MAX) or key.name
+        public = _public_key(body) if body.get("ssh_key") is not None else key.public
+        key.name, key.public = name, public
         self._cloud.save()
         return Response(status_code=204)
 
@@ -198,7 +223,7 @@ class VultrApi:
     async def create(self, request: Request) -> Response:
         """Answer a new instance. Everything is checked before anything is rented."""
         cloud, body = self._cloud, await read_json(request)
-        region = str(body.get("region") or "")
+        region = fields.text(body, "region", _TEXT_MAX)
         if all(known["id"] != region for known in catalogue.vultr_regions()):
             raise VultrError(400, "Invalid location chosen.")
         plan = next((known for known in catalogue.vultr_plans() if known["id"] == body.get("plan")), None)
@@ -207,11 +232,17 @@ class VultrApi:
         sources = [name for name in _SOURCES if body.get(name)]
         if len(sources) != 1:
             raise VultrError(400, f"Exactly one of {', '.join(_SOURCES)} is required.")
+        fields.only(body, _CREATE, _HARMLESS)
         system = next((known for known in catalogue.vultr_os() if known["id"] == body.get("os_id")), None)
-        if sources[0] == "os_id" and system is None:
+        if system is None:
             raise VultrError(400, "Invalid OS.")
-        keys = [self._key(str(key), 400) for key in body.get("sshkey_id") or []]
-        user_data = _decode(body.get("user_data") or "")
+        if system["family"] in _NO_SYSTEM:
+            raise BadField(f"The sandbox does not carry out os_id {system['id']} ({system['name']}).")
+        keys = [self._key(key, 400) for key in fields.texts(body, "sshkey_id", _TEXT_MAX)]
+        hostname = fields.text(body, "hostname", _TEXT_MAX)
+        if hostname and not _HOSTNAME.fullmatch(hostname):
+            raise BadField("hostname is not a host name of letters, digits and dashes.")
+        label, tags, user_data = fields.text(body, "label", _TEXT_MAX), _tags(body), _user_data(body)
         if region not in plan["locations"] or cloud.take_fault("vultr", "no-capacity"):
             raise VultrError(400, "Plan is not available in the selected region.")
         number = cloud.world.next_number()
@@ -223,7 +254,7 @@ class VultrApi:
             id=rental_id,
             item=plan["id"],
             region=region,
-            label=str(body.get("label") or ""),
+            label=label,
             container=f"{cloud.settings.network}-vultr-{rental_id[:8]}",
             image=images.VM_IMAGE,
             address=boxes.choose_address(cloud.settings.name, number, boxes.SSH),
@@ -231,13 +262,14 @@ class VultrApi:
             created_at=now,
             phase=Phase.BOOTING,
             phase_since=now,
+            made=False,
             public_keys=[key.public for key in keys],
-            tags=[str(tag) for tag in body.get("tags") or []],
+            tags=tags,
             item_record=plan,
-            request={**body, "os": system["name"] if system else ""},
+            request={"os": system["name"], "os_id": system["id"], "hostname": hostname, "user_data": user_data},
         )
         rental.open_line(INSTANCE_LINE, hourly, now, monthly)
-        cloud.rent(rental, Boot(_gpu(plan), user_data=user_data))
+        cloud.rent(rental)
         if cloud.take_fault("vultr", "lost-answer"):
             return LostAnswer()
         row = {**self.row(rental), "default_password": secrets.token_urlsafe(12)}
@@ -251,6 +283,7 @@ class VultrApi:
 
     async def instances(self, request: Request) -> Response:
         """Answer one page of the instances, filtered where asked."""
+        self._cloud.look()
         wanted = request.query_params
         rows = [self.row(rental) for rental in self._cloud.world.living("vultr")]
         for field in ("label", "main_ip", "region"):
@@ -258,20 +291,35 @@ class VultrApi:
                 rows = [row for row in rows if row[field] == wanted[field]]
         if "tag" in wanted:
             rows = [row for row in rows if wanted["tag"] in row["tags"]]
-        return _page(request, "instances", rows)
+        return _page(request, "instances", rows, filters=("label", "main_ip", "region", "tag"))
 
     async def show(self, request: Request) -> Response:
         """Answer one instance; 404 where it was deleted."""
+        self._cloud.look()
         return JSONResponse({"instance": self.row(self._existing(request.path_params["id"]))})
 
+    async def user_data(self, request: Request) -> Response:
+        """Answer what the instance was given to run at its first boot."""
+        rental = self._existing(request.path_params["id"])
+        return JSONResponse({"user_data": {"data": rental.request.get("user_data") or ""}})
+
+    async def vpcs(self, request: Request) -> Response:
+        """Answer the private networks that an instance is on: none, since they are not carried out."""
+        self._existing(request.path_params["id"])
+        return _page(request, "vpcs", [])
+
     async def change(self, request: Request) -> Response:
-        """Answer a changed label, tags or plan-independent fields."""
+        """Answer a changed label, tags or user data; the last is only kept, since it is for a machine's first boot."""
         rental = self._existing(request.path_params["id"])
         body = await read_json(request)
+        fields.only(body, _CHANGE, {**_HARMLESS, "plan": rental.item, "os_id": rental.request.get("os_id")})
+        label, tags, user_data = fields.text(body, "label", _TEXT_MAX), _tags(body), _user_data(body)
         if "label" in body:
-            rental.label = str(body["label"] or "")
-        if "tags" in body:
-            rental.tags = [str(tag) for tag in body["tags"] or []]
+            rental.label = label
+        if "tags" in body or "tag" in body:
+            rental.tags = tags
+        if "user_data" in body:
+            rental.request["user_data"] = user_data
         self._cloud.save()
         return JSONResponse({"instance": self.row(rental)}, 202)
 
@@ -319,10 +367,12 @@ class VultrApi:
             await self._cloud.start(rental)
 
     async def _several(self, request: Request) -> list[Rental]:
-        ids = (await read_json(request)).get("instance_ids")
-        if not isinstance(ids, list) or not ids:
+        body = await read_json(request)
+        fields.only(body, {"instance_ids"})
+        ids = fields.texts(body, "instance_ids", _TEXT_MAX)
+        if not ids:
             raise VultrError(400, "instance_ids is required.")
-        return [self._existing(str(item)) for item in ids]
+        return [self._existing(item) for item in ids]
 
     def row(self, rental: Rental) -> Json:
         """Return an instance as Vultr shows it."""
@@ -354,12 +404,12 @@ class VultrApi:
             "tag": rental.tags[0] if rental.tags else "",
             "tags": rental.tags,
             "os_id": rental.request.get("os_id") or 0,
-            "app_id": rental.request.get("app_id") or 0,
-            "image_id": rental.request.get("image_id") or "",
-            "snapshot_id": rental.request.get("snapshot_id") or "",
+            "app_id": 0,
+            "image_id": "",
+            "snapshot_id": "",
             "firewall_group_id": "",
             "features": [],
-            "user_scheme": rental.request.get("user_scheme") or "root",
+            "user_scheme": "root",
             "vpc_only": False,
             "emulated": True,
         }
@@ -374,7 +424,7 @@ def status_words(rental: Rental, fraction: float) -> tuple[str, str, str, bool]:
         return "suspended", "stopped", "ok", True
     if rental.phase is Phase.RUNNING:
         return "active", "running", "ok", True
-    if rental.phase is Phase.STOPPED:
+    if rental.phase in (Phase.STOPPED, Phase.EXITED):
         return "active", "stopped", "ok", True
     if rental.phase is Phase.FAILED:
         return "active", "stopped", "locked", True
@@ -392,8 +442,8 @@ def status_words(rental: Rental, fraction: float) -> tuple[str, str, str, bool]:
     return "active", "running", "installingbooting", True
 
 
-async def _not_found(scope: object, receive: object, send: object) -> None:
-    raise HTTPException(404)
+async def _no_route(scope: object, receive: object, send: object) -> None:
+    raise HTTPException(501)
 
 
 def _typed(request: Request) -> list[Json]:
@@ -403,8 +453,14 @@ def _typed(request: Request) -> list[Json]:
     return [plan for plan in catalogue.vultr_plans() if kind in ("all", plan["type"])]
 
 
-def _page(request: Request, name: str, rows: list[Json], *, true_total: bool = True) -> Response:
-    """Answer one page; both links are always there and empty at the ends."""
+def _page(
+    request: Request, name: str, rows: list[Json], *, filters: tuple[str, ...] = (), true_total: bool = True
+) -> Response:
+    """Answer one page; both links are always there and empty at the ends.
+
+    ``filters`` are the parameters that have been applied to the rows; any other one is refused.
+    """
+    fields.only(dict(request.query_params), {"per_page", "cursor", *filters})
     try:
         size = int(request.query_params.get("per_page") or _PER_PAGE)
     except ValueError:
@@ -412,7 +468,7 @@ def _page(request: Request, name: str, rows: list[Json], *, true_total: bool = T
     if not 1 <= size <= _PER_PAGE_MAX:
         # The text is the real one.
         raise VultrError(400, f"per_page must be an number between 1 and {_PER_PAGE_MAX}")
-    start = _after(request.query_params.get("cursor") or "", rows)
+    start = _start(request.query_params.get("cursor") or "", rows, size)
     page = rows[start : start + size]
     more = start + size < len(rows)
     links = {
@@ -427,45 +483,42 @@ def _cursor(direction: str, row: Json) -> str:
     return base64.b64encode(f"{direction}__{row['id']}".encode()).decode()
 
 
-def _after(cursor: str, rows: list[Json]) -> int:
+def _start(cursor: str, rows: list[Json], size: int) -> int:
+    """Return where the page of a cursor begins: behind the row that ``next`` names, or as far before ``prev``'s."""
     if not cursor:
         return 0
     try:
-        direction, _, last = base64.b64decode(cursor, validate=True).decode().partition("__")
-    except (binascii.Error, UnicodeDecodeError):
-        direction, last = "", ""
+        direction, _, name = base64.b64decode(cursor, validate=True).decode().partition("__")
+    except ValueError:
+        direction, name = "", ""
     ids = [str(row["id"]) for row in rows]
-    if direction not in ("next", "prev") or last not in ids:
+    if direction not in ("next", "prev") or name not in ids:
         raise VultrError(400, "invalid cursor")
-    if direction == "next":
-        return ids.index(last) + 1
-    return 0
+    return ids.index(name) + 1 if direction == "next" else max(0, ids.index(name) - size)
 
 
-def _decode(text: str) -> bytes:
+def _tags(body: Json) -> list[str]:
+    """Return the tags; the old field ``tag`` holds one."""
+    return fields.texts({"tags": body.get("tags") or ([body["tag"]] if body.get("tag") else None)}, "tags", _TEXT_MAX)
+
+
+def _user_data(body: Json) -> str:
+    """Return the user data as it came, which has to be a script: nothing in a box reads cloud-init's other forms."""
+    encoded = fields.text(body, "user_data", _SCRIPT_MAX, lines=True)
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        script = base64.b64decode("".join(encoded.split()), validate=True)
+    except ValueError:
         raise VultrError(400, "Script must be base64 encoded") from None
+    if script and not script.startswith(b"#!"):
+        raise BadField("The sandbox does not carry out user_data, unless it is a script that begins with #!.")
+    return encoded
 
 
-def _gpu(plan: Json) -> Json:
-    if not plan["gpu_count"]:
-        return {"name": "none", "count": 0, "memory_mb": 0, "driver": "0", "cuda": "0"}
-    # A share of a GPU shows as one GPU with the share's memory.
-    count = 1 if isinstance(plan["gpu_count"], str) else int(plan["gpu_count"])
-    return {
-        "name": plan["gpu_type"].replace("_", " "),
-        "count": count,
-        "memory_mb": int(plan["gpu_vram_gb"] * 1024 / count),
-        "driver": "550.90.07",
-        "cuda": "12.4",
-    }
-
-
-def _check_public(public: str) -> None:
-    if "\n" in public or not public.startswith(("ssh-", "ecdsa-", "sk-")) or " " not in public:
-        raise VultrError(400, "Invalid SSH key.")
+def _public_key(body: Json) -> str:
+    try:
+        return fields.public_key(body.get("ssh_key"))
+    except BadField:
+        raise VultrError(400, "Invalid SSH key.") from None
 
 
 def _key_row(key: SshKey) -> Json:

@@ -1,17 +1,21 @@
-"""What both emulated APIs share over HTTP: answers that get lost, JSON bodies, and per-endpoint rate limits."""
+"""What the APIs share over HTTP: JSON bodies and their limit, ids, answers that get lost, per-endpoint rate limits."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable
 
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gpuyard.sandbox import fields
 from gpuyard.sandbox.model import Json
+
+_LONGEST_ID = 18  # digits
 
 
 class BadBody(Exception):
@@ -24,12 +28,55 @@ async def read_json(request: Request) -> Json:
     if not raw.strip():
         return {}
     try:
-        data = json.loads(raw)
+        data = fields.parse(raw)
     except ValueError:
         raise BadBody from None
     if not isinstance(data, dict):
         raise BadBody
     return data
+
+
+class Id(Convertor[int]):
+    """A number in a path. One that is longer than any id stands for an id that nothing has."""
+
+    regex = "[0-9]+"
+
+    def convert(self, value: str) -> int:
+        """Return the number; Python itself reads a few thousand digits at most."""
+        return int(value) if len(value) <= _LONGEST_ID else -1
+
+    def to_string(self, value: int) -> str:
+        """Return the number as it stands in a path."""
+        return str(value)
+
+
+register_url_convertor("id", Id())
+
+
+class BodyLimit:
+    """Answers 413 to a body that is larger than :data:`gpuyard.sandbox.fields.MOST_BYTES`, and reads no more of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, counting what comes of its body: not every request declares a length."""
+        declared = dict(scope["headers"]).get(b"content-length", b"") if scope["type"] == "http" else b""
+        # What is no number is the server's to refuse.
+        read = int(declared[:_LONGEST_ID]) if declared.isdigit() else 0
+        if read <= fields.MOST_BYTES:
+            read = 0
+
+        async def limited() -> Message:
+            nonlocal read
+            if read <= fields.MOST_BYTES:
+                message = await receive()
+                read += len(message.get("body", b""))
+            if read > fields.MOST_BYTES:
+                raise HTTPException(413)
+            return message
+
+        await self._app(scope, limited, send)
 
 
 class LostAnswer(Response):
@@ -58,18 +105,19 @@ class Spacing:
         return True
 
 
-class PerSecond:
-    """A number of calls in any second, as Vultr enforces it."""
+class Rate:
+    """A number of calls in any such time, as Vultr enforces it, and Vast for its search."""
 
-    def __init__(self, calls: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, calls: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._calls = calls
+        self._seconds = seconds
         self._clock = clock
         self._times: deque[float] = deque()
 
     def allows(self) -> bool:
         """Return whether one more call may happen now."""
         now = self._clock()
-        while self._times and now - self._times[0] >= 1.0:
+        while self._times and now - self._times[0] >= self._seconds:
             self._times.popleft()
         if len(self._times) >= self._calls:
             return False

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpuyard.checkpoints import restore
 from gpuyard.errors import GpuyardError, UsageError
-from gpuyard.stages import panes, report, session
+from gpuyard.stages import ending, panes, report, session
 from gpuyard.stages.runner import EXIT_CODES, Choice, Runner
 from gpuyard.stages.spec import DEFAULT_FOLDER, BoxSpec, load_spec
 
@@ -19,9 +19,9 @@ from gpuyard.stages.spec import DEFAULT_FOLDER, BoxSpec, load_spec
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; return the exit code. A user's mistake is one sentence on standard error."""
     options = _parser().parse_args(arguments)
-    handler: Callable[[BoxSpec, argparse.Namespace], int] = options.handler
+    handler: Callable[..., int] = options.handler
     try:
-        return handler(load_spec(options.settings), options)
+        return _stop(options) if handler is _stop else handler(load_spec(options.settings), options)
     except (GpuyardError, OSError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
@@ -45,8 +45,8 @@ def _start(spec: BoxSpec, options: argparse.Namespace) -> int:
         if name is not None:
             spec.stage(name)
     restored: dict[str, Any] | None = None
-    if options.restore:
-        outcome = restore(spec.store if spec.bucket else None, spec.run, spec.root)
+    if options.restore or options.restore_sequence is not None:
+        outcome = restore(spec.store if spec.bucket else None, spec.run, spec.root, sequence=options.restore_sequence)
         restored = vars(outcome)
     before = report.status(spec)
     chosen = choice != Choice()
@@ -58,10 +58,13 @@ def _start(spec: BoxSpec, options: argparse.Namespace) -> int:
     return 0
 
 
-def _stop(spec: BoxSpec, options: argparse.Namespace) -> int:
-    changed = session.stop(spec, options.wait)
-    _print({"changed": changed, "session": report.status(spec), "restored": None})
-    return 0
+def _stop(options: argparse.Namespace) -> int:
+    # Whatever happens, the caller gets its answer: without one it could only guess whether everything is saved.
+    result = ending.end(options.settings, options.wait, tell=_print if options.progress else None)
+    _print(result)
+    if not result["ended"]:
+        print(result["saved"]["why"], file=sys.stderr)
+    return 0 if result["ended"] else 1
 
 
 def _status(spec: BoxSpec, options: argparse.Namespace) -> int:
@@ -74,6 +77,8 @@ def _status(spec: BoxSpec, options: argparse.Namespace) -> int:
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f} s"
         outcome = row["outcome"] or ("running" if status["state"] == "running" else "cut off")
         print(f"  {row['iteration']}  {row['stage']:<16} {outcome:<12} {seconds:>8}  attempts {row['attempts']}")
+    if status["failure"]:
+        print(f"  why it failed: {status['failure']['reason']}")
     if status["last_line"]:
         print(f"  last line: {status['last_line']}")
     if status["last_published"]:
@@ -104,6 +109,16 @@ def _pane(spec: BoxSpec, options: argparse.Namespace) -> int:
     return 0
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
 def _print(document: dict[str, Any]) -> None:
     print(json.dumps(document), flush=True)
 
@@ -131,10 +146,20 @@ def _parser() -> argparse.ArgumentParser:
     start = command("start", _start, "run in a tmux session; a running or finished run stays as it is", chosen)
     start.add_argument("--restore", action="store_true", help="first bring back the newest checkpoint, if none is here")
     start.add_argument(
+        "--restore-sequence", type=int, metavar="N", help="the same with exactly this checkpoint, newer ones or not"
+    )
+    start.add_argument(
         "--state", choices=["started", "restored"], default="started", help="restored: do not start anything"
     )
-    stop = command("stop", _stop, "end the run in good order")
-    stop.add_argument("--wait", type=float, default=120, metavar="SECONDS", help="how long to wait for it")
+    stop = command("stop", _stop, "end the run in good order, publish, and say whether everything is saved")
+    stop.add_argument(
+        "--wait",
+        type=_seconds,
+        metavar="SECONDS",
+        help="how long to wait for it at most "
+        f"(default: the running stage's grace_s and {ending.PUBLISH_ALLOWANCE_S:.0f} s for the last checkpoint)",
+    )
+    stop.add_argument("--progress", action="store_true", help="print JSON lines that say what is waited for")
     command("status", _status, "show where the run stands").add_argument("--json", action="store_true")
     log = command("log", _log, "show a stage's log (default: the one written to last)")
     log.add_argument("--stage")

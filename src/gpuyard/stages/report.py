@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +15,19 @@ from gpuyard.errors import UsageError
 from gpuyard.stages import session
 from gpuyard.stages.journal import Progress
 from gpuyard.stages.runner import is_running, journal_of, progress_of
-from gpuyard.stages.spec import BoxSpec
+from gpuyard.stages.spec import BoxSpec, Stage
 
-STATES = ("running", "finished", "failed", "interrupted", "not-started")
+STATES = ("not-started", "running", "idle", "interrupted", "failed", "finished")
 ERRORS = re.compile(r"error|exception|traceback|panicked|fatal|killed|out of memory", re.IGNORECASE)
 _POLL_S = 0.3
+# More of a log's end than this (bytes) is not read for its last lines: a progress bar may be one endless line.
+_MOST_READ = 4 * 1024 * 1024
 
 
 def state_of(progress: Progress, *, alive: bool) -> str:
     """Return one of :data:`STATES`. A run whose runner is gone without a word is ``interrupted``.
+
+    ``idle``: nothing runs, and what was asked for (one stage only, say) is done, but stages are left.
 
     ``alive`` must have been looked at before the journal was read: a runner that ends in between would otherwise look
     as if it had been cut off.
@@ -32,15 +38,28 @@ def state_of(progress: Progress, *, alive: bool) -> str:
         return "finished"
     if not progress.begun:
         return "not-started"
-    return "failed" if progress.outcome == "failed" else "interrupted"
+    return {"failed": "failed", "done": "idle"}.get(progress.outcome or "", "interrupted")
+
+
+def running_stage(spec: BoxSpec) -> Stage | None:
+    """Return the stage that runs now, ``None`` when none does."""
+    if not is_running(spec):
+        return None
+    place = progress_of(spec).running
+    return next((stage for stage in spec.stages if place and stage.name == place[1]), None)
 
 
 def status(spec: BoxSpec) -> dict[str, Any]:
-    """Return where the run stands, as one JSON-able object."""
+    """Return where the run stands, as one JSON-able object.
+
+    ``state`` is one of :data:`STATES`. ``failure`` says of a failed run which stage of which iteration failed, with its
+    ``exit_code``, the ``reason`` as a sentence, and the ``last_line`` that the stage itself printed; else it is
+    ``None``. ``space_free_gb`` is what the disk of the persistent root has left (10^9 bytes).
+    """
     alive = is_running(spec)
     progress = progress_of(spec)
     state = state_of(progress, alive=alive)
-    current = progress.current
+    current = (progress.running if alive else None) or progress.current
     latest = newest_log(spec)
     lines = last_lines(latest, 1) if latest else []
     return {
@@ -55,8 +74,33 @@ def status(spec: BoxSpec) -> dict[str, Any]:
         "stages_total": len(progress.order),
         "last_line": lines[-1] if lines else "",
         "last_published": progress.last_published,
+        "failure": _failure(spec, progress) if state == "failed" else None,
+        "space_free_gb": _space_free_gb(spec.root),
         "tmux": session.exists(spec),
     }
+
+
+def _failure(spec: BoxSpec, progress: Progress) -> dict[str, Any]:
+    place = progress.failed or progress.running
+    entry = progress.at(place) if place else None
+    reason = progress.reason
+    if reason is None and entry is not None:
+        reason = f"{entry.stage} ended with exit code {entry.exit_code}."
+    own = [line for line in last_lines(spec.log(*place), 20) if line and not line.startswith("## ")] if place else []
+    return {
+        "stage": entry.stage if entry else None,
+        "iteration": entry.iteration if entry else None,
+        "exit_code": entry.exit_code if entry else None,
+        "reason": reason or "no reason is recorded.",
+        "last_line": own[-1] if own else "",
+    }
+
+
+def _space_free_gb(folder: Path) -> float | None:
+    for place in (folder, *folder.parents):
+        with contextlib.suppress(OSError):
+            return round(shutil.disk_usage(place).free / 1e9, 3)
+    return None
 
 
 def stage_table(progress: Progress) -> list[dict[str, Any]]:
@@ -119,7 +163,7 @@ def last_lines(file: Path, count: int) -> list[str]:
                 start = max(0, size - wanted)
                 stream.seek(start)
                 data = stream.read(size - start)
-                if start == 0 or data.count(b"\n") > count:
+                if start == 0 or data.count(b"\n") > count or wanted >= _MOST_READ:
                     break
                 wanted *= 4
     except FileNotFoundError:
@@ -184,8 +228,9 @@ def progress_events(spec: BoxSpec, *, since: int = 0, follow: bool = False) -> I
             yield {"n": number, **{name: value for name, value in event.items() if name != "token"}}
         shown = max(shown, len(events))
         progress = progress_of(spec)
-        if progress.current and time.monotonic() - last_time >= 1:
-            iteration, stage = progress.current
+        current = progress.running or progress.current
+        if current and time.monotonic() - last_time >= 1:
+            iteration, stage = current
             file = spec.log(iteration, stage)
             newest = (str(file), next(iter(last_lines(file, 1)), ""))
             if newest[1] and newest != last_output and not newest[1].startswith("## "):

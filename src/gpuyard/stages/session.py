@@ -14,10 +14,11 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from gpuyard.errors import GpuyardError, UsageError
-from gpuyard.stages.runner import Choice, is_running, lock_owner, python_module
+from gpuyard.stages.runner import Choice, is_running, lock_owner, progress_of, python_module
 from gpuyard.stages.spec import BoxSpec
 
 WINDOWS = ("gpu", "log", "disk")
@@ -73,10 +74,11 @@ def start(spec: BoxSpec, choice: Choice | None = None) -> None:
         time.sleep(0.05)
 
 
-def stop(spec: BoxSpec, wait_s: float) -> bool:
+def stop(spec: BoxSpec, wait_s: float, *, tick: Callable[[], None] = lambda: None) -> bool:
     """Ask the runner to end in good order and wait for it, then remove the session; return whether there was anything.
 
-    Raises :class:`SessionError` when it has not ended after ``wait_s`` seconds (it goes on ending all the same).
+    ``tick`` is called while waiting. Raises :class:`SessionError` when it has not ended after ``wait_s`` seconds (it
+    goes on ending all the same).
     """
     running = is_running(spec)
     told: int | None = None
@@ -89,7 +91,10 @@ def stop(spec: BoxSpec, wait_s: float) -> bool:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(owner, signal.SIGTERM)
         if time.monotonic() > deadline:
-            raise SessionError(f"{spec.run} has not ended after {wait_s:.0f} s; it was told to and is still saving.")
+            place = progress_of(spec).running
+            doing = f"{place[1]} is still saving its work" if place else "its last checkpoint is still being published"
+            raise SessionError(f"{spec.run} was told to stop and has not ended after {wait_s:.0f} s: {doing}.")
+        tick()
         time.sleep(0.1)
     present = exists(spec)
     if present:

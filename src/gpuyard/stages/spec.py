@@ -16,6 +16,7 @@ from typing import Any
 
 from gpuyard.checkpoints import Retention, Store, open_store
 from gpuyard.errors import UsageError
+from gpuyard.stages.folders import why_not
 
 DEFAULT_FOLDER = Path("/opt/gpuyard/run")
 DEFAULT_GRACE_S = 30.0
@@ -23,11 +24,15 @@ DEFAULT_GRACE_S = 30.0
 
 @dataclass(frozen=True)
 class Stage:
-    """One named command. ``grace_s`` is in seconds, ``retries`` counts further attempts after a failed one."""
+    """One named command. ``grace_s`` is in seconds, ``retries`` counts further attempts after a failed one.
+
+    ``resume_if`` is a path or pattern below the persistent root: ``resume_command`` runs only where something matches.
+    """
 
     name: str
     command: str
     resume_command: str | None = None
+    resume_if: str | None = None
     resumable: bool = False
     grace_s: float = DEFAULT_GRACE_S
     retries: int = 0
@@ -96,6 +101,8 @@ def load_spec(folder: Path = DEFAULT_FOLDER) -> BoxSpec:
     settings = _read(folder / "settings.json")
     try:
         persist = workload["persist"]
+        if reason := why_not(str(persist["root"])):
+            raise UsageError(f"{folder / 'workload.json'}: persist.root {reason}.")
         checkpoints = workload.get("checkpoints") or {}
         name = str(workload["name"])
         return BoxSpec(
@@ -137,6 +144,7 @@ def _stage(item: Mapping[str, Any]) -> Stage:
         name=str(item["name"]),
         command=str(item["command"]),
         resume_command=item.get("resume_command") or None,
+        resume_if=item.get("resume_if") or None,
         resumable=bool(item.get("resumable", False)),
         grace_s=float(item.get("grace_s", DEFAULT_GRACE_S)),
         retries=int(item.get("retries", 0)),

@@ -95,9 +95,15 @@ def test_several_runs_that_can_be_resumed_are_listed_and_nothing_is_done(yard: Y
     assert "-e run=" in sentence
     assert "Rent the machine" not in said
     assert yard.rented() == []
-    # One that is named is the one that is meant.
+    # One that is named is the one that is meant; what cannot be read of it is not begun over.
+    store.put("tiny-8/checkpoints/000002/manifest.json", b"")
+    words += ("-e", "run=tiny-8")
+    unreadable = yard.ansible("ansible-playbook", "resume_search.yml", *SANDBOX, *words, status=2)
+    sentence = " ".join(unreadable.split())
+    assert "tiny-8/checkpoints/000002/manifest.json is empty" in sentence and "-e restore=1 (there is 1)" in sentence
+    assert "Rent the machine" not in unreadable
     named = yard.ansible(
-        "ansible-playbook", "resume_search.yml", *SANDBOX, *words, "-e", "run=tiny-8", "--check", "--diff"
+        "ansible-playbook", "resume_search.yml", *SANDBOX, *words, "-e", "restore=1", "--check", "--diff"
     )
     assert "Run tiny-8 of workload tiny goes on from iteration 1, one" in " ".join(named.split())
     assert yard.rented() == []
@@ -112,13 +118,27 @@ def test_the_environment_names_the_provider_of_a_play(yard: Yard) -> None:
         assert call in said
 
 
-def test_what_cannot_be_saved_is_told_and_does_not_keep_billing(yard: Yard) -> None:
+def test_what_cannot_be_saved_is_kept_and_told_until_it_may_be_lost(yard: Yard) -> None:
     yard.task("instance", run="deaf-0", workload="tiny", provider="vast")
     known = yard.folder / "home" / "known_hosts"
+    pins = known.read_text()
     known.write_text("")  # as if somebody else answered at the machine's address
-    said = yard.ansible("ansible-playbook", "teardown.yml", *SANDBOX, "-e", "run=deaf-0")
-    sentence = " ".join(said.split())
-    assert "could not be ended in good order, so what the newest checkpoint does not hold is lost" in sentence
-    assert "Host key verification failed" in sentence
+    teardown = ("ansible-playbook", "teardown.yml", *SANDBOX, "-e", "run=deaf-0")
+    assert "wait_s='abc' must be a number" in yard.ansible(*teardown, "-e", "wait_s=abc", status=2)
+    sentence = " ".join(yard.ansible(*teardown, status=2).split())
+    assert "Host key verification failed" in sentence and "is kept, and bills" in sentence
+    assert "teardown.yml -e run=deaf-0" in sentence and "-e lose=true" in sentence
+    (kept,) = yard.rented()
+    said = yard.ansible(*teardown, "-e", "lose=true")
+    assert "Destroyed all the same, as lose=true asks for" in " ".join(said.split())
     assert yard.rented() == []
+    # One on which nothing has begun says so, and goes as it is.
+    known.write_text(pins)
+    yard.task("instance", run="idle-0", workload="tiny", provider="vast")
+    status = yard.ansible("ansible-playbook", "status.yml", *SANDBOX)
+    assert "not started" in status and "No stage has begun on idle-0" in status and kept["id"] not in status
+    log = yard.ansible("ansible-playbook", "logs.yml", *SANDBOX, "-e", "run=idle-0", status=2)
+    assert "No stage has begun on the machine of run idle-0" in " ".join(log.split())
+    said = yard.ansible("ansible-playbook", "teardown.yml", *SANDBOX, "-e", "run=idle-0")
+    assert "No stage has begun on vast" in said
     assert json.loads(yard.gpuyard("sandbox", "bill", "--json"))["billable"] == []

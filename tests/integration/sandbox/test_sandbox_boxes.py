@@ -10,6 +10,8 @@ import boto3
 import requests
 from conftest import Sandbox, encode, make_key
 
+from gpuyard.sandbox.engine import Engine
+
 
 def test_a_vast_box_is_opened_only_by_the_key_on_the_account(sandbox: Sandbox, tmp_path: Path) -> None:
     row = sandbox.wait_vast(sandbox.rent_vast(label="gpuyard/boxes-0/boxes"))
@@ -21,12 +23,20 @@ def test_a_vast_box_is_opened_only_by_the_key_on_the_account(sandbox: Sandbox, t
 
 def test_a_vast_box_has_no_systemd_and_keeps_its_environment_from_ssh(sandbox: Sandbox) -> None:
     contract = sandbox.rent_vast(
-        env={"GIVEN": "canary-environment", "-p 8080:8080": "1"},
+        # The last two would end or divert the container engine, if it ever saw them.
+        env={
+            "GIVEN": "canary-environment",
+            "-p 8080:8080": "1",
+            "LD_PRELOAD": "/root/nothing.so",
+            "CONTAINERS_CONF": "/root/nothing.conf",
+        },
         onstart="echo $GIVEN > /root/seen; touch ~/.no_auto_tmux",
     )
     row = sandbox.wait_vast(contract)
     seen = sandbox.ssh_vast(
-        row, "cat /proc/1/comm; echo over-ssh=$GIVEN; cat /root/seen; which git tmux gcc; id -un"
+        row,
+        "cat /proc/1/comm; echo over-ssh=$GIVEN; cat /root/seen; which git tmux gcc; id -un; "
+        "tr '\\0' '\\n' < /proc/1/environ | grep nothing | sort",
     ).stdout.splitlines()
     assert seen == [
         "gpuyard-init",
@@ -36,6 +46,8 @@ def test_a_vast_box_has_no_systemd_and_keeps_its_environment_from_ssh(sandbox: S
         "/usr/bin/tmux",
         "/usr/bin/gcc",
         "root",
+        "CONTAINERS_CONF=/root/nothing.conf",
+        "LD_PRELOAD=/root/nothing.so",
     ]
     assert set(row["ports"]) == {"22/tcp", "8080/tcp"}
     assert all(int(port[0]["HostPort"]) >= 20_000 for port in row["ports"].values())
@@ -78,7 +90,7 @@ def test_nvidia_smi_says_that_it_is_a_stand_in(sandbox: Sandbox) -> None:
     assert table == ["name, memory.total [MiB]", f"{row['gpu_name']}, {memory} MiB", f"{row['gpu_name']}, {memory}"]
 
 
-def test_the_bucket_works_from_here_and_from_a_box(sandbox: Sandbox) -> None:
+def test_the_bucket_works_from_here_and_from_a_box_and_needs_the_key(sandbox: Sandbox, engine: Engine) -> None:
     info = sandbox.info
     client = boto3.client(
         "s3",
@@ -104,6 +116,16 @@ def test_the_bucket_works_from_here_and_from_a_box(sandbox: Sandbox) -> None:
     signed = inside.generate_presigned_url("get_object", Params={"Bucket": info.bucket, "Key": key})
     row = sandbox.wait_vast(sandbox.rent_vast())
     assert sandbox.ssh_vast(row, f"curl -sf '{signed}'").stdout == "content"
+
+    # A box sees nothing of the bucket's and the mirror's other servers, and without the key nothing of the bucket.
+    address = f"{info.from_boxes['s3']}/{info.bucket}/{key}"
+    assert sandbox.ssh_vast(row, f"curl -s -o /dev/null -w '%{{http_code}}' {address}").stdout == "403"
+    for server, port in (("bucket", 8333), ("mirror", 8080)):
+        # Whatever listens there at all is tried from the box.
+        sockets = engine.execute(f"gpuyard-{info.name}-{server}", "ss", "-ltnH").splitlines()
+        ports = " ".join(sorted({line.split()[3].rpartition(":")[2] for line in sockets}))
+        probe = f"for port in {ports}; do (: < /dev/tcp/{server}/$port) 2>/dev/null && echo $port; done"
+        assert sandbox.ssh_vast(row, probe).stdout.split() == [str(port)]
 
 
 def test_no_key_of_the_sandbox_is_on_a_command_line(sandbox: Sandbox) -> None:

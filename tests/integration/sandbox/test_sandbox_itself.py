@@ -103,9 +103,13 @@ def test_the_shapes_that_scripts_read(sandbox: Sandbox) -> None:
         assert shown.returncode == 0
         assert "shape-0" in shown.stdout
 
-    script = gpuyard("sandbox", "env", "--state", str(sandbox.state)).stdout + 'echo "$VAST_URL $AWS_ENDPOINT_URL"'
-    echoed = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
-    assert echoed == f"{sandbox.info.endpoints['vast']} {sandbox.info.endpoints['s3']}\n"
+    # What the published clients read: vastai, vultr.cloud, aws, s5cmd.
+    names = ("VAST_URL", "VULTR_API_ENDPOINT", "AWS_ENDPOINT_URL", "S3_ENDPOINT_URL")
+    script = gpuyard("sandbox", "env", "--state", str(sandbox.state)).stdout + "env"
+    environment = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, env={}).stdout
+    seen = dict(line.partition("=")[::2] for line in environment.splitlines())
+    addresses = sandbox.info.endpoints
+    assert [seen.get(name) for name in names] == [addresses[cloud] for cloud in ("vast", "vultr", "s3", "s3")]
 
 
 def test_rclone_talks_to_the_bucket_with_what_env_prints(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -111,6 +111,13 @@ def test_vultr_from_renting_to_deleting(sandbox: Sandbox, engine: Engine) -> Non
     sandbox.wait_vultr(instance)
     assert sandbox.ssh(address, 22, "echo in").stdout == "in\n"
 
+    # It can also end by itself, and is not running then.
+    sandbox.ssh(address, 22, "systemctl poweroff")
+    sandbox.wait_vultr(instance, "stopped")
+    sandbox.vultr("POST", f"/instances/{instance}/start")
+    sandbox.wait_vultr(instance)
+    assert sandbox.ssh(address, 22, "echo in").stdout == "in\n"
+
     assert sandbox.vultr("DELETE", f"/instances/{instance}").status_code == 204
     assert engine.state(name) is None
     assert sandbox.vultr("GET", f"/instances/{instance}").status_code == 404

@@ -48,17 +48,34 @@ def test_files_and_folders_go_there_and_back(cloud: CloudSync, tmp_path: Path) -
 def test_checkpoints_are_whole_sets_and_local_files_win(cloud: CloudSync, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
+    (source / "manifest.json").write_text("a file of the program's, with the name of ours")
     for step in range(4):
         (source / "model").write_text(f"step {step}")
         assert checkpoints.sync_checkpoints(source, "run-7", keep_last=2)
     assert checkpoints.download_checkpoints("run-7", tmp_path / "fresh")
     assert (tmp_path / "fresh/model").read_text() == "step 3"
+    assert (tmp_path / "fresh/manifest.json").read_text() == (source / "manifest.json").read_text()
     (tmp_path / "fresh/model").write_text("step 4")
     assert checkpoints.download_checkpoints("run-7", tmp_path / "fresh")
     assert (tmp_path / "fresh/model").read_text() == "step 4"
     assert cloud.download_checkpoints("never-seen", tmp_path / "empty"), "nothing anywhere: start"
     assert cloud.download_directory("run-7/checkpoints", tmp_path / "sets")
-    assert sorted(path.name for path in (tmp_path / "sets").iterdir()) == ["000003", "000004"]
+    assert sorted(path.parent.name for path in (tmp_path / "sets").glob("*/manifest.json")) == ["000003", "000004"]
+
+
+def test_a_set_that_cannot_be_read_is_named(cloud: CloudSync, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "model").write_text("step 0")
+    assert cloud.sync_checkpoints(source, "run-7")
+    (tmp_path / "empty").touch()
+    assert cloud.upload_file(tmp_path / "empty", "run-7/checkpoints/000001/manifest.json")
+    with caplog.at_level(logging.WARNING, logger="gpuyard.checkpoints"):
+        assert not cloud.download_checkpoints("run-7", tmp_path / "fresh"), "it is not nothing"
+        assert cloud.sync_checkpoints(source, "run-7", keep_last=1)
+    assert all("run-7/checkpoints/000001/manifest.json is empty" in record.getMessage() for record in caplog.records)
+    assert len(caplog.records) == 2 and "No older checkpoint is removed" in caplog.text
+    assert cloud.download_checkpoints("run-7", tmp_path / "fresh")
 
 
 def test_local_without_a_folder_leaves_everything_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from gpuyard import config, paths
+from gpuyard import cli, config, paths
 from gpuyard.config import BucketSettings
 from gpuyard.errors import UsageError
+from gpuyard.sandbox import client
 
 KEY = "canary-config-5b1e90ad77"
 
@@ -93,10 +94,10 @@ def test_an_unknown_provider_names_the_choices() -> None:
 
 def test_a_running_sandbox_replaces_everything(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAST_API_KEY", "a-real-key")
-    sandbox_file(paths.sandbox_state(), listening)
+    sandbox_file(paths.sandbox_state(), listening, name="ab12cd")
     clouds = config.connect(sandbox=True)
     assert [repr(cloud) for cloud in clouds] == [f"Vast('{listening}')", f"Vultr('{listening}/v2')"]
-    assert all(cloud.emulated for cloud in clouds)  # type: ignore[attr-defined]
+    assert all(cloud.emulated and cloud.sandbox == "ab12cd" for cloud in clouds)  # type: ignore[attr-defined]
     assert [cloud.name for cloud in config.connect("vultr", sandbox=True)] == ["vultr"]
 
 
@@ -115,6 +116,38 @@ def test_the_environment_can_ask_for_the_sandbox(
 
 def test_an_inventory_never_starts_a_sandbox(tmp_path: Path) -> None:
     assert config.connect(sandbox=True, sandbox_state=tmp_path, require=False) == []
+
+
+def test_only_what_rents_starts_a_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Path] = []
+    monkeypatch.setattr(client, "ensure_up", lambda state, progress: started.append(state))
+    misspelt = tmp_path / "sandobx"
+    with pytest.raises(UsageError, match=f"sandbox_state={misspelt}: there is no sandbox there; .*launch.yml"):
+        config.connect(sandbox=True, sandbox_state=misspelt)
+    assert started == [] and not misspelt.exists()
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(UsageError, match="The sandbox is not running under"):
+        config.connect(sandbox=True, sandbox_state=tmp_path)
+    with pytest.raises(UsageError, match="The sandbox is not running under"):
+        config.connect(sandbox=True, sandbox_state=misspelt, start_sandbox=True)  # for the stand-in starts nothing
+    assert started == [misspelt]
+
+
+@pytest.mark.parametrize("verb", ["up", "status", "down"])
+def test_a_state_folder_that_can_be_none_is_named(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for state, reason in (
+        (tmp_path / "file", "it is a file"),
+        (tmp_path / "file" / "below", f"{tmp_path}/file is a file"),
+        (Path("/proc/x"), "it would lie in a file system of the kernel's"),
+    ):
+        assert cli.main(["sandbox", verb, "--state", str(state)]) == 2
+        said = capsys.readouterr().err
+        assert f"cannot be {state}: {reason}." in said and said.count("\n") == 1
+        with pytest.raises(UsageError, match=r"cannot be read: Not a directory|cannot be /proc/x"):
+            config.connect(sandbox=True, sandbox_state=state, start_sandbox=True)
 
 
 def test_a_file_left_behind_by_a_killed_sandbox_is_not_a_running_one(tmp_path: Path) -> None:
@@ -188,6 +221,10 @@ def test_where_checkpoints_go(bucket: str | None, env: dict[str, str], expected:
         ("s3://b", {}, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ("gs://b", AWS, "s3://name"),
         ("s3://", AWS, "s3://name"),
+        ("s3://gpuyard/../../x", AWS, "no '.', '..' or empty part"),
+        ("s3://gpuyard/a//b", AWS, "no '.', '..' or empty part"),
+        ("s3://gpuyard/a?x=1", AWS, "no space"),
+        ("file:///mnt/../etc", {}, "without '..'"),
         ("b", AWS, "s3://name"),
         ("file://host/x", {}, "absolute folder"),
         (None, {"CLOUD_PROVIDER": "gcs", "CLOUD_BUCKET": "b"}, "gcs is not supported"),

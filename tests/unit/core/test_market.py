@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gpuyard import gpus, market
-from gpuyard.errors import AuthenticationError, NoOfferError, ProviderDownError
+from gpuyard.errors import AuthenticationError, NoOfferError, ProviderDownError, UsageError
 from gpuyard.providers.base import Offer, Query
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
@@ -45,12 +45,29 @@ def test_gpu_names_are_spelled_alike(raw: str, normal: str) -> None:
         ("L40", "L40S", False),
         ("RTX 4090", "RTX 4090D", False),
         ("RTX 4090", "rtx_4090", True),
+        ("RTX_4090", "RTX 4090", True),
+        ("RTX", "RTX 3060", False),
+        ("4090", "RTX 4090", False),
+        ("RTX 6000", "RTX 6000 Ada", False),
+        ("RTX 2080", "RTX 2080 Ti", False),
+        ("RTX PRO 6000", "RTX PRO 6000 WS", True),
+        ("H100", "H100 NVL", True),
+        ("A100-SXM4-80 GB", "A100 80GB SXM4", True),
+        ("A100 PCIE", "A100 SXM4", False),
+        ("Titan RTX", "Titan RTX", True),
         ("", "A16", False),
         ("A16", "", False),
     ],
 )
 def test_which_gpu_is_which(wanted: str, offered: str, is_one: bool) -> None:
     assert gpus.matches(wanted, offered) is is_one
+
+
+def test_a_piece_of_a_name_is_refused_with_the_names_there_are() -> None:
+    offers = [an_offer(gpu_name="RTX 3060"), an_offer(gpu_name="A16"), an_offer(gpu_name="Titan RTX")]
+    market.check_gpu_names(["H900", "A16", "Titan_RTX"], offers)
+    with pytest.raises(UsageError, match=r"gpu_name='RTX' is no GPU model; .*: A16, RTX 3060, Titan RTX\."):
+        market.check_gpu_names(["A16", "RTX"], offers)
 
 
 def ids(offers: list[Offer]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpuyard import paths, rent
+from gpuyard import machine, paths, rent
 from gpuyard.config import SshKey
 from gpuyard.errors import (
     AmbiguousError,
@@ -93,6 +93,16 @@ def test_the_next_offer_is_tried_when_one_is_gone(clouds: list[Any], service: St
         "Rented vultr instance v-1 for run miniprover-0; it bills until `ansible-playbook teardown.yml "
         "-e run=miniprover-0` ends that.",
     ]
+
+
+def test_one_offer_after_another_is_not_asked_for_too_often(
+    clouds: list[Any], service: Standin, fake_time: FakeTime
+) -> None:
+    """A refusal for that would cost half a minute, in which the machine that may have been rented is looked for."""
+    service.on("PUT", "/api/v0/asks/", GONE)
+    with pytest.raises(NoCapacityError):
+        rent.rent(clouds, [an_offer(), an_offer(id="2"), an_offer(id="3")], a_spec())
+    assert [pause for pause in fake_time.slept if pause] == [4.6, 4.6]
 
 
 def test_when_all_offers_are_gone_nothing_is_rented(clouds: list[Any], service: Standin) -> None:
@@ -214,7 +224,7 @@ def test_what_cannot_be_destroyed_is_all_named(clouds: list[Any], service: Stand
 
 @pytest.fixture
 def clock(fake_time: FakeTime) -> rent.Clock:
-    return rent.Clock(sleep=fake_time.sleep, now=fake_time.clock)
+    return rent.Clock(sleep=fake_time.sleep, now=fake_time.clock, date=fake_time.clock)
 
 
 def states(service: Standin, *rows: dict[str, Any] | None) -> None:
@@ -263,7 +273,7 @@ def test_an_instance_that_never_appears_is_gone(vast: Vast, service: Standin, cl
     states(service, None)
     with pytest.raises(UnreachableError, match="is gone"):
         rent.wait_ready(vast, an_instance(), clock=clock)
-    assert clock.now() - 1000 > rent.NOT_YET_LISTED_S
+    assert clock.now() - 1000 > rent.UNLISTED_S
 
 
 def test_trouble_of_the_provider_is_waited_out(vast: Vast, service: Standin, clock: rent.Clock) -> None:
@@ -331,6 +341,8 @@ def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def answers(folder: Path, *scripts: str) -> None:
+    for old in (folder / "answers").iterdir():
+        old.unlink()
     for number, script in enumerate(scripts):
         (folder / "answers" / f"{number:02}").write_text(script + "\n")
 
@@ -365,6 +377,96 @@ def test_ssh_that_never_answers(fake_ssh: Path, clock: rent.Clock) -> None:
     answers(fake_ssh, REFUSED)
     with pytest.raises(UnreachableError, match=r"203\.0\.113\.9:20544 within 5 s .*Connection refused"):
         rent.wait_ssh(an_instance(), KEY, timeout_s=5, clock=clock)
+
+
+DENIED = "echo 'root@203.0.113.9: Permission denied (publickey).' >&2; exit 255"
+OTHER_KEY = f"ssh-ed25519 {BLOB} gpuyard-laptop"
+
+
+def test_a_machine_that_does_not_know_our_key_is_one_sentence_and_soon(
+    fake_ssh: Path, clock: rent.Clock, fake_time: FakeTime
+) -> None:
+    answers(fake_ssh, REFUSED, DENIED)
+    with pytest.raises(UnreachableError) as caught:
+        rent.wait_ssh(an_instance(), KEY, new=False, account_keys=lambda: [SSH_KEY, OTHER_KEY], clock=clock)
+    assert fake_time.now - 1000 < 20
+    said = str(caught.value)
+    assert f"{rent.key_fingerprint(SSH_KEY)} (/keys/with space/id)" in said
+    assert f"The account also has {rent.key_fingerprint(OTHER_KEY)} (gpuyard-laptop)." in said
+    assert "-e ssh_key=PATH" in said and "teardown.yml -e run=miniprover-0" in said
+    for owner in ([], [OTHER_KEY] * 9):  # keys that nobody can name, and too many of them
+        with pytest.raises(UnreachableError, match="another controller has rented it"):
+            rent.wait_ssh(an_instance(), KEY, new=False, account_keys=lambda: owner, clock=clock)  # noqa: B023
+
+
+def test_a_new_machine_is_given_time_to_learn_our_key(fake_ssh: Path, clock: rent.Clock, fake_time: FakeTime) -> None:
+    pinned = f"echo 'gpuyard-vast-7 ssh-ed25519 {BLOB}' >> {paths.known_hosts()}"
+    answers(fake_ssh, *[DENIED] * 20, REFUSED, pinned)
+    rent.wait_ssh(an_instance(), KEY, clock=clock)
+    assert fake_time.now - 1000 > rent.KEY_REFUSED_S + 10
+    # One that a killed command of ours has rented a moment ago is as new.
+    answers(fake_ssh, *[DENIED] * 20, pinned)
+    young = an_instance(created_at=fake_time.now)
+    began = fake_time.now
+    rent.wait_ssh(young, KEY, new=False, account_keys=lambda: [SSH_KEY], clock=clock)
+    assert fake_time.now - began > rent.KEY_REFUSED_S + 10
+    answers(fake_ssh, DENIED)
+    with pytest.raises(UnreachableError, match="still refuses the SSH key with which it was rented"):
+        rent.wait_ssh(an_instance(), KEY, clock=clock)
+    assert fake_time.now - began < 200
+    for age, keys, most in ((0, [OTHER_KEY], 20), (500, [SSH_KEY], 20)):
+        began = fake_time.now
+        with pytest.raises(UnreachableError, match="does not know the SSH key"):
+            kept = an_instance(created_at=fake_time.now - age)
+            rent.wait_ssh(kept, KEY, new=False, account_keys=lambda: keys, clock=clock)  # noqa: B023
+        assert fake_time.now - began < most
+
+
+def test_a_new_machine_does_not_meet_the_pin_of_an_old_one_with_its_id(clouds: list[Any], service: Standin) -> None:
+    rent.add_ssh_host(an_instance(id="3"), KEY)
+    pins = paths.known_hosts()
+    pins.write_text(f"gpuyard-vast-7 ssh-ed25519 {BLOB}\ngpuyard-vast-3 ssh-ed25519 {BLOB}\ngpuyard-vast-8 x y\n")
+    service.on("PUT", "/api/v0/asks/", Reply({"success": True, "new_contract": 7}))
+    rent.rent(clouds, [an_offer()], a_spec())
+    # Nor does that of the machine stay which the run had before.
+    assert pins.read_text() == "gpuyard-vast-8 x y\n"
+
+
+def test_pins_go_when_the_machine_is_known_to_be_gone(
+    clouds: list[Any], service: Standin, waits: Any, tmp_path: Path
+) -> None:
+    rent.add_ssh_host(an_instance(), KEY)
+    rent.add_ssh_host(an_instance(id="8", ref=RunRef("other-0", "other")), KEY)
+    pins = paths.known_hosts()
+    pins.write_text("gpuyard-vast-7 x y\ngpuyard-vast-8 x y\ngpuyard-sandbox-ab-vast-7 x y\n")
+    before = pins.read_text()
+    service.on("GET", "/api/v1/instances/", Reply({"instances": [row(7)]}))
+    service.on("GET", "/api/v0/instances/7/", Reply({"instances": row(7)}))
+    service.on("DELETE", "/api/v0/instances/7/", Reply({"success": True}))
+    with pytest.raises(LeakError):
+        machine.absent(clouds, "miniprover-0")
+    assert pins.read_text() == before  # it may be there
+    service.on("GET", "/api/v1/instances/", Reply({"instances": []}))
+    service.on("GET", "/instances", Reply("down", 503))
+    with pytest.raises(LeakError):
+        machine.absent(clouds, "miniprover-0")
+    assert pins.read_text() == before
+    service.on("GET", "/instances", Reply({"instances": []}))
+    machine.absent(clouds[1:], "miniprover-0")
+    assert pins.read_text() == before  # nobody has asked the cloud where it is
+    machine.absent(clouds, "miniprover-0")
+    assert pins.read_text() == "gpuyard-vast-8 x y\ngpuyard-sandbox-ab-vast-7 x y\n"
+    rent.forget_sandbox("ab")
+    assert pins.read_text() == "gpuyard-vast-8 x y\n"
+    rent.forget_sandbox("ab", tmp_path / "nowhere" / "known_hosts")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_machines_of_two_sandboxes_have_two_aliases(service: Standin, patience: Any) -> None:
+    service.on("GET", "/api/v1/instances/", Reply({"instances": [row(7)]}))
+    made = [Vast("k", base_url=service.url, patience=patience, emulated=True, sandbox=name) for name in ("ab", "cd")]
+    aliases = [cloud.instances()[0].host_key_alias for cloud in made]
+    assert aliases == ["gpuyard-sandbox-ab-vast-7", "gpuyard-sandbox-cd-vast-7"]
 
 
 def test_a_key_of_another_instance_is_not_this_ones(tmp_path: Path) -> None:

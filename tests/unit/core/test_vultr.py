@@ -179,6 +179,11 @@ def test_a_create_says_everything_once(vultr: Vultr, service: Standin) -> None:
     assert "canary-password-1" not in repr(instance)
 
 
+def test_the_accounts_ssh_keys_have_the_names_that_the_console_shows(vultr: Vultr, service: Standin) -> None:
+    service.on("GET", "/ssh-keys", Reply({"ssh_keys": [{"id": "k", "name": "laptop", "ssh_key": "ssh-rsa AAAA me@x"}]}))
+    assert vultr.ssh_keys() == ["ssh-rsa AAAA laptop"]
+
+
 def test_a_missing_ssh_key_is_added_first(vultr: Vultr, service: Standin) -> None:
     service.on("GET", "/ssh-keys", Reply({"ssh_keys": [], "meta": {"links": {"next": "", "prev": ""}}}))
     service.on("POST", "/ssh-keys", LOST, Reply({"ssh_key": {"id": "key-9"}}, 201))

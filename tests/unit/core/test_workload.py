@@ -44,6 +44,7 @@ stages:
   - name: finetune
     command: a
     resume_command: b
+    resume_if: models/step-*.pt
     resumable: true
     grace_s: 30
     retries: 1
@@ -79,6 +80,7 @@ def test_the_box_learns_what_it_needs_and_nothing_else() -> None:
             "name": "finetune",
             "command": "a",
             "resume_command": "b",
+            "resume_if": "models/step-*.pt",
             "resumable": True,
             "grace_s": 30.0,
             "retries": 1,
@@ -116,8 +118,8 @@ def test_missing_variables_are_all_named() -> None:
         ("{path: examples/tiny}", "{path: /etc}", "w.yml:2: repository.path: must be a relative path"),
         ("{path: examples/tiny}", "{path: a/../..}", "w.yml:2: repository.path: must be a relative path"),
         ("{path: examples/tiny}", "{}", "w.yml:2: repository: must have either path"),
-        ("{path: examples/tiny}", "{url: x}", "w.yml:2: repository: must have url and commit together"),
-        ("{path: examples/tiny}", "{url: x, commit: main}", "w.yml:2: repository.commit: must be a commit of 40"),
+        ("{path: examples/tiny}", "{url: git@h:x}", "w.yml:2: repository: must have url and commit together"),
+        ("{path: examples/tiny}", "{url: git@h:x, commit: main}", "w.yml:2: repository.commit: must be a commit of 40"),
         ("{path: examples/tiny}", "x", "w.yml:2: repository: must be a mapping of keys, not 'x'"),
         ("    command: python train.py", "    comand: x", "w.yml:4: stages[0].command: is missing"),
         ("    command: python train.py", "    command: ''", "w.yml:5: stages[0].command: must not be empty"),
@@ -126,6 +128,37 @@ def test_missing_variables_are_all_named() -> None:
 )
 def test_a_mistake_is_named_with_line_and_key(old: str, new: str, said: str) -> None:
     assert any(line.startswith(said) for line in mistakes(LEAST.replace(old, new))), mistakes(LEAST.replace(old, new))
+
+
+TOKEN = "canary-token-9b1e44"
+GOOD_URLS = [
+    *("https://example.com/x.git", "http://127.0.0.1:8080/x", "git://example.com/x", "ssh://git@example.com:22/x"),
+    *("git@github.com:owner/name.git", "ssh://example.com/x"),
+]
+BAD_URLS = {
+    f"https://user:{TOKEN}@example.com/x": "must not hold a user name, a password or a token",
+    f"https://{TOKEN}@example.com/x": "must not hold",
+    f"ssh://git:{TOKEN}@example.com/x": "must not hold",
+    f"https://example.com/x?private_token={TOKEN}": "must not hold",
+    f"--upload-pack=touch /tmp/x https://u:{TOKEN}@h/x": "must not hold",
+    f"https:user:{TOKEN}@example.com/x": "must not hold",
+    "--upload-pack=touch /tmp/x": "must be an address such as https://host/path",
+    "ext::sh -c touch% /tmp/x": "must be an address",
+    "fd::17": "must be an address",
+    "-git@github.com:x": "must be an address",
+    "git@github.com:-x": "must be an address",
+    "https://-host/x": "must be an address",
+    "examples/x": "must be an address",
+}
+
+
+def test_an_address_with_a_token_or_an_option_is_refused_and_not_shown() -> None:
+    for url in GOOD_URLS:
+        content = LEAST.replace("{path: examples/tiny}", json.dumps({"url": url, "commit": "0" * 40}))
+        assert parse_workload(content, "w.yml").repository.url == url
+    for url, said in {**BAD_URLS, "file:///srv/x": "is named with repository.path"}.items():
+        (line,) = mistakes(LEAST.replace("{path: examples/tiny}", json.dumps({"url": url, "commit": "0" * 40})))
+        assert line.startswith("w.yml:2: repository.url: must") and said in line and TOKEN not in line, line
 
 
 @pytest.mark.parametrize(
@@ -151,6 +184,18 @@ def test_a_mistake_is_named_with_line_and_key(old: str, new: str, said: str) -> 
         ("rust: {}", "rust.version: is missing"),
         ("persist: {root: relative}", "persist.root: must be an absolute path below /"),
         ("persist: {root: /}", "persist.root: must be an absolute path below /"),
+        (
+            "persist: {root: /etc}",
+            "persist.root: must not be /etc, which the system or gpuyard itself uses: all",
+        ),
+        ("persist: {root: //etc//ssh/}", "persist.root: must not be /etc/ssh, which"),
+        ("persist: {root: /opt/gpuyard/src}", "persist.root: must not be /opt/gpuyard/src, which"),
+        ("persist: {directories: [.]}", "persist.directories[0]: must be a folder inside the repository, such as"),
+        ("persist: {directories: [./]}", "persist.directories[0]: must be a folder inside the repository, such as"),
+        ("persist: {directories: [.gpuyard/x]}", "persist.directories[0]: must not be .gpuyard, where gpuyard"),
+        ("persist: {directories: [a, b/../a]}", "persist.directories[1]: must be a relative path"),
+        ("persist: {directories: [a, ./a/]}", "persist.directories: must not name a twice"),
+        ("persist: {directories: [a/b, a]}", "persist.directories: must not name a/b, which lies in a and is kept"),
         ("persist: {directories: [../x]}", "persist.directories[0]: must be a relative path"),
         ("checkpoints: {every_s: 0}", "checkpoints.every_s: must be a positive number, not 0"),
         ("checkpoints: {keep_last: 0}", "checkpoints.keep_last: must be a whole number of at least 1, not 0"),
@@ -178,6 +223,9 @@ def test_stages_are_checked_as_the_contract_shows() -> None:
     assert mistakes(LEAST + "    resume_command: x\n") == [
         "w.yml:4: stages[0]: has a resume_command but resumable is not true"
     ]
+    assert mistakes(LEAST + "    resume_if: x\n") == ["w.yml:4: stages[0]: has a resume_if but no resume_command"]
+    [line] = mistakes(LEAST + "    resumable: true\n    resume_command: x\n    resume_if: ../x\n")
+    assert line.startswith("w.yml:8: stages[0].resume_if: must be a relative path")
     assert mistakes(LEAST.split("stages")[0] + "stages: []\n") == ["w.yml:3: stages: must name at least one stage"]
     twice = LEAST + "  - {name: train, command: x}\n"
     assert mistakes(twice) == ["w.yml:3: stages: must not have two stages of the same name: train"]
@@ -202,6 +250,7 @@ def test_anchors_and_merges_are_plain_yaml() -> None:
     ("content", "said"),
     [
         ("", r"w\.yml:1: a workload is a mapping of keys, not nothing"),
+        ("a key of somebody's\n", r"w\.yml:1: a workload is a mapping of keys, not text\.$"),
         ("- a\n", r"w\.yml:1: a workload is a mapping of keys, not a list"),
         ("name: a\n  b: c\n", r"w\.yml:2: not valid YAML: mapping values are not allowed here"),
         ("name: [a\n", r"w\.yml:2: not valid YAML"),
@@ -212,6 +261,44 @@ def test_anchors_and_merges_are_plain_yaml() -> None:
 def test_what_is_no_workload_at_all(content: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_workload(content, "w.yml")
+
+
+BOMB = "".join(f"x{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 9)}]\n" for level in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (f"x0: &l0 [a]\n{BOMB}", "w.yml:6: not valid YAML: more than 20000 values, aliases counted as what they stand"),
+        ("a: &a [*a]\n", "w.yml:1: not valid YAML: 'a' holds itself"),
+        ("a: &a {b: {c: *a}}\n", "w.yml:1: not valid YAML: 'a' holds itself"),
+        (f"a: {'[' * 5000}{']' * 5000}\n", "w.yml:1: not valid YAML: more than 64 levels deep"),
+        (f"a: {{{'b: {' * 1500}{'}' * 1501}\n", "w.yml:1: not valid YAML: more than 64 levels deep"),
+        (f"{LEAST}description: {'x' * 1_000_000}\n", "w.yml: a workload has at most 1000 kB."),
+        (f"{LEAST}iterations: 999999999999\n", "w.yml:6: iterations: must be at most 100000, not 999999999999"),
+        (f"{LEAST}iterations: {'9' * 5000}\n", "w.yml:6: not valid YAML: this looks like a date or a"),
+        (f"{LEAST}iterations: 0x{'f' * 5000}\n", "w.yml:6: iterations: must be at most 100000, not a number that long"),
+        (f"{LEAST}image: !!timestamp x\n", "w.yml:6: not valid YAML: this looks like a date or a"),
+        (f"{LEAST}image: 2026-13-45\n", "w.yml:6: not valid YAML: this looks like a date or a"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_what_would_never_end_is_refused(content: str, said: str) -> None:
+    (line,) = mistakes(content)
+    assert line.startswith(said) and len(line) < 200, line
+
+
+def test_at_most_twenty_mistakes_are_listed() -> None:
+    said = mistakes(LEAST + "".join(f"key{number}: 1\n" for number in range(5000)))
+    assert len(said) == 21 and said[-1] == "… and 4980 more."
+    assert [line.split(":")[1] for line in said[:20]] == [str(line) for line in range(6, 26)]
+
+
+def test_what_is_left_to_run_is_known_without_counting_to_it() -> None:
+    workload = parse_workload(f"{BY_STAGE.replace('iterations: 2', 'iterations: 100000')}", "w.yml")
+    done = [(iteration, "finetune") for iteration in range(100_000)]
+    assert workload.market_of(done[:-1])[0] == "on-demand"
+    assert workload.market_of(done)[0] == "interruptible"
 
 
 # -- finding -----------------------------------------------------------------------------------------------------------
@@ -251,6 +338,8 @@ def test_an_unknown_workload_lists_the_known_ones(folder: Path) -> None:
         load_workload("tini")
     with pytest.raises(UsageError, match=r"workload=\./x\.yml: there is no such file"):
         load_workload("./x.yml")
+    with pytest.raises(UsageError, match=r"workload=/etc/passwd: a workload is a file whose name ends in .yml or"):
+        load_workload("/etc/passwd")
 
 
 def test_messages_name_the_file_from_the_working_directory(folder: Path) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import jinja2
 import pytest
 import yaml
+from jinja2 import nodes
 
-from gpuyard import demo
+from gpuyard import demo, options
 
 ROOT = Path(__file__).resolve().parents[3]
 ENTRY_POINTS = sorted(path.name for path in (ROOT / "playbooks").glob("*.yml"))
@@ -95,6 +96,79 @@ def test_the_demonstration_depends_on_no_configuration_of_the_user() -> None:
     assert options - demo.UNSAID.keys() - said_each_time - said_of_logs == set()
 
 
+def variables_of(value: object) -> set[str]:
+    """Return the variables that the templates and conditions of a part of a play read."""
+    if isinstance(value, list):
+        return set().union(*map(variables_of, value))
+    if isinstance(value, dict):
+        found = variables_of([part for name, part in value.items() if name not in ("when", "that", "changed_when")])
+        conditions = [value.get(name) or [] for name in ("when", "that")]
+        for condition in conditions:
+            for one in condition if isinstance(condition, list) else [condition]:
+                found |= variables_of("{{ " + str(one) + " }}")
+        return found
+    parsed = jinja2.Environment(autoescape=False).parse(str(value))
+    return {node.name for node in parsed.find_all(nodes.Name)}
+
+
+def test_the_options_are_those_that_the_plays_read_and_the_readme_explains() -> None:
+    read = {}
+    for file in (ROOT / "playbooks").glob("*.yml"):
+        plays = yaml.safe_load(file.read_text())
+        own = {"groups", "hostvars", "item", "lookup", "omit"}.union(*(play.get("vars", ()) for play in plays))
+        found = {name for name in variables_of(plays) - own if not name.startswith(("ansible_", "gpuyard_"))}
+        read[file.stem] = found
+    read["resume_search"] = read["launch"]  # which it imports
+    # The inventory, which each play has, reads these.
+    of_the_inventory = {"provider", "sandbox", "sandbox_state", "ssh_key"}
+    for play, names in read.items():
+        assert names | of_the_inventory == set(options.taken_by(play)), play
+    table = (ROOT / "README.md").read_text().split("| option |")[1].split("\n\n")[0]
+    explained = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert explained == set(options.OPTIONS)
+
+
+def test_every_environment_variable_of_ours_is_known() -> None:
+    listed = run_git("grep", "-hIowE", "GPUYARD_[A-Z0-9_]+", "--", ".", ":!tests/unit")
+    python_names = {"GPUYARD_IMPORT_ERROR"}
+    never_set_in_tests = {"GPUYARD_E2E_WANDB_KEY", "GPUYARD_E2E_OTHER"}
+    assert set(listed.split()) - python_names - never_set_in_tests == set(options.ENVIRONMENT)
+
+
+def test_a_play_of_ours_says_what_it_would_take_no_notice_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In extra variables, group_vars and the environment, in one message, and before anything is asked."""
+    monkeypatch.setenv("GPUYARD_SANDBX", "1")
+    monkeypatch.setenv("GPUYARD_HOME", str(tmp_path / "home"))
+    (tmp_path / "inventory/group_vars").mkdir(parents=True)
+    (tmp_path / "inventory/hosts.yml").write_text("all: {hosts: {localhost: {ansible_connection: local}}}")
+    site = {
+        "max_price_per_hor": 1,
+        "workload": "{{ nobody_said_it }}",
+        "stages": "needed by a play of the user",
+        "gpuyard_other_variables": ["stages", "mine"],
+    }
+    (tmp_path / "inventory/group_vars/all.yml").write_text(yaml.safe_dump(site))
+    given = ("gpu_name=RTX 4090", "worklaod=x", "mine=1", "rust_version=1.90", "sandbox=true")
+    words = [word for text in given for word in ("-e", text)]
+    done = run("ansible-playbook", "-i", str(tmp_path / "inventory"), "gpuyard.cloud.launch", *words)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    for part in (
+        "write -e gpu_name=RTX_4090 or",
+        "workload cannot be worked out: 'nobody_said_it' is undefined.",
+        "-e worklaod=… is no option of launch.yml; did you mean workload?",
+        "max_price_per_hor, in group_vars or the like, is no option; did you mean max_price_per_hour?",
+        "did you mean GPUYARD_SANDBOX?",
+    ):
+        assert part in said, said
+    assert "stages" not in said and "mine=" not in said and "rust_version" not in said
+    assert not (tmp_path / "home").exists()
+
+
+def run_git(*words: str) -> str:
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
+
+
 def test_a_machine_that_does_not_answer_any_more_is_not_only_an_ssh_message(tmp_path: Path) -> None:
     # Nothing listens on port 1 of loopback.
     host = "127.0.0.1 ansible_port=1 ansible_ssh_common_args='-F /dev/null'"
@@ -111,26 +185,3 @@ def test_a_machine_that_does_not_answer_any_more_is_not_only_an_ssh_message(tmp_
     assert done.returncode != 0
     assert done.stdout.count("does not answer any more") == 1, done.stdout + done.stderr
     assert "resume_search.yml -e run=a-0" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("before", "outcome", "sequence", "saved"),
-    [
-        (0, None, 3, False),  # the newest checkpoint is from the middle of the work
-        (0, "failed", 3, True),
-        (3, "interrupted", 3, False),  # from before this launch: what came after it is not there
-        (3, "interrupted", 4, True),
-        (3, "done", 3, True),  # it had ended already
-        (0, None, None, False),
-    ],
-)
-def test_a_machine_is_given_up_only_for_a_checkpoint_of_its_own_end(
-    before: int, outcome: str | None, sequence: int | None, saved: bool
-) -> None:
-    plays = yaml.safe_load((ROOT / "playbooks" / "launch.yml").read_text())
-    tasks = [task for play in plays for block in play["tasks"] for task in block.get("always", ())]
-    (refusal,) = [task for task in tasks if task["name"] == "Refuse to destroy what is not saved"]
-    environment = jinja2.Environment(undefined=jinja2.ChainableUndefined, autoescape=False)
-    condition = environment.compile_expression(refusal["ansible.builtin.assert"]["that"])
-    run = {"progress": {"outcome": outcome}, "checkpoint": {"sequence": sequence}} if sequence else {}
-    assert bool(condition(gpuyard_saved=run, gpuyard_planned={"plan": {"checkpoint": before}})) is saved

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpuyard import demo, watch
-from gpuyard.checkpoints import FileEntry, LocalStore, Manifest
+from gpuyard import demo, records, watch
+from gpuyard.checkpoints import FileEntry, LocalStore, Manifest, RunRecord
 from gpuyard.config import SshKey
-from gpuyard.errors import GpuyardError, UsageError
+from gpuyard.errors import ConnectionLostError, GpuyardError, NothingBegunError, UsageError
 from gpuyard.play import Event, _translate, run_playbook
 from gpuyard.providers.base import Instance, State
 from gpuyard.runs import Run
@@ -120,6 +122,166 @@ def test_a_failed_question_is_one_sentence(
     stand_in_for_ssh(tmp_path, monkeypatch, script)
     with pytest.raises(GpuyardError, match=says):
         list(watch.lines(machine(), KEY, ["log"]))
+
+
+WAITING = {"event": "waiting", "stage": "search", "seconds": 3, "of": 540, "doing": "saving"}
+STOPPED = {"changed": True, "ended": True, "saved": {"state": True, "sequence": 4, "why": "All of it."}}
+
+
+def say(*records: dict[str, Any]) -> str:
+    """Return the shell commands of a machine that prints ``records``."""
+    return "".join(f"echo '{json.dumps(record)}'\n" for record in records)
+
+
+def test_a_stop_is_waited_for_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_for_ssh(tmp_path, monkeypatch, f'echo "$@" > {tmp_path}/asked\necho a banner\n' + say(WAITING, STOPPED))
+    told: list[str] = []
+    ticks: list[int] = []
+    answer = watch.stop(machine(), KEY, tell=told.append, tick=lambda: ticks.append(1))
+    assert answer == STOPPED and ticks
+    assert told == ["vast 7: stage search is saving its work (3 s of at most 540 s)"]
+    asked = (tmp_path / "asked").read_text()
+    # The machine knows how long its stage needs, and one that vanishes is noticed.
+    assert "stop --progress" in asked and "--wait" not in asked and "ServerAliveInterval=" in asked
+    watch.stop(machine(), KEY, wait_s=7.5)
+    assert "stop --progress --wait 7.5" in (tmp_path / "asked").read_text()
+
+
+def test_only_root_can_tell_that_a_machine_was_told_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "BOX_PYTHON", "echo")
+    monkeypatch.setattr(watch, "BOX_SETTINGS", str(tmp_path / "settings.json"))
+    line = watch.command(machine(), KEY, ["log"])[-1]
+
+    def on_the_machine(user: int) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "id").write_text(f"#!/bin/sh\necho {user}\n")
+        (tmp_path / "id").chmod(0o755)
+        path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        return subprocess.run(["sh", "-c", line], env=path, capture_output=True, text=True, check=False)
+
+    assert on_the_machine(0).returncode == 44
+    assert on_the_machine(1000).stdout == "-m gpuyard.stages log\n"
+    (tmp_path / "settings.json").touch()
+    assert on_the_machine(0).stdout == "-m gpuyard.stages log\n"
+
+
+def test_what_has_not_ended_is_an_answer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = {"ended": False, "saved": {"state": False, "sequence": None, "why": "It is still saving."}}
+    stand_in_for_ssh(tmp_path, monkeypatch, f"{say(late)}echo It is still saving. >&2; exit 1")
+    assert watch.stop(machine(), KEY) == late
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "says"),
+    [
+        ("exit 44", NothingBegunError, "No stage has begun on the machine of vast 7"),
+        ("echo ssh: connect to host 192.0.2.7 port 22: refused >&2; exit 255", ConnectionLostError, "refused"),
+        ("echo Host key verification failed. >&2; exit 255", ConnectionLostError, "Host key"),
+        ("echo done", GpuyardError, "has not said whether its work is saved: done"),
+        ("echo usage: error: unrecognized arguments: --progress >&2; exit 2", GpuyardError, "older than this one"),
+        ("exec sleep 60", ConnectionLostError, "has not said within 0 s"),
+    ],
+)
+def test_a_stop_without_an_answer_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, kind: type[GpuyardError], says: str
+) -> None:
+    stand_in_for_ssh(tmp_path, monkeypatch, script)
+    with pytest.raises(kind, match=says) as caught:
+        watch.stop(machine(), KEY, limit_s=0.2 if "sleep" in script else 60)
+    assert getattr(caught.value, "silent", None) is (None if kind is not ConnectionLostError else "connect" in script)
+    if kind is NothingBegunError:
+        with pytest.raises(NothingBegunError):
+            list(watch.lines(machine(), KEY, ["log"]))
+
+
+def test_a_machine_without_an_address_cannot_be_asked() -> None:
+    with pytest.raises(ConnectionLostError, match="has no address yet") as caught:
+        watch.stop(machine(ssh_host=""), KEY)
+    assert caught.value.silent
+    assert watch.status(machine(ssh_host=""), KEY) == {"state": "unreachable"}
+
+
+@pytest.mark.parametrize(
+    ("script", "state"),
+    [
+        ('echo welcome; echo \'{"state": "idle", "stage": "search"}\'', "idle"),
+        ("exit 44", "not-started"),
+        ("exit 255", "unreachable"),
+        ("echo no JSON", "unreachable"),
+    ],
+)
+def test_a_machine_says_what_its_stages_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, state: str
+) -> None:
+    stand_in_for_ssh(tmp_path, monkeypatch, script)
+    assert watch.status(machine(), KEY, timeout_s=60)["state"] == state
+
+
+def test_machines_that_do_not_answer_cost_the_same_however_many_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The number is the machine's port, and every one but the first is silent.
+    script = "case \"$*\" in *' -p 9 '*) exit 44;; esac\nexec sleep 60"
+    stand_in_for_ssh(tmp_path, monkeypatch, script)
+    many = [Run(f"r-{number}", "w", (machine(id=str(number), ssh_port=9 + number),)) for number in range(12)]
+    gone = Run("gone", "w", (machine(state=State.PREEMPTED),))
+    began = time.monotonic()
+    found = watch.asked([*many, gone], KEY, timeout_s=3)
+    assert time.monotonic() - began < 30  # one after the other they would take 33 s
+    assert [one.state for one in found] == ["not-started", *["unreachable"] * 11, "preempted"]
+    assert found[-1].stages == {}
+
+
+def test_how_a_followed_run_ended_is_told_with_its_last_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failure = {"stage": "train", "iteration": 0, "exit_code": 3, "reason": "x", "last_line": "no GPU"}
+    stages = json.dumps({"state": "failed", "failure": failure})
+    log = "case \"$*\" in *'log --lines 10 --stage train --iteration 0') echo one; echo no GPU; exit 0;; esac\n"
+    stand_in_for_ssh(tmp_path, monkeypatch, f"{log}echo '{stages}'")
+    one = Run("ups-0", "w", (machine(),))
+    assert watch.how_it_ended(one, machine(), KEY, "failed") == (
+        "Run ups-0 has failed in iteration 0, train (exit code 3). Its last lines:\n    one\n    no GPU"
+    )
+    assert watch.how_it_ended(one, machine(), KEY, "interrupted") == "Run ups-0 is interrupted."
+    stand_in_for_ssh(tmp_path, monkeypatch, "exit 255")
+    assert watch.how_it_ended(one, machine(), KEY, "failed") == "Run ups-0 has failed."
+
+
+@pytest.mark.parametrize(
+    ("stages", "shown", "notes"),
+    [
+        ({"state": "running", "iteration": 1, "stage": "search"}, "iteration 1, search", []),
+        ({"state": "not-started"}, "not started", ["No stage has begun on a-0", "launch.yml -e run=a-0"]),
+        ({"state": "idle"}, "idle", ["Nothing runs on a-0 (idle), and it bills"]),
+        ({"state": "interrupted"}, "interrupted", ["launch.yml -e run=a-0 goes on", "teardown.yml -e run=a-0"]),
+        ({"state": "finished"}, "finished", ["a-0 has ended and still bills: ansible-playbook teardown.yml"]),
+        ({"state": "unreachable"}, "unreachable", ["does not answer, and bills"]),
+        (
+            {"state": "failed", "failure": {"stage": "train", "iteration": 0, "exit_code": 3, "last_line": "no GPU"}},
+            "failed",
+            ["a-0 has failed in iteration 0, train (exit code 3): no GPU, and still bills"],
+        ),
+        (
+            {"state": "failed", "failure": {"stage": None, "exit_code": None, "reason": "No space is left."}},
+            "failed",
+            ["a-0 has failed (No space is left), and still bills: ansible-playbook teardown.yml -e run=a-0"],
+        ),
+    ],
+)
+def test_the_table_shows_what_the_machine_says(stages: dict[str, Any], shown: str, notes: list[str]) -> None:
+    heading, row, *rest, sums = records.run_table([Run("a-0", "w", (machine(),), stages=stages)])
+    assert shown in row and heading.startswith("run") and sums.startswith("In all $")
+    assert len(rest) == (1 if notes else 0)
+    for note in notes:
+        assert note in rest[0]
+
+
+def test_only_a_run_without_a_machine_is_to_be_resumed() -> None:
+    record = RunRecord("a-0", "w", "2026-01-01T00:00:00Z")
+    assert Run("a-0", "w", record=record).resumable
+    assert not Run("a-0", "w", (machine(),), record, stages={"state": "interrupted"}).resumable
+    # A machine that does not answer takes nothing back from what the bucket knows.
+    done = RunRecord("a-0", "w", "2026-01-01T00:00:00Z", outcome="done")
+    assert Run("a-0", "w", (machine(),), done, stages={"state": "unreachable"}).state == "finished"
+    assert Run("a-0", "w", (machine(),), done, stages={"state": "running"}).state == "running"
 
 
 def test_records_are_told_in_words() -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from gpuyard.stages.folders import why_not
+
 
 @pytest.fixture
 def places(tmp_path: Path) -> dict[str, Any]:
@@ -126,6 +128,49 @@ def test_impossible_folders_are_refused(
 ) -> None:
     result = run_module("persistent_links", **{**places, "directories": directories})
     assert result["failed"] and words in result["msg"]
+
+
+def test_a_folder_below_a_link_to_the_volume_is_there_already(
+    run_module: Any, places: dict[str, Any], tmp_path: Path
+) -> None:
+    write(tmp_path / "volume/data/out/weights", "the only copy")
+    (tmp_path / "repo/data").symlink_to(tmp_path / "volume/data")
+    assert run_module("persistent_links", **places)["actions"] == [f"create {tmp_path}/volume/models", "link models"]
+    assert (tmp_path / "repo/data/out/weights").read_text() == "the only copy"
+
+
+def test_a_link_to_elsewhere_above_a_folder_is_named(run_module: Any, places: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "repo/data").symlink_to("/workspace/data")
+    result = run_module("persistent_links", **places)
+    assert result["failed"] and "repo/data is a link to /workspace/data, so data/out cannot be linked" in result["msg"]
+
+
+SYSTEM = [
+    "/",
+    "/etc",
+    "//etc",
+    "/etc/../etc",
+    "/mnt/../etc/ssh",
+    "/etc/ssh/",
+    "/var/lib/dpkg",
+    "/usr/local/x",
+    "/lib64",
+]
+OTHERS = ["/opt", "/opt/gpuyard", "/opt/gpuyard/src/x", "/root", "/home", "/home/u", "/home/u/.ssh", "/root/.aws/x"]
+TAKEN = ["/mnt/persistent", "/mnt", "/workspace", "/data", "/root/x", "/home/u/x", "/tmp/x", "/libra", "/opt/gpuyards"]
+
+
+def test_a_folder_of_the_system_is_no_volume(run_module: Any, places: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "hidden").symlink_to("/etc")
+    refused = [*SYSTEM, *OTHERS, "/tmp", str(tmp_path / "hidden")]
+    for root in refused:
+        result = run_module("persistent_links", check=True, **{**places, "root": root})
+        assert result["failed"] and "would go to the bucket" in result["msg"], root
+    # The box's own part says the same of what it is told, and the core of what a workload says.
+    assert [root for root in refused if not why_not(root)] == []
+    assert [root for root in TAKEN if why_not(root)] == []
+    for root in TAKEN:
+        assert "failed" not in run_module("persistent_links", check=True, **{**places, "root": root}), root
 
 
 def test_a_file_in_the_way_is_named(run_module: Any, places: dict[str, Any], tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from gpuyard.checkpoints import LocalStore, publish
+
 CANARY = "canary-wandb-20c4d7e1b6"
 
 
@@ -92,6 +94,8 @@ def test_the_grid(run_module: Any, options: dict[str, Any], tmp_path: Path, monk
     assert run_module("stage_session", check=True, **stop)["changed"]
     stopped = run_module("stage_session", **stop)
     assert stopped["changed"] and stopped["session"]["state"] == "interrupted"
+    why = "No bucket is set for canyon-0, so its files are on this box only."
+    assert stopped["saved"] == {"state": False, "sequence": None, "why": why}
     assert not run_module("stage_session", **stop)["changed"]
 
 
@@ -115,6 +119,29 @@ def test_restored_starts_nothing(run_module: Any, options: dict[str, Any], tmp_p
     assert result["changed"] and result["restored"]["source"] == "nothing"
     assert result["session"]["state"] == "not-started" and not result["session"]["tmux"]
     assert not run_module("stage_session", **{**options, "state": "restored"})["changed"]
+
+
+def test_an_older_checkpoint_is_restored_by_choice(
+    run_module: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path / "bucket")
+    (tmp_path / "elsewhere/.gpuyard").mkdir(parents=True)
+    (tmp_path / "elsewhere/.gpuyard/journal.jsonl").write_text('{"event": "run-start"}\n')
+    for step in ("1", "2"):
+        (tmp_path / "elsewhere/step").write_text(step)
+        publish(store, "canyon-0", tmp_path / "elsewhere")
+    store.put("canyon-0/checkpoints/000003/manifest.json", b"")
+    options |= {"bucket": store.url, "state": "restored"}
+    refused = run_module("stage_session", **options)
+    assert refused["failed"] and "000003/manifest.json is empty" in refused["msg"] and "-e restore=2" in refused["msg"]
+    assert "has no checkpoint 9" in run_module("stage_session", restore_sequence=9, **options)["msg"]
+    restored = run_module("stage_session", restore_sequence=1, **options)
+    assert (restored["restored"]["source"], restored["restored"]["sequence"]) == ("cloud", 1)
+    assert (tmp_path / "persistent/step").read_text() == "1"
+    warnings: list[str] = []
+    monkeypatch.setattr("ansible.module_utils.basic.AnsibleModule.warn", lambda self, text: warnings.append(text))
+    assert run_module("stage_session", restore_sequence=2, **options)["restored"]["source"] == "local"
+    assert "restore=2 was not used: this box has work of its own" in warnings[0]
 
 
 def test_a_secret_file_that_others_can_read_is_closed(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:

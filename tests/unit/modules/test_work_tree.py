@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.basic import AnsibleModule
 
 from gpuyard import tree
 
@@ -117,6 +118,59 @@ def test_what_the_source_never_had_stays(send: Sender, tmp_path: Path) -> None:
         "policy.bin": "trained",
         "README": "edited on the volume",
     }
+
+
+@pytest.fixture
+def volume(send: Sender, tmp_path: Path) -> Path:
+    """Return the folder on the volume that the tree's folder ``data`` has become a link to."""
+    send.write("data/input.txt", "first")
+    send.write("data/notes.txt", "first")
+    send()
+    place = tmp_path / "volume"
+    (send.dest / "data").rename(place)
+    (send.dest / "data").symlink_to(place)
+    assert not send()["changed"]
+    return place
+
+
+def test_a_newer_file_on_the_volume_is_brought_unless_the_run_changed_it(
+    send: Sender, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(AnsibleModule, "warn", lambda _module, text: warnings.append(text))
+    (volume / "notes.txt").write_text("the run's")
+    send.write("data/input.txt", "second")
+    send.write("data/notes.txt", "second")
+    result = send()
+    assert result["actions"] == ["write 1 file"] and result["kept"] == ["data/notes.txt"]
+    assert len(warnings) == 1 and "another version of data/notes.txt. What is on the persistent volume" in warnings[0]
+    assert (volume / "input.txt").read_text() == "second" and (volume / "notes.txt").read_text() == "the run's"
+    # The same again, and of yet another version, until the run's file is removed.
+    again = send()
+    assert not again["changed"] and again["kept"] == ["data/notes.txt"]
+    send.write("data/notes.txt", "third")
+    assert send()["kept"] == ["data/notes.txt"]
+    (volume / "notes.txt").unlink()
+    assert send()["actions"] == ["write 1 file"] and (volume / "notes.txt").read_text() == "third"
+    assert send()["kept"] == [] and (send.dest / "data").is_symlink()
+
+
+def test_what_the_run_made_of_a_file_is_no_matter_while_the_source_is_as_it_was(send: Sender, volume: Path) -> None:
+    (volume / "notes.txt").write_text("the run's")
+    send.write("run.sh", "echo changed")
+    result = send()
+    assert result["actions"] == ["write 1 file"] and result["kept"] == []
+
+
+def test_on_a_volume_that_nothing_is_known_of_equal_is_fine_and_different_stays(send: Sender, volume: Path) -> None:
+    """As after a restore on a new machine, or when the machine's own disk was lost."""
+    (volume / "notes.txt").write_text("older")
+    (volume / "input.txt").chmod(0o755)  # a mode that did not survive makes no other file of it
+    send.dest.with_name(f".{send.dest.name}.json").unlink()
+    result = send()
+    assert result["kept"] == ["data/notes.txt"] and (volume / "notes.txt").read_text() == "older"
+    send.write("data/input.txt", "second")
+    assert send()["kept"] == ["data/notes.txt"] and (volume / "input.txt").read_text() == "second"
 
 
 def test_a_file_edited_on_the_machine_is_put_right(send: Sender) -> None:
@@ -283,3 +337,48 @@ def test_git_failures_are_one_clear_text(run_module: Any, repository: Path, tmp_
     assert short["failed"] and "commit='main' must be a full commit" in short["msg"]
     unknown = run_module("work_tree", commit="0" * 40, **options)
     assert unknown["failed"] and unknown["msg"].startswith(f"Fetching file://{repository} at 000000000000 failed")
+
+
+def test_an_address_that_git_would_take_for_something_else_is_refused(run_module: Any, tmp_path: Path) -> None:
+    options = {"dest": str(tmp_path / "code"), "commit": "0" * 40}
+    for url in (f"--upload-pack=touch {tmp_path}/run", f"ext::touch {tmp_path}/run", "fd::17", "relative", "-x@h:y"):
+        result = run_module("work_tree", **options, url=url)
+        assert result["failed"] and "must be an address such as" in result["msg"]
+    for url in ("https://user:canary-9b1e44@h/x", "https://canary-9b1e44@h/x", "https://h/x?token=canary-9b1e44"):
+        result = run_module("work_tree", **options, url=url)
+        assert result["failed"] and "must not hold" in result["msg"] and "canary" not in result["msg"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_token_in_a_submodules_address_is_not_shown(run_module: Any, repository: Path, tmp_path: Path) -> None:
+    url = "http://user:canary-9b1e44@127.0.0.1:9/part"
+    git(repository, "config", "-f", ".gitmodules", "submodule.sub.url", url)
+    git(repository, "commit", "-q", "-a", "-m", "third")
+    options = {"url": f"file://{repository}", "dest": str(tmp_path / "code"), "submodules": True}
+    result = run_module("work_tree", commit=git(repository, "rev-parse", "HEAD"), **options)
+    assert result["failed"] and "//…@127.0.0.1:9/part" in result["msg"] and "canary" not in result["msg"], result
+
+
+def test_a_newer_commit_brings_files_on_the_volume_unless_the_run_changed_them(
+    run_module: Any, repository: Path, tmp_path: Path
+) -> None:
+    dest, volume = tmp_path / "box" / "code", tmp_path / "volume"
+    links = {"root": str(volume), "repository": str(dest), "directories": ["data"]}
+
+    def bring(content: bytes) -> dict[str, Any]:
+        (repository / "data").mkdir(exist_ok=True)
+        for name in ("input", "notes"):
+            (repository / "data" / name).write_bytes(content)
+        git(repository, "add", "data")
+        git(repository, "commit", "-q", "-m", "data")
+        commit = git(repository, "rev-parse", "HEAD")
+        assert run_module("work_tree", url=f"file://{repository}", dest=str(dest), commit=commit)["changed"]
+        linked: dict[str, Any] = run_module("persistent_links", **links)
+        return linked
+
+    assert bring(b"first\0\xff")["conflicts"] == []
+    (volume / "data/notes").write_text("the run's")
+    assert bring(b"second\0\xff")["conflicts"] == [str(volume / "data/notes.from-repository")]
+    assert (volume / "data/input").read_bytes() == b"second\0\xff"
+    assert (volume / "data/notes").read_text() == "the run's"
+    assert (dest / "data").is_symlink()

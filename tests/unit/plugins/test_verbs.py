@@ -407,6 +407,7 @@ def test_a_new_name_is_free_in_the_bucket_too(
         ({"gpu_count": 0.0}, "gpu_count=0 must be a number above 0"),
         ({"disk_gb": float("inf")}, "disk_gb=inf must be a number above 0"),
         ({"bucket": "ftp://x"}, "bucket='ftp://x'"),
+        ({"shutdown": True}, "shutdown=true destroys the machine when the run ends, and without a bucket its results"),
         ({"mode": "resume"}, "no run that can be resumed"),
         ({"mode": "resume", "run": "tiny-9"}, "There is no run tiny-9"),
     ],
@@ -430,6 +431,49 @@ def test_plan_wrong_key_in_the_workload(world: World, verb: Verb, workload: str)
     assert "tiny.yml:7: stagess: is not a key here" in sentence(verb("run_plan", workload=workload))
 
 
+def test_plan_looks_into_the_repository(world: World, verb: Verb, workload: str, tmp_path: Path) -> None:
+    world.vast.market = [offer("vast", "1")]
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / "code" / name).mkdir()
+        (tmp_path / "code" / name / "input.txt").write_text("")
+    Path(workload).write_text(f"{WORKLOAD}persist: {{directories: [a, b, c, d]}}\n")
+    text = verb("run_plan", workload=workload, bucket="")["text"]
+    assert "a/input.txt, b/input.txt, c/input.txt and 1 more of the repository lie in a persisted folder: " in text
+    Path(workload).write_text(f"{WORKLOAD}python: {{requirements: more.txt}}\n")
+    world.calls.clear()
+    message = sentence(verb("run_plan", workload=workload, bucket=""))
+    assert message == f"{workload}: python.requirements: the file more.txt is not in {tmp_path / 'code'}."
+    assert world.calls == []
+
+
+def test_plan_says_which_files_of_the_repository_the_checkpoint_will_replace(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path
+) -> None:
+    world.vast.market = [offer("vast", "1")]
+    for folder in ("code/data", "persistent/data"):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("same", "newer"):
+            (tmp_path / folder / name).write_text("first")
+    store = LocalStore(Path(bucket.removeprefix("file://")))
+    checkpoints.write_record(store, "tiny-1", "tiny")
+    checkpoints.publish(store, "tiny-1", tmp_path / "persistent", progress=lambda _journal: {"iteration": 1})
+    Path(workload).write_text(f"{WORKLOAD}persist: {{directories: [data]}}\n")
+    options = {"mode": "resume", "workload": workload, "bucket": bucket}
+    assert "in the checkpoint" not in verb("run_plan", **options)["text"]
+    (tmp_path / "code/data/newer").write_text("second")
+    assert "data/newer in the checkpoint is not as in the repository" in verb("run_plan", **options)["text"]
+
+
+def test_plan_looks_for_a_repository_that_is_fetched(world: World, verb: Verb, workload: str) -> None:
+    world.vast.market = [offer("vast", "1")]
+    source = {"url": "http://127.0.0.1:9/name", "commit": "0" * 40}
+    Path(workload).write_text(WORKLOAD.replace("{path: code}", str(source)))
+    assert (
+        "127.0.0.1:9/name at 000000000000 cannot be looked for from here"
+        in (verb("run_plan", workload=workload, bucket="")["text"])
+    )
+
+
 def test_plan_missing_environment(world: World, verb: Verb, workload: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TINY_TOKEN")
     assert "TINY_TOKEN" in sentence(verb("run_plan", workload=workload))
@@ -440,6 +484,22 @@ def test_plan_unreachable_bucket(world: World, verb: Verb, workload: str, closed
     result = verb("run_plan", workload=workload, **closed)
     assert "nowhere" in sentence(result)
     assert SECRET not in str(result)
+
+
+@pytest.mark.parametrize(("rule", "said"), [(False, True), (True, False), (None, False)])
+def test_the_plan_says_when_unfinished_uploads_would_stay(
+    world: World,
+    verb: Verb,
+    workload: str,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    rule: bool | None,
+    said: bool,
+) -> None:
+    monkeypatch.setattr(LocalStore, "ends_unfinished", lambda store: rule)
+    world.vast.market = [offer("vast", "1")]
+    text = verb("run_plan", workload=workload, bucket=bucket)["text"]
+    assert ("No rule of that bucket ends unfinished uploads by itself." in text) is said
 
 
 # -- resuming ---------------------------------------------------------------------------------------------------------
@@ -527,9 +587,73 @@ def test_a_lost_disk_is_not_given_up_for_a_checkpoint_that_lacks_files(
     assert older_one["progress"]["stage"] == "search"
     # What says that it holds this launch's work has to be newer than both.
     assert older_one["checkpoint"] == newest.sequence
-    assert any(f"Checkpoint {newest.sequence} of tiny-1 lacks files, so {older.sequence}" in line for line in lines)
+    assert any(f"or has damaged ones, so {older.sequence} will be" in line for line in lines)
     store.put(next(entry.key for entry in older.files if entry.path == "weights"), b"cut off in the middle")
     assert "no whole checkpoint in the bucket" in sentence(plan())
+
+
+def test_a_checkpoint_that_cannot_be_read_ends_the_planning_of_its_run_only(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path
+) -> None:
+    store = LocalStore(Path(bucket.removeprefix("file://")))
+    for run in ("tiny-1", "tiny-2"):
+        publish(bucket, run, tmp_path)
+    root = tmp_path / "persistent-tiny-1"
+    (root / "weights").write_text("2")
+    checkpoints.publish(store, "tiny-1", root, progress=lambda _journal: {"done": "not as gpuyard says it"})
+    store.put("tiny-1/checkpoints/000003/manifest.json", b"")
+    world.vast.market = [offer("vast", "1")]
+    for mode in ("launch", "resume"):
+        result = verb("run_plan", mode=mode, run="tiny-1", bucket=bucket)
+        assert "tiny-1/checkpoints/000003/manifest.json is empty" in sentence(result)
+        assert "-e restore=2 (there are 2, 1)" in sentence(result)
+        assert verb("run_plan", mode=mode, run="tiny-2", bucket=bucket)["plan"]["restore"] == -1
+    # The bucket is not the run's only place: a machine that it has goes on, and the plan says what is wrong.
+    world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"))
+    assert "Its newest checkpoint cannot be read" in verb("run_plan", run="tiny-1", bucket=bucket)["text"]
+    del world.vast.held["1"]
+    # Status and logs of the others do not suffer.
+    shown = verb("run_info", bucket=bucket)
+    assert [(one["run"], bool(one["problem"])) for one in shown["runs"]] == [("tiny-1", True), ("tiny-2", False)]
+    assert "tiny-1 has a checkpoint that cannot be read: file://" in shown["text"]
+    assert "-e run=tiny-2" in shown["text"] and "tiny-1 can go on" not in shown["text"]
+    assert "is empty" in sentence(verb("stage_log", run="tiny-1", bucket=bucket))
+    assert "has no log" in sentence(verb("stage_log", run="tiny-2", bucket=bucket))
+    # An older one is taken by choice.
+    chosen = verb("run_plan", mode="resume", run="tiny-1", bucket=bucket, restore=2)
+    assert (chosen["plan"]["restore"], chosen["plan"]["checkpoint"]) == (2, 3)
+    assert "goes on from" in chosen["text"] and "checkpoint 2 of" in chosen["text"]
+
+
+@pytest.mark.parametrize(
+    ("restore", "message"),
+    [
+        (0, "restore=0 is not the number of a checkpoint: those begin at 1."),
+        (-1, "restore=-1 is not the number of a checkpoint"),
+        (7, "restore=7 cannot be: Run tiny-1 has no checkpoint 7 in file://"),
+        (2, "restore=2 cannot be: file:///"),
+    ],
+)
+def test_only_a_checkpoint_that_is_there_can_be_chosen(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path, restore: int, message: str
+) -> None:
+    publish(bucket, "tiny-1", tmp_path)
+    LocalStore(Path(bucket.removeprefix("file://"))).put("tiny-1/checkpoints/000002/manifest.json", b"{")
+    world.vast.market = [offer("vast", "1")]
+    assert message in sentence(verb("run_plan", mode="resume", run="tiny-1", bucket=bucket, restore=restore))
+
+
+def test_a_chosen_checkpoint_needs_a_bucket_and_all_its_files(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path
+) -> None:
+    publish(bucket, "tiny-1", tmp_path)
+    world.vast.market = [offer("vast", "2")]
+    assert "needs the bucket" in sentence(verb("run_plan", run="tiny-1", workload=workload, bucket="", restore=1))
+    world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"), state=State.PREEMPTED)
+    assert verb("run_plan", mode="resume", run="tiny-1", bucket=bucket, restore=1)["plan"]["replace_preempted"] is True
+    LocalStore(Path(bucket.removeprefix("file://"))).delete("tiny-1/checkpoints/000001/files/weights")
+    message = sentence(verb("run_plan", mode="resume", run="tiny-1", bucket=bucket, restore=1))
+    assert "files of that checkpoint are missing" in message and "vast 1" in message
 
 
 def test_what_a_lost_machine_left_elsewhere_goes_as_well(
@@ -578,7 +702,7 @@ def test_run_info_joins_machines_and_bucket(world: World, verb: Verb, bucket: st
     world.vultr.held["2"] = instance("vultr", "2", ref=tiny("taken-0"), state=State.PREEMPTED)
     world.vultr.held["3"] = instance("vultr", "3", ref=tiny("done-0"))
     world.vultr.held["4"] = instance("vultr", "4", ref=tiny("busy-0"), state=State.PREEMPTED)
-    result = verb("run_info", bucket=bucket)
+    result = verb("run_info", bucket=bucket, ask_boxes=False)
     states = {one["run"]: (one["state"], one["resumable"]) for one in result["runs"]}
     assert states == {
         "busy-0": ("running", False),
@@ -588,22 +712,38 @@ def test_run_info_joins_machines_and_bucket(world: World, verb: Verb, bucket: st
     }
     assert "resume_search.yml -e run=lost-0" in result["text"]
     assert "done-0 has ended and still bills" in result["text"]
-    missing = verb("run_info", bucket=bucket, run="dnoe-0")["text"]
+    missing = verb("run_info", bucket=bucket, ask_boxes=False, run="dnoe-0")["text"]
     assert missing.startswith("run='dnoe-0' is not known to the clouds and the bucket; ")
     assert missing.endswith("the runs there are: busy-0, done-0, lost-0, taken-0.")
     assert "busy-0 also has vultr 4, RTX 4090 in Sweden, SE, preempted, which may bill as well." in result["text"]
     del world.vultr.held["4"]
-    busy = verb("run_info", bucket=bucket)["runs"][0]
+    busy = verb("run_info", bucket=bucket, ask_boxes=False)["runs"][0]
     assert busy["hours"] > 0
     assert busy["cost_usd"] == pytest.approx(busy["hours"] * 0.4)
-    assert [one["run"] for one in verb("run_info", bucket=bucket, run="busy-0")["runs"]] == ["busy-0"]
+    assert [one["run"] for one in verb("run_info", bucket=bucket, ask_boxes=False, run="busy-0")["runs"]] == ["busy-0"]
     assert verb("run_info", bucket=bucket, workload="none")["text"] == "There are no runs."
+
+
+def test_what_a_run_has_cost_stays_known_after_its_end(world: World, verb: Verb, bucket: str) -> None:
+    world.vast.market = [offer("vast", "1")]
+    verb("instance", bucket=bucket, **PRESENT)
+    verb("instance", bucket=bucket, run="a-0", state="absent")
+    result = verb("run_info", bucket=bucket)
+    (gone,) = result["runs"]
+    assert (gone["run"], gone["workload"], gone["instances"], gone["resumable"]) == ("a-0", "tiny", [], False)
+    # The machine is as old as its cloud says: since 1970.
+    assert gone["spent_usd"] > 10_000 * 0.4 and gone["cost_usd"] == 0.0
+    assert f"In all ${gone['spent_usd']:.4f} so far, and $0.0000 an hour now" in result["text"]
+    # Its name is free, since there is nothing that a new run could go on from by mistake.
+    assert verb("run_info", bucket="")["runs"] == []
+    Path(bucket.removeprefix("file://"), "a-0", "ledger", "vast-91.json").write_text("{")
+    assert "is not an entry of gpuyard's ledger" in verb("run_info", bucket=bucket)["text"]
 
 
 def test_run_info_without_one_of_the_clouds(world: World, verb: Verb, bucket: str) -> None:
     world.vast.held["1"] = instance("vast", "1", "a-0")
     world.vultr.error = ProviderDownError("Vultr is down.", provider="vultr")
-    result = verb("run_info", bucket=bucket)
+    result = verb("run_info", bucket=bucket, ask_boxes=False)
     assert [one["run"] for one in result["runs"]] == ["a-0"]
     assert "Vultr is down." in result["unanswered"]["vultr"] and "Vultr is down." in result["text"]
     world.vast.error = ProviderDownError("Vast.ai is down.")
@@ -644,7 +784,7 @@ def test_an_end_is_no_failure_because_the_bucket_cannot_be_told(verb: Verb, clos
 
 def test_run_info_without_its_bucket(world: World, verb: Verb, closed: dict[str, str]) -> None:
     world.vast.held["1"] = instance("vast", "1", "a-0")
-    result = verb("run_info", **closed)
+    result = verb("run_info", ask_boxes=False, **closed)
     assert [one["run"] for one in result["runs"]] == ["a-0"]
     assert "The bucket cannot be read" in result["text"]
 
@@ -659,6 +799,36 @@ def test_a_log_does_not_need_the_bucket(
     assert verb("stage_log", run="a-0", lines=told, **closed)["lines"] == ["theorem 41: proved"]
     assert "nowhere" in sentence(verb("stage_log", run="b-0", **closed))
     assert any("The bucket cannot be read" in line for line in told)
+
+
+def test_what_is_followed_to_its_end_bills_on(
+    world: World, verb: Verb, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    failure = {"stage": "train", "iteration": 0, "exit_code": 3, "last_line": "no GPU"}
+    monkeypatch.setattr(watch, "progress", lambda *_args: iter([{"event": "end", "state": "failed"}]))
+    monkeypatch.setattr(watch, "status", lambda *_args, **_more: {"state": "failed", "failure": failure})
+    monkeypatch.setattr(watch, "lines", lambda *_args: iter(["no GPU"]))
+    bills = "it bills 0.4000 USD an hour: `ansible-playbook teardown.yml -e run=a-0` ends that."
+    message = sentence(verb("stage_log", run="a-0", follow=True, bucket=bucket))
+    assert "Run a-0 has failed in iteration 0, train (exit code 3). Its last lines:\n    no GPU\n" in message
+    assert message.endswith(bills)
+    monkeypatch.setattr(watch, "progress", lambda *_args: iter([{"event": "end", "state": "finished"}]))
+    assert verb("stage_log", run="a-0", follow=True, bucket=bucket)["text"].endswith(bills)
+
+
+def test_run_info_shows_what_the_machines_say(
+    world: World, verb: Verb, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    world.vast.held["2"] = instance("vast", "2", "b-0", state=State.PREEMPTED)
+    monkeypatch.setattr(watch, "status", lambda *_args, **_more: {"state": "idle", "iteration": 2, "stage": "search"})
+    result = verb("run_info", bucket=bucket)
+    idle, lost = result["runs"]
+    assert (idle["state"], idle["stages"]["stage"], idle["resumable"]) == ("idle", "search", False)
+    assert (lost["state"], lost["stages"]) == ("preempted", {})
+    assert "iteration 2, search" in result["text"] and "Nothing runs on a-0 (idle), and it bills" in result["text"]
+    assert verb("run_info", bucket=bucket, ask_boxes=False)["runs"][0]["state"] == "running"
 
 
 def test_a_log_does_not_need_the_other_clouds(world: World, verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,38 +32,41 @@ class StandInEngine(Engine):
     def __init__(self) -> None:
         super().__init__("stand-in", "podman")
         object.__setattr__(self, "specs", {})
-        object.__setattr__(self, "running", {})
+        object.__setattr__(self, "alive", {})
 
     specs: dict[str, ContainerSpec]
-    running: dict[str, bool]
+    alive: dict[str, bool]
 
     def create(self, spec: ContainerSpec) -> None:
         self.specs[spec.name] = spec
-        self.running[spec.name] = False
+        self.alive[spec.name] = False
 
     def copy_in(self, container: str, tar: bytes) -> None:
         assert container in self.specs
 
     def start(self, container: str) -> None:
-        self.running[container] = True
+        self.alive[container] = True
 
     def stop(self, container: str, *, grace_s: int = 10) -> None:
-        self.running[container] = False
+        self.alive[container] = False
 
     def kill(self, container: str) -> None:
-        self.running[container] = False
+        self.alive[container] = False
 
     def remove(self, container: str) -> None:
         self.specs.pop(container, None)
-        self.running.pop(container, None)
+        self.alive.pop(container, None)
 
     def state(self, container: str) -> ContainerState | None:
         if container not in self.specs:
             return None
-        return ContainerState(container, self.running[container], 0, self.specs[container].labels, "10.9.8.7")
+        return ContainerState(container, self.alive[container], 0, self.specs[container].labels, "10.9.8.7")
 
     def containers(self, sandbox: str) -> list[str]:
         return list(self.specs)
+
+    def running(self, sandbox: str) -> set[str]:
+        return {name for name, alive in self.alive.items() if alive}
 
 
 @dataclasses.dataclass

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import Apis
+from conftest import Apis, StandInEngine
+from starlette.testclient import TestClient
 
+from gpuyard.sandbox.cloud import Cloud
+from gpuyard.sandbox.engine import ContainerSpec, EngineError
 from gpuyard.sandbox.model import Phase, World
-from gpuyard.sandbox.web import PerSecond, Spacing
+from gpuyard.sandbox.server import build
+from gpuyard.sandbox.web import Rate, Spacing
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExampleExa test"
 
@@ -32,7 +38,10 @@ def test_vast_keys_and_paths(apis: Apis) -> None:
     assert get("/api/v0/users/current/", params={"api_key": apis.cloud.settings.vast_key}).status_code == 200
     assert apis.client.post("/api/v0/bundles", json={}).json()["offers"]  # searching needs no key
     unrouted = get("/api/v0/nonsense/")
-    assert (unrouted.status_code, unrouted.json()) == (404, {"success": False, "msg": "Not found"})
+    assert (error(unrouted), unrouted.json()["msg"]) == (
+        (501, "not_emulated"),
+        "The sandbox has no route GET /api/v0/nonsense.",
+    )
     assert apis.client.post("/api/v0/bundles/", content=b"{").status_code == 400
 
 
@@ -247,8 +256,138 @@ def test_the_state_file_brings_everything_back(apis: Apis) -> None:
     apis.rent_vultr(label="b-0")
     file = apis.cloud._file
     assert file.stat().st_mode & 0o777 == 0o600
-    loaded = World.load(file)
-    assert loaded == apis.cloud.world
+    end = time.monotonic() + 60  # the boxes are being made meanwhile
+    while World.load(file) != apis.cloud.world and time.monotonic() < end:
+        pass
+    assert World.load(file) == apis.cloud.world
+
+
+def until(good: Callable[[], object]) -> None:
+    """Wait for what happens in the sandbox's background."""
+    end = time.monotonic() + 60
+    while not good():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def boot(apis: Apis) -> None:
+    """Let everything that boots run."""
+    apis.clock.now += apis.cloud.settings.boot_seconds
+    until(lambda: all(rental.phase is not Phase.BOOTING for rental in apis.cloud.world.rentals))
+
+
+@contextlib.contextmanager
+def restarted(apis: Apis) -> Iterator[Apis]:
+    """Yield the sandbox as its next process has it, on the same engine and with what was remembered."""
+    cloud = Cloud(apis.cloud.engine, apis.cloud.settings, apis.cloud._file.parent, clock=apis.clock)
+    with TestClient(build(cloud, apis.cloud._file.parent)) as client:
+        yield Apis(client, cloud, apis.clock)
+
+
+def test_a_box_that_ends_by_itself_is_not_running_and_a_start_starts_it(apis: Apis) -> None:
+    apis.cloud.settings.boot_seconds = 0.1
+    contract, instance = apis.rent_vast(label="--privileged"), apis.rent_vultr(label="-h x", hostname="box-1")
+    boot(apis)
+    engine = apis.cloud.engine
+    assert isinstance(engine, StandInEngine)
+    for name in engine.alive:
+        engine.alive[name] = False
+
+    def vast() -> dict[str, Any]:
+        return dict(apis.vast("GET", f"/v0/instances/{contract}/").json()["instances"])
+
+    def vultr() -> tuple[str, ...]:
+        row = apis.vultr("GET", f"/instances/{instance}").json()["instance"]
+        return tuple(row[name] for name in ("status", "power_status", "server_status"))
+
+    until(lambda: vast()["actual_status"] == "exited")
+    assert (vast()["cur_state"], vast()["intended_status"], "ports" in vast()) == ("running", "running", False)
+    apis.clock.now += 2
+    until(lambda: vultr() == ("active", "stopped", "ok"))
+    assert len(apis.cloud.statement()["billable"]) == 3  # nobody stopped them: GPU, disk and instance cost as before
+    headers = {"Authorization": f"Bearer {apis.cloud.settings.control_key}"}
+    rows = apis.client.get("/sandbox/status", headers=headers).json()["instances"]
+    assert [row["state"] for row in rows] == ["exited", "exited"]
+
+    assert apis.vast("PUT", f"/v0/instances/{contract}/", {"state": "running"}).json()["success"]
+    assert apis.vultr("POST", f"/instances/{instance}/start").status_code == 204
+    boot(apis)
+    assert (vast()["actual_status"], vultr()) == ("running", ("active", "running", "ok"))
+    assert all(engine.alive.values())
+    assert {spec.hostname for spec in engine.specs.values()} == {"privileged", "box-1"}
+
+    # A start right after the end, before anybody has looked, starts it too.
+    for name in engine.alive:
+        engine.alive[name] = False
+    assert apis.vast("PUT", f"/v0/instances/{contract}/", {"state": "running"}).json()["success"]
+    assert apis.vultr("POST", f"/instances/{instance}/start").status_code == 204
+    until(lambda: all(engine.alive.values()))
+
+
+def test_a_box_that_was_half_made_when_the_server_died_is_made_whole(apis: Apis) -> None:
+    engine = apis.cloud.engine
+    assert isinstance(engine, StandInEngine)
+    copied: list[str] = []
+    object.__setattr__(engine, "copy_in", lambda container, tar: copied.append(container))
+    apis.cloud._start_container = lambda rental: None  # type: ignore[method-assign]
+    apis.vast("POST", "/v0/ssh/", {"ssh_key": KEY})
+    contract, instance = apis.rent_vast(env={"A": "b"}, onstart="true"), apis.rent_vultr()
+    first, second = apis.cloud.world.rentals
+    # Of the first there is a container without its files, of the second nothing.
+    engine.create(ContainerSpec(name=first.container, image="x", labels={}, network="x"))
+    apis.cloud.save()
+    apis.cloud.settings.boot_seconds = 0.1
+    with restarted(apis) as after:
+        boot(after)
+        assert after.vast("GET", f"/v0/instances/{contract}/").json()["instances"]["actual_status"] == "running"
+        assert after.vultr("GET", f"/instances/{instance}").json()["instance"]["power_status"] == "running"
+    assert sorted(copied) == sorted([first.container, second.container])
+    assert engine.specs[first.container].environment["A"] == "b"
+
+
+def test_a_box_that_cannot_be_made_is_failed_and_a_lost_one_too(apis: Apis) -> None:
+    def broken(spec: ContainerSpec) -> None:
+        raise ValueError("embedded null byte")
+
+    engine = apis.cloud.engine
+    assert isinstance(engine, StandInEngine)
+    object.__setattr__(engine, "create", broken)
+    failed = apis.rent_vast()
+    until(lambda: apis.cloud.world.rentals[0].phase is Phase.FAILED)
+    row = apis.vast("GET", f"/v0/instances/{failed}/").json()["instances"]
+    assert row["actual_status"] == "created"
+    assert row["status_msg"].startswith("OCI runtime create failed")
+    object.__delattr__(engine, "create")
+
+    # A box that does not start again after the sandbox's own restart does not keep the others down.
+    def stuck(container: str) -> None:
+        raise EngineError("podman start failed: no space left on device")
+
+    apis.cloud.world.rentals[0].phase, apis.cloud.world.rentals[0].made = Phase.RUNNING, True
+    apis.cloud.save()
+    engine.create(ContainerSpec(name=apis.cloud.world.rentals[0].container, image="x", labels={}, network="x"))
+    object.__setattr__(engine, "start", stuck)
+    with restarted(apis) as after:
+        row = after.vast("GET", f"/v0/instances/{failed}/").json()["instances"]
+        assert row["status_msg"].endswith("no space left on device")
+    object.__delattr__(engine, "start")
+
+    apis.cloud.settings.boot_seconds = 0.1
+    lost = apis.rent_vast(14260000)
+    boot(apis)
+    engine.remove(apis.cloud.world.rentals[1].container)
+    apis.clock.now += 2
+    until(lambda: apis.vast("GET", f"/v0/instances/{lost}/").json()["instances"]["actual_status"] == "created")
+    assert {line["what"] for line in apis.cloud.statement()["billable"]} == {"disk"}
+
+
+def test_a_start_after_a_bid_that_was_too_low_makes_the_box(apis: Apis) -> None:
+    apis.cloud.settings.boot_seconds = 0.1
+    wanted = {"image": "vastai/pytorch", "disk": 20, "price": 0.001}
+    contract = apis.vast("PUT", "/v0/asks/11402000/", wanted).json()["new_contract"]
+    assert apis.vast("PUT", f"/v0/instances/{contract}/", {"state": "running"}).json()["success"]
+    boot(apis)
+    assert apis.vast("GET", f"/v0/instances/{contract}/").json()["instances"]["actual_status"] == "running"
 
 
 def test_rate_limits_only_when_asked(apis: Apis) -> None:
@@ -257,6 +396,8 @@ def test_rate_limits_only_when_asked(apis: Apis) -> None:
     answers = [apis.vast("GET", "/v1/instances/") for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 429]
     assert answers[1].text == "API requests too frequent: endpoint threshold=1.0"
+    searches = [apis.vast("POST", "/v0/bundles/", {}).status_code for _ in range(12)]
+    assert searches == [200] * 10 + [429] * 2
     statuses = [apis.vultr("GET", "/account").status_code for _ in range(40)]
     assert statuses == [200] * 30 + [429] * 10
     apis.clock.now += 1
@@ -265,7 +406,7 @@ def test_rate_limits_only_when_asked(apis: Apis) -> None:
 
 def test_spacing_and_rates_let_calls_through_again() -> None:
     now = [0.0]
-    spacing, rate = Spacing(lambda: now[0]), PerSecond(2, lambda: now[0])
+    spacing, rate = Spacing(lambda: now[0]), Rate(2, 1.0, lambda: now[0])
     assert [spacing.allows("create", 4.5), spacing.allows("create", 4.5), spacing.allows("list", 1)] == [
         True,
         False,

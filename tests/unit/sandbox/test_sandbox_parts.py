@@ -116,26 +116,59 @@ def test_the_hint_of_dockers_client_is_not_the_error(tmp_path: Path) -> None:
         Engine(str(tmp_path / "docker"), "docker").start("x")
 
 
+HOSTILE = {
+    "TOKEN": "canary-token-3f9a",
+    "LD_PRELOAD": "/tmp/evil.so",
+    "PATH": "/tmp/evil",
+    "CONTAINERS_CONF": "/tmp/evil.conf",
+    "PODMAN_USERNS": "host",
+    "DOCKER_HOST": "tcp://127.0.0.1:1",
+    "QUOTED": ' "as it stands" #$HOME',
+}
+
+
 @pytest.mark.parametrize(("kind", "switch"), [("podman", "--systemd=always"), ("docker", "--cgroupns=private")])
-def test_values_of_variables_are_not_on_the_command_line(tmp_path: Path, kind: str, switch: str) -> None:
-    program(tmp_path, kind, f'echo "$@" > {tmp_path}/arguments; echo "$TOKEN" > {tmp_path}/value')
+def test_variables_reach_the_container_only_and_nothing_becomes_an_option(
+    tmp_path: Path, kind: str, switch: str
+) -> None:
+    # A program that writes down what it is given: arguments, environment, standard input.
+    program(
+        tmp_path,
+        kind,
+        f"printf '%s\\n' \"$@\" > {tmp_path}/arguments; env > {tmp_path}/environment; cat > {tmp_path}/input",
+    )
     spec = ContainerSpec(
         name="box",
-        image="image",
-        labels={"a": "b"},
+        image="--privileged",
+        labels={"a": "--privileged"},
         network="net",
-        environment={"TOKEN": "canary-token-3f9a"},
+        environment=HOSTILE,
         ports=[Port("127.77.1.1", 22, 22)],
         mounts=[(Path("/etc/ssl/certs"), "/etc/ssl/certs")],
         systemd=True,
     )
     Engine(str(tmp_path / kind), kind).create(spec)
-    arguments = (tmp_path / "arguments").read_text(encoding="utf-8").split()
+    arguments = (tmp_path / "arguments").read_text(encoding="utf-8").splitlines()
     assert "canary-token-3f9a" not in " ".join(arguments)
-    assert (tmp_path / "value").read_text(encoding="utf-8") == "canary-token-3f9a\n"
-    assert {"TOKEN", switch, "127.77.1.1:22:22/tcp", "/etc/ssl/certs:/etc/ssl/certs:ro", "a=b"} <= set(arguments)
+    seen = (tmp_path / "environment").read_text(encoding="utf-8").splitlines()
+    assert not [line for line in seen for name, value in HOSTILE.items() if line == f"{name}={value}"]
+    given = (tmp_path / "input").read_text(encoding="utf-8")
+    assert given == "".join(f"{name}={value}\n" for name, value in HOSTILE.items())
+    assert {switch, "127.77.1.1:22:22/tcp", "/etc/ssl/certs:/etc/ssl/certs:ro"} <= set(arguments)
     assert arguments[arguments.index("--stop-signal") + 1] == "SIGRTMIN+3"
-    assert "--privileged" not in arguments
+    # The label is the value of its option, and the image comes after the end of the options.
+    assert "a=--privileged" in arguments
+    assert arguments.index("--privileged") == arguments.index("--") + 1
+
+
+@pytest.mark.parametrize(
+    "environment", [{"": "x"}, {"A=B": "x"}, {"A B": "x"}, {"#A": "x"}, {"A": "x\ny"}, {"A": "\0"}]
+)
+def test_a_variable_that_fits_no_line_is_an_error(tmp_path: Path, environment: dict[str, str]) -> None:
+    program(tmp_path, "podman", "exit 0")
+    spec = ContainerSpec(name="box", image="image", labels={}, network="net", environment=environment)
+    with pytest.raises(EngineError, match="cannot be given to a container"):
+        Engine(str(tmp_path / "podman"), "podman").create(spec)
 
 
 def test_the_overlay_is_the_same_every_time_and_programs_can_be_run() -> None:

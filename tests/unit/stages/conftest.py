@@ -27,6 +27,15 @@ def box(tmp_path: Path) -> Iterator[Box]:
 
 
 @pytest.fixture
+def signals() -> Iterator[None]:
+    """Let a runner work in the tests' own process: it takes over signals, which are given back."""
+    taken = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in taken.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
 def prover(box: Box) -> Path:
     file = box.repository / "prover.py"
     file.write_text(PROVER)

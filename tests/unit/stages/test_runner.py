@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from stage_box import CANARY, RUN, Box, alive, mark, until, wait_for
 
-from gpuyard.checkpoints import LocalStore, latest_manifest, list_runs, manifests
+from gpuyard.checkpoints import LocalStore, latest_manifest, list_runs, manifest_of, manifests
+from gpuyard.stages.journal import fold
 
 
 def prover_stage(total: int, flush_every: int, seconds: float, **fields: Any) -> dict[str, Any]:
@@ -76,13 +77,23 @@ def test_output_goes_whole_to_the_log_and_to_the_screen(box: Box) -> None:
 
 def test_a_failure_ends_the_run_and_is_retried_as_often_as_asked(box: Box) -> None:
     flaky = {"name": "flaky", "command": "echo x >> marks; test $(wc -l < marks) -ge 3", "retries": 2}
-    box.describe([flaky, {"name": "broken", "command": "exit 7", "retries": 1}, mark("never")])
+    box.describe([flaky, {"name": "broken", "command": "echo it breaks; exit 7", "retries": 1}, mark("never")])
     assert box.run() == 1
     assert box.marks == ["x"] * 3
     assert box.outcomes() == [(0, "flaky", "failed")] * 2 + [(0, "flaky", "done")] + [(0, "broken", "failed")] * 2
     assert box.events("stage-end")[-1]["exit_code"] == 7
     status = box.status()
     assert (status["state"], status["stage"]) == ("failed", "broken")
+    reason = "broken ended with exit code 7."
+    assert status["failure"] == {
+        "stage": "broken",
+        "iteration": 0,
+        "exit_code": 7,
+        "reason": reason,
+        "last_line": "it breaks",
+    }
+    assert status["space_free_gb"] > 0
+    assert f"  why it failed: {reason}\n" in box.call("status").stdout
     # A later run begins with what failed.
     assert box.run() == 1
     assert box.marks == ["x"] * 3 and len(box.outcomes()) == 7
@@ -111,7 +122,7 @@ def test_from_only_and_iteration(box: Box) -> None:
     box.describe([mark("a"), mark("b"), mark("c")], iterations=2)
     assert box.run("--only", "b") == 0
     assert box.marks == ["0-b"]
-    assert box.status()["state"] == "interrupted", "there is more to do, and nobody does it"
+    assert box.status()["state"] == "idle", "there is more to do, and nobody does it"
     assert box.run("--from", "c", "--iteration", "0") == 0
     # a was passed over, b is done; c and the second iteration ran.
     assert box.marks == ["0-b", "0-c", "1-a", "1-b", "1-c"]
@@ -289,6 +300,57 @@ def test_a_resumable_stage_without_resume_command_runs_its_command(box: Box) -> 
     assert box.marks == ["ebm", "ebm"] and len(box.events("resume")) == 1
 
 
+SAVES = "echo $STAGE started >> marks; {saves}; test -e go || exit 1"
+RESUMES = "echo $STAGE resumed >> marks; test -e $GPUYARD_PERSIST/models/ckpt-$ITERATION.pt"
+
+
+@pytest.mark.parametrize("resume_if", [None, "**/ckpt-$ITERATION.*"])
+def test_a_stage_that_had_saved_nothing_starts_afresh_and_says_why(box: Box, resume_if: str | None) -> None:
+    # The stage before it has written something this very moment: that is not the stage's own.
+    first = {"name": "prepare", "command": "echo data > $GPUYARD_PERSIST/models/data"}
+    train = {"name": "train", "resume_command": RESUMES, "resumable": True, "resume_if": resume_if}
+    box.describe([first, {**train, "command": SAVES.format(saves="true")}])
+    assert box.run() == 1
+    assert box.run() == 1, "it was not resumed, which would have failed for another reason"
+    assert box.marks == ["train started"] * 2 and box.events("resume") == []
+    why = box.events("stage-start")[-1]["afresh"]
+    assert why == "nothing of it was saved" if resume_if is None else why.startswith("nothing is there that matches")
+    log = (box.root / ".gpuyard/logs/0-train.log").read_text()
+    for text in (log, box.screen):
+        assert f"iteration 0, train: started afresh ({why}), attempt 2" in text
+    # Now it saves something, and is then resumed.
+    saves = "echo w > $GPUYARD_PERSIST/models/ckpt-$ITERATION.pt"
+    box.describe([first, {**train, "command": SAVES.format(saves=saves)}])
+    assert box.run() == 1
+    assert box.run() == 0
+    assert box.marks == ["train started"] * 3 + ["train resumed"] and len(box.events("resume")) == 1
+
+
+def test_what_was_saved_on_another_box_is_gone_on_from(box: Box, tmp_path: Path) -> None:
+    saves = {"command": SAVES.format(saves="echo w > $GPUYARD_PERSIST/models/ckpt-0.pt"), "resume_command": RESUMES}
+    for name, stage, marks in (
+        ("a", saves, ["train resumed"]),
+        ("b", {**saves, "command": SAVES.format(saves="true")}, ["train started"]),
+    ):
+        options: dict[str, Any] = {"bucket": (tmp_path / f"bucket-{name}").as_uri()}
+        places = [tmp_path / name / str(number) for number in range(2)]
+        boxes = [Box(at, at / "persistent", at / "run", at / "src", box.sockets) for at in places]
+        for one in boxes:
+            one.repository.mkdir(parents=True)
+            one.describe([mark("prepare"), {"name": "train", "resumable": True, **stage}], **options)
+        assert boxes[0].run() == 1
+        assert boxes[1].call("restore", module="gpuyard.checkpoints").returncode == 0
+        boxes[1].run()
+        assert boxes[1].marks == marks
+
+
+def test_an_older_journal_tells_the_second_in_which_a_stage_began(box: Box) -> None:
+    box.describe([mark("a")])
+    event = {"time": "2026-03-01T12:00:00Z", "event": "stage-start", "iteration": 0, "stage": "a"}
+    assert fold([event], [(0, "a")]).at((0, "a")).began_ns == 1772366401 * 10**9
+    assert fold([{**event, "time": "?"}], [(0, "a")]).at((0, "a")).began_ns is None
+
+
 def test_a_journal_that_was_cut_off_in_a_line_goes_on(box: Box) -> None:
     box.describe([mark("a"), mark("b")])
     assert box.run("--only", "a") == 0
@@ -356,7 +418,8 @@ def test_a_program_can_ask_for_a_checkpoint_and_has_it_when_the_call_returns(box
     box.describe([{"name": "train", "command": command}], bucket=(box.base / "bucket").as_uri())
     assert box.run() == 0
     log = (box.root / ".gpuyard/logs/0-train.log").read_text()
-    assert f"../bucket/{RUN}/checkpoints/000001:\nmanifest.json\nstep\n" in log
+    assert f"../bucket/{RUN}/checkpoints/000001:\nfiles\nmanifest.json\n" in log
+    assert f"../bucket/{RUN}/checkpoints/000001/files:\nstep\n" in log
 
 
 @pytest.mark.parametrize("bucket", ["file:///proc/nowhere", "s3://yard", "gs://yard", ""])
@@ -419,6 +482,13 @@ def test_preemption_without_notice_and_a_new_box(box: Box, prover: Path, tmp_pat
     assert other.marks == ["0-evaluate"]
     listed = [json.loads(line) for line in other.call("list", module="gpuyard.checkpoints").stdout.splitlines()]
     assert len(listed) == 2 and listed[0]["progress"]["finished"]
+    sound = other.call("verify", module="gpuyard.checkpoints")
+    assert sound.returncode == 0 and json.loads(sound.stdout)["damaged"] == []
+    older = manifest_of(LocalStore(tmp_path / "bucket"), RUN, listed[1]["sequence"])
+    damaged = next(entry.key for entry in older.files if entry.path == "trajectories/results")
+    (tmp_path / "bucket" / damaged).write_bytes(b"rotten")
+    found = other.call("verify", "--sequence", str(older.sequence), module="gpuyard.checkpoints")
+    assert found.returncode == 1 and f"Damaged: trajectories/results: {damaged} has 6 bytes" in found.stderr
 
 
 def is_prover(process: Path, box: Box) -> bool:

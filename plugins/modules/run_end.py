@@ -1,0 +1,180 @@
+#!/usr/bin/python
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The end of a run: its stages in good order, then its machines."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: run_end
+short_description: End a run, and lose nothing of it
+version_added: 0.1.0
+author:
+  - gpuyard contributors (@gpuyard)
+description:
+  - Lets the stages of a run end in good order and publish a last checkpoint, then destroys every machine of the run at
+    every cloud asked, and tells the bucket that the run was not lost but ended.
+  - A machine is destroyed only when the bucket holds everything that is on it, as the machine itself says, or when no
+    stage has begun on it. Otherwise it is kept and named with what it costs, and the task fails; O(lose) destroys it
+    all the same.
+  - A machine that does not answer is destroyed only for a whole checkpoint in the bucket that is the end of its run.
+    For one that its provider has taken away, or that has failed, any whole checkpoint will do, since it can write no
+    more.
+  - A cloud that does not answer keeps no other cloud's machine. It is named, and the task fails.
+  - Progress is shown line by line while it runs.
+extends_documentation_fragment:
+  - gpuyard.cloud.provider
+  - gpuyard.cloud.provider.attributes
+  - gpuyard.cloud.bucket
+attributes:
+  check_mode:
+    support: full
+    details:
+      - Nothing is stopped and no machine is asked, so it is not known whether one would have to be kept.
+      - RV(planned_calls) holds the writing calls that would be made; none is made.
+  diff_mode:
+    support: full
+options:
+  run:
+    description: The name of the run. Without it the task fails, and lists the runs that have machines.
+    type: str
+  lose:
+    description:
+      - Destroy the machines whatever is lost with them. Their stages are asked to end first, but a machine that does
+        not answer, or a bucket that does not, is not waited for longer than a minute.
+    type: bool
+    default: false
+  wait_s:
+    description:
+      - How many seconds the stages have to end.
+      - When it is not said, it is the running stage's own C(grace_s), and five minutes for the last checkpoint.
+    type: float
+  only:
+    description:
+      - With V(ended), a machine goes only when its run has ended, well or not; nothing is stopped.
+      - With V(not-begun), a machine goes only when no stage has begun on it; nothing is stopped, and the bucket is not
+        told of an end.
+    type: str
+    choices: [ended, not-begun]
+  since:
+    description:
+      - With O(only=ended), the number of the newest checkpoint before the launch that has followed the run, as
+        RV(gpuyard.cloud.run_plan#module:plan) says it. A later one holds the work of that launch.
+    type: int
+    default: 0
+  ssh_key:
+    description:
+      - The path of the private SSH key with which the machines are reached. When it is not said, gpuyard's own.
+    type: path
+seealso:
+  - module: gpuyard.cloud.instance
+    description: With O(gpuyard.cloud.instance#module:state=absent) it destroys machines whatever is on them.
+  - module: gpuyard.cloud.run_info
+"""
+
+EXAMPLES = r"""
+- name: End a run
+  gpuyard.cloud.run_end:
+    run: miniprover-0
+
+- name: End a run whose results nobody wants
+  gpuyard.cloud.run_end:
+    run: miniprover-0
+    lose: true
+"""
+
+RETURN = r"""
+actions:
+  description: What was done, or would be done in check mode, in words.
+  returned: success
+  type: list
+  elements: str
+  sample: ["destroy vast 1234567, RTX 4090 in SE, running"]
+planned_calls:
+  description: The writing calls to the provider's API that check mode did not make.
+  returned: in check mode
+  type: list
+  elements: dict
+text:
+  description: That the run had no machine, or why the bucket could not be told, if so.
+  returned: success
+  type: str
+failure:
+  description:
+    - What went wrong, for programs. C(kind) is V(NotSavedError) when a machine was kept since it may hold what is not
+      in the bucket.
+  returned: failure
+  type: dict
+  sample: {kind: NotSavedError}
+"""
+
+import json
+
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_OPTIONS, PROVIDER_OPTIONS, run_module
+
+ARGUMENT_SPEC = (
+    PROVIDER_OPTIONS
+    | BUCKET_OPTIONS
+    | {
+        "run": {"type": "str"},
+        "lose": {"type": "bool", "default": False},
+        "wait_s": {"type": "float"},
+        "only": {"type": "str", "choices": ["ended", "not-begun"]},
+        "since": {"type": "int", "default": 0},
+        "ssh_key": {"type": "path", "no_log": False},
+    }
+)
+CONDITIONS = {}
+
+
+def run(call):
+    """End the run."""
+    from gpuyard import config, ending, ledger, notebook, pending, records, runs
+
+    order = ending.Order(
+        run=call.option("run") or "",
+        lose=bool(call.params["lose"]),
+        wait_s=call.option("wait_s"),
+        only=call.option("only") or "",
+        since=call.params["since"],
+    )
+    # Mistakes come first: not even a question may be on its way when one is found.
+    order.check()
+    boxes = ending.OverSsh(config.ssh_key(call.option("ssh_key")))
+    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
+    settings = config.s3_settings(call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site())
+    store = runs.open_bucket(settings)
+    shared = notebook.Notebook(lambda: runs.shared_bucket(settings))
+    done = ending.end(
+        clouds,
+        store,
+        order,
+        boxes,
+        ledger=ledger.Ledger(shared, call.progress),
+        notes=pending.PendingNotes(shared, call.progress),
+        check=call.check_mode,
+        progress=call.progress,
+    )
+    text = list(done.text)
+    if not done.before:
+        text.insert(0, f"Run {order.run} has no machine at {' or '.join(cloud.title for cloud in clouds)}.")
+    before, after = {"machines": done.before}, {"machines": done.after}
+    if done.cancelled:
+        before["outcome"], after["outcome"] = None, "cancelled"
+    result = {"changed": done.changed, "actions": done.actions, "diff": {"before": before, "after": after}}
+    if call.check_mode:
+        result["planned_calls"] = [records.call_to_dict(planned) for planned in done.planned]
+        text += [f"would {action}" for action in done.actions]
+        text += [f"  {one.method} {one.url} {json.dumps(one.body or {})}" for one in done.planned]
+    return result | {"text": "\n".join(text)}
+
+
+def main():
+    """Run as a module."""
+    run_module(run, ARGUMENT_SPEC, **CONDITIONS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The options of the plays, and what is said to somebody who misspells one.
+
+An option is a variable of Ansible's, and Ansible takes no notice of a variable that nobody reads: a price limit with a
+slip in its name would be no limit. So each play looks at what it was given, before anything is asked or rented.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from gpuyard.errors import UsageError, listed
+from gpuyard.run import check_form
+
+_RENTING = ("launch", "resume_search")
+_ALL = (*_RENTING, "logs", "status", "teardown")
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "workload": _RENTING,
+    # Where runs are looked for is everywhere; but the inventory, which each play reads, lists only what is asked for.
+    "provider": _ALL,
+    "run": _ALL,
+    "market": _RENTING,
+    "max_price_per_hour": _RENTING,
+    "gpu_name": _RENTING,
+    "gpu_count": _RENTING,
+    "gpu_ram_gb": _RENTING,
+    "disk_gb": _RENTING,
+    "region": _RENTING,
+    "offer": _RENTING,
+    "restore": _RENTING,
+    "bucket": _ALL,
+    "bucket_endpoint": _ALL,
+    "ssh_key": _ALL,
+    "converge": _RENTING,
+    "follow": (*_RENTING, "logs"),
+    "shutdown": _RENTING,
+    "stage": ("logs",),
+    "iteration": ("logs",),
+    "lines": ("logs",),
+    "errors": ("logs",),
+    "wait_s": ("teardown",),
+    "lose": ("teardown",),
+    "sandbox": _ALL,
+    "sandbox_state": _ALL,
+}
+"""Every option, and the plays that take it."""
+
+ENVIRONMENT = (
+    # What a user sets.
+    "GPUYARD_HEARTBEAT",
+    "GPUYARD_HOME",
+    "GPUYARD_PROVIDER",
+    "GPUYARD_SANDBOX",
+    "GPUYARD_SANDBOX_STATE",
+    # What stages see, and may start a play with.
+    "GPUYARD_CHECKPOINT_COMMAND",
+    "GPUYARD_PERSIST",
+    "GPUYARD_RUN",
+    "GPUYARD_STAGE_TOKEN",
+    # What the checkout's own tests set.
+    "GPUYARD_VASTAI",
+)
+"""Every environment variable of ours."""
+
+_PREFIX = "GPUYARD_"
+# Ansible's own names, ours, and those of the programs that run plays for others.
+_FREE = ("ansible_", "gpuyard_", "awx_", "tower_")
+# A variable outside of -e may belong to the user's own plays, so only one that looks like a slip is refused.
+_NEAR = 0.75
+
+
+def taken_by(play: str) -> list[str]:
+    """Return the options that ``play`` takes."""
+    return [name for name, plays in OPTIONS.items() if play in plays]
+
+
+def check(
+    play: str,
+    *,
+    extra: Iterable[str] = (),
+    lost: Sequence[tuple[str, str]] = (),
+    configured: Iterable[str] = (),
+    environment: Iterable[str] = (),
+    undefined: Mapping[str, str] | None = None,
+    run: object = None,
+    others: Collection[str] = (),
+    role_options: Callable[[], Collection[str]] = tuple,
+) -> None:
+    """Raise :class:`UsageError` that names every variable that ``play`` would take no notice of, or could not use.
+
+    ``extra`` are the names of the extra variables (``-e``); ``lost`` the words that belong to none, with the one that
+    they follow; ``configured`` the names of all other variables, such as those of group_vars; ``environment`` those of
+    the environment. ``undefined`` says by option why its value cannot be worked out, ``run`` is that option's value.
+    ``others`` are names that the user needs for something else, ``role_options`` returns those of our roles.
+    """
+    mistakes = [_lost(option, words) for option, words in lost]
+    mistakes += [f"{option} cannot be worked out: {reason}" for option, reason in (undefined or {}).items()]
+    unknown = [name for name in extra if name not in others and not name.startswith(_FREE) and name not in OPTIONS]
+    if unknown:
+        unknown = [name for name in unknown if name not in role_options()]
+    mistakes += [_unknown(name, play) for name in unknown]
+    mistakes += [
+        f"-e {name}=… is an option of {_plays(name)}, not of {play}.yml."
+        for name in extra
+        if name in OPTIONS and play not in OPTIONS[name] and name not in others
+    ]
+    given = {*extra, *others}
+    for name in configured:
+        if name not in OPTIONS and name not in given and not name.startswith(_FREE) and (near := _near(name, _NEAR)):
+            mistakes.append(f"{name}, in group_vars or the like, is no option; did you mean {near}?")
+    for name in environment:
+        if name.startswith(_PREFIX) and name not in ENVIRONMENT and name not in others:
+            # Their beginning, which all have in common, would make each look like each.
+            known = [one.removeprefix(_PREFIX) for one in ENVIRONMENT]
+            guess = difflib.get_close_matches(name.removeprefix(_PREFIX), known, n=1)
+            hint = f"did you mean {_PREFIX}{guess[0]}?" if guess else f"known are: {', '.join(ENVIRONMENT)}."
+            mistakes.append(f"{name}, in the environment, is no variable of gpuyard; {hint}")
+    if run not in (None, ""):
+        try:
+            check_form(str(run))
+        except UsageError as error:
+            mistakes.append(str(error))
+    if not mistakes:
+        return
+    text = listed(mistakes)
+    if unknown:
+        text += f"\nThe options of {play}.yml are: {', '.join(taken_by(play))}."
+    if any(" is no " in mistake for mistake in mistakes):
+        text += "\nWhat your own plays need passes when it is named: gpuyard_other_variables: [NAME, …]."
+    raise UsageError(f"{text}\nNothing was asked, rented or ended.")
+
+
+def _unknown(name: str, play: str) -> str:
+    near = difflib.get_close_matches(name, taken_by(play), n=1) or difflib.get_close_matches(name, OPTIONS, n=1)
+    return f"-e {name}=… is no option of {play}.yml" + (f"; did you mean {near[0]}?" if near else ".")
+
+
+def _near(name: str, cutoff: float) -> str:
+    return next(iter(difflib.get_close_matches(name, OPTIONS, n=1, cutoff=cutoff)), "")
+
+
+def _plays(name: str) -> str:
+    return " and ".join(f"{play}.yml" for play in OPTIONS[name])
+
+
+def _lost(option: str, words: str) -> str:
+    """Return what is wrong with ``-e gpu_name=RTX 4090``, and how to write it."""
+    if not option:
+        return f"-e '{words}' sets nothing: write -e name=value."
+    name, _, value = option.partition("=")
+    whole = f"{value} {words}"
+    ways = f'-e \'{{"{name}": "{whole}"}}\''
+    if name == "gpu_name":
+        ways = f"-e gpu_name={whole.replace(' ', '_')} or {ways}"
+    return f"-e '{name}={whole}': Ansible cuts it at the space and would take {name}={value}; write {ways}."

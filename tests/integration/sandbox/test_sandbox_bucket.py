@@ -1,0 +1,53 @@
+"""What checkpoints ask of a bucket, asked of SeaweedFS. The unit tests ask rclone's server, which knows less of S3."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from conftest import Sandbox
+
+from gpuyard.checkpoints import S3Store, open_store
+
+
+def test_the_bucket_does_what_checkpoints_ask_of_it(sandbox: Sandbox) -> None:
+    info = sandbox.info
+    env = {
+        "AWS_ENDPOINT_URL": info.endpoints["s3"],
+        "AWS_ACCESS_KEY_ID": info.s3_access_key,
+        "AWS_SECRET_ACCESS_KEY": info.s3_secret_key,
+    }
+    store = open_store(f"s3://{info.bucket}/{uuid.uuid4()}", env=env)
+    assert isinstance(store, S3Store)
+    client, where = store._client, {"Bucket": store.bucket, "Key": store.prefix + "a/manifest.json"}
+
+    # It honours put-if-absent by itself, so that no look before it is needed.
+    client.put_object(**where, Body=b"one", IfNoneMatch="*")
+    with pytest.raises(client.exceptions.ClientError, match="PreconditionFailed"):
+        client.put_object(**where, Body=b"two", IfNoneMatch="*")
+    assert not store.put_new("a/manifest.json", b"two") and store.put_new("a/manifest.json", b"one")
+    (listed,) = store.objects("a/")
+    store.put("a/manifest.json", b"two")
+    (changed,) = store.objects("a/")
+    assert listed.tag and changed.tag and listed.tag != changed.tag
+
+    where["Key"] = store.prefix + "a/large"
+    upload = client.create_multipart_upload(**where)["UploadId"]
+    client.upload_part(**where, UploadId=upload, PartNumber=1, Body=b"half of it")
+    assert store.abort_unfinished("b/") == 0
+    assert store.abort_unfinished("a/", spare=lambda key: key == "a/large") == 0
+    assert store.abort_unfinished("a/") == 1
+    assert store.abort_unfinished("a/") == 0
+
+    assert store.ends_unfinished() is False
+    rule = {
+        "ID": "unfinished",
+        "Status": "Enabled",
+        "Filter": {"Prefix": store.prefix},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+    }
+    client.put_bucket_lifecycle_configuration(Bucket=store.bucket, LifecycleConfiguration={"Rules": [rule]})
+    try:
+        assert store.ends_unfinished() is True
+    finally:
+        client.delete_bucket_lifecycle(Bucket=store.bucket)
