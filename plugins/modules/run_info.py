@@ -154,7 +154,9 @@ def run(call):
     unanswered = seen.unanswered()
     warnings = list(unanswered.values())
     try:
-        kept = runs.stored(runs.open_bucket(settings), costs=True)
+        store = runs.open_bucket(settings)
+        runs.check_answers(store)
+        kept = runs.stored(store, costs=True)
         warnings += kept.complaints
     except checkpoints.CheckpointError as error:
         kept = runs.Stored()

@@ -112,6 +112,7 @@ def run(call):
         # It may be at the cloud that does not answer.
         seen.complete()
     try:
+        runs.check_answers(store)
         kept = runs.stored(store)
     except checkpoints.CheckpointError as error:
         # A machine can be asked all the same.

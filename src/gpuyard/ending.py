@@ -31,8 +31,7 @@ from gpuyard.pending import PendingNotes
 from gpuyard.providers.base import Instance, PlannedCall, Progress, Provider, State
 from gpuyard.run import check_name
 
-BUCKET_ANSWER_S = 20.0
-"""How long the bucket has to answer the first question (seconds)."""
+BUCKET_ANSWER_S = runs.BUCKET_ANSWER_S
 LOSE_WAIT_S = 30.0
 """How long a machine has to end its stages that is destroyed whatever it says (seconds)."""
 _LOSE_PUBLISH_S = 30.0  # and after that, to publish

@@ -280,7 +280,8 @@ def silent(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Let the bucket be silent; that is not waited for long here."""
     store = SilentStore(Path(bucket.removeprefix("file://")))
     monkeypatch.setattr(runs, "open_bucket", lambda _settings: store)
-    monkeypatch.setattr(ending, "BUCKET_ANSWER_S", 0.2)
+    for module in (ending, runs):
+        monkeypatch.setattr(module, "BUCKET_ANSWER_S", 0.2)
     yield bucket
     store.over.set()
     for thread in threading.enumerate():
@@ -303,6 +304,13 @@ def test_a_silent_bucket_costs_seconds_and_no_machine(world: World, verb: Verb, 
     result = verb("run_end", run="a-0", bucket=silent)
     assert result["changed"] and "still counts as resumable" in result["text"]
     assert time.monotonic() - began < 60
+
+
+def test_a_silent_bucket_hides_no_machine(world: World, verb: Verb, silent: str) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    result = verb("run_info", bucket=silent, ask_boxes=False)
+    assert [one["run"] for one in result["runs"]] == ["a-0"]
+    assert "The bucket cannot be read" in result["text"] and "has not answered" in result["text"]
 
 
 def test_a_cloud_that_is_down_keeps_no_other_ones_machine(
