@@ -10,6 +10,7 @@ price from the beginning. The provider's invoice counts, not this.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -226,6 +227,21 @@ class Ledger:
             return known if known.ended else known.changed("ended", 0.0, asked_at)
 
         self._write(instance, over)
+
+    def given_back(self, mine: Instance, known_ids: Collection[str]) -> list[Entry]:
+        """Return the other machines of the run that have been ended since ``mine`` was rented.
+
+        ``known_ids`` are left out: those that the run had before, and those that this very command has ended.
+        """
+        assert mine.ref is not None  # it was rented for a run
+        try:
+            store = self.bucket.store()
+            known = entries(store, mine.ref.run) if store is not None else []
+        except GpuyardError:
+            return []  # told where something is written
+        began = next((one.began_at for one in known if one.place == mine.place), math.inf)
+        others = [one for one in known if one.place != mine.place and one.id not in known_ids]
+        return [one for one in others if one.changes[-1].what == "ended" and one.changes[-1].time >= began]
 
     def gone(self, run: str, listed: Iterable[Instance], clouds: Collection[str]) -> None:
         """Write down which machines of ``run`` are gone though nobody has ended them: ``clouds`` list all they have."""

@@ -40,6 +40,12 @@ def settle(
     held = rent.owned(seen.instances, run)
     rivals = [one for one in held if one.place != mine.place and one.id not in known_ids and not one.idle]
     if not rivals:
+        # Both commands say so, also the one that has never seen the other machine.
+        for other in ledger.given_back(mine, known_ids) if last else ():
+            tell(
+                f"Run {run} had got {other.provider} {other.id} from another command at the same moment. That one has "
+                f"gone back; this command goes on with {_words(mine)}."
+            )
         return
     first = min([_as_listed(clouds, mine, held), *rivals], key=_seniority)
     if first.place != mine.place:

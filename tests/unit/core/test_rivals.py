@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,30 @@ def test_the_older_machine_stays_and_its_command_says_so(
     assert "younger and goes back; this command goes on with vast 7" in about[0]
     # It has not gone by the end, so it is named with the place where it can be ended.
     assert "both bill" in about[-1] and "https://my.vultr.com/" in about[-1]
+
+
+def test_a_machine_that_has_gone_back_unseen_is_told_too(
+    clouds: list[Any], market: Market, fake_time: FakeTime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other command may have given its machine back between two looks of this one; the bucket knows of it."""
+    store = LocalStore(tmp_path)
+    told: list[str] = []
+
+    def answers(*_args: object, **_options: object) -> str:
+        """Let the other command rent and give back while this one waits for SSH."""
+        other = dataclasses.replace(clouds[1]._instance({**VULTR_ROW, "tags": TAGS}), created_at=None)
+        book = Ledger(Notebook(lambda: store), told.append, fake_time.clock)
+        book.rented(other)
+        book.ended(other, fake_time.clock())
+        return "SHA256:x"
+
+    monkeypatch.setattr(rent, "wait_ssh", answers)
+    market.ours = None
+    assert launch(
+        clouds, fake_time, told, ledger=Ledger(Notebook(lambda: store), told.append, fake_time.clock)
+    ).instance
+    (line,) = [one for one in told if "another command" in one]
+    assert "vultr v-1" in line and "has gone back; this command goes on with vast 7" in line
 
 
 def test_two_commands_never_both_keep_theirs(
