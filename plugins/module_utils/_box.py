@@ -204,7 +204,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """Return the JSON object in ``path``; ``{}`` when none can be read, so that the work is done again."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -212,6 +212,17 @@ def read_record(path: Path) -> dict[str, Any]:
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write ``record`` as JSON, see :func:`write_file`."""
     write_file(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def note_brought(root: Path, found: Mapping[str, str]) -> None:
+    """Note below the persistent root what the repository has brought there: SHA-256 by path.
+
+    gpuyard.checkpoints goes by it when it restores a set, to tell what the run has changed.
+    """
+    place = root / ".gpuyard/brought.json"
+    record = read_record(place)
+    if any(record.get(name) != digest for name, digest in found.items()):
+        write_record(place, {**record, **found})
 
 
 def version_tuple(text: str) -> tuple[int, ...]:

@@ -13,6 +13,8 @@ description:
   - A real folder that is found in the repository is moved into the volume first. Nothing is ever overwritten or lost.
     A file that exists on both sides with different content is kept under a name of its own beside the other, and
     reported.
+  - What the repository brings to the volume is noted in C(.gpuyard/brought.json) below O(root), when
+    M(gpuyard.cloud.work_tree) or git knows the repository's files. The restore of a checkpoint goes by that.
 version_added: "0.1.0"
 author: gpuyard contributors (@gpuyard)
 options:
@@ -171,6 +173,32 @@ class Merge:
             source.rmdir()
 
 
+def repository_files(module: AnsibleModule, repository: Path) -> list[str]:
+    """Return the files that ``work_tree`` brought to ``repository``: by its record, of a git repository by git."""
+    files = _box.read_record(repository.with_name(f".{repository.name}.json")).get("files")
+    if isinstance(files, dict):
+        return list(files)
+    if not (repository / ".git").exists():
+        return []
+    command = ["git", "-C", str(repository), "ls-files", "--recurse-submodules", "-z"]
+    try:
+        return _box.run(module, command, purpose="git ls-files").split("\0")
+    except _box.BoxError:
+        return []  # somebody else's, which git does not read
+
+
+def find_brought(root: Path, repository: Path, names: list[str]) -> dict[str, str]:
+    """Return the SHA-256 of those files that the volume will have as the repository has them."""
+    found: dict[str, str] = {}
+    for name in names:
+        source, place = repository / name, root / name
+        if source.is_symlink() or not source.is_file():
+            continue
+        if same_content(source, place) or not (place.is_symlink() or place.exists()):
+            found[name] = _box.file_sha256(source)
+    return found
+
+
 def leads_to_volume(root: Path, repository: Path, name: str) -> bool:
     """Return whether a folder above ``name`` is linked to the volume already, so that ``name`` is there as well.
 
@@ -221,6 +249,10 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             raise _box.BoxError(f"{link} is a file, so the folder of that name on the volume cannot be linked there.")
         if link.is_dir() and not link.is_symlink():
             merge = Merge(dry)
+            if not dry:
+                # First, since a move that is cut off does not find again what it has moved.
+                tracked = [path for path in repository_files(module, repository) if path.startswith(f"{name}/")]
+                _box.note_brought(root, find_brought(root, repository, tracked))
             if target.is_dir():
                 merge.into(link, target)
             else:  # only in check mode: everything will move

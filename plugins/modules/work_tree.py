@@ -15,7 +15,8 @@ description:
   - Files that are gone from the source are removed. What the source never had is left alone, so build outputs and files
     behind links to a persistent volume stay.
   - A newer version of a file that lies behind such a link is brought when the file is still as it was brought before.
-    One that was changed there stays, and is named in a warning.
+    One that was changed there stays, and is named in a warning. What was brought is noted on the volume, see
+    M(gpuyard.cloud.persistent_links).
   - Runs the build commands once for each state of the tree, and shows the end of the log when one of them fails.
 version_added: "0.1.0"
 author: gpuyard contributors (@gpuyard)
@@ -169,6 +170,21 @@ class Place:
             return None
         return [found.st_size, found.st_mtime_ns]
 
+    def note_brought(self, names: list[str]) -> None:
+        """Note on a persistent volume which of the files ``names`` were brought there, behind a link."""
+        volumes: dict[Path, dict[str, str]] = {}
+        for name in names:
+            path = self.dest / name
+            if path.is_symlink() or not self.is_linked(name):
+                continue
+            # The volume has the folder under the name that it has in the repository.
+            real = str(path.resolve())
+            root = Path(real.removesuffix(f"/{name}"))
+            if str(root) != real and (root / ".gpuyard").is_dir():
+                volumes.setdefault(root, {})[name] = _box.file_sha256(path)
+        for root, found in volumes.items():
+            _box.note_brought(root, found)
+
 
 def check_names(files: dict[str, str]) -> None:
     """Raise :class:`BoxError` when a path would leave the folder."""
@@ -260,6 +276,7 @@ class LocalTree:
             self.remove(place.dest / name)
         if self.stale:
             self.unpack(set(self.stale))
+            place.note_brought(self.stale)
         stamps = {name: place.stamp(name) for name in self.files}
         linked = {name for name in self.files if place.is_linked(name)} - set(self.stale)
         place.record = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from gpuyard import checkpoints, config, cost, machine, market, records, rent, repository, runs, tree
+from gpuyard.checkpoints.brought import compare
 from gpuyard.config import BucketSettings, SshKey
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.fingerprint import fingerprint
@@ -182,7 +184,7 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
     ]
     disk_gb = float(wishes.conditions.get("disk_gb", workload.needs.disk_gb))
     if not run.machine:  # one that is there may have what it needs
-        notes += [*(fetched.result() if fetched else _look(workload)), *_older(run, workload)]
+        notes += [*(fetched.result() if fetched else _look(workload)), *_older(run, workload, store)]
     text = [
         *_headline(run, workload, wishes.mode),
         *notes,
@@ -233,27 +235,45 @@ def _source(workload: Workload) -> list[str]:
     ]
 
 
-def _older(run: Run, workload: Workload) -> list[str]:
-    """Return the warning that a new machine will get files of the checkpoint in place of the repository's own."""
+def _older(run: Run, workload: Workload, store: checkpoints.Store | None) -> list[str]:
+    """Return what a new machine will have of files that the checkpoint and the repository have in two versions."""
     root = workload.local_tree
-    if root is None or run.manifest is None:
+    if root is None or run.manifest is None or store is None:
         return []
     restored = {entry.path: entry for entry in run.manifest.files}
     inside = repository.kept(tree.names(root), workload.persist.directories)
     other = [name for name in inside if name in restored and not _same(root / name, restored[name])]
     if not other:
         return []
-    return [
-        f"{_some(other)} in the checkpoint {'are' if len(other) > 1 else 'is'} not as in the repository (the run "
-        "changed it, or the repository is newer): what the checkpoint has will be restored."
-    ]
+    before: dict[str, str] = {}
+    with contextlib.suppress(checkpoints.CheckpointError):  # the restore will say so if it fails as well
+        before = checkpoints.brought_in(store, run.manifest)
+    here = {name: _sha256(root / name) for name in other if not (root / name).is_symlink()}
+    newer, _changed = compare([restored[name] for name in other], before, here)
+    old = [name for name in other if name not in newer]
+    lines = []
+    if newer:
+        lines.append(
+            f"{_some(newer)} {'are' if len(newer) > 1 else 'is'} newer in the repository than in the checkpoint, and "
+            "the run has not changed the file: what the repository has will be on the machine."
+        )
+    if old:
+        lines.append(
+            f"{_some(old)} in the checkpoint {'are' if len(old) > 1 else 'is'} not as in the repository (the run "
+            "changed the file, or the checkpoint does not tell): what the checkpoint has will be restored."
+        )
+    return lines
 
 
 def _same(path: Path, entry: checkpoints.FileEntry) -> bool:
     if path.is_symlink() or entry.link is not None:
         return path.is_symlink() and os.fspath(path.readlink()) == entry.link
+    return _sha256(path) == entry.sha256
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() == entry.sha256
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _some(names: Sequence[str]) -> str:

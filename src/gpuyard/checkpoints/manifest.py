@@ -16,7 +16,8 @@ VERSION = 1
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 STATE = ".gpuyard"
 SCRATCH = f"{STATE}/tmp"
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+BROUGHT = f"{STATE}/brought.json"
+DIGEST = re.compile(r"[0-9a-f]{64}")
 # As many as Linux follows.
 _MOST_LINKS = 40
 
@@ -163,7 +164,7 @@ class RunRecord:
 def _entry(item: Mapping[str, Any], run: str) -> FileEntry:
     """Return one entry of a manifest, or raise ``ValueError`` when it could not be restored safely."""
     path, link = inner_path(item["path"]), item.get("link")
-    if path in (STATE, SCRATCH) or path.startswith(f"{SCRATCH}/"):
+    if path in (STATE, SCRATCH) or path.startswith((f"{SCRATCH}/", f"{BROUGHT}/")):
         raise ValueError(f"the path {path!r} is gpuyard's own")
     entry = FileEntry(
         path=path,
@@ -176,7 +177,7 @@ def _entry(item: Mapping[str, Any], run: str) -> FileEntry:
         link=link,
         tag=str(item.get("tag") or ""),
     )
-    if not _DIGEST.fullmatch(entry.sha256):
+    if not DIGEST.fullmatch(entry.sha256):
         raise ValueError(f"the sha256 of {path!r} is not one")
     if entry.size < 0 or not -(2**63) <= entry.mtime_ns < 2**63:
         raise ValueError(f"the size or the time of {path!r} cannot be")

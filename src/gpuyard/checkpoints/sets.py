@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gpuyard.checkpoints import brought
 from gpuyard.checkpoints.beneath import Folder, create, has_control_characters, open_plain
 from gpuyard.checkpoints.claims import Claim, OvertakenError
 from gpuyard.checkpoints.listing import (
@@ -42,9 +43,9 @@ from gpuyard.checkpoints.listing import (
     sets_prefix,
     write_note,
 )
+from gpuyard.checkpoints.manifest import BROUGHT, FileEntry, Manifest, RunRecord, UnreadableManifestError, timestamp
 from gpuyard.checkpoints.manifest import SCRATCH as SCRATCH
 from gpuyard.checkpoints.manifest import STATE as STATE
-from gpuyard.checkpoints.manifest import FileEntry, Manifest, RunRecord, UnreadableManifestError, timestamp
 from gpuyard.checkpoints.stores import SINGLE_REQUEST_BYTES, BucketError, CheckpointError, MissingObjectError, Store
 from gpuyard.checkpoints.writers import FileId, Writing, file_id, open_for_writing
 from gpuyard.errors import GpuyardError
@@ -1005,7 +1006,7 @@ def restore(
     warnings: list[str] = []
     for manifest in manifests(opened, run) if sequence is None else [manifest_of(opened, run, sequence)]:
         try:
-            _fetch_set(opened, manifest, root, threads)
+            changed = _fetch_set(opened, manifest, root, threads)
         except (DamagedSetError, MissingObjectError) as error:
             if isinstance(error, DamagedSetError):
                 _note_damage(opened, manifest, error.keys)
@@ -1013,6 +1014,11 @@ def restore(
                 raise CheckpointError(f"Checkpoint {sequence} of {run} is damaged ({error}).") from error
             warnings.append(f"Checkpoint {manifest.sequence} of {run} is damaged ({error}), so an older one is tried.")
             continue
+        if changed:
+            warnings.append(
+                f"The repository has another version of {_named(changed)} than this machine got: the run had changed "
+                f"what was brought before, so what checkpoint {manifest.sequence} has was restored."
+            )
         return Restored(
             "cloud",
             manifest.sequence,
@@ -1032,16 +1038,41 @@ def _has_journal(root: Path) -> bool:
     return False
 
 
-def _fetch_set(store: Store, manifest: Manifest, root: Path, threads: int) -> None:
+def brought_in(store: Store, manifest: Manifest) -> dict[str, str]:
+    """Return what the set's own record says that the repository has brought: SHA-256 by path, of files of the set.
+
+    A set of an older gpuyard has no such record. Raises :class:`CheckpointError` when it is damaged or gone.
+    """
+    files = {entry.path: entry for entry in manifest.files}
+    entry = files.get(BROUGHT)
+    if entry is None or entry.link is not None or entry.size > brought.MOST_BYTES:
+        return {}
+    data = b""
+    for chunk in store.chunks(entry.key):
+        data += chunk
+        if len(data) > entry.size:
+            break
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise DamagedSetError(f"{entry.key} does not have the content that its manifest names", [entry.key])
+    return {path: digest for path, digest in brought.parse(data).items() if path in files}
+
+
+def _fetch_set(store: Store, manifest: Manifest, root: Path, threads: int) -> list[str]:
     """Fetch a set and put its files in their places; nothing is written through a link, whatever the set holds.
 
-    Temporary files have names of digests, which the manifest's reader has checked.
+    Temporary files have names of digests, which the manifest's reader has checked. A file that the repository has just
+    brought stays where the run had left alone what was brought before. Returns the paths of those that it had changed.
     """
+    before = brought_in(store, manifest)
     root.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as closing:
         base = closing.enter_context(Folder(root))
         incoming, _ = closing.enter_context(base.parent(f"{_INCOMING}/any", make=True))
-        pending = [entry for entry in manifest.files if entry.link is None and not _is_content(base, entry)]
+        here = brought.parse(_read(base, BROUGHT, brought.MOST_BYTES + 1))
+        left_alone, changed = brought.compare(manifest.files, before, here)
+        newer = {path for path in left_alone if _sha256(base, path) == here[path]}
+        files = [entry for entry in manifest.files if entry.path != BROUGHT and entry.path not in newer]
+        pending = [entry for entry in files if entry.link is None and not _is_content(base, entry)]
         uses = Counter(entry.sha256 for entry in pending)
         wanted = {entry.sha256: entry for entry in pending}
         missing = [entry for entry in wanted.values() if not _is_whole_part(incoming, entry)]
@@ -1063,7 +1094,10 @@ def _fetch_set(store: Store, manifest: Manifest, root: Path, threads: int) -> No
         _parallel(fetch, missing, threads)
         cache = _HashCache(root)
         placed = set(pending)
-        for entry in sorted(manifest.files, key=lambda entry: entry.path == JOURNAL):
+        record = brought.merge(manifest.files, before, here, newer)
+        if record != here:
+            _write_record(base, incoming, record)
+        for entry in sorted(files, key=lambda entry: entry.path == JOURNAL):
             with base.parent(entry.path, make=True) as (folder, name):
                 try:
                     if entry.link is not None:
@@ -1080,6 +1114,17 @@ def _fetch_set(store: Store, manifest: Manifest, root: Path, threads: int) -> No
                 cache.put_restored(entry.path, info, entry.sha256)
         cache.save()
     shutil.rmtree(root / _INCOMING, ignore_errors=True)
+    return changed
+
+
+def _write_record(base: Folder, incoming: int, record: Mapping[str, str]) -> None:
+    with os.fdopen(create(incoming, "brought", 0o644), "w", encoding="utf-8") as stream:
+        json.dump(record, stream, indent=1, sort_keys=True)
+    with base.parent(BROUGHT, make=True) as (folder, name):
+        try:
+            os.replace("brought", name, src_dir_fd=incoming, dst_dir_fd=folder)
+        except IsADirectoryError as error:
+            raise CheckpointError(f"{base.path / BROUGHT} is a folder, where {BROUGHT} is to be.") from error
 
 
 def _place(incoming: int, entry: FileEntry, folder: int, name: str, *, last: bool) -> None:
@@ -1152,6 +1197,23 @@ def _is_content(base: Folder, entry: FileEntry) -> bool:
         return False
 
 
+def _read(base: Folder, path: str, most: int) -> bytes:
+    """Return the beginning of a plain file; nothing when there is none."""
+    try:
+        with os.fdopen(base.open_file(path), "rb") as stream:
+            return stream.read(most)
+    except (FileNotFoundError, PermissionError):
+        return b""
+
+
+def _sha256(base: Folder, path: str) -> str | None:
+    try:
+        with os.fdopen(base.open_file(path), "rb") as stream:
+            return _hash_of(stream)
+    except (FileNotFoundError, PermissionError):
+        return None
+
+
 def _is_whole_part(incoming: int, entry: FileEntry) -> bool:
     try:
         return _is_content_of(open_plain(incoming, entry.sha256, entry.path), entry)
@@ -1163,10 +1225,14 @@ def _is_content_of(handle: int, entry: FileEntry) -> bool:
     with os.fdopen(handle, "rb") as stream:
         if os.fstat(handle).st_size != entry.size:
             return False
-        digest = hashlib.sha256()
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest() == entry.sha256
+        return _hash_of(stream) == entry.sha256
+
+
+def _hash_of(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------

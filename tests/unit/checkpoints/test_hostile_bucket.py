@@ -106,6 +106,7 @@ def refused(store: LocalStore, root: Path) -> None:
         [file(".gpuyard/tmp/hashes.json")],
         [link(".gpuyard/tmp", "../models")],
         [link(".gpuyard", "models")],
+        [file(".gpuyard/brought.json/x")],
         ["x"],
     ],
 )
@@ -267,3 +268,52 @@ def test_a_file_is_downloaded_over_a_link_and_not_through_it(tmp_path: Path, out
     (tmp_path / "root/.x.gpuyard-part").symlink_to(outside / "passwd")
     assert sync.download_file("x", target)
     assert target.read_bytes() == EVIL and not target.is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["sound", "path", "link", "large", "larger than it says", "not what it says", "deep"])
+def test_a_hostile_record_of_what_was_brought_only_concerns_files_of_the_set(
+    store: LocalStore, tmp_path: Path, outside: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    root = tmp_path / "root"
+    read: list[int] = []
+    chunks = LocalStore.chunks
+
+    def counted(self: LocalStore, key: str) -> Iterator[bytes]:
+        for chunk in chunks(self, key):
+            read.append(len(chunk))
+            yield chunk
+
+    monkeypatch.setattr(LocalStore, "chunks", counted)
+    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("first", "second")}
+    local = {"data/input": digests["second"]}
+    (root / ".gpuyard").mkdir(parents=True)
+    (root / ".gpuyard/brought.json").write_text(json.dumps(local))
+    (root / "data").mkdir()
+    (root / "data/input").write_text("second")
+    claimed = {"data/input": digests["first"], "data/none": digests["first"], f"{outside}/passwd": digests["first"]}
+    text = json.dumps({"../outside/passwd": digests["first"]} if kind == "path" else claimed).encode()
+    if kind == "large":
+        text += b" " * (8 << 20)
+    if kind == "deep":
+        text = b'{"data/input":' * 200_000
+    key = f"{RUN}/checkpoints/000001/record"
+    record = file(".gpuyard/brought.json", text, key=key)
+    if kind == "link":
+        record = link(".gpuyard/brought.json", "../data/input")
+    if kind == "not what it says":
+        record["sha256"] = digests["first"]
+    store.put(key, text + b" " * (64 << 20) * (kind == "larger than it says"))
+    store.put(f"{RUN}/checkpoints/000001/first", b"first")
+    entry = file("data/input", b"first", key=f"{RUN}/checkpoints/000001/first")
+    offer(store, record, entry, JOURNAL)
+    if kind in ("larger than it says", "not what it says"):
+        refused(store, root)
+        assert sum(read) < (32 << 20)
+        assert (root / "data/input").read_text() == "second"
+        assert json.loads((root / ".gpuyard/brought.json").read_text()) == local
+        return
+    assert restore(lambda: store, RUN, root).source == "cloud"
+    stays = kind == "sound"
+    assert (root / "data/input").read_text() == ("second" if stays else "first")
+    assert json.loads((root / ".gpuyard/brought.json").read_text()) == (local if stays else {})
+    assert sum(read) < (8 << 20)

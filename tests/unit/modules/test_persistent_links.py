@@ -7,6 +7,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,69 @@ def test_a_real_folder_is_merged_without_overwriting(run_module: Any, places: di
     }
     assert result["conflicts"] == [str(volume / "policy.bin.from-repository")]
     assert (tmp_path / "repo/models").is_symlink()
+
+
+def brought(tmp_path: Path) -> dict[str, str]:
+    """Return the record of what the repository brought, with the file's text in place of a hash that is right."""
+    found: dict[str, str] = json.loads((tmp_path / "volume/.gpuyard/brought.json").read_text())
+    volume = tmp_path / "volume"
+    return {name: text for name in found if found[name] == sha256(text := (volume / name).read_text())}
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("source", ["folder", "git"])
+def test_what_the_repository_brings_to_the_volume_is_noted(
+    run_module: Any, places: dict[str, Any], tmp_path: Path, source: str
+) -> None:
+    tracked = ["models/conflict", "models/same", "models/sub/new", "data/out/deep/new", "elsewhere"]
+    for name in [*tracked, "models/built"]:
+        write(tmp_path / "repo" / name, name)
+    (tmp_path / "repo/models/link").symlink_to("same")
+    write(tmp_path / "volume/models/conflict", "the run's")
+    write(tmp_path / "volume/models/same", "models/same")
+    if source == "folder":
+        write(tmp_path / ".repo.json", json.dumps({"files": dict.fromkeys([*tracked, "models/link"], "")}))
+    else:
+        for words in (["init", "-q"], ["add", *tracked, "models/link"]):
+            subprocess.run(["git", "-C", str(tmp_path / "repo"), *words], check=True)
+    assert run_module("persistent_links", check=True, **places)["changed"]
+    assert not (tmp_path / "volume/.gpuyard").exists()
+    run_module("persistent_links", **places)
+    names = ["data/out/deep/new", "models/same", "models/sub/new"]
+    assert brought(tmp_path) == {name: name for name in names}
+    assert (tmp_path / "volume/models/built").exists()
+    file = tmp_path / "volume/.gpuyard/brought.json"
+    before = file.stat()
+    assert not run_module("persistent_links", **places)["changed"] and file.stat() == before
+    # A damaged record is an empty one.
+    file.write_text("[" * 100_000)
+    (tmp_path / "repo/models").unlink()
+    write(tmp_path / "repo/models/same", "models/same")
+    run_module("persistent_links", **places)
+    assert brought(tmp_path) == {"models/same": "models/same"}
+
+
+def test_a_merge_that_was_cut_off_has_noted_what_it_moved(
+    run_module: Any, places: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("models/a", "models/b"):
+        write(tmp_path / "repo" / name, name)
+    write(tmp_path / ".repo.json", json.dumps({"files": {"models/a": "", "models/b": ""}}))
+    rename = Path.rename
+
+    def broken(self: Path, target: Path) -> Path:
+        if self.name == "b":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", broken)
+        assert run_module("persistent_links", **places)["failed"]
+    run_module("persistent_links", **places)
+    assert brought(tmp_path) == {"models/a": "models/a", "models/b": "models/b"}
 
 
 def test_a_second_conflict_gets_a_name_of_its_own(run_module: Any, places: dict[str, Any], tmp_path: Path) -> None:

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import os
 import subprocess
 import tarfile
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 
-from gpuyard import tree
+from gpuyard import checkpoints, tree
 
 
 class Sender:
@@ -153,6 +155,57 @@ def test_a_newer_file_on_the_volume_is_brought_unless_the_run_changed_it(
     (volume / "notes.txt").unlink()
     assert send()["actions"] == ["write 1 file"] and (volume / "notes.txt").read_text() == "third"
     assert send()["kept"] == [] and (send.dest / "data").is_symlink()
+
+
+def test_what_is_brought_through_a_link_is_noted_on_the_volume(send: Sender, run_module: Any, tmp_path: Path) -> None:
+    """The restore of a checkpoint goes by that, see tests/unit/checkpoints/test_brought.py."""
+    for name in ("data/input.txt", "data/deep/notes.txt", "other/x"):
+        send.write(name, "first")
+    send()
+    links = {"root": str(tmp_path / "volume"), "repository": str(send.dest), "directories": ["data"]}
+    assert run_module("persistent_links", **links)["changed"]
+    # A link that has nothing to do with the volume.
+    (tmp_path / "elsewhere").mkdir()
+    (send.dest / "other").rename(tmp_path / "elsewhere/other")
+    (send.dest / "other").symlink_to(tmp_path / "elsewhere/other")
+    record = tmp_path / "volume/.gpuyard/brought.json"
+    first, second = (hashlib.sha256(text).hexdigest() for text in (b"first", b"second"))
+    assert json.loads(record.read_text()) == {"data/input.txt": first, "data/deep/notes.txt": first}
+    (tmp_path / "volume/data/deep/notes.txt").write_text("the run's")
+    for name in ("data/input.txt", "data/deep/notes.txt", "data/deep/new.txt", "other/x"):
+        send.write(name, "second")
+    before = record.read_bytes()
+    assert send(check=True)["changed"] and record.read_bytes() == before
+    assert send()["kept"] == ["data/deep/notes.txt"]
+    expected = {"data/input.txt": second, "data/deep/notes.txt": first, "data/deep/new.txt": second}
+    assert json.loads(record.read_text()) == expected
+    assert not send()["changed"] and not run_module("persistent_links", **links)["changed"]
+    assert json.loads(record.read_text()) == expected and not (tmp_path / "elsewhere/.gpuyard").exists()
+
+
+def test_a_newer_file_is_not_lost_to_the_checkpoint_on_a_new_machine(run_module: Any, tmp_path: Path) -> None:
+    store = checkpoints.LocalStore(tmp_path / "bucket")
+
+    def machine(number: int, content: str) -> Path:
+        """Bring the tree to a new machine, as its roles do, and return the volume."""
+        send, volume = Sender(run_module, tmp_path), tmp_path / f"volume-{number}"
+        send.dest = tmp_path / f"box-{number}/code"
+        for name in ("input.txt", "notes.txt"):
+            send.write(f"data/{name}", content)
+        send()
+        links = {"root": str(volume), "repository": str(send.dest), "directories": ["data"]}
+        assert run_module("persistent_links", **links)["changed"]
+        return volume
+
+    first = machine(1, "first")
+    (first / "data/notes.txt").write_text("the run's")
+    (first / ".gpuyard/journal.jsonl").write_text("{}\n")
+    checkpoints.publish(store, "tiny-1", first)
+    second = machine(2, "second")
+    restored = checkpoints.restore(lambda: store, "tiny-1", second)
+    assert (second / "data/input.txt").read_text() == "second"
+    assert (second / "data/notes.txt").read_text() == "the run's"
+    assert len(restored.warnings) == 1 and "another version of data/notes.txt" in restored.warnings[0]
 
 
 def test_what_the_run_made_of_a_file_is_no_matter_while_the_source_is_as_it_was(send: Sender, volume: Path) -> None:
@@ -382,3 +435,6 @@ def test_a_newer_commit_brings_files_on_the_volume_unless_the_run_changed_them(
     assert (volume / "data/input").read_bytes() == b"second\0\xff"
     assert (volume / "data/notes").read_text() == "the run's"
     assert (dest / "data").is_symlink()
+    noted = json.loads((volume / ".gpuyard/brought.json").read_text())
+    contents = {"data/input": b"second\0\xff", "data/notes": b"first\0\xff"}
+    assert noted == {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -446,22 +448,34 @@ def test_plan_looks_into_the_repository(world: World, verb: Verb, workload: str,
     assert world.calls == []
 
 
+@pytest.mark.parametrize("recorded", [True, False])
 def test_plan_says_which_files_of_the_repository_the_checkpoint_will_replace(
-    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path, *, recorded: bool
 ) -> None:
     world.vast.market = [offer("vast", "1")]
     for folder in ("code/data", "persistent/data"):
         (tmp_path / folder).mkdir(parents=True)
-        for name in ("same", "newer"):
+        for name in ("same", "newer", "changed"):
             (tmp_path / folder / name).write_text("first")
+    if recorded:
+        digest = hashlib.sha256(b"first").hexdigest()
+        brought = {f"data/{name}": digest for name in ("same", "newer", "changed")}
+        (tmp_path / "persistent/.gpuyard").mkdir()
+        (tmp_path / "persistent/.gpuyard/brought.json").write_text(json.dumps(brought))
+        (tmp_path / "persistent/data/changed").write_text("the run's")
+        (tmp_path / "code/data/changed").write_text("second")
     store = LocalStore(Path(bucket.removeprefix("file://")))
     checkpoints.write_record(store, "tiny-1", "tiny")
     checkpoints.publish(store, "tiny-1", tmp_path / "persistent", progress=lambda _journal: {"iteration": 1})
     Path(workload).write_text(f"{WORKLOAD}persist: {{directories: [data]}}\n")
     options = {"mode": "resume", "workload": workload, "bucket": bucket}
-    assert "in the checkpoint" not in verb("run_plan", **options)["text"]
+    before = verb("run_plan", **options)["text"]
+    assert "data/newer" not in before.replace("data/newer, data/same of the repository lie", "")
     (tmp_path / "code/data/newer").write_text("second")
-    assert "data/newer in the checkpoint is not as in the repository" in verb("run_plan", **options)["text"]
+    text = verb("run_plan", **options)["text"]
+    kept = "data/changed" if recorded else "data/newer"
+    assert f"{kept} in the checkpoint is not as in the repository" in text
+    assert ("data/newer is newer in the repository than in the checkpoint" in text) is recorded
 
 
 def test_plan_looks_for_a_repository_that_is_fetched(world: World, verb: Verb, workload: str) -> None:
