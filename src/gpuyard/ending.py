@@ -190,7 +190,7 @@ def end(
         rent.destroy_all(providers, doomed, ledger=ledger, progress=tell)
     except ProviderError as error:
         leak = error
-    if ledger is not None:
+    if ledger is not None and not ledger.bucket.failed:
         ledger.gone(order.run, held, [provider.name for provider in providers if provider.name not in seen.errors])
     if leak and not kept and not seen.errors:
         raise leak
