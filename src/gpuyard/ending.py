@@ -7,15 +7,13 @@ The one place that decides whether a machine may be destroyed because its run is
 from __future__ import annotations
 
 import math
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from gpuyard import checkpoints, machine, rent, runs, watch
-from gpuyard.checkpoints import BucketError, CheckpointError, Manifest, MissingObjectError, Store
+from gpuyard.checkpoints import BucketError, CheckpointError, Manifest, MissingObjectError, Store, answer_soon
 from gpuyard.config import SshKey
 from gpuyard.errors import (
     ConnectionLostError,
@@ -31,7 +29,6 @@ from gpuyard.pending import PendingNotes
 from gpuyard.providers.base import Instance, PlannedCall, Progress, Provider, State
 from gpuyard.run import check_name
 
-BUCKET_ANSWER_S = runs.BUCKET_ANSWER_S
 LOSE_WAIT_S = 30.0
 """How long a machine has to end its stages that is destroyed whatever it says (seconds)."""
 _LOSE_PUBLISH_S = 30.0  # and after that, to publish
@@ -103,7 +100,6 @@ class Boxes(Protocol):
         wait_s: float | None,
         limit_s: float | None,
         tell: Progress,
-        tick: Callable[[], None],
     ) -> Mapping[str, Any]:
         """Do what :func:`gpuyard.watch.stop` does."""
 
@@ -125,10 +121,9 @@ class OverSsh:
         wait_s: float | None,
         limit_s: float | None,
         tell: Progress,
-        tick: Callable[[], None],
     ) -> Mapping[str, Any]:
         """Let the machine's stages end in good order, and return whether all is saved."""
-        return watch.stop(instance, self.key, wait_s=wait_s, limit_s=limit_s, tell=tell, tick=tick)
+        return watch.stop(instance, self.key, wait_s=wait_s, limit_s=limit_s, tell=tell)
 
 
 def end(
@@ -151,10 +146,11 @@ def end(
     """
     order.check()
     tell = progress or _silent
-    judge = _Judge(order, None if check else store, boxes, tell)
+    judge = _Judge(order, store if order.run and not check else None, boxes, tell)
     if order.run and not check:
-        if not judge.bucket_answers():
-            # A bucket that is silent is not asked again: each question would cost a minute.
+        if judge.store is not None and judge.bucket.trouble is not None:
+            tell(f"{judge.bucket.trouble} The machine may have another way to it.")
+            # It is not asked again: each question would cost a minute.
             for book in (ledger, notes):
                 if book is not None:
                     book.bucket.give_up()
@@ -260,23 +256,18 @@ def _cancel(judge: _Judge, order: Order, *, destroyed: bool) -> tuple[bool, list
 
 
 class _Bucket:
-    """What the bucket holds of the run. It is asked in the background, so that one that is dead costs seconds."""
+    """What the bucket holds of the run. One that is dead costs seconds, once."""
 
     def __init__(self, store: Store, run: str) -> None:
         self._store, self._run = store, run
-        self._answer: list[bool | CheckpointError] = []
-        self._began = time.monotonic()
-        self._told = False
-        self._thread = threading.Thread(target=self._ask, name="ask the bucket", daemon=True)
-        self._thread.start()
-
-    def _ask(self) -> None:
+        self._known = False
+        self.trouble: CheckpointError | None = None
         try:
-            self._answer.append(self._knows())
+            self._known = answer_soon(self._knows, store.url)
         except CheckpointError as error:
-            self._answer.append(error)
+            self.trouble = error
         except (GpuyardError, OSError) as error:
-            self._answer.append(BucketError(str(error)))
+            self.trouble = BucketError(str(error))
 
     def _knows(self) -> bool:
         """Tell whether the run has ever begun: other notes about it may be written before that."""
@@ -289,31 +280,14 @@ class _Bucket:
         return True
 
     def known(self) -> bool:
-        """Tell whether the bucket knows of the run; raises :class:`CheckpointError`.
-
-        It waits for the answer, but not for ever.
-        """
-        self._thread.join(max(0.0, self._began + BUCKET_ANSWER_S - time.monotonic()))
-        if not self._answer:
-            raise BucketError(f"The bucket {self._store.url} has not answered for {BUCKET_ANSWER_S:.0f} s.")
-        if isinstance(self._answer[0], CheckpointError):
-            raise self._answer[0]
-        return self._answer[0]
+        """Tell whether the bucket knows of the run; raises :class:`CheckpointError` when it did not answer."""
+        if self.trouble is not None:
+            raise self.trouble
+        return self._known
 
     def whole(self) -> Manifest | None:
         """Return the newest checkpoint whose every object is in the bucket; raises :class:`CheckpointError`."""
         return checkpoints.latest_whole_manifest(self._store, self._run) if self.known() else None
-
-    def trouble(self) -> str:
-        """Return once why the bucket does not answer, as soon as that is clear; else nothing. It never waits."""
-        if self._told or (not self._answer and time.monotonic() - self._began < BUCKET_ANSWER_S):
-            return ""
-        self._told = True
-        try:
-            self.known()
-        except CheckpointError as error:
-            return str(error)
-        return ""
 
 
 class _Judge:
@@ -331,16 +305,6 @@ class _Judge:
         assert self._asked is not None
         return self._asked
 
-    def bucket_answers(self) -> bool:
-        """Wait for the bucket's first answer, within its time; tell whether it came. No bucket is not a silent one."""
-        if self._asked is None:
-            return True
-        try:
-            self._asked.known()
-        except CheckpointError:
-            return False
-        return True
-
     def of(self, instance: Instance) -> Verdict:
         """Return the verdict on one machine; one that lives has its stages stopped for it."""
         if instance.state in (State.PREEMPTED, State.FAILED):
@@ -357,7 +321,7 @@ class _Judge:
             wait_s = LOSE_WAIT_S if wait_s is None else wait_s
             limit_s = wait_s + _LOSE_PUBLISH_S
         try:
-            answer = self._boxes.stop(instance, wait_s=wait_s, limit_s=limit_s, tell=self._tell, tick=self._tick)
+            answer = self._boxes.stop(instance, wait_s=wait_s, limit_s=limit_s, tell=self._tell)
         except ConnectionLostError as error:
             return self._unanswering(instance, str(error), began=not (error.silent or instance.state is State.PENDING))
         except NothingBegunError:
@@ -365,10 +329,6 @@ class _Judge:
         except GpuyardError as error:
             return self._unanswering(instance, str(error), began=True)
         return self._by_answer(instance, answer)
-
-    def _tick(self) -> None:
-        if self._asked and (trouble := self._asked.trouble()):
-            self._tell(f"{trouble} The machine may have another way to it.")
 
     def _not_this_one(self, instance: Instance) -> Verdict | None:
         """Return the verdict on a machine that is not to be ended as things are, ``None`` when it is."""

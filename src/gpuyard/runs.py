@@ -7,7 +7,6 @@ rented only at its provider; nothing about either is kept on the controller.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +16,13 @@ from typing import Any
 
 from gpuyard import ledger
 from gpuyard.checkpoints import (
-    BucketError,
     CheckpointError,
     LocalStore,
     Manifest,
     RunRecord,
     Store,
     UnreadableManifestError,
+    answer_soon,
     clear_unfinished,
     latest_manifest,
     list_runs,
@@ -37,8 +36,6 @@ from gpuyard.providers.base import Instance, State
 LIVE = frozenset({State.RUNNING, State.PENDING, State.STOPPED, State.UNKNOWN})
 """States of a machine that still is the run's machine; one that was taken away or failed is only a leftover."""
 
-BUCKET_ANSWER_S = 20.0
-"""How long the bucket has to answer a first question (seconds)."""
 _AT_ONCE = 8
 
 
@@ -181,28 +178,12 @@ def shared_bucket(settings: BucketSettings) -> Store | None:
 
 
 def check_answers(store: Store | None) -> None:
-    """Ask the bucket one small question; raises :class:`BucketError` when it has not answered in time.
+    """Ask the bucket one small question.
 
-    One that is silent would cost a minute with every question, and a person waits for what the clouds say.
+    Raises :class:`gpuyard.checkpoints.BucketError` when it fails, or has not answered in time.
     """
-    if store is None:
-        return
-    answer: list[Exception | None] = []
-
-    def ask() -> None:
-        try:
-            store.folders()
-            answer.append(None)
-        except Exception as error:  # whatever it is: it is raised by whoever waits for it
-            answer.append(error)
-
-    thread = threading.Thread(target=ask, name="ask the bucket", daemon=True)
-    thread.start()
-    thread.join(BUCKET_ANSWER_S)
-    if not answer:
-        raise BucketError(f"The bucket {store.url} has not answered for {BUCKET_ANSWER_S:.0f} s.")
-    if answer[0] is not None:
-        raise answer[0]
+    if store is not None:
+        answer_soon(store.folders, store.url)
 
 
 @dataclass(frozen=True, slots=True)

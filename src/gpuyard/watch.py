@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -137,14 +137,13 @@ def stop(
     wait_s: float | None = None,
     limit_s: float | None = None,
     tell: Progress = lambda _: None,
-    tick: Callable[[], None] = lambda: None,
 ) -> Mapping[str, Any]:
     """Let the machine's stages end in good order and publish; return the answer of ``gpuyard.stages stop``.
 
     It is waited for as long as the running stage's own grace time and publishing may take, as the machine says it, or
     ``wait_s`` seconds. After ``limit_s`` seconds the machine is not waited for any longer, whatever it says. ``tell``
-    gets a line now and then, ``tick`` is called at least every second. Raises :class:`NothingBegunError`, and
-    :class:`GpuyardError` when the machine gives no answer.
+    gets a line now and then. Raises :class:`NothingBegunError`, and :class:`GpuyardError` when the machine gives no
+    answer.
     """
     words = ["stop", "--progress", *([] if wait_s is None else ["--wait", f"{wait_s:g}"])]
     where = f"{instance.provider} {instance.id}"
@@ -168,7 +167,6 @@ def stop(
     shown_at = began
     try:
         while True:
-            tick()
             if time.monotonic() - began > allowed:
                 raise ConnectionLostError(f"{where} has not said within {allowed:.0f} s whether its work is saved.")
             try:

@@ -34,6 +34,7 @@ from gpuyard.checkpoints.stores import (
     S3Store,
     Store,
     StoredObject,
+    answer_soon,
     open_store,
 )
 from gpuyard.checkpoints.sync import (
@@ -65,6 +66,7 @@ __all__ = [
     "StoredObject",
     "UnreadableManifestError",
     "Verified",
+    "answer_soon",
     "brought_in",
     "clear_unfinished",
     "download_checkpoints",

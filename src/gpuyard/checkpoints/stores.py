@@ -13,11 +13,12 @@ import importlib
 import os
 import shutil
 import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from gpuyard.errors import GpuyardError, UsageError
@@ -26,10 +27,13 @@ from gpuyard.errors import GpuyardError, UsageError
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30
 ATTEMPTS = 2
+# Who only wants to know whether the bucket is there waits so long for its first answer.
+ANSWER_S = 20.0
 # Below this size an object is sent and fetched with a single request.
 SINGLE_REQUEST_BYTES = 8 * 1024 * 1024
 _CHUNK = 1024 * 1024
 _PART_PREFIX = ".gpuyard-part-"
+_T = TypeVar("_T")
 
 
 class CheckpointError(GpuyardError):
@@ -432,6 +436,31 @@ class S3Store(Store):
         except ValueError as error:
             # What botocore says of a malformed endpoint or bucket name.
             raise UsageError(f"{where} is not a usable bucket: {error}") from error
+
+
+def answer_soon(question: Callable[[], _T], where: str) -> _T:
+    """Return the answer of ``question``, which asks the bucket called ``where``; raises whatever it raises.
+
+    Raises :class:`BucketError` when the answer takes longer than :data:`ANSWER_S`. A bucket that takes connections and
+    says nothing costs a minute with every request, and nobody who waits for something else should pay that.
+    """
+    answers: list[_T] = []
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(question())
+        except Exception as error:  # whatever it is: it is raised by whoever waits
+            errors.append(error)
+
+    thread = threading.Thread(target=ask, name="ask the bucket", daemon=True)
+    thread.start()
+    thread.join(ANSWER_S)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise BucketError(f"The bucket {where} has not answered within {ANSWER_S:.0f} s.")
+    return answers[0]
 
 
 def open_store(

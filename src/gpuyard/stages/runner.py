@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from gpuyard.checkpoints import Published, publish_or_warn, write_record
+from gpuyard.checkpoints import Published, answer_soon, publish_or_warn, write_record
 from gpuyard.checkpoints.manifest import STATE, timestamp
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.stages import processes
@@ -41,7 +41,6 @@ from gpuyard.stages.spec import DEFAULT_GRACE_S, BoxSpec, Stage
 
 LOCK = "runner.lock"
 JOURNAL = ".gpuyard/journal.jsonl"
-BUCKET_ANSWER_S = 20.0
 _LOCK_WAIT_S = 2.0
 _LOOKERS_WAIT_S = 60.0
 _POLL_S = 0.1
@@ -76,23 +75,12 @@ def python_module(module: str, *arguments: str) -> list[str]:
 
 
 def bucket_refusal(spec: BoxSpec) -> str | None:
-    """Return a sentence that says why the bucket cannot be used now, ``None`` when it answers.
-
-    It is given :data:`BUCKET_ANSWER_S` seconds: who ends a run must not wait minutes for a bucket that is dead.
-    """
-    answers: list[str | None] = []
-
-    def ask() -> None:
-        try:
-            spec.store().folders(f"{spec.run}/")
-            answers.append(None)
-        except Exception as error:  # also what a damaged settings file or a missing boto3 raises
-            answers.append(str(error))
-
-    thread = threading.Thread(target=ask, name="ask the bucket", daemon=True)
-    thread.start()
-    thread.join(BUCKET_ANSWER_S)
-    return answers[0] if answers else f"The bucket {spec.bucket} has not answered within {BUCKET_ANSWER_S:.0f} s."
+    """Return a sentence that says why the bucket cannot be used now, ``None`` when it answers."""
+    try:
+        answer_soon(lambda: spec.store().folders(f"{spec.run}/"), spec.bucket)
+    except Exception as error:  # also what a damaged settings file or a missing boto3 raises
+        return str(error)
+    return None
 
 
 def publish_checkpoint(

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from gpuyard import checkpoints, ending, rent, runs, watch
-from gpuyard.checkpoints import LocalStore
+from gpuyard import checkpoints, rent, runs, watch
+from gpuyard.checkpoints import LocalStore, stores
 from gpuyard.errors import ConnectionLostError, GpuyardError, NothingBegunError, ProviderDownError
 from gpuyard.providers.base import Instance, State
 
@@ -280,8 +280,7 @@ def silent(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Let the bucket be silent; that is not waited for long here."""
     store = SilentStore(Path(bucket.removeprefix("file://")))
     monkeypatch.setattr(runs, "open_bucket", lambda _settings: store)
-    for module in (ending, runs):
-        monkeypatch.setattr(module, "BUCKET_ANSWER_S", 0.2)
+    monkeypatch.setattr(stores, "ANSWER_S", 0.2)
     yield bucket
     store.over.set()
     for thread in threading.enumerate():

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from stage_box import RUN, Box, alive, mark, wait_for
 
-from gpuyard.checkpoints import LocalStore, latest_manifest
+from gpuyard.checkpoints import LocalStore, latest_manifest, stores
 from gpuyard.stages import ending, report, runner
 from gpuyard.stages.journal import Journal
 
@@ -122,7 +122,7 @@ def test_a_box_that_was_told_nothing_and_one_with_damaged_settings(box: Box) -> 
 @pytest.fixture
 def silent(box: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A bucket that takes connections and says nothing, and is not waited for as long as usual."""
-    monkeypatch.setattr(runner, "BUCKET_ANSWER_S", 0.5)
+    monkeypatch.setattr(stores, "ANSWER_S", 0.5)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
