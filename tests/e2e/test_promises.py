@@ -196,8 +196,10 @@ def test_no_machine_is_destroyed_before_its_work_is_saved(yard: Yard, tmp_path: 
     # What it has cost is known when nothing of it is left, and agrees with the cloud's own bill.
     (entry,) = kept.entries["alone-0"]
     billed = sum(line["amount_usd"] for line in yard.control.status()["bill"]["lines"] if line["id"] == entry.id)
-    assert entry.ended and entry.cost_usd(time.time()) == pytest.approx(billed, rel=0.08)
-    assert f"{billed:.3f}" in yard.play("status", run="alone-0").text
+    cost = entry.cost_usd(time.time())
+    # The ledger counts until the end was asked for, the cloud until the machine is gone, which may take a while.
+    assert entry.ended and cost == pytest.approx(billed, abs=20 / 3600 * entry.price_per_hour_usd)
+    assert f"{cost:.4f}" in yard.play("status", run="alone-0").text
 
 
 def test_a_new_machine_that_cannot_be_used_is_given_back_and_a_used_one_is_not(yard: Yard, tmp_path: Path) -> None:
