@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import zipfile
 from pathlib import Path
+
+from gpuyard.files import write_whole
 
 PACKAGES = ("stages", "checkpoints")
 MODULES = ("__init__.py", "errors.py", "py.typed")
@@ -40,7 +41,5 @@ def build(path: Path) -> str:
     data = content()
     if not path.is_file() or path.read_bytes() != data:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_bytes(data)
-        part.replace(path)
+        write_whole(path, data, mode=0o644)
     return hashlib.sha256(data).hexdigest()

@@ -11,7 +11,6 @@ import binascii
 import dataclasses
 import fcntl
 import hashlib
-import os
 import shlex
 import subprocess
 import time
@@ -34,6 +33,7 @@ from gpuyard.errors import (
     UnreachableError,
     UsageError,
 )
+from gpuyard.files import write_whole
 from gpuyard.ledger import Ledger
 from gpuyard.market import describe
 from gpuyard.pending import Note, PendingNotes
@@ -452,21 +452,14 @@ def add_ssh_host(instance: Instance, key: SshKey, known_hosts: Path | None = Non
         **_ssh_settings(instance, file, first_contact=False),
     }
     lines = [f"Host {instance.ref.run}", *(f"  {name} {value}" for name, value in options.items())]
-    _write_private(entry, "\n".join(lines) + "\n")
+    write_whole(entry, "\n".join(lines) + "\n")
     top = file.parent / "ssh_config"
     if not top.exists():
-        _write_private(top, f"# Written by gpuyard: one file a run.\nInclude {_ssh_path(entry.parent)}/*.conf\n")
+        write_whole(top, f"# Written by gpuyard: one file a run.\nInclude {_ssh_path(entry.parent)}/*.conf\n")
 
 
 def _ssh_entries(known_hosts: Path) -> Path:
     return known_hosts.parent / "ssh"
-
-
-def _write_private(file: Path, text: str) -> None:
-    fresh = file.with_name(f"{file.name}.{os.getpid()}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.chmod(0o600)
-    fresh.replace(file)
 
 
 def forget_host_key(instance: Instance, known_hosts: Path | None = None) -> None:
@@ -502,7 +495,7 @@ def _forget(unwanted: Callable[[str], bool], file: Path) -> None:
         lines = _known_lines(file)
         kept = [line for line in lines if not (line.split() and unwanted(line.split()[0]))]
         if len(kept) != len(lines):
-            _write_private(file, "".join(line + "\n" for line in kept))
+            write_whole(file, "".join(line + "\n" for line in kept))
 
 
 def _aliases(entry: Path) -> set[str]:

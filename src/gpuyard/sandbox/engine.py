@@ -18,6 +18,7 @@ from pathlib import Path
 
 from gpuyard import paths
 from gpuyard.errors import GpuyardError, UsageError
+from gpuyard.files import write_whole
 
 LABEL = "gpuyard.sandbox"
 _PODMAN_NOFILE = 1_048_576  # what Podman gives every container unless told otherwise
@@ -293,9 +294,7 @@ def _podman_environment() -> dict[str, str]:
     file = folder / "containers.conf"
     text = "\n".join(settings) + "\n"
     if not file.exists() or file.read_text(encoding="utf-8") != text:
-        fresh = file.with_suffix(f".{os.getpid()}")
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(file)
+        write_whole(file, text, mode=0o644)
     return {"CONTAINERS_CONF": str(file)}
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import enum
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from gpuyard.errors import UsageError
+from gpuyard.files import write_whole
 
 ProviderName = Literal["vast", "vultr"]
 Json = dict[str, Any]
@@ -131,7 +131,7 @@ class World:
 
     def save(self, file: Path) -> None:
         """Replace ``file`` in one step; only its owner can read it."""
-        write_private(file, json.dumps(asdict(self), indent=1))
+        write_whole(file, json.dumps(asdict(self), indent=1), durable=True)
 
     @classmethod
     def load(cls, file: Path) -> World:
@@ -184,14 +184,3 @@ def _writable(value: Any) -> Any:
     if isinstance(value, dict):
         return {_writable(name): _writable(item) for name, item in value.items()}
     return value
-
-
-def write_private(file: Path, text: str) -> None:
-    """Write ``text`` (mode 0600) beside ``file`` and move it into place, so that no reader sees half of it."""
-    fresh = file.with_name(f"{file.name}.{os.getpid()}")
-    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    fresh.replace(file)

@@ -25,11 +25,11 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 from gpuyard.errors import GpuyardError, UsageError
+from gpuyard.files import write_whole
 from gpuyard.sandbox import control_api, engine
 from gpuyard.sandbox.cloud import Cloud
 from gpuyard.sandbox.fields import MOST_BYTES, shown
 from gpuyard.sandbox.info import INFO_FILE
-from gpuyard.sandbox.model import write_private
 from gpuyard.sandbox.settings import LOOPBACK, Settings
 from gpuyard.sandbox.vast_api import VastApi
 from gpuyard.sandbox.vultr_api import VultrApi
@@ -43,7 +43,7 @@ def build(cloud: Cloud, state: Path) -> ASGIApp:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await cloud.resume()
         info = state / INFO_FILE
-        write_private(info, dumps(cloud.settings.sandbox_json(os.getpid()), indent=1))
+        write_whole(info, dumps(cloud.settings.sandbox_json(os.getpid()), indent=1), durable=True)
         yield
         info.unlink(missing_ok=True)
         await cloud.close()

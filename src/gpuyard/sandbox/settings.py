@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from gpuyard.errors import UsageError
-from gpuyard.sandbox.model import write_private
+from gpuyard.files import write_whole
 
 BUCKET = "gpuyard"
 LOOPBACK = "127.0.0.1"
@@ -43,7 +43,7 @@ class Settings:
 
     def save(self, state: Path) -> None:
         """Keep the settings in the state folder, readable by the owner only."""
-        write_private(state / _FILE, json.dumps(asdict(self), indent=1))
+        write_whole(state / _FILE, json.dumps(asdict(self), indent=1), durable=True)
 
     @classmethod
     def load(cls, state: Path) -> Settings | None:
