@@ -24,10 +24,11 @@ from typing import Any
 
 import yaml
 
-from gpuyard import config, market, rent, watch
+from gpuyard import config, market
 from gpuyard.config import SshKey
+from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import CreateSpec, Instance, Provider, Query
-from gpuyard.run import RunRef
+from gpuyard.renting import rent, watch
 from gpuyard.sandbox import engine, lifecycle
 from gpuyard.sandbox.client import Control, load
 

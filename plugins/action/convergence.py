@@ -18,7 +18,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._verb_action import show_line
 
 try:
-    from gpuyard import converging
+    from gpuyard.renting import converging
     from gpuyard.errors import GpuyardError
 except ImportError as error:
     GPUYARD_IMPORT_ERROR: ImportError | None = error

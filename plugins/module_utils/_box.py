@@ -29,11 +29,11 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _BLOCK = 1 << 20
 _ATTEMPTS = 3
 _TIMEOUT_S = 60.0
-# Made by the first command that locks the machine for bringing it into shape, see gpuyard.converging_box.
+# Made by the first command that locks the machine for bringing it into shape, see gpuyard.box.converging.
 MODULES_LOCK = Path("/opt/gpuyard/modules.lock")
 
 
-# The same as in gpuyard.stages.folders, which a box need not have yet.
+# The same as in gpuyard.box.stages.folders, which a box need not have yet.
 _NO_ROOT = re.compile(
     r"(?:/(?:bin|boot|dev|etc|lib(?:x?32|64)?|proc|run|sbin|snap|sys|usr|var)|/opt/gpuyard)(?:/.*)?"  # with all below
     r"|(?:/root|/home/[^/]+)/\.[^/]+(?:/.*)?"  # .ssh, .aws and their like
@@ -217,7 +217,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 def note_brought(root: Path, found: Mapping[str, str]) -> None:
     """Note below the persistent root what the repository has brought there: SHA-256 by path.
 
-    gpuyard.checkpoints goes by it when it restores a set, to tell what the run has changed.
+    gpuyard.box.checkpoints goes by it when it restores a set, to tell what the run has changed.
     """
     place = root / ".gpuyard/brought.json"
     record = read_record(place)

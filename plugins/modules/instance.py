@@ -202,7 +202,8 @@ CONDITIONS = {}
 
 def run(call):
     """Bring the run's machine into the wanted state."""
-    from gpuyard import config, ledger, machine, market, notebook, pending, records, rent, runs
+    from gpuyard import config, market, records
+    from gpuyard.renting import ledger, machine, notebook, pending, rent, runs
 
     def bucket():
         settings = config.s3_settings(

@@ -111,7 +111,8 @@ CONDITIONS = {}
 
 def run(call):
     """Return the machines that the clouds asked list and the options let through."""
-    from gpuyard import config, records, rent
+    from gpuyard import config, records
+    from gpuyard.renting import rent
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
     key = config.ssh_key(call.option("ssh_key"))

@@ -131,7 +131,8 @@ CONDITIONS = {}
 
 def run(call):
     """End the run."""
-    from gpuyard import config, ending, ledger, notebook, pending, records, runs
+    from gpuyard import config, records
+    from gpuyard.renting import ending, ledger, notebook, pending, runs
 
     order = ending.Order(
         run=call.option("run") or "",

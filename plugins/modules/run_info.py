@@ -111,8 +111,8 @@ runs:
       elements: dict
     stages:
       description:
-        - What its machine says of its stages, as C(gpuyard.stages status --json) prints it there. C(state) is one of
-          those above.
+        - What its machine says of its stages, as C(gpuyard.box.stages status --json) prints it there. C(state) is one
+          of those above.
         - With V(failed), C(failure) holds C(stage), C(iteration), C(exit_code), C(reason) and C(last_line).
         - Empty when there is no machine that runs, or with O(ask_boxes=false).
       type: dict
@@ -145,7 +145,9 @@ CONDITIONS = {}
 
 def run(call):
     """Return the runs that the clouds and the bucket know."""
-    from gpuyard import checkpoints, config, records, rent, runs, watch
+    from gpuyard import config, records
+    from gpuyard.box import checkpoints
+    from gpuyard.renting import rent, runs, watch
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
     seen = rent.survey(clouds)

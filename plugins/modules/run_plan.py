@@ -211,7 +211,8 @@ CONDITIONS = {}
 
 def run(call):
     """Return the plan."""
-    from gpuyard import plan, rent
+    from gpuyard import plan
+    from gpuyard.renting import rent
 
     wishes = plan.Wishes(
         mode=call.params["mode"],

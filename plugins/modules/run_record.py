@@ -72,7 +72,8 @@ CONDITIONS = {}
 
 def run(call):
     """Write the run's end into its record."""
-    from gpuyard import config, runs
+    from gpuyard import config
+    from gpuyard.renting import runs
     from gpuyard.errors import GpuyardError
 
     name = call.params["run"]

@@ -98,7 +98,9 @@ CONDITIONS = {}
 
 def run(call):
     """Show a log, or follow a run."""
-    from gpuyard import checkpoints, config, rent, runs, watch
+    from gpuyard import config
+    from gpuyard.box import checkpoints
+    from gpuyard.renting import rent, runs, watch
     from gpuyard.errors import GpuyardError, UsageError
 
     if call.params["lines"] < 1:

@@ -248,7 +248,7 @@ class Settings:
 def ask(module: AnsibleModule, *arguments: str) -> dict[str, Any]:
     """Run a command of the stage runner and return its answer; its one sentence becomes the error."""
     options = module.params
-    command = [options["python"], "-I", "-m", "gpuyard.stages", *arguments, "--settings", options["settings"]]
+    command = [options["python"], "-I", "-m", "gpuyard.box.stages", *arguments, "--settings", options["settings"]]
     try:
         code, output, errors = _box.execute(module, command)
     except OSError as error:

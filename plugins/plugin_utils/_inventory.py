@@ -16,7 +16,8 @@ from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable, to_safe_group_name
 
 try:
-    from gpuyard import config, paths, rent
+    from gpuyard import config, paths
+    from gpuyard.renting import rent
     from gpuyard.config import SshKey
     from gpuyard.errors import GpuyardError, UsageError
     from gpuyard.providers.base import Instance

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpuyard import config, paths, rent, runs, watch
-from gpuyard.checkpoints import latest_manifest
+from gpuyard import config, paths
+from gpuyard.box.checkpoints import latest_manifest
 from gpuyard.errors import GpuyardError
 from gpuyard.options import OPTIONS
 from gpuyard.play import Event, run_playbook
 from gpuyard.providers.base import Instance, State
+from gpuyard.renting import rent, runs, watch
 from gpuyard.sandbox import client, lifecycle
 
 RUN = "demo-0"

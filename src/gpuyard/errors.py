@@ -116,3 +116,19 @@ def listed(mistakes: Sequence[str], most: int = 20, *, of: int | None = None) ->
     """Return ``mistakes``, one a line: the first ``most``, and how many more there are (``of`` them in all)."""
     more = (len(mistakes) if of is None else of) - most
     return "\n".join([*mistakes[:most], *([f"… and {more} more."] if more > 0 else [])])
+
+
+class CheckpointError(GpuyardError):
+    """A checkpoint cannot be published, read or restored."""
+
+
+class BucketError(CheckpointError):
+    """The bucket does not answer, refuses the key, or does not exist."""
+
+
+class MissingObjectError(BucketError):
+    """The bucket answers, but holds nothing under this key."""
+
+
+class UnreadableManifestError(CheckpointError):
+    """A manifest is there, and empty, cut off, of a newer version or not a manifest at all."""

@@ -1,4 +1,4 @@
-"""Files that no reader ever sees half of."""
+"""Paths that stay inside their folder, and files that no reader ever sees half of."""
 
 from __future__ import annotations
 
@@ -28,3 +28,21 @@ def write_whole(file: Path, content: str | bytes, *, mode: int = 0o600, durable:
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
+
+
+def inner_path(path: object) -> str:
+    """Return ``path`` when it names something inside the folder it is relative to, else raise ``ValueError``."""
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"{path!r} is not a path")
+    if path.startswith("/") or any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError(f"the path {path!r} leads out of its folder")
+    if has_control_characters(path):
+        raise ValueError(f"the path {path!r} holds characters that no file name should have")
+    return path
+
+
+def has_control_characters(text: str) -> bool:
+    """Tell whether ``text`` holds control characters, or what is not text at all (half a surrogate pair)."""
+    return any(ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 for character in text) or any(
+        0xD800 <= ord(character) < 0xE000 for character in text
+    )

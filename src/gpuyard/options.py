@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from gpuyard.errors import UsageError, listed
-from gpuyard.run import check_form
+from gpuyard.formats.label import check_form
 
 _RENTING = ("launch", "resume_search")
 _ALL = (*_RENTING, "logs", "status", "teardown")

@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from gpuyard import checkpoints, config, cost, machine, market, records, rent, repository, runs, tree
-from gpuyard.checkpoints.brought import compare
+from gpuyard import config, cost, market, records, repository, tree
+from gpuyard.box import checkpoints
+from gpuyard.box.checkpoints.brought import compare
 from gpuyard.config import BucketSettings, SshKey
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.fingerprint import fingerprint
+from gpuyard.formats.label import check_name, next_name
 from gpuyard.providers.base import Offer, Progress, Provider
-from gpuyard.run import check_name, next_name
-from gpuyard.runs import Run
+from gpuyard.renting import machine, rent, runs
+from gpuyard.renting.runs import Run
 from gpuyard.workload import Workload, load_workload
 
 Mode = Literal["launch", "resume"]

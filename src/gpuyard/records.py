@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
-from gpuyard import machine, market, runs, watch
+from gpuyard import market
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Instance, Offer, PlannedCall, Query
+from gpuyard.renting import machine, runs, watch
 
 
 def query_to_dict(query: Query) -> dict[str, Any]:

@@ -28,10 +28,10 @@ from pydantic_core import ErrorDetails
 
 import gpuyard
 from gpuyard import paths, repository
+from gpuyard.box.stages.folders import why_not
 from gpuyard.errors import UsageError, listed
+from gpuyard.formats.label import check_name
 from gpuyard.providers.base import Market, Query
-from gpuyard.run import check_name
-from gpuyard.stages.folders import why_not
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VERSION = re.compile(r"\d+(\.\d+)*")

@@ -14,7 +14,7 @@ import requests
 from yard import CANARY, ROOT, Yard
 
 from gpuyard import demo
-from gpuyard.runs import stored
+from gpuyard.renting.runs import stored
 
 TINY = """\
 name: tiny
@@ -174,7 +174,7 @@ def test_no_machine_is_destroyed_before_its_work_is_saved(yard: Yard, tmp_path: 
     sentence = " ".join(said.text.split())
     assert "The connection to vast instance" in sentence and "is lost" in sentence
     assert "Nothing is destroyed" in sentence and "teardown.yml -e run=alone-0" in sentence
-    status = yard.on_machine("alone-0", "/opt/gpuyard/venv/bin/python -m gpuyard.stages status --json")
+    status = yard.on_machine("alone-0", "/opt/gpuyard/venv/bin/python -m gpuyard.box.stages status --json")
     assert json.loads(status)["state"] == "running"
 
     # The machine does not reach the bucket any more, so what its stage saves at its end is on its disk only.

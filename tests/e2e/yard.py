@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpuyard import config, rent, runs
-from gpuyard.checkpoints import Manifest, Store, latest_manifest
+from gpuyard import config
+from gpuyard.box.checkpoints import Manifest, Store, latest_manifest
 from gpuyard.providers.base import Instance
+from gpuyard.renting import rent, runs
 from gpuyard.sandbox.client import Control, load
 
 ROOT = Path(__file__).resolve().parents[2]

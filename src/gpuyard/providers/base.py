@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from gpuyard.errors import UnsupportedError
-from gpuyard.run import RunRef
+from gpuyard.formats.label import RunRef
 
 Market = Literal["on-demand", "interruptible"]
 Progress = Callable[[str], None]

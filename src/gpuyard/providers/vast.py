@@ -30,6 +30,7 @@ from gpuyard.errors import (
     ProviderError,
     UsageError,
 )
+from gpuyard.formats.label import STOPPED_MARK, RunRef
 from gpuyard.providers.base import (
     Capability,
     CreateSpec,
@@ -45,7 +46,6 @@ from gpuyard.providers.base import (
 from gpuyard.providers.http import Answer, Client, Patience
 from gpuyard.providers.rental import Waits, create_once, destroy_surely
 from gpuyard.providers.values import dicts, number, optional_number, same_ssh_key, text
-from gpuyard.run import STOPPED_MARK, RunRef
 
 BASE_URL = "https://console.vast.ai"
 DEFAULT_IMAGE = "vastai/pytorch:@vastai-automatic-tag"

@@ -33,6 +33,7 @@ from gpuyard.errors import (
     ProviderDownError,
     ProviderError,
 )
+from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import (
     Capability,
     CreateSpec,
@@ -48,7 +49,6 @@ from gpuyard.providers.base import (
 from gpuyard.providers.http import Answer, Client, Patience
 from gpuyard.providers.rental import Waits, create_once, destroy_surely
 from gpuyard.providers.values import dicts, number, optional_number, same_ssh_key, strings, text
-from gpuyard.run import RunRef
 
 BASE_URL = "https://api.vultr.com/v2"
 UBUNTU_22_04 = 1743

@@ -78,7 +78,7 @@ def down(state: Path, progress: Progress, *, keep_state: bool = False) -> None:
         progress(f"There is no sandbox in {state}.")
         return
     # What it brings takes a while to import, and only this verb needs it.
-    from gpuyard import rent
+    from gpuyard.renting import rent
 
     with _lock(state):
         _stop_server(state)

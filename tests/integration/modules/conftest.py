@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
-from gpuyard import config, rent
+from gpuyard import config
+from gpuyard.renting import rent
 
 ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent

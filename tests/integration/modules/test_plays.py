@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from gpuyard import checkpoints, config, runs
+from gpuyard import config
+from gpuyard.box import checkpoints
+from gpuyard.renting import runs
 
 from .conftest import BIN, ROOT, Yard
 

@@ -7,7 +7,7 @@ import uuid
 import pytest
 from conftest import Sandbox
 
-from gpuyard.checkpoints import S3Store, open_store
+from gpuyard.box.checkpoints import S3Store, open_store
 
 
 def test_the_bucket_does_what_checkpoints_ask_of_it(sandbox: Sandbox) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from gpuyard.checkpoints import LocalStore, manifest_of, publish, restore
-from gpuyard.checkpoints import sets as sets_module
-from gpuyard.checkpoints.manifest import BROUGHT
+from gpuyard.box.checkpoints import LocalStore, manifest_of, publish, restore
+from gpuyard.box.checkpoints import sets as sets_module
+from gpuyard.formats.manifest import BROUGHT
 
 RUN = "miniprover-0"
 

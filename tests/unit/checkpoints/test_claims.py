@@ -14,9 +14,7 @@ from typing import Any, BinaryIO
 import pytest
 from botocore.stub import Stubber
 
-from gpuyard import runs
-from gpuyard.checkpoints import (
-    BucketError,
+from gpuyard.box.checkpoints import (
     LocalStore,
     Published,
     Retention,
@@ -30,8 +28,10 @@ from gpuyard.checkpoints import (
     restore,
     verify,
 )
-from gpuyard.checkpoints.claims import Claim
-from gpuyard.checkpoints.stores import SINGLE_REQUEST_BYTES
+from gpuyard.box.checkpoints.claims import Claim
+from gpuyard.box.checkpoints.stores import SINGLE_REQUEST_BYTES
+from gpuyard.errors import BucketError
+from gpuyard.renting import runs
 
 RUN = "miniprover-0"
 ONE = Retention(keep_last=1)
@@ -180,7 +180,7 @@ def race(store: Store, roots: list[Path], seed: int) -> dict[str, Published | Ex
 def test_two_publishers_in_any_order_leave_a_whole_set(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpuyard.checkpoints.claims.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("gpuyard.box.checkpoints.claims.time.sleep", lambda seconds: None)
     roots = [make_root(tmp_path / name, "0") for name in ("first", "second")]
     publish(store, RUN, roots[0])
     for seed in range(24 if isinstance(store, LocalStore) else 5):
@@ -450,7 +450,7 @@ def test_a_folder_without_hard_links_will_do(folder_only: LocalStore, monkeypatc
     def refuse(*_: Any) -> None:
         raise PermissionError("no hard links here")
 
-    monkeypatch.setattr("gpuyard.checkpoints.stores.os.link", refuse)
+    monkeypatch.setattr("gpuyard.box.checkpoints.stores.os.link", refuse)
     test_a_new_object_takes_no_others_place(folder_only)
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from gpuyard.checkpoints import CheckpointError, CloudSync, LocalStore, publish, restore
-from gpuyard.checkpoints.manifest import Manifest
-from gpuyard.checkpoints.stores import StoredObject
+from gpuyard.box.checkpoints import CloudSync, LocalStore, publish, restore
+from gpuyard.box.checkpoints.stores import StoredObject
+from gpuyard.errors import CheckpointError
+from gpuyard.formats.manifest import Manifest
 
 RUN = "miniprover-0"
 EVIL = b"written by the bucket"

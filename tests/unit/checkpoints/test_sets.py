@@ -13,13 +13,10 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from gpuyard.checkpoints import (
-    BucketError,
-    CheckpointError,
+from gpuyard.box.checkpoints import (
     LocalStore,
     Retention,
     Store,
-    UnreadableManifestError,
     latest_manifest,
     latest_whole_manifest,
     list_runs,
@@ -33,10 +30,10 @@ from gpuyard.checkpoints import (
     verify,
     write_record,
 )
-from gpuyard.checkpoints import sets as sets_module
-from gpuyard.checkpoints.manifest import FileEntry, Manifest
-from gpuyard.checkpoints.stores import SINGLE_REQUEST_BYTES
-from gpuyard.errors import UsageError
+from gpuyard.box.checkpoints import sets as sets_module
+from gpuyard.box.checkpoints.stores import SINGLE_REQUEST_BYTES
+from gpuyard.errors import BucketError, CheckpointError, UnreadableManifestError, UsageError
+from gpuyard.formats.manifest import FileEntry, Manifest
 
 RUN = "miniprover-0"
 
@@ -763,7 +760,7 @@ def test_a_failing_bucket_is_one_warning(tmp_path: Path) -> None:
 def test_a_dead_bucket_is_a_sentence_without_keys_in_bounded_time(
     kind: str, bucket: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpuyard.checkpoints.stores.READ_TIMEOUT_S", 1)
+    monkeypatch.setattr("gpuyard.box.checkpoints.stores.READ_TIMEOUT_S", 1)
     env = dict(bucket.env)  # type: ignore[attr-defined]
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

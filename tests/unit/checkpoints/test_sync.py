@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gpuyard import checkpoints
-from gpuyard.checkpoints import CheckpointError, CloudSync, get_cloud_sync_from_env, open_store
-from gpuyard.errors import UsageError
+from gpuyard.box import checkpoints
+from gpuyard.box.checkpoints import CloudSync, get_cloud_sync_from_env, open_store
+from gpuyard.errors import CheckpointError, UsageError
 
 CANARY = "canary-secret-91d2e7aa40"
 
@@ -70,7 +70,7 @@ def test_a_set_that_cannot_be_read_is_named(cloud: CloudSync, tmp_path: Path, ca
     assert cloud.sync_checkpoints(source, "run-7")
     (tmp_path / "empty").touch()
     assert cloud.upload_file(tmp_path / "empty", "run-7/checkpoints/000001/manifest.json")
-    with caplog.at_level(logging.WARNING, logger="gpuyard.checkpoints"):
+    with caplog.at_level(logging.WARNING, logger="gpuyard.box.checkpoints"):
         assert not cloud.download_checkpoints("run-7", tmp_path / "fresh"), "it is not nothing"
         assert cloud.sync_checkpoints(source, "run-7", keep_last=1)
     assert all("run-7/checkpoints/000001/manifest.json is empty" in record.getMessage() for record in caplog.records)
@@ -94,7 +94,7 @@ def test_a_failure_is_a_warning_and_false(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
     sync = CloudSync("s3", "yard", endpoint="http://127.0.0.1:9")
     (tmp_path / "a").write_text("x")
-    with caplog.at_level(logging.WARNING, logger="gpuyard.checkpoints"):
+    with caplog.at_level(logging.WARNING, logger="gpuyard.box.checkpoints"):
         assert not sync.upload_file(tmp_path / "a", "a")
         assert not sync.download_file("a", tmp_path / "b")
         assert not sync.upload_directory(tmp_path, "tree")

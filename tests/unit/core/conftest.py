@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import CreateSpec, Offer
 from gpuyard.providers.http import Patience
 from gpuyard.providers.rental import Waits
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
-from gpuyard.run import RunRef
 
 from .standin import Standin, serve
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from gpuyard import ledger, machine, records, rent, runs
-from gpuyard.checkpoints import LocalStore, Manifest, publish, write_record
-from gpuyard.ledger import Entry, Ledger
-from gpuyard.notebook import Notebook
-from gpuyard.pending import PendingNotes
+from gpuyard import records
+from gpuyard.box.checkpoints import LocalStore, Manifest, publish, write_record
+from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import Instance, State
 from gpuyard.providers.vast import Vast
-from gpuyard.run import RunRef
+from gpuyard.renting import ledger, machine, rent, runs
+from gpuyard.renting.ledger import Entry, Ledger
+from gpuyard.renting.notebook import Notebook
+from gpuyard.renting.pending import PendingNotes
 
 from .conftest import FakeTime, an_offer
 from .standin import Reply, Standin

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpuyard import machine, paths, rent
+from gpuyard import paths
 from gpuyard.config import SshKey
 from gpuyard.errors import (
     AmbiguousError,
@@ -20,10 +20,11 @@ from gpuyard.errors import (
     UnreachableError,
     UsageError,
 )
+from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import Instance, State
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
-from gpuyard.run import RunRef
+from gpuyard.renting import machine, rent
 
 from .conftest import SSH_KEY, FakeTime, a_spec, an_offer
 from .standin import LOST, Reply, Standin

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from gpuyard import ledger, machine, rent
-from gpuyard.checkpoints import LocalStore
+from gpuyard.box.checkpoints import LocalStore
 from gpuyard.errors import GpuyardError, LeakError, UnreachableError, UsageError
-from gpuyard.ledger import Ledger
-from gpuyard.notebook import Notebook
+from gpuyard.renting import ledger, machine, rent
+from gpuyard.renting.ledger import Ledger
+from gpuyard.renting.notebook import Notebook
 
 from .conftest import FakeTime, an_offer
 from .standin import Reply, Request, Standin

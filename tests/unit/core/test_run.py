@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gpuyard.errors import UsageError
-from gpuyard.run import RunRef, check_name, next_name
+from gpuyard.formats.label import RunRef, check_name, next_name
 
 
 @pytest.mark.parametrize("name", ["a", "miniprover-0", "a" * 40, "x--y"])

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from gpuyard import machine, rent, runs
-from gpuyard.checkpoints import LocalStore
+from gpuyard.box.checkpoints import LocalStore
 from gpuyard.errors import AmbiguousError, LeakError, NoCapacityError, ThrottledError, UsageError
-from gpuyard.notebook import Notebook
-from gpuyard.pending import PendingNotes
 from gpuyard.providers.rental import UNLISTED_S
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
+from gpuyard.renting import machine, rent, runs
+from gpuyard.renting.notebook import Notebook
+from gpuyard.renting.pending import PendingNotes
 
 from .conftest import FakeTime, a_spec, an_offer
 from .standin import LOST, Reply, Request, Standin

@@ -17,11 +17,11 @@ from gpuyard.errors import (
     ThrottledError,
     UsageError,
 )
+from gpuyard.formats.label import RunRef
 from gpuyard.providers import rental
 from gpuyard.providers.base import Query, State
 from gpuyard.providers.http import Answer
 from gpuyard.providers.vast import Vast, classify
-from gpuyard.run import RunRef
 
 from .conftest import SSH_KEY, VAST_KEY, FakeTime, a_spec, an_offer
 from .standin import LOST, Reply, Request, Standin

@@ -15,10 +15,10 @@ from gpuyard.errors import (
     NotFoundError,
     ProviderDownError,
 )
+from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import Query, State
 from gpuyard.providers.http import Answer
 from gpuyard.providers.vultr import Vultr, classify
-from gpuyard.run import RunRef
 
 from .conftest import SSH_KEY, VULTR_KEY, a_spec, an_offer
 from .standin import LOST, Reply, Request, Standin

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from gpuyard import demo, records, watch
-from gpuyard.checkpoints import FileEntry, LocalStore, Manifest, RunRecord
+from gpuyard import demo, records
+from gpuyard.box.checkpoints import FileEntry, LocalStore, Manifest, RunRecord
 from gpuyard.config import SshKey
 from gpuyard.errors import ConnectionLostError, GpuyardError, NothingBegunError, UsageError
 from gpuyard.play import Event, _translate, run_playbook
 from gpuyard.providers.base import Instance, State
-from gpuyard.runs import Run
+from gpuyard.renting import watch
+from gpuyard.renting.runs import Run
 
 # What ansible-runner says of a task whose condition does not hold, and what a front makes of it.
 RAW = [
@@ -157,9 +158,9 @@ def test_only_root_can_tell_that_a_machine_was_told_nothing(tmp_path: Path, monk
         return subprocess.run(["sh", "-c", line], env=path, capture_output=True, text=True, check=False)
 
     assert on_the_machine(0).returncode == 44
-    assert on_the_machine(1000).stdout == "-m gpuyard.stages log\n"
+    assert on_the_machine(1000).stdout == "-m gpuyard.box.stages log\n"
     (tmp_path / "settings.json").touch()
-    assert on_the_machine(0).stdout == "-m gpuyard.stages log\n"
+    assert on_the_machine(0).stdout == "-m gpuyard.box.stages log\n"
 
 
 def test_what_has_not_ended_is_an_answer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gpuyard.stages.folders import why_not
+from gpuyard.box.stages.folders import why_not
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from gpuyard.checkpoints import LocalStore, publish
+from gpuyard.box.checkpoints import LocalStore, publish
 
 CANARY = "canary-wandb-20c4d7e1b6"
 

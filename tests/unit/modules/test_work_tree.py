@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 
-from gpuyard import checkpoints, tree
+from gpuyard import tree
+from gpuyard.box import checkpoints
 
 
 class Sender:

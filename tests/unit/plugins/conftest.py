@@ -20,8 +20,8 @@ from ansible.plugins.loader import init_plugin_loader
 
 from gpuyard import config
 from gpuyard.errors import ProviderError
+from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Provider, Query, State
-from gpuyard.run import RunRef
 
 ROOT = Path(__file__).resolve().parents[3]
 

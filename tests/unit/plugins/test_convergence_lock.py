@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
 
-from gpuyard import converging
+from gpuyard.renting import converging
 
 Play = Callable[[], "subprocess.Popen[bytes]"]
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from gpuyard import checkpoints, rent, runs, watch
-from gpuyard.checkpoints import LocalStore, stores
+from gpuyard.box import checkpoints
+from gpuyard.box.checkpoints import LocalStore, stores
 from gpuyard.errors import ConnectionLostError, GpuyardError, NothingBegunError, ProviderDownError
 from gpuyard.providers.base import Instance, State
+from gpuyard.renting import rent, runs, watch
 
 from .conftest import Verb, World, instance
 
@@ -43,7 +44,7 @@ class Boxes:
         self.stops: list[dict[str, Any]] = []
 
     def stop(self, one: Instance, _key: Any, **options: Any) -> Mapping[str, Any]:
-        """Stand in for :func:`gpuyard.watch.stop`."""
+        """Stand in for :func:`gpuyard.renting.watch.stop`."""
         self.stops.append({"id": one.id, "wait_s": options["wait_s"], "limit_s": options["limit_s"]})
         answer = self.answers[one.id]
         if isinstance(answer, GpuyardError):
@@ -51,7 +52,7 @@ class Boxes:
         return answer
 
     def status(self, one: Instance, _key: Any, **_options: Any) -> Mapping[str, Any]:
-        """Stand in for :func:`gpuyard.watch.status`."""
+        """Stand in for :func:`gpuyard.renting.watch.status`."""
         return {"state": self.states[one.id]}
 
 

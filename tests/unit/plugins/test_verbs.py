@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleError
 
-from gpuyard import checkpoints, rent, watch
-from gpuyard.checkpoints import LocalStore
+from gpuyard.box import checkpoints
+from gpuyard.box.checkpoints import LocalStore
 from gpuyard.errors import CreditError, InvalidRequestError, NoCapacityError, ProviderDownError, UnreachableError
 from gpuyard.providers.base import State
+from gpuyard.renting import rent, watch
 
 from .conftest import Verb, World, instance, offer
 
@@ -380,7 +381,7 @@ def test_plan_takes_the_run_that_has_a_machine(world: World, verb: Verb, workloa
 
 
 def tiny(run: str) -> Any:
-    from gpuyard.run import RunRef
+    from gpuyard.formats.label import RunRef
 
     return RunRef(run, "tiny")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gpuyard
-from gpuyard.stages import BoxSpec, load_spec
+from gpuyard.box.stages import BoxSpec, load_spec
 
 RUN = "canyon-0"
 CANARY = "canary-wandb-77d1f0c9a2e4"
@@ -77,7 +77,7 @@ class Box:
         )
         (self.settings / "secrets.env").write_text(f"WANDB_API_KEY='{CANARY}'\n")
 
-    def start(self, *arguments: str, module: str = "gpuyard.stages") -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, module: str = "gpuyard.box.stages") -> subprocess.Popen[bytes]:
         """Start a command in the background, with its output in a file ``screen``."""
         with (self.base / "screen").open("ab") as screen:
             process = subprocess.Popen(
@@ -90,7 +90,7 @@ class Box:
         self.processes.append(process)
         return process
 
-    def call(self, *arguments: str, module: str = "gpuyard.stages") -> subprocess.CompletedProcess[str]:
+    def call(self, *arguments: str, module: str = "gpuyard.box.stages") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", module, arguments[0], "--settings", str(self.settings), *arguments[1:]],
             env=self.env,

@@ -28,13 +28,13 @@ def test_the_same_sources_give_the_same_bytes(tmp_path: Path) -> None:
     assert boxzip.build(tmp_path / "a/box.zip") == first
     assert (tmp_path / "a/box.zip").read_bytes() == data
     names = zipfile.ZipFile(tmp_path / "a/box.zip").namelist()
-    assert "gpuyard/stages/__main__.py" in names and "gpuyard/providers/base.py" not in names
+    assert "gpuyard/box/stages/__main__.py" in names and "gpuyard/providers/base.py" not in names
 
 
 def test_it_runs_from_the_archive_alone(tmp_path: Path) -> None:
     boxzip.build(tmp_path / "box.zip")
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path / "box.zip")}
-    for module in ("gpuyard.stages", "gpuyard.checkpoints"):
+    for module in ("gpuyard.box.stages", "gpuyard.box.checkpoints"):
         # -S: no site-packages, so neither the installed gpuyard nor any dependency is within reach.
         answer = subprocess.run(
             [sys.executable, "-S", "-m", module, "--help"],

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from stage_box import RUN, Box, alive, mark, wait_for
 
-from gpuyard.checkpoints import LocalStore, latest_manifest, stores
-from gpuyard.stages import ending, report, runner
-from gpuyard.stages.journal import Journal
+from gpuyard.box.checkpoints import LocalStore, latest_manifest, stores
+from gpuyard.box.stages import ending, report, runner
+from gpuyard.formats.journal import Journal
 
 SAVES = {
     "name": "train",

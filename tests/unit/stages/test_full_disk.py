@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from stage_box import RUN, Box, mark
 
-from gpuyard.checkpoints import LocalStore, manifests
-from gpuyard.stages import runner
-from gpuyard.stages.journal import RESERVE_BYTES, Journal, parse
+from gpuyard.box.checkpoints import LocalStore, manifests
+from gpuyard.box.stages import runner
+from gpuyard.formats.journal import RESERVE_BYTES, Journal, parse
 
 # The journal is filled up to the end of its last block first, so that its next line needs a new one.
 FILLS = """
@@ -39,7 +39,7 @@ sys.exit(3)
 
 ON_A_SMALL_DISK = """
 mount -t tmpfs -o size=4m tmpfs "$ROOT" || exit 99
-yard() { "$PYTHON" -m gpuyard.stages "$@" --settings "$SETTINGS"; }
+yard() { "$PYTHON" -m gpuyard.box.stages "$@" --settings "$SETTINGS"; }
 yard run > first; echo "exit code $?" >> first
 yard status --json > status
 yard stop > stopped

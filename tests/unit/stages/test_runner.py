@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from stage_box import CANARY, RUN, Box, alive, mark, until, wait_for
 
-from gpuyard.checkpoints import LocalStore, latest_manifest, list_runs, manifest_of, manifests
-from gpuyard.stages.journal import fold
+from gpuyard.box.checkpoints import LocalStore, latest_manifest, list_runs, manifest_of, manifests
+from gpuyard.formats.journal import fold
 
 
 def prover_stage(total: int, flush_every: int, seconds: float, **fields: Any) -> dict[str, Any]:
@@ -339,7 +339,7 @@ def test_what_was_saved_on_another_box_is_gone_on_from(box: Box, tmp_path: Path)
             one.repository.mkdir(parents=True)
             one.describe([mark("prepare"), {"name": "train", "resumable": True, **stage}], **options)
         assert boxes[0].run() == 1
-        assert boxes[1].call("restore", module="gpuyard.checkpoints").returncode == 0
+        assert boxes[1].call("restore", module="gpuyard.box.checkpoints").returncode == 0
         boxes[1].run()
         assert boxes[1].marks == marks
 
@@ -470,24 +470,24 @@ def test_preemption_without_notice_and_a_new_box(box: Box, prover: Path, tmp_pat
     other.repository.mkdir(parents=True)
     (other.repository / "prover.py").write_text(prover.read_text())
     other.describe(stages, **options)
-    restored = json.loads(other.call("restore", module="gpuyard.checkpoints").stdout)
+    restored = json.loads(other.call("restore", module="gpuyard.box.checkpoints").stdout)
     assert restored["changed"] and restored["restored"]["source"] == "cloud"
     saved = results(other)
     assert saved and set(saved) <= set(before)
-    again = other.call("restore", module="gpuyard.checkpoints")
+    again = other.call("restore", module="gpuyard.box.checkpoints")
     assert json.loads(again.stdout)["restored"]["source"] == "local"
     assert other.run() == 0
     assert sorted(results(other)) == list(range(60))
     assert set(searched(other)).isdisjoint(saved), "nothing that was saved is searched again"
     assert other.marks == ["0-evaluate"]
-    listed = [json.loads(line) for line in other.call("list", module="gpuyard.checkpoints").stdout.splitlines()]
+    listed = [json.loads(line) for line in other.call("list", module="gpuyard.box.checkpoints").stdout.splitlines()]
     assert len(listed) == 2 and listed[0]["progress"]["finished"]
-    sound = other.call("verify", module="gpuyard.checkpoints")
+    sound = other.call("verify", module="gpuyard.box.checkpoints")
     assert sound.returncode == 0 and json.loads(sound.stdout)["damaged"] == []
     older = manifest_of(LocalStore(tmp_path / "bucket"), RUN, listed[1]["sequence"])
     damaged = next(entry.key for entry in older.files if entry.path == "trajectories/results")
     (tmp_path / "bucket" / damaged).write_bytes(b"rotten")
-    found = other.call("verify", "--sequence", str(older.sequence), module="gpuyard.checkpoints")
+    found = other.call("verify", "--sequence", str(older.sequence), module="gpuyard.box.checkpoints")
     assert found.returncode == 1 and f"Damaged: trajectories/results: {damaged} has 6 bytes" in found.stderr
 
 

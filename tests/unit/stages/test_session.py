@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from stage_box import CANARY, RUN, Box, alive, mark, until, wait_for
 
-from gpuyard.stages import report
-from gpuyard.stages.runner import is_running
+from gpuyard.box.stages import report
+from gpuyard.box.stages.runner import is_running
 
 
 def tmux(box: Box, *arguments: str) -> str:
@@ -218,7 +218,7 @@ def follower(box: Box, *arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
     """Start a command that follows the run, and return it with the file that gets its output."""
     output = box.base / "followed"
     with output.open("wb") as stream:
-        command = [sys.executable, "-m", "gpuyard.stages", *arguments, "--settings", str(box.settings), "--follow"]
+        command = [sys.executable, "-m", "gpuyard.box.stages", *arguments, "--settings", str(box.settings), "--follow"]
         process = subprocess.Popen(command, env=box.env, stdin=subprocess.DEVNULL, stdout=stream)
     box.processes.append(process)
     return process, output

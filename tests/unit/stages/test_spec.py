@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gpuyard.box.stages import load_spec
 from gpuyard.errors import UsageError
-from gpuyard.stages import load_spec
 
 
 def test_a_folder_of_the_system_is_no_persistent_root(tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""``python -m gpuyard.box.checkpoints``: publish, restore, list, verify. On the box, by its run's settings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpuyard.box.checkpoints import restore, sequences, verify
+from gpuyard.box.checkpoints.listing import read_manifest
+
+# The run's settings are the stage runner's affair, and its journal gives a manifest its progress.
+from gpuyard.box.stages.ending import publish_and_tell
+from gpuyard.box.stages.runner import publish_checkpoint
+from gpuyard.box.stages.spec import DEFAULT_FOLDER, BoxSpec, load_spec
+from gpuyard.errors import GpuyardError, MissingObjectError, UnreadableManifestError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit code. ``publish`` succeeds whatever the bucket does."""
+    options = _parser().parse_args(arguments)
+    try:
+        spec = load_spec(options.settings)
+        if options.command == "publish" and options.json:
+            print(json.dumps(vars(publish_and_tell(spec))))
+            return 0
+        if options.command == "publish":
+            return _publish(spec, patient=not options.impatient)
+        if options.command == "restore":
+            return _restore(spec, options.sequence)
+        return _list(spec) if options.command == "list" else _verify(spec, options.sequence)
+    except (GpuyardError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _publish(spec: BoxSpec, *, patient: bool) -> int:
+    if not spec.bucket:
+        print(f"No bucket is set for {spec.run}: its files stay on this box.", file=sys.stderr)
+        return 0
+    publish_checkpoint(spec, warn=lambda text: print(text, file=sys.stderr, flush=True), patient=patient)
+    return 0
+
+
+def _restore(spec: BoxSpec, sequence: int | None) -> int:
+    restored = restore(spec.store if spec.bucket else None, spec.run, spec.root, sequence=sequence)
+    print(json.dumps({"changed": restored.source == "cloud", "restored": vars(restored)}))
+    return 0
+
+
+def _list(spec: BoxSpec) -> int:
+    if not spec.bucket:
+        return 0
+    unreadable = 0
+    store = spec.store()
+    for sequence in sequences(store, spec.run):
+        try:
+            manifest = read_manifest(store, spec.run, sequence)
+        except MissingObjectError:
+            continue
+        except UnreadableManifestError as error:
+            print(error, file=sys.stderr)
+            unreadable = 1
+            continue
+        print(
+            json.dumps(
+                {
+                    "sequence": manifest.sequence,
+                    "time": manifest.time,
+                    "files": len(manifest.files),
+                    "bytes": manifest.size,
+                    "progress": dict(manifest.progress),
+                }
+            )
+        )
+    return unreadable
+
+
+def _verify(spec: BoxSpec, sequence: int | None) -> int:
+    if not spec.bucket:
+        print(f"No bucket is set for {spec.run}: there is nothing to verify.", file=sys.stderr)
+        return 0
+    verified = verify(spec.store(), spec.run, sequence=sequence)
+    print(json.dumps(vars(verified)))
+    for text in verified.damaged:
+        print(f"Damaged: {text}", file=sys.stderr)
+    return 1 if verified.damaged else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gpuyard.box.checkpoints", description="Checkpoints of this box's run."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("publish", "publish one now; a failing bucket is a warning"),
+        ("restore", "bring back the newest one, unless this box has work of its own"),
+        ("list", "show those in the bucket, newest first"),
+        ("verify", "read the newest one whole; damaged objects are named, and the exit code is 1"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--settings", type=Path, default=DEFAULT_FOLDER, metavar="DIR")
+        if name == "publish":
+            command.add_argument(
+                "--impatient", action="store_true", help="give up at once while the bucket has just failed"
+            )
+            command.add_argument(
+                "--json", action="store_true", help="say as JSON whether the bucket now holds everything, and why not"
+            )
+        if name in ("restore", "verify"):
+            command.add_argument("--sequence", type=int, metavar="N", help="exactly this one")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

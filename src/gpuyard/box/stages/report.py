@@ -1,0 +1,242 @@
+"""What people and the controller see of a run: its state, its logs, its progress as it happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gpuyard.box.stages import session
+from gpuyard.box.stages.runner import is_running, journal_of, progress_of
+from gpuyard.box.stages.spec import BoxSpec, Stage
+from gpuyard.errors import UsageError
+from gpuyard.formats.journal import Progress
+
+STATES = ("not-started", "running", "idle", "interrupted", "failed", "finished")
+ERRORS = re.compile(r"error|exception|traceback|panicked|fatal|killed|out of memory", re.IGNORECASE)
+_POLL_S = 0.3
+# More of a log's end than this (bytes) is not read for its last lines: a progress bar may be one endless line.
+_MOST_READ = 4 * 1024 * 1024
+
+
+def state_of(progress: Progress, *, alive: bool) -> str:
+    """Return one of :data:`STATES`. A run whose runner is gone without a word is ``interrupted``.
+
+    ``idle``: nothing runs, and what was asked for (one stage only, say) is done, but stages are left.
+
+    ``alive`` must have been looked at before the journal was read: a runner that ends in between would otherwise look
+    as if it had been cut off.
+    """
+    if alive:
+        return "running"
+    if progress.finished:
+        return "finished"
+    if not progress.begun:
+        return "not-started"
+    return {"failed": "failed", "done": "idle"}.get(progress.outcome or "", "interrupted")
+
+
+def running_stage(spec: BoxSpec) -> Stage | None:
+    """Return the stage that runs now, ``None`` when none does."""
+    if not is_running(spec):
+        return None
+    place = progress_of(spec).running
+    return next((stage for stage in spec.stages if place and stage.name == place[1]), None)
+
+
+def status(spec: BoxSpec) -> dict[str, Any]:
+    """Return where the run stands, as one JSON-able object.
+
+    ``state`` is one of :data:`STATES`. ``failure`` says of a failed run which stage of which iteration failed, with its
+    ``exit_code``, the ``reason`` as a sentence, and the ``last_line`` that the stage itself printed; else it is
+    ``None``. ``space_free_gb`` is what the disk of the persistent root has left (10^9 bytes).
+    """
+    alive = is_running(spec)
+    progress = progress_of(spec)
+    state = state_of(progress, alive=alive)
+    current = (progress.running if alive else None) or progress.current
+    latest = newest_log(spec)
+    lines = last_lines(latest, 1) if latest else []
+    return {
+        "run": spec.run,
+        "workload": spec.workload,
+        "state": state,
+        "iteration": current[0] if current else None,
+        "iterations": spec.iterations,
+        "stage": current[1] if current else None,
+        "stages": stage_table(progress),
+        "stages_done": len(progress.done),
+        "stages_total": len(progress.order),
+        "last_line": lines[-1] if lines else "",
+        "last_published": progress.last_published,
+        "failure": _failure(spec, progress) if state == "failed" else None,
+        "space_free_gb": _space_free_gb(spec.root),
+        "tmux": session.exists(spec),
+    }
+
+
+def _failure(spec: BoxSpec, progress: Progress) -> dict[str, Any]:
+    place = progress.failed or progress.running
+    entry = progress.at(place) if place else None
+    reason = progress.reason
+    if reason is None and entry is not None:
+        reason = f"{entry.stage} ended with exit code {entry.exit_code}."
+    own = [line for line in last_lines(spec.log(*place), 20) if line and not line.startswith("## ")] if place else []
+    return {
+        "stage": entry.stage if entry else None,
+        "iteration": entry.iteration if entry else None,
+        "exit_code": entry.exit_code if entry else None,
+        "reason": reason or "no reason is recorded.",
+        "last_line": own[-1] if own else "",
+    }
+
+
+def _space_free_gb(folder: Path) -> float | None:
+    for place in (folder, *folder.parents):
+        with contextlib.suppress(OSError):
+            return round(shutil.disk_usage(place).free / 1e9, 3)
+    return None
+
+
+def stage_table(progress: Progress) -> list[dict[str, Any]]:
+    """Return one row for every stage that has begun or was passed over. ``seconds`` are those of its last attempt."""
+    rows = []
+    for place in progress.order:
+        entry = progress.at(place)
+        if entry.attempts or entry.outcome:
+            rows.append(
+                {
+                    "iteration": entry.iteration,
+                    "stage": entry.stage,
+                    "outcome": entry.outcome,
+                    "started": entry.started,
+                    "ended": entry.ended,
+                    "seconds": entry.seconds,
+                    "attempts": entry.attempts,
+                    "exit_code": entry.exit_code,
+                }
+            )
+    return rows
+
+
+# --- logs ------------------------------------------------------------------------------------------------------------
+
+
+def newest_log(spec: BoxSpec, stage: str | None = None) -> Path | None:
+    """Return the log that was written to last (of ``stage``, when named), or ``None``."""
+    if stage is not None:
+        spec.stage(stage)
+    newest: tuple[int, Path] | None = None
+    for iteration, name in spec.order:
+        file = spec.log(iteration, name)
+        if stage in (None, name) and file.is_file():
+            # The later stage wins when two were written to within one tick of the clock.
+            newest = max(newest or (0, file), (file.stat().st_mtime_ns, file), key=lambda item: item[0])
+    return newest[1] if newest else None
+
+
+def find_log(spec: BoxSpec, stage: str | None, iteration: int | None) -> Path:
+    """Return the log that was asked for, or raise :class:`UsageError` that says which there are."""
+    if stage is not None and iteration is not None:
+        spec.stage(stage)
+        found: Path | None = spec.log(iteration, stage)
+    else:
+        found = newest_log(spec, stage)
+    if found is None or not found.is_file():
+        names = ", ".join(path.stem for path in sorted((spec.root / ".gpuyard" / "logs").glob("*.log"))) or "none"
+        raise UsageError(f"{spec.run} has no log of {stage or 'any stage'} yet. Logs (iteration-stage): {names}.")
+    return found
+
+
+def last_lines(file: Path, count: int) -> list[str]:
+    """Return the last ``count`` lines of a log, without reading a large one from its start."""
+    try:
+        with file.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            wanted = 4096
+            while True:
+                start = max(0, size - wanted)
+                stream.seek(start)
+                data = stream.read(size - start)
+                if start == 0 or data.count(b"\n") > count or wanted >= _MOST_READ:
+                    break
+                wanted *= 4
+    except FileNotFoundError:
+        return []
+    # A progress bar rewrites its line with carriage returns; only its last state is of interest.
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in data.decode(errors="replace").split("\n")]
+    if lines and not lines[-1]:
+        lines.pop()
+    return lines[-count:] if count > 0 else []
+
+
+def error_lines(file: Path, count: int) -> list[str]:
+    """Return the last ``count`` lines of a log that look like errors."""
+    with file.open(errors="replace") as stream:
+        return [line.rstrip("\n") for line in stream if ERRORS.search(line)][-count:]
+
+
+def follow_log(spec: BoxSpec, stage: str | None, iteration: int | None, lines: int) -> Iterator[str]:
+    """Yield a log's last ``lines`` lines and then what is added to it, until the run ends.
+
+    Without a stage it goes on to the next stage's log when that begins.
+    """
+    file = find_log(spec, stage, iteration)
+    position = file.stat().st_size
+    yield from (f"{line}\n" for line in last_lines(file, lines))
+    while True:
+        # Looked at before reading: what a runner or a stage wrote before its end is then not missed.
+        alive, newest = is_running(spec), newest_log(spec)
+        with file.open("rb") as stream:
+            stream.seek(position)
+            added = stream.read()
+        if added:
+            position += len(added)
+            yield added.decode(errors="replace")
+        elif stage is None and newest is not None and newest != file:
+            file, position = newest, 0
+        elif not alive:
+            return
+        else:
+            time.sleep(_POLL_S)
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+def progress_events(spec: BoxSpec, *, since: int = 0, follow: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield what happened after the journal's first ``since`` events, then (``follow``) what happens, until the run
+    ends.
+
+    Journal events carry ``n``, their number from 1, so that a reader whose connection was cut off can go on from
+    there. In between come ``{"event": "output", …, "line": …}`` with the newest line of the stage that runs, at most
+    one a second. The last is ``{"event": "end", "state": …}``.
+    """
+    shown = since
+    last_output = ("", "")
+    last_time = 0.0
+    while True:
+        # Look whether it lives before reading: what a runner wrote before it died is then not missed.
+        alive = is_running(spec)
+        events = journal_of(spec).read()
+        for number, event in enumerate(events[shown:], start=shown + 1):
+            yield {"n": number, **{name: value for name, value in event.items() if name != "token"}}
+        shown = max(shown, len(events))
+        progress = progress_of(spec)
+        current = progress.running or progress.current
+        if current and time.monotonic() - last_time >= 1:
+            iteration, stage = current
+            file = spec.log(iteration, stage)
+            newest = (str(file), next(iter(last_lines(file, 1)), ""))
+            if newest[1] and newest != last_output and not newest[1].startswith("## "):
+                last_output, last_time = newest, time.monotonic()
+                yield {"event": "output", "iteration": iteration, "stage": stage, "line": newest[1]}
+        if not alive or not follow:
+            yield {"event": "end", "n": shown, "state": state_of(progress, alive=alive)}
+            return
+        time.sleep(_POLL_S)

@@ -1,0 +1,1 @@
+"""What is written by one version and read by another, on another machine, years later. It travels to boxes, too."""

@@ -1,0 +1,442 @@
+"""Ending a run: its stages in good order, then its machines, but none that may hold what the bucket lacks.
+
+The one place that decides whether a machine may be destroyed because its run is to end. ``teardown.yml`` and
+``shutdown=true`` both come here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from gpuyard.box import checkpoints
+from gpuyard.box.checkpoints import Manifest, Store, answer_soon
+from gpuyard.config import SshKey
+from gpuyard.errors import (
+    BucketError,
+    CheckpointError,
+    ConnectionLostError,
+    GpuyardError,
+    LeakError,
+    MissingObjectError,
+    NothingBegunError,
+    NotSavedError,
+    ProviderError,
+    UsageError,
+)
+from gpuyard.formats.label import check_name
+from gpuyard.providers.base import Instance, PlannedCall, Progress, Provider, State
+from gpuyard.renting import machine, rent, runs, watch
+from gpuyard.renting.ledger import Ledger
+from gpuyard.renting.pending import PendingNotes
+
+LOSE_WAIT_S = 30.0
+"""How long a machine has to end its stages that is destroyed whatever it says (seconds)."""
+_LOSE_PUBLISH_S = 30.0  # and after that, to publish
+_STATUS_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to end, and how.
+
+    ``lose``: destroy also what is not saved. ``wait_s``: how long a machine has to end its stages; ``None``: as long as
+    the running stage's own grace time and publishing need. ``only`` limits what is destroyed: to a machine whose run
+    has ``ended`` (and nothing is stopped), or to one on which it has ``not-begun``. ``since`` is the number of the
+    newest checkpoint before the launch that has followed the run: a later one holds its work.
+    """
+
+    run: str
+    lose: bool = False
+    wait_s: float | None = None
+    only: Literal["", "ended", "not-begun"] = ""
+    since: int = 0
+
+    def check(self) -> None:
+        """Raise :class:`UsageError` for an option that cannot work. A run that is not named is told of later."""
+        if self.run:
+            check_name(self.run)
+        if self.wait_s is not None and not (math.isfinite(self.wait_s) and self.wait_s > 0):
+            raise UsageError(f"wait_s={self.wait_s:g} must be a number of seconds above 0.")
+        if self.lose and self.only:
+            raise UsageError(f"lose=true destroys whatever there is, so it does not go with only={self.only}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a machine may be destroyed without losing anything; ``why`` says it in whole sentences."""
+
+    instance: Instance
+    may_go: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What was done, or with ``check`` would be: in words, as API calls, and the run's machines before and after."""
+
+    before: list[str]
+    after: list[str]
+    actions: list[str] = field(default_factory=list)
+    planned: list[PlannedCall] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    cancelled: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was, or would be, done."""
+        return bool(self.actions) or self.cancelled
+
+
+class Boxes(Protocol):
+    """The way to the machines' stages; tests bring their own."""
+
+    def status(self, instance: Instance) -> Mapping[str, Any]:
+        """Return what :func:`gpuyard.renting.watch.status` returns."""
+
+    def stop(
+        self,
+        instance: Instance,
+        *,
+        wait_s: float | None,
+        limit_s: float | None,
+        tell: Progress,
+    ) -> Mapping[str, Any]:
+        """Do what :func:`gpuyard.renting.watch.stop` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverSsh:
+    """The machines' stages, reached over SSH with ``key``."""
+
+    key: SshKey
+
+    def status(self, instance: Instance) -> Mapping[str, Any]:
+        """Return what the machine's stages do."""
+        return watch.status(instance, self.key, timeout_s=_STATUS_S)
+
+    def stop(
+        self,
+        instance: Instance,
+        *,
+        wait_s: float | None,
+        limit_s: float | None,
+        tell: Progress,
+    ) -> Mapping[str, Any]:
+        """Let the machine's stages end in good order, and return whether all is saved."""
+        return watch.stop(instance, self.key, wait_s=wait_s, limit_s=limit_s, tell=tell)
+
+
+def end(
+    providers: Sequence[Provider],
+    store: Store | None,
+    order: Order,
+    boxes: Boxes,
+    *,
+    ledger: Ledger | None = None,
+    notes: PendingNotes | None = None,
+    check: bool = False,
+    progress: Progress | None = None,
+) -> Ending:
+    """End the run of ``order``: stop its stages, destroy every machine that may go, and tell the bucket.
+
+    A machine that may hold what is not in the bucket is kept, and :class:`NotSavedError` says what is not saved, why,
+    and how to end it all the same. :class:`LeakError` names every machine whose end could not be confirmed, and every
+    cloud that could not be asked. Both come after all that can be done was done. What the machines have cost is written
+    into ``ledger``. A machine of a request that ``notes`` say is unanswered is waited for first.
+    """
+    order.check()
+    tell = progress or _silent
+    judge = _Judge(order, store if order.run and not check else None, boxes, tell)
+    if order.run and not check:
+        if judge.store is not None and judge.bucket.trouble is not None:
+            tell(f"{judge.bucket.trouble} The machine may have another way to it.")
+            # It is not asked again: each question would cost a minute.
+            for book in (ledger, notes):
+                if book is not None:
+                    book.bucket.give_up()
+        if notes is not None:
+            # A cloud that does not answer now is told below, after all that can be seen has ended.
+            with suppress(ProviderError):
+                rent.await_noted(providers, order.run, notes, progress=tell, clock=rent.Clock())
+    seen = rent.survey(providers)
+    ours = rent.owned(seen.answered())
+    held = [one for one in ours if one.ref and one.ref.run == order.run]
+    others = sorted({one.ref.run for one in ours if one.ref} - {order.run})
+    if not order.run:
+        raise UsageError(
+            f"Name the run to end with -e run=…; the runs with machines are: {', '.join(others) or 'none'}."
+        )
+    if others and not held:
+        # A slip in the name would otherwise look like the end of a rental that goes on.
+        tell(f"Runs that have machines: {', '.join(others)}.")
+    words = [machine.describe(one) for one in held]
+    if check:
+        return _plan(providers, held, order, words, seen)
+    verdicts = [judge.of(one) for one in held]
+    doomed = [verdict.instance for verdict in verdicts if verdict.may_go or order.lose]
+    kept = [_kept(verdict, order) for verdict in verdicts if verdict.instance not in doomed]
+    for verdict in verdicts:
+        if verdict.may_go:
+            tell(verdict.why)
+        elif order.lose:
+            tell(f"Destroyed all the same, as lose=true asks for: {verdict.why}")
+    gone = [machine.describe(one) for one in doomed]
+    leak: ProviderError | None = None
+    try:
+        rent.destroy_all(providers, doomed, ledger=ledger, progress=tell)
+    except ProviderError as error:
+        leak = error
+    if ledger is not None and not ledger.bucket.failed:
+        ledger.gone(order.run, held, [provider.name for provider in providers if provider.name not in seen.errors])
+    if leak and not kept and not seen.errors:
+        raise leak
+    if kept or seen.errors:
+        done = [str(leak)] if leak else [f"Destroyed, and confirmed gone: {'; '.join(gone)}."] if gone else []
+        trouble = " ".join([*done, *kept, *seen.unanswered().values()])
+        if seen.errors:
+            again = f"Tear run {order.run} down again when all clouds answer."
+            raise LeakError(f"{trouble} {again}", provider=next(iter(seen.errors)))
+        raise LeakError(trouble, provider=leak.provider) if leak else NotSavedError(trouble)
+    # A machine whose end could not be confirmed the last time may be gone now, with nothing left to destroy.
+    with suppress(OSError):
+        rent.forget_run(order.run, providers)
+    cancelled, text = False, list[str]()
+    if not order.only or (order.only == "ended" and gone):
+        cancelled, text = _cancel(judge, order, destroyed=bool(gone))
+    return Ending(words, [], [f"destroy {name}" for name in gone], text=text, cancelled=cancelled)
+
+
+def _plan(
+    providers: Sequence[Provider], held: Sequence[Instance], order: Order, words: list[str], seen: rent.Survey
+) -> Ending:
+    """Return what would be done. No machine is asked, since only stopping its stages shows whether all is saved."""
+    if seen.errors:
+        raise LeakError(" ".join(seen.unanswered().values()), provider=next(iter(seen.errors)))
+    by_name = {provider.name: provider for provider in providers}
+    condition = "" if order.lose else " if nothing is lost with it"
+    living = [one for one in held if one.state in runs.LIVE and one.state is not State.STOPPED]
+    actions = [f"end the stages on {one.provider} {one.id} in good order" for one in living if not order.only]
+    actions += [f"destroy {machine.describe(one)}{condition}" for one in held]
+    planned = [call for one in held for call in by_name[one.provider].plan_destroy(one.id)]
+    return Ending(words, [], actions, planned)
+
+
+def _kept(verdict: Verdict, order: Order) -> str:
+    """Return why a machine is kept, what it costs, and what can be done, in sentences."""
+    one = verdict.instance
+    teardown = f"`ansible-playbook teardown.yml -e run={order.run}`"
+    bills = f"{machine.describe(one)} is kept, and bills {one.cost_now_per_hour_usd:.4f} USD an hour"
+    if order.only:
+        return (
+            f"Nothing is destroyed: {verdict.why} So {bills}: `ansible-playbook status.yml` shows how it stands, "
+            f"{teardown} ends it."
+        )
+    return (
+        f"{verdict.why} So {bills}: {teardown} tries again, and with `-e lose=true` it destroys the machine and what "
+        "is only there."
+    )
+
+
+def _cancel(judge: _Judge, order: Order, *, destroyed: bool) -> tuple[bool, list[str]]:
+    """Tell the bucket that the run was not lost but ended; return whether that is news, and what else to say."""
+    if judge.store is None:
+        return False, []
+    try:
+        judge.bucket.known()
+        return runs.cancel(judge.store, order.run), []
+    except CheckpointError as error:
+        words = (
+            f"The bucket could not be told that run {order.run} was ended on purpose, so it still counts as "
+            f"resumable: {error}"
+        )
+        if not (destroyed or order.lose):
+            # There was no machine: telling the bucket was all that there was to do.
+            raise BucketError(words) from error
+        return False, [words]
+
+
+class _Bucket:
+    """What the bucket holds of the run. One that is dead costs seconds, once."""
+
+    def __init__(self, store: Store, run: str) -> None:
+        self._store, self._run = store, run
+        self._known = False
+        self.trouble: CheckpointError | None = None
+        try:
+            self._known = answer_soon(self._knows, store.url)
+        except CheckpointError as error:
+            self.trouble = error
+        except (GpuyardError, OSError) as error:
+            self.trouble = BucketError(str(error))
+
+    def _knows(self) -> bool:
+        """Tell whether the run has ever begun: other notes about it may be written before that."""
+        if "checkpoints" in self._store.folders(f"{self._run}/"):
+            return True
+        try:
+            self._store.get(f"{self._run}/run.json")
+        except MissingObjectError:
+            return False
+        return True
+
+    def known(self) -> bool:
+        """Tell whether the bucket knows of the run; raises :class:`CheckpointError` when it did not answer."""
+        if self.trouble is not None:
+            raise self.trouble
+        return self._known
+
+    def whole(self) -> Manifest | None:
+        """Return the newest checkpoint whose every object is in the bucket; raises :class:`CheckpointError`."""
+        return checkpoints.latest_whole_manifest(self._store, self._run) if self.known() else None
+
+
+class _Judge:
+    """Decides of one machine after another whether it may go."""
+
+    def __init__(self, order: Order, store: Store | None, boxes: Boxes, tell: Progress) -> None:
+        self.order, self.store, self._boxes, self._tell = order, store, boxes, tell
+        self._asked: _Bucket | None = None
+        if store is not None:
+            self._asked = _Bucket(store, order.run)
+
+    @property
+    def bucket(self) -> _Bucket:
+        """The run's bucket, which must be there."""
+        assert self._asked is not None
+        return self._asked
+
+    def of(self, instance: Instance) -> Verdict:
+        """Return the verdict on one machine; one that lives has its stages stopped for it."""
+        if instance.state in (State.PREEMPTED, State.FAILED):
+            return self._lost(instance)
+        if instance.state is State.STOPPED:
+            name = _name(instance)
+            return self._unanswering(instance, f"{name} is stopped, so its work cannot be saved.", began=True)
+        refusal = self._not_this_one(instance)
+        if refusal is not None:
+            return refusal
+        limit_s = None
+        wait_s = self.order.wait_s
+        if self.order.lose:
+            wait_s = LOSE_WAIT_S if wait_s is None else wait_s
+            limit_s = wait_s + _LOSE_PUBLISH_S
+        try:
+            answer = self._boxes.stop(instance, wait_s=wait_s, limit_s=limit_s, tell=self._tell)
+        except ConnectionLostError as error:
+            return self._unanswering(instance, str(error), began=not (error.silent or instance.state is State.PENDING))
+        except NothingBegunError:
+            return Verdict(instance, True, f"No stage has begun on {_name(instance)}, so nothing is lost with it.")
+        except GpuyardError as error:
+            return self._unanswering(instance, str(error), began=True)
+        return self._by_answer(instance, answer)
+
+    def _not_this_one(self, instance: Instance) -> Verdict | None:
+        """Return the verdict on a machine that is not to be ended as things are, ``None`` when it is."""
+        if not self.order.only:
+            return None
+        state = str(self._boxes.status(instance).get("state"))
+        name = _name(instance)
+        if state == "unreachable":
+            if self.order.only == "ended":
+                return self._unanswering(instance, f"{name} does not answer.", began=True)
+            return Verdict(instance, False, f"{name} does not answer, so its stages may be at work.")
+        if self.order.only == "not-begun":
+            begun = state != "not-started"
+            return Verdict(instance, False, f"The stages have begun on {name} ({state}).") if begun else None
+        if state in ("finished", "failed"):
+            return None
+        words = "goes on" if state == "running" else f"has not ended ({state})"
+        return Verdict(instance, False, f"Run {self.order.run} {words} on {name}.")
+
+    def _by_answer(self, instance: Instance, answer: Mapping[str, Any]) -> Verdict:
+        saved = answer.get("saved")
+        if not isinstance(saved, Mapping) or not isinstance(saved.get("state"), bool):
+            return self._unanswering(instance, f"{_name(instance)} does not say whether all is saved.", began=True)
+        why = f"{_name(instance)}: {saved.get('why')}"
+        all_saved = saved["state"] and answer.get("ended") is not False
+        if all_saved and saved.get("sequence") is not None and self.store and self.store.url.startswith("file:"):
+            return self._by_shared_folder(instance, why)
+        return Verdict(instance, all_saved, why)
+
+    def _by_shared_folder(self, instance: Instance, why: str) -> Verdict:
+        """Return the verdict where the bucket is a folder, which may be one on the machine itself."""
+        try:
+            shared = self.bucket.known()
+        except CheckpointError as error:
+            return Verdict(instance, False, f"{why} But that is not seen from here: {error}")
+        if shared:
+            return Verdict(instance, True, why)
+        folder = self.store.url if self.store else ""
+        return Verdict(instance, False, f"{why} But that is {folder} on the machine itself, which goes with it.")
+
+    def _lost(self, instance: Instance) -> Verdict:
+        """Return the verdict on a machine that was taken away or failed: what the bucket holds is all there will be."""
+        name = f"{_name(instance)} ({instance.state})"
+        if self._asked is None:
+            if instance.state is State.FAILED and _never_ran(instance):
+                return Verdict(instance, True, f"{name} has never run, so nothing is lost with it.")
+            return Verdict(instance, False, f"There is no bucket, so the disk of {name} may hold the only copy.")
+        try:
+            whole = self._asked.whole()
+            if whole is None and _never_ran(instance) and not self._asked.known():
+                return Verdict(instance, True, f"{name} has never run, so nothing is lost with it.")
+        except CheckpointError as error:
+            return Verdict(instance, False, f"The disk of {name} may hold what is not in the bucket: {error}")
+        if whole is None:
+            return Verdict(
+                instance, False, f"The bucket holds no whole checkpoint, so the disk of {name} may hold the only copy."
+            )
+        if self.order.only == "ended" and not self._is_end(whole):
+            return Verdict(instance, False, f"{name} was lost before the end of its run was in the bucket.")
+        words = f"{name} can write no more, and what came after {_checkpoint(whole)} is lost with it"
+        return Verdict(instance, True, f"{words}: that is the newest whole one in the bucket.")
+
+    def _unanswering(self, instance: Instance, why: str, *, began: bool) -> Verdict:
+        """Return the verdict on a machine that cannot say whether all is saved.
+
+        ``began``: it may have done work, since its cloud has it running and something answers at its address.
+        """
+        if self._asked is None:
+            if not began and instance.state is State.PENDING and _never_ran(instance):
+                return Verdict(instance, True, f"{why} It has never run, so nothing is lost with it.")
+            return Verdict(instance, False, f"{why} There is no bucket, so it may hold the only copy.")
+        try:
+            whole = self._asked.whole()
+            if not began and whole is None and _never_ran(instance) and not self._asked.known():
+                words = f"{why} It has never been reached, and the bucket knows nothing of run {self.order.run}"
+                return Verdict(instance, True, f"{words}, so nothing is lost with it.")
+        except CheckpointError as error:
+            return Verdict(instance, False, f"{why} What it has done may not be in the bucket: {error}")
+        if whole is not None and self._is_end(whole):
+            return Verdict(instance, True, f"{why} But {_checkpoint(whole)} is in the bucket, and is the run's end.")
+        last = f"The newest whole one in the bucket is {_checkpoint(whole)}." if whole else "The bucket holds none."
+        return Verdict(instance, False, f"{why} What it has done since its last checkpoint may be lost with it. {last}")
+
+    def _is_end(self, whole: Manifest) -> bool:
+        """Tell whether nothing of the run can come after this checkpoint."""
+        outcome = whole.progress.get("outcome")
+        if whole.progress.get("finished") and outcome == "done":
+            return True
+        # A failed run may have been started again; what a launch has followed is known to be its own end.
+        return self.order.only == "ended" and outcome == "failed" and whole.sequence > self.order.since
+
+
+def _never_ran(instance: Instance) -> bool:
+    """Tell whether nobody on this controller has ever reached the machine: its host key is not pinned here."""
+    return rent.host_key_fingerprint(instance) is None
+
+
+def _checkpoint(manifest: Manifest) -> str:
+    return f"checkpoint {manifest.sequence} of {manifest.time} ({runs.stage_text(manifest.progress)})"
+
+
+def _name(instance: Instance) -> str:
+    return f"{instance.provider} {instance.id}"
+
+
+def _silent(_: str) -> None:
+    """Tell nobody."""

@@ -1,0 +1,351 @@
+"""The machine of a run, brought into a state: there and reachable, stopped, or gone.
+
+Each function first looks at what the clouds list, then does the least that leads to the wanted state. With ``check`` it
+says what it would do, down to the writing API calls, and does none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from gpuyard import market
+from gpuyard.config import SshKey
+from gpuyard.errors import GpuyardError, LeakError, NoCapacityError, ProviderError, UnreachableError, UsageError
+from gpuyard.formats.label import RunRef, check_name
+from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
+from gpuyard.renting import rent, rivals
+from gpuyard.renting.ledger import Ledger
+from gpuyard.renting.pending import PendingNotes
+
+_IN_USE = (State.RUNNING, State.PENDING, State.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was done, or with ``check`` would be: in words, as API calls, and the run's machine before and after."""
+
+    before: list[str]
+    after: list[str]
+    actions: list[str] = field(default_factory=list)
+    planned: list[PlannedCall] = field(default_factory=list)
+    instance: Instance | None = None
+    rented: bool = False  # whether the machine is one that has just been rented, and holds no work yet
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was, or would be, done."""
+        return bool(self.actions)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How a machine is to be rented and waited for."""
+
+    run: str
+    workload: str | None  # only needed when a machine has to be rented
+    offers: Callable[[], Sequence[Offer]]  # asked only when a machine has to be rented; best first
+    key: SshKey
+    disk_gb: float = 20.0
+    image: str = ""
+    planned: bool = False  # whoever chose the offers has seen that the run has no machine
+    replace_preempted: bool = False
+    wait: bool = True
+    timeout_s: float = 900.0
+    everywhere: Sequence[Provider] = ()  # every cloud that is configured, those asked for or not
+    notes: PendingNotes = field(default_factory=PendingNotes)
+    ledger: Ledger = field(default_factory=Ledger)
+    clock: rent.Clock = field(default_factory=rent.Clock)
+
+
+def describe(instance: Instance) -> str:
+    """Return an instance in a few words: ``vast 1234567, RTX 4090 in SE, running``."""
+    place = f" in {instance.region}" if instance.region else ""
+    emulated = ", emulated" if instance.emulated else ""
+    return f"{instance.provider} {instance.id}, {instance.gpu_name or 'GPU'}{place}, {instance.state}{emulated}"
+
+
+def present(
+    providers: Sequence[Provider], order: Order, *, check: bool = False, progress: Progress | None = None
+) -> Outcome:
+    """Make the run have a machine that runs and, with ``order.wait``, answers over SSH under its pinned host key.
+
+    A machine that the run has is kept, and started when it was stopped. One that was taken away is replaced only with
+    ``order.replace_preempted``; otherwise :class:`UsageError` says what to do. A new machine that never becomes usable
+    is destroyed, and the next offer is taken.
+    """
+    check_name(order.run)
+    if check:
+        return _present(providers, order, check=True, progress=progress)
+    with rent.exclusive(order.run, progress) as waited:
+        if waited and order.planned and (current := _current(order.run, rent.find(providers, order.run))):
+            raise UsageError(
+                f"Another command has just rented {describe(current)} for run {order.run}, and brings it into shape. "
+                f"`ansible-playbook logs.yml -e run={order.run}` shows what it does; for a machine beside it, name "
+                "another run with -e run=…."
+            )
+        return _present(providers, order, check=False, progress=progress)
+
+
+def _present(providers: Sequence[Provider], order: Order, *, check: bool, progress: Progress | None) -> Outcome:
+    held = _held(providers, order, progress)
+    current = _current(order.run, held)
+    if current is None and not check and _noted(providers, order, progress):
+        held = _held(providers, order, progress)
+        current = _current(order.run, held)
+    if current and current.state is State.STOPPED:
+        return started(providers, order, check=check, progress=progress)
+    if current:
+        instance = current if check else _usable(providers, current, order, progress)
+        return Outcome(_words(held), _words(held), instance=instance)
+    if held and not order.replace_preempted:
+        raise UsageError(
+            f"Run {order.run} has lost its machine ({describe(held[0])}), whose disk may hold what no checkpoint has. "
+            f"`ansible-playbook resume_search.yml -e run={order.run}` goes on from its newest checkpoint on another "
+            f"machine, `ansible-playbook teardown.yml -e run={order.run}` gives it up."
+        )
+    if not order.workload:
+        raise UsageError(f"Run {order.run} has no machine, and to rent one its workload has to be named.")
+    spec = CreateSpec(
+        ref=RunRef(order.run, order.workload),
+        ssh_public_key=order.key.public_text,
+        disk_gb=order.disk_gb,
+        image=order.image,
+        known_ids=frozenset(instance.id for instance in held),
+    )
+    offers = list(order.offers())
+    if not offers:
+        # Before anything is destroyed to make room for a machine that then cannot be had.
+        raise UsageError("There is no offer to rent.")
+    if check:
+        return _plan(providers, held, offers, spec)
+    actions = [f"destroy {describe(instance)}" for instance in held]
+    rent.destroy_all(providers, held, ledger=order.ledger, progress=progress)
+    order.ledger.gone(order.run, [], [provider.name for provider in providers])
+    instance = _new(providers, offers, spec, order, progress)
+    actions.append(f"rent {describe(instance)}")
+    return Outcome(_words(held), [describe(instance)], actions, instance=instance, rented=True)
+
+
+def _held(providers: Sequence[Provider], order: Order, progress: Progress | None) -> list[Instance]:
+    """Return the run's machines at ``providers``; one that it has at another cloud must not get company."""
+    asked = [provider.name for provider in providers]
+    seen = rent.survey(order.everywhere or providers)
+    for name, error in seen.errors.items():
+        if name in asked:
+            raise error
+        if progress:
+            progress(f"{name} was not asked for and does not answer, so a machine there would be overlooked: {error}")
+    everything = rent.owned(seen.instances, order.run)
+    current = _current(order.run, everything)
+    if current and current.provider not in asked:
+        raise UsageError(
+            f"Run {order.run} has a machine at another cloud ({describe(current)}), and nothing more is rented: leave "
+            f"out provider={asked[0]}, name another run, or tear this one down."
+        )
+    return [one for one in everything if one.provider in asked]
+
+
+def _noted(providers: Sequence[Provider], order: Order, progress: Progress | None) -> bool:
+    """Say whether the run has got a machine from a request that another command has not seen answered."""
+    everywhere = order.everywhere or providers
+    return bool(rent.await_noted(everywhere, order.run, order.notes, progress=progress, clock=order.clock))
+
+
+def absent(
+    providers: Sequence[Provider],
+    run: str,
+    *,
+    ledger: Ledger | None = None,
+    notes: PendingNotes | None = None,
+    clock: rent.Clock | None = None,
+    check: bool = False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Destroy every machine of the run, wherever it is, and come back when each is confirmed gone.
+
+    A machine of a request that ``notes`` say is unanswered is waited for first, as long as it may be unlisted. What
+    each has cost is written into ``ledger``. Raises :class:`LeakError` naming every machine that could not be
+    confirmed, and every cloud that could not be asked, after all that can be seen was tried: a cloud that is down must
+    not keep another one's machine billing.
+    """
+    check_name(run)
+    if notes is not None and not check:
+        # What does not answer now is told below, after all that can be seen is gone.
+        with suppress(ProviderError):
+            rent.await_noted(providers, run, notes, progress=progress, clock=clock or rent.Clock())
+    seen = rent.survey(providers)
+    held = rent.owned(seen.answered(), run)
+    others = sorted({one.ref.run for one in rent.owned(seen.instances) if one.ref and one.ref.run != run})
+    if progress and others and not held:
+        # A slip in the name would otherwise look like the end of a rental that goes on.
+        progress(f"Runs that have machines: {', '.join(others)}.")
+    planned = []
+    trouble = []
+    if check:
+        by_name = {provider.name: provider for provider in providers}
+        planned = [call for instance in held for call in by_name[instance.provider].plan_destroy(instance.id)]
+    else:
+        try:
+            rent.destroy_all(providers, held, ledger=ledger, progress=progress)
+        except ProviderError as error:
+            if not seen.errors:
+                raise
+            trouble.append(str(error))
+        if not (seen.errors or trouble):
+            # A machine whose end could not be confirmed the last time may be gone now, with nothing left to destroy.
+            with suppress(OSError):
+                rent.forget_run(run, providers)
+        if ledger is not None:
+            ledger.gone(run, held, [provider.name for provider in providers if provider.name not in seen.errors])
+    if seen.errors:
+        if held and not check and not trouble:
+            trouble.append(f"Destroyed, and confirmed gone: {'; '.join(map(describe, held))}.")
+        trouble += seen.unanswered().values()
+        raise LeakError(
+            f"{' '.join(trouble)} Tear run {run} down again when all clouds answer.", provider=next(iter(seen.errors))
+        )
+    return Outcome(_words(held), [], [f"destroy {describe(instance)}" for instance in held], planned)
+
+
+def started(
+    providers: Sequence[Provider], order: Order, *, check: bool = False, progress: Progress | None = None
+) -> Outcome:
+    """Start the run's machine when it is stopped; raises :class:`UsageError` when the run has none."""
+    held = rent.find(providers, order.run)
+    current = _must(order.run, held)
+    if current.state is not State.STOPPED:
+        instance = current if check else _usable(providers, current, order, progress)
+        return Outcome(_words(held), _words(held), instance=instance)
+    if not check:
+        _of(providers, current).start(current.id)
+        current = _usable(providers, current, order, progress)
+    return Outcome(_words(held), [_as(current, State.RUNNING)], [f"start {current.provider} {current.id}"], [], current)
+
+
+def stopped(
+    providers: Sequence[Provider],
+    run: str,
+    *,
+    ledger: Ledger | None = None,
+    check: bool = False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Stop the run's machine; raises :class:`UsageError` when the run has none.
+
+    Raises :class:`gpuyard.errors.UnsupportedError` where the cloud can only destroy.
+    """
+    held = rent.find(providers, run)
+    current = _must(run, held)
+    if current.state is State.STOPPED:
+        return Outcome(_words(held), _words(held), instance=current)
+    if not check:
+        _of(providers, current).stop(current.id)
+        if ledger is not None:
+            ledger.stopped(current)
+        if progress:
+            progress(f"{current.provider} {current.id} is asked to stop.")
+    return Outcome(_words(held), [_as(current, State.STOPPED)], [f"stop {current.provider} {current.id}"], [], current)
+
+
+def _current(run: str, held: Sequence[Instance]) -> Instance | None:
+    """Return the machine that the run uses, or could use again once started."""
+    in_use = [instance for instance in held if instance.state in _IN_USE]
+    if len(in_use) > 1:
+        raise LeakError(
+            f"Run {run} has {len(in_use)} machines, and all of them bill: {'; '.join(map(describe, in_use))}. "
+            "Destroy those that are too many at their cloud, or tear the run down."
+        )
+    stopped_ones = [instance for instance in held if instance.state is State.STOPPED]
+    return next(iter(in_use or stopped_ones), None)
+
+
+def _must(run: str, held: Sequence[Instance]) -> Instance:
+    current = _current(check_name(run), held)
+    if current is None:
+        raise UsageError(f"Run {run} has no machine at the clouds that were asked.")
+    return current
+
+
+def _of(providers: Sequence[Provider], instance: Instance) -> Provider:
+    return next(provider for provider in providers if provider.name == instance.provider)
+
+
+def _words(held: Sequence[Instance]) -> list[str]:
+    return [describe(instance) for instance in held]
+
+
+def _as(instance: Instance, state: State) -> str:
+    return describe(instance).replace(f", {instance.state}", f", {state}", 1)
+
+
+def _usable(
+    providers: Sequence[Provider], instance: Instance, order: Order, progress: Progress | None, *, new: bool = False
+) -> Instance:
+    """Wait, when asked to, until the instance runs and answers; without waiting, return it as it is."""
+    if not order.wait:
+        return instance
+    provider = _of(providers, instance)
+    if instance.state is not State.RUNNING or not instance.ssh_host:
+        instance = rent.wait_ready(provider, instance, timeout_s=order.timeout_s, progress=progress)
+    order.ledger.running(instance)
+    rent.wait_ssh(
+        instance, order.key, new=new, account_keys=provider.ssh_keys, timeout_s=order.timeout_s, progress=progress
+    )
+    return instance
+
+
+def _new(
+    providers: Sequence[Provider],
+    offers: Sequence[Offer],
+    spec: CreateSpec,
+    order: Order,
+    progress: Progress | None,
+) -> Instance:
+    """Rent the first offer that can be had and becomes usable. What does not become usable is destroyed.
+
+    Another command may rent for the run at the same moment, and lists lag: the clouds are asked for its machine right
+    after renting and once more when the machine can be used.
+    """
+    everywhere = order.everywhere or providers
+    known_ids = set(spec.known_ids)
+    trouble: list[GpuyardError] = []
+    for offer in rent.worth_trying(offers):
+        try:
+            instance = rent.rent(providers, [offer], spec, notes=order.notes, progress=progress)
+        except NoCapacityError as error:
+            trouble.append(error)
+            continue
+        order.ledger.rented(instance)
+        rivals.settle(everywhere, instance, known_ids, ledger=order.ledger, last=not order.wait, progress=progress)
+        try:
+            usable = _usable(providers, instance, order, progress, new=True)
+        except GpuyardError as error:
+            if progress:
+                progress(f"{error} Giving it back.")
+            rent.destroy_all(providers, [instance], ledger=order.ledger, progress=progress)
+            if not isinstance(error, UnreachableError):
+                raise
+            trouble.append(error)
+            known_ids.add(instance.id)
+            continue
+        if order.wait:
+            rivals.settle(everywhere, usable, known_ids, ledger=order.ledger, last=True, progress=progress)
+        return usable
+    if len(trouble) == 1:
+        raise trouble[0]
+    last = trouble[-1]
+    kind = NoCapacityError if isinstance(last, NoCapacityError) else UnreachableError
+    raise kind(f"None of the {len(trouble)} best offers could be had; the last answer was: {last} Nothing is rented.")
+
+
+def _plan(
+    providers: Sequence[Provider], held: Sequence[Instance], offers: Sequence[Offer], spec: CreateSpec
+) -> Outcome:
+    by_name = {provider.name: provider for provider in providers}
+    best = offers[0]
+    planned = [call for instance in held for call in by_name[instance.provider].plan_destroy(instance.id)]
+    planned += by_name[best.provider].plan_create(best, spec)
+    actions = [f"destroy {describe(instance)}" for instance in held] + [f"rent {market.describe(best)}"]
+    return Outcome(_words(held), [market.describe(best)], actions, planned)
