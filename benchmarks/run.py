@@ -28,7 +28,7 @@ from gpuyard import config, market
 from gpuyard.config import SshKey
 from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import CreateSpec, Instance, Provider, Query
-from gpuyard.renting import rent, watch
+from gpuyard.renting import destroy, ready, rent, survey, watch
 from gpuyard.sandbox import engine, lifecycle
 from gpuyard.sandbox.client import Control, load
 
@@ -90,7 +90,7 @@ class Bench:
 
     def machine(self, run: str) -> Instance:
         """Return the run's machine."""
-        (one,) = rent.find([self.provider], run)
+        (one,) = survey.find([self.provider], run)
         return one
 
     def row(self, instance: Instance) -> Mapping[str, Any]:
@@ -99,7 +99,7 @@ class Bench:
 
     def end(self, instance: Instance) -> None:
         """Give a machine back."""
-        rent.destroy_all([self.provider], [instance])
+        destroy.destroy_all([self.provider], [instance])
 
     # --- what is timed ---
 
@@ -109,8 +109,8 @@ class Bench:
         offers = market.choose(self.provider.offers(query), query)
         spec = CreateSpec(RunRef("bench-floor", "bench"), self.key.public_text)
         instance = rent.rent([self.provider], offers, spec)
-        instance = rent.wait_ready(self.provider, instance)
-        rent.wait_ssh(instance, self.key)
+        instance = ready.wait_ready(self.provider, instance)
+        ready.wait_ssh(instance, self.key)
         seconds = time.time() - float(self.row(instance)["created_at"])
         self.end(instance)
         return seconds

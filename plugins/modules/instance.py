@@ -203,7 +203,8 @@ CONDITIONS = {}
 def run(call):
     """Bring the run's machine into the wanted state."""
     from gpuyard import config, market, records
-    from gpuyard.renting import ledger, machine, notebook, pending, rent, runs
+    from gpuyard import ssh
+    from gpuyard.renting import ledger, machine, notebook, pending, runs
 
     def bucket():
         settings = config.s3_settings(
@@ -250,7 +251,7 @@ def run(call):
         outcome = machine.stopped(clouds, order.run, ledger=book, **how)
     else:
         outcome = (machine.started if state == "started" else machine.present)(clouds, order, **how)
-    return report(call, outcome, rent.ansible_vars(outcome.instance, key) if outcome.instance else {}, clouds)
+    return report(call, outcome, ssh.ansible_vars(outcome.instance, key) if outcome.instance else {}, clouds)
 
 
 def report(call, outcome, connection, clouds):

@@ -112,15 +112,16 @@ CONDITIONS = {}
 def run(call):
     """Return the machines that the clouds asked list and the options let through."""
     from gpuyard import config, records
-    from gpuyard.renting import rent
+    from gpuyard import ssh
+    from gpuyard.renting import survey
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
     key = config.ssh_key(call.option("ssh_key"))
     wanted = call.given("run", "workload", "state")
     found = []
-    seen = rent.survey(clouds)
+    seen = survey.take(clouds)
     for one in seen.answered() if call.params["partial"] else seen.complete():
-        values = records.instance_to_dict(one) | {"connection": rent.ansible_vars(one, key)}
+        values = records.instance_to_dict(one) | {"connection": ssh.ansible_vars(one, key)}
         if (values["run"] or call.params["all"]) and all(values[name] == value for name, value in wanted.items()):
             found.append(values)
     return {

@@ -147,10 +147,10 @@ def run(call):
     """Return the runs that the clouds and the bucket know."""
     from gpuyard import config, records
     from gpuyard.box import checkpoints
-    from gpuyard.renting import rent, runs, watch
+    from gpuyard.renting import runs, survey, watch
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
-    seen = rent.survey(clouds)
+    seen = survey.take(clouds)
     machines = seen.answered()
     settings = config.s3_settings(call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site())
     unanswered = seen.unanswered()

@@ -212,7 +212,7 @@ CONDITIONS = {}
 def run(call):
     """Return the plan."""
     from gpuyard import plan
-    from gpuyard.renting import rent
+    from gpuyard import ssh
 
     wishes = plan.Wishes(
         mode=call.params["mode"],
@@ -226,7 +226,7 @@ def run(call):
     made = plan.make(wishes, progress=call.progress)
     machine = made.run.machine
     return {
-        "plan": made.to_dict() | {"connection": rent.ansible_vars(machine, made.key) if machine else {}},
+        "plan": made.to_dict() | {"connection": ssh.ansible_vars(machine, made.key) if machine else {}},
         "text": "\n".join(made.text),
     }
 

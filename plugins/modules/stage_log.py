@@ -100,7 +100,7 @@ def run(call):
     """Show a log, or follow a run."""
     from gpuyard import config
     from gpuyard.box import checkpoints
-    from gpuyard.renting import rent, runs, watch
+    from gpuyard.renting import runs, survey, watch
     from gpuyard.errors import GpuyardError, UsageError
 
     if call.params["lines"] < 1:
@@ -108,9 +108,9 @@ def run(call):
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
     settings = config.s3_settings(call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site())
     store = runs.open_bucket(settings)
-    seen = rent.survey(clouds)
+    seen = survey.take(clouds)
     machines = seen.answered()
-    if call.option("run") not in [one.ref.run for one in rent.owned(machines)]:
+    if call.option("run") not in [one.ref.run for one in survey.owned(machines)]:
         # It may be at the cloud that does not answer.
         seen.complete()
     try:

@@ -17,7 +17,7 @@ from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructa
 
 try:
     from gpuyard import config, paths
-    from gpuyard.renting import rent
+    from gpuyard import ssh
     from gpuyard.config import SshKey
     from gpuyard.errors import GpuyardError, UsageError
     from gpuyard.providers.base import Instance
@@ -70,7 +70,7 @@ def finished_host(instance: Instance, private_key: Path) -> Host:
         ("state", str(instance.state)),
     ]
     groups = [to_safe_group_name(f"{prefix}_{value}") for prefix, value in named if value]
-    variables = {f"gpuyard_{name}": value for name, value in facts.items()} | rent.ansible_vars(
+    variables = {f"gpuyard_{name}": value for name, value in facts.items()} | ssh.ansible_vars(
         instance, SshKey(private_key, "")
     )
     return {"variables": variables, "groups": ["gpuyard", *groups]}

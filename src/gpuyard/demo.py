@@ -23,7 +23,7 @@ from gpuyard.errors import GpuyardError
 from gpuyard.options import OPTIONS
 from gpuyard.play import Event, run_playbook
 from gpuyard.providers.base import Instance, State
-from gpuyard.renting import rent, runs, watch
+from gpuyard.renting import runs, survey, watch
 from gpuyard.sandbox import client, lifecycle
 
 RUN = "demo-0"
@@ -185,7 +185,7 @@ class Demo:
     def machine(self) -> Instance:
         """Return the run's one running machine."""
         providers = config.connect(sandbox=True, sandbox_state=self.state)
-        running = [one for one in rent.find(providers, RUN) if one.state is State.RUNNING]
+        running = [one for one in survey.find(providers, RUN) if one.state is State.RUNNING]
         if len(running) != 1:
             raise DemoError(f"Run {RUN} should have one running machine, but has {len(running)}.")
         return running[0]

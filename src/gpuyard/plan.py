@@ -20,7 +20,7 @@ from gpuyard.errors import ProviderError, UsageError
 from gpuyard.fingerprint import fingerprint
 from gpuyard.formats.label import check_name, next_name
 from gpuyard.providers.base import Offer, Progress, Provider
-from gpuyard.renting import machine, rent, runs
+from gpuyard.renting import machine, runs, survey
 from gpuyard.renting.runs import Run
 from gpuyard.workload import Workload, load_workload
 
@@ -137,13 +137,13 @@ def make(wishes: Wishes, *, env: Mapping[str, str] | None = None, progress: Prog
         )
     store = runs.open_bucket(settings)
     with ThreadPoolExecutor(max_workers=3) as pool:
-        asked = pool.submit(rent.survey, everywhere)
+        asked = pool.submit(survey.take, everywhere)
         fetched = pool.submit(_look, workload) if workload else None
         # What the bucket holds decides which runs there are, so a bucket that cannot be read ends the planning.
         kept = pool.submit(runs.stored, store, run=wishes.run)
-        survey = asked.result()
-        _complain(survey.errors, chosen, progress)
-        known = runs.join(survey.instances, kept.result())
+        seen = asked.result()
+        _complain(seen.errors, chosen, progress)
+        known = runs.join(seen.instances, kept.result())
     run = _resume(known, wishes) if wishes.mode == "resume" else _launch(known, chosen, workload, wishes)
     newest = run.manifest.sequence if run.manifest else 0
     if wishes.restore is not None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpuyard import config
+from gpuyard import config, ssh
 from gpuyard.box.checkpoints import Manifest, Store, latest_manifest
 from gpuyard.providers.base import Instance
-from gpuyard.renting import rent, runs
+from gpuyard.renting import runs, survey
 from gpuyard.sandbox.client import Control, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,7 +110,7 @@ class Yard:
 
     def instances(self, run: str) -> list[Instance]:
         """The run's machines, whatever their state."""
-        return rent.find(config.connect(sandbox=True, sandbox_state=self.state), run)
+        return survey.find(config.connect(sandbox=True, sandbox_state=self.state), run)
 
     def machine(self, run: str) -> Instance:
         """The run's one running machine."""
@@ -119,7 +119,7 @@ class Yard:
 
     def on_machine(self, run: str, command: str) -> str:
         """Run a shell command on the run's machine over SSH."""
-        words = ["ssh", *rent.ssh_args(self.machine(run), config.ssh_key()), command]
+        words = ["ssh", *ssh.ssh_args(self.machine(run), config.ssh_key()), command]
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode in (0, 1), done.stderr
         return done.stdout

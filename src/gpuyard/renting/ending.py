@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from gpuyard import pace, ssh
 from gpuyard.box import checkpoints
 from gpuyard.box.checkpoints import Manifest, Store, answer_soon
 from gpuyard.config import SshKey
@@ -29,7 +30,7 @@ from gpuyard.errors import (
 )
 from gpuyard.formats.label import check_name
 from gpuyard.providers.base import Instance, PlannedCall, Progress, Provider, State
-from gpuyard.renting import machine, rent, runs, watch
+from gpuyard.renting import destroy, machine, rent, runs, survey, watch
 from gpuyard.renting.ledger import Ledger
 from gpuyard.renting.pending import PendingNotes
 
@@ -161,9 +162,9 @@ def end(
         if notes is not None:
             # A cloud that does not answer now is told below, after all that can be seen has ended.
             with suppress(ProviderError):
-                rent.await_noted(providers, order.run, notes, progress=tell, clock=rent.Clock())
-    seen = rent.survey(providers)
-    ours = rent.owned(seen.answered())
+                rent.await_noted(providers, order.run, notes, progress=tell, clock=pace.Clock())
+    seen = survey.take(providers)
+    ours = survey.owned(seen.answered())
     held = [one for one in ours if one.ref and one.ref.run == order.run]
     others = sorted({one.ref.run for one in ours if one.ref} - {order.run})
     if not order.run:
@@ -187,7 +188,7 @@ def end(
     gone = [machine.describe(one) for one in doomed]
     leak: ProviderError | None = None
     try:
-        rent.destroy_all(providers, doomed, ledger=ledger, progress=tell)
+        destroy.destroy_all(providers, doomed, ledger=ledger, progress=tell)
     except ProviderError as error:
         leak = error
     if ledger is not None and not ledger.bucket.failed:
@@ -203,7 +204,7 @@ def end(
         raise LeakError(trouble, provider=leak.provider) if leak else NotSavedError(trouble)
     # A machine whose end could not be confirmed the last time may be gone now, with nothing left to destroy.
     with suppress(OSError):
-        rent.forget_run(order.run, providers)
+        ssh.forget_run(order.run, providers)
     cancelled, text = False, list[str]()
     if not order.only or (order.only == "ended" and gone):
         cancelled, text = _cancel(judge, order, destroyed=bool(gone))
@@ -211,7 +212,7 @@ def end(
 
 
 def _plan(
-    providers: Sequence[Provider], held: Sequence[Instance], order: Order, words: list[str], seen: rent.Survey
+    providers: Sequence[Provider], held: Sequence[Instance], order: Order, words: list[str], seen: survey.Survey
 ) -> Ending:
     """Return what would be done. No machine is asked, since only stopping its stages shows whether all is saved."""
     if seen.errors:
@@ -427,7 +428,7 @@ class _Judge:
 
 def _never_ran(instance: Instance) -> bool:
     """Tell whether nobody on this controller has ever reached the machine: its host key is not pinned here."""
-    return rent.host_key_fingerprint(instance) is None
+    return ssh.host_key_fingerprint(instance) is None
 
 
 def _checkpoint(manifest: Manifest) -> str:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from gpuyard import market
+from gpuyard import market, pace, ssh
 from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError, LeakError, NoCapacityError, ProviderError, UnreachableError, UsageError
 from gpuyard.formats.label import RunRef, check_name
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
-from gpuyard.renting import rent, rivals
+from gpuyard.renting import destroy, locks, ready, rent, rivals, survey
 from gpuyard.renting.ledger import Ledger
 from gpuyard.renting.pending import PendingNotes
 
@@ -56,7 +56,7 @@ class Order:
     everywhere: Sequence[Provider] = ()  # every cloud that is configured, those asked for or not
     notes: PendingNotes = field(default_factory=PendingNotes)
     ledger: Ledger = field(default_factory=Ledger)
-    clock: rent.Clock = field(default_factory=rent.Clock)
+    clock: pace.Clock = field(default_factory=pace.Clock)
 
 
 def describe(instance: Instance) -> str:
@@ -78,8 +78,8 @@ def present(
     check_name(order.run)
     if check:
         return _present(providers, order, check=True, progress=progress)
-    with rent.exclusive(order.run, progress) as waited:
-        if waited and order.planned and (current := _current(order.run, rent.find(providers, order.run))):
+    with locks.exclusive(order.run, progress) as waited:
+        if waited and order.planned and (current := _current(order.run, survey.find(providers, order.run))):
             raise UsageError(
                 f"Another command has just rented {describe(current)} for run {order.run}, and brings it into shape. "
                 f"`ansible-playbook logs.yml -e run={order.run}` shows what it does; for a machine beside it, name "
@@ -121,7 +121,7 @@ def _present(providers: Sequence[Provider], order: Order, *, check: bool, progre
     if check:
         return _plan(providers, held, offers, spec)
     actions = [f"destroy {describe(instance)}" for instance in held]
-    rent.destroy_all(providers, held, ledger=order.ledger, progress=progress)
+    destroy.destroy_all(providers, held, ledger=order.ledger, progress=progress)
     order.ledger.gone(order.run, [], [provider.name for provider in providers])
     instance = _new(providers, offers, spec, order, progress)
     actions.append(f"rent {describe(instance)}")
@@ -131,13 +131,13 @@ def _present(providers: Sequence[Provider], order: Order, *, check: bool, progre
 def _held(providers: Sequence[Provider], order: Order, progress: Progress | None) -> list[Instance]:
     """Return the run's machines at ``providers``; one that it has at another cloud must not get company."""
     asked = [provider.name for provider in providers]
-    seen = rent.survey(order.everywhere or providers)
+    seen = survey.take(order.everywhere or providers)
     for name, error in seen.errors.items():
         if name in asked:
             raise error
         if progress:
             progress(f"{name} was not asked for and does not answer, so a machine there would be overlooked: {error}")
-    everything = rent.owned(seen.instances, order.run)
+    everything = survey.owned(seen.instances, order.run)
     current = _current(order.run, everything)
     if current and current.provider not in asked:
         raise UsageError(
@@ -159,7 +159,7 @@ def absent(
     *,
     ledger: Ledger | None = None,
     notes: PendingNotes | None = None,
-    clock: rent.Clock | None = None,
+    clock: pace.Clock | None = None,
     check: bool = False,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -174,10 +174,10 @@ def absent(
     if notes is not None and not check:
         # What does not answer now is told below, after all that can be seen is gone.
         with suppress(ProviderError):
-            rent.await_noted(providers, run, notes, progress=progress, clock=clock or rent.Clock())
-    seen = rent.survey(providers)
-    held = rent.owned(seen.answered(), run)
-    others = sorted({one.ref.run for one in rent.owned(seen.instances) if one.ref and one.ref.run != run})
+            rent.await_noted(providers, run, notes, progress=progress, clock=clock or pace.Clock())
+    seen = survey.take(providers)
+    held = survey.owned(seen.answered(), run)
+    others = sorted({one.ref.run for one in survey.owned(seen.instances) if one.ref and one.ref.run != run})
     if progress and others and not held:
         # A slip in the name would otherwise look like the end of a rental that goes on.
         progress(f"Runs that have machines: {', '.join(others)}.")
@@ -188,7 +188,7 @@ def absent(
         planned = [call for instance in held for call in by_name[instance.provider].plan_destroy(instance.id)]
     else:
         try:
-            rent.destroy_all(providers, held, ledger=ledger, progress=progress)
+            destroy.destroy_all(providers, held, ledger=ledger, progress=progress)
         except ProviderError as error:
             if not seen.errors:
                 raise
@@ -196,7 +196,7 @@ def absent(
         if not (seen.errors or trouble):
             # A machine whose end could not be confirmed the last time may be gone now, with nothing left to destroy.
             with suppress(OSError):
-                rent.forget_run(run, providers)
+                ssh.forget_run(run, providers)
         if ledger is not None:
             ledger.gone(run, held, [provider.name for provider in providers if provider.name not in seen.errors])
     if seen.errors:
@@ -213,7 +213,7 @@ def started(
     providers: Sequence[Provider], order: Order, *, check: bool = False, progress: Progress | None = None
 ) -> Outcome:
     """Start the run's machine when it is stopped; raises :class:`UsageError` when the run has none."""
-    held = rent.find(providers, order.run)
+    held = survey.find(providers, order.run)
     current = _must(order.run, held)
     if current.state is not State.STOPPED:
         instance = current if check else _usable(providers, current, order, progress)
@@ -236,7 +236,7 @@ def stopped(
 
     Raises :class:`gpuyard.errors.UnsupportedError` where the cloud can only destroy.
     """
-    held = rent.find(providers, run)
+    held = survey.find(providers, run)
     current = _must(run, held)
     if current.state is State.STOPPED:
         return Outcome(_words(held), _words(held), instance=current)
@@ -288,9 +288,9 @@ def _usable(
         return instance
     provider = _of(providers, instance)
     if instance.state is not State.RUNNING or not instance.ssh_host:
-        instance = rent.wait_ready(provider, instance, timeout_s=order.timeout_s, progress=progress)
+        instance = ready.wait_ready(provider, instance, timeout_s=order.timeout_s, progress=progress)
     order.ledger.running(instance)
-    rent.wait_ssh(
+    ready.wait_ssh(
         instance, order.key, new=new, account_keys=provider.ssh_keys, timeout_s=order.timeout_s, progress=progress
     )
     return instance
@@ -324,7 +324,7 @@ def _new(
         except GpuyardError as error:
             if progress:
                 progress(f"{error} Giving it back.")
-            rent.destroy_all(providers, [instance], ledger=order.ledger, progress=progress)
+            destroy.destroy_all(providers, [instance], ledger=order.ledger, progress=progress)
             if not isinstance(error, UnreachableError):
                 raise
             trouble.append(error)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.providers.base import Instance, Progress, Provider
-from gpuyard.renting import rent
+from gpuyard.renting import destroy, survey
 from gpuyard.renting.ledger import Ledger
 
 
@@ -34,10 +34,10 @@ def settle(
     tell = progress or (lambda _: None)
     assert mine.ref is not None  # it was rented for a run
     run = mine.ref.run
-    seen = rent.survey(clouds)
+    seen = survey.take(clouds)
     for name, error in seen.errors.items():
         tell(f"{name} does not answer now, so a second machine of run {run} there would be overlooked: {error}")
-    held = rent.owned(seen.instances, run)
+    held = survey.owned(seen.instances, run)
     rivals = [one for one in held if one.place != mine.place and one.id not in known_ids and not one.idle]
     if not rivals:
         # Both commands say so, also the one that has never seen the other machine.
@@ -50,7 +50,7 @@ def settle(
     first = min([_as_listed(clouds, mine, held), *rivals], key=_seniority)
     if first.place != mine.place:
         tell(f"Run {run} has got {_words(first)} from another command at the same moment. {_words(mine)} goes back.")
-        rent.destroy_all(clouds, [mine], ledger=ledger, progress=progress)
+        destroy.destroy_all(clouds, [mine], ledger=ledger, progress=progress)
         raise UsageError(
             f"Run {run} got {_words(first)} from another command at the same moment; {_words(mine)}, rented by this "
             f"one, has gone back. Run the same command again, without provider=, to go on with {_words(first)}."

@@ -19,12 +19,12 @@ from datetime import datetime
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from gpuyard import ssh
 from gpuyard.box.checkpoints import Store
 from gpuyard.box.stages.report import ERRORS
 from gpuyard.config import SshKey
 from gpuyard.errors import CheckpointError, ConnectionLostError, GpuyardError, NothingBegunError, UsageError
 from gpuyard.providers.base import Instance, Progress
-from gpuyard.renting import rent
 from gpuyard.renting.runs import Run
 
 BOX_PYTHON = "/opt/gpuyard/venv/bin/python"
@@ -56,7 +56,7 @@ def command(instance: Instance, key: SshKey, words: list[str]) -> list[str]:
     runner = shlex.join([BOX_PYTHON, "-m", "gpuyard.box.stages", *words])
     # To anybody but root a folder that must not be entered looks as if it were empty.
     line = f'test -e {BOX_SETTINGS} || test "$(id -u)" != 0 || exit {_NOTHING_BEGUN}; exec {runner}'
-    return ["ssh", *_SSH_OPTIONS, *rent.ssh_args(instance, key), line]
+    return ["ssh", *_SSH_OPTIONS, *ssh.ssh_args(instance, key), line]
 
 
 def status(instance: Instance, key: SshKey, *, timeout_s: float = ASK_S) -> Mapping[str, Any]:

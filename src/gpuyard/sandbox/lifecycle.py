@@ -78,7 +78,7 @@ def down(state: Path, progress: Progress, *, keep_state: bool = False) -> None:
         progress(f"There is no sandbox in {state}.")
         return
     # What it brings takes a while to import, and only this verb needs it.
-    from gpuyard.renting import rent
+    from gpuyard import ssh
 
     with _lock(state):
         _stop_server(state)
@@ -88,7 +88,7 @@ def down(state: Path, progress: Progress, *, keep_state: bool = False) -> None:
             engine.remove(name)
         engine.remove_network(settings.network)
         with suppress(OSError):
-            rent.forget_sandbox(settings.name)
+            ssh.forget_sandbox(settings.name)
         if not keep_state:
             for name in _OWN_FILES:
                 (state / name).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from gpuyard import config
-from gpuyard.renting import rent
+from gpuyard.renting import destroy, survey
 
 ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
@@ -156,7 +156,7 @@ def yard(running: Yard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
     printed = "\n".join(running.printed)
     running.gpuyard("sandbox", "fault", "clear")
     clouds = config.connect(sandbox=True, sandbox_state=running.folder / "home" / "sandbox", env={})
-    rent.destroy_all(clouds, rent.find(clouds))
+    destroy.destroy_all(clouds, survey.find(clouds))
     assert running.billable() == []
     assert [secret for secret in running.secrets if secret in printed] == []
     assert "DEPRECATION WARNING" not in printed

@@ -14,7 +14,7 @@ from gpuyard.box.checkpoints import LocalStore, Manifest, publish, write_record
 from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import Instance, State
 from gpuyard.providers.vast import Vast
-from gpuyard.renting import ledger, machine, rent, runs
+from gpuyard.renting import destroy, ledger, machine, runs
 from gpuyard.renting.ledger import Entry, Ledger
 from gpuyard.renting.notebook import Notebook
 from gpuyard.renting.pending import PendingNotes
@@ -193,7 +193,7 @@ def test_an_end_is_an_end_whatever_the_bucket_says(
     told: list[str] = []
     book = Ledger(Notebook(lambda: LocalStore(tmp_path / "file")), told.append, fake_time.clock)
     service.on("GET", "/api/v0/instances/", Reply({"instances": None}))
-    rent.destroy_all(clouds, [machine_of(), machine_of(id="8")], ledger=book)
+    destroy.destroy_all(clouds, [machine_of(), machine_of(id="8")], ledger=book)
     assert "could not be told what vast 7 costs" in told[0] and "Not a directory" in told[0]
     # A silent bucket costs a minute with every question, so it is asked once by all who write there.
     assert told[1:] == ["The bucket could not be told what vast 8 costs, so status will not count it in full."]
@@ -203,7 +203,7 @@ def test_an_end_is_an_end_whatever_the_bucket_says(
     assert "may be overlooked" in told[2] and told[3].endswith(
         "what vast 9 costs, so status will not count it in full."
     )
-    rent.destroy_all(clouds, [machine_of()], ledger=Ledger(progress=pytest.fail))
+    destroy.destroy_all(clouds, [machine_of()], ledger=Ledger(progress=pytest.fail))
 
 
 def test_an_entry_outlives_a_version_and_a_damaged_one_is_named(book: Ledger, store: LocalStore) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpuyard import paths
+from gpuyard import pace, paths, ssh
 from gpuyard.config import SshKey
 from gpuyard.errors import (
     AmbiguousError,
@@ -24,7 +24,7 @@ from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import Instance, State
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
-from gpuyard.renting import machine, rent
+from gpuyard.renting import destroy, machine, ready, rent, survey
 
 from .conftest import SSH_KEY, FakeTime, a_spec, an_offer
 from .standin import LOST, Reply, Standin
@@ -188,9 +188,9 @@ def test_find_looks_everywhere(clouds: list[Any], service: Standin) -> None:
     service.on("GET", "/api/v1/instances/", Reply({"instances": [row(7), row(8, label="mine")]}))
     tags = ["gpuyard", "run:other-1", "workload:other"]
     service.on("GET", "/instances", Reply({"instances": [{**VULTR_ROW, "tags": tags}]}))
-    assert [instance.id for instance in rent.find(clouds)] == ["7", "v-1"]
-    assert [instance.id for instance in rent.find(clouds, "other-1")] == ["v-1"]
-    assert rent.find([], "other-1") == []
+    assert [instance.id for instance in survey.find(clouds)] == ["7", "v-1"]
+    assert [instance.id for instance in survey.find(clouds, "other-1")] == ["v-1"]
+    assert survey.find([], "other-1") == []
 
 
 def test_all_are_destroyed_and_their_host_keys_forgotten(clouds: list[Any], service: Standin) -> None:
@@ -200,7 +200,7 @@ def test_all_are_destroyed_and_their_host_keys_forgotten(clouds: list[Any], serv
     for number in (7, 8):
         service.on("DELETE", f"/api/v0/instances/{number}/", Reply({"success": True}))
         service.on("GET", f"/api/v0/instances/{number}/", Reply({"instances": None}))
-    rent.destroy_all(clouds, [an_instance(), an_instance(id="8")])
+    destroy.destroy_all(clouds, [an_instance(), an_instance(id="8")])
     assert len(service.calls("DELETE")) == 2
     assert file.read_text() == "gpuyard-vast-77 ssh-ed25519 BBBB\n"
     assert file.stat().st_mode & 0o777 == 0o600
@@ -215,39 +215,39 @@ def test_what_cannot_be_destroyed_is_all_named(clouds: list[Any], service: Stand
     paths.ensure_private(paths.home())
     paths.known_hosts().with_name("known_hosts.lock").mkdir()
     with pytest.raises(LeakError, match=r"instance 7 .*instance 8 "):
-        rent.destroy_all(clouds, [an_instance(), an_instance(id="8"), an_instance(id="9")])
+        destroy.destroy_all(clouds, [an_instance(), an_instance(id="8"), an_instance(id="9")])
     with pytest.raises(UsageError, match="not configured"):
-        rent.destroy_all(clouds, [an_instance(provider="lambda")])
+        destroy.destroy_all(clouds, [an_instance(provider="lambda")])
 
 
 # -- wait_ready --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def clock(fake_time: FakeTime) -> rent.Clock:
-    return rent.Clock(sleep=fake_time.sleep, now=fake_time.clock, date=fake_time.clock)
+def clock(fake_time: FakeTime) -> pace.Clock:
+    return pace.Clock(sleep=fake_time.sleep, now=fake_time.clock, date=fake_time.clock)
 
 
 def states(service: Standin, *rows: dict[str, Any] | None) -> None:
     service.on("GET", "/api/v0/instances/7/", *(Reply({"instances": item}) for item in rows))
 
 
-def test_ready_is_running_with_an_address(vast: Vast, service: Standin, clock: rent.Clock) -> None:
+def test_ready_is_running_with_an_address(vast: Vast, service: Standin, clock: pace.Clock) -> None:
     loading = row(7, actual_status="loading")
     no_address = row(7, ssh_host=None)
     states(service, None, row(7, actual_status=None), loading, loading, no_address, row(7))
     told: list[str] = []
-    ready = rent.wait_ready(vast, an_instance(state=State.PENDING, ssh_host=""), progress=told.append, clock=clock)
-    assert (ready.state, ready.ssh_host, ready.ssh_port) == (State.RUNNING, "ssh5.vast.ai", 12345)
+    found = ready.wait_ready(vast, an_instance(state=State.PENDING, ssh_host=""), progress=told.append, clock=clock)
+    assert (found.state, found.ssh_host, found.ssh_port) == (State.RUNNING, "ssh5.vast.ai", 12345)
     assert [line.split(": ")[1] for line in told] == ["scheduling.", "loading.", "running."]
 
 
 def test_the_pauses_start_small_and_are_capped(
-    vast: Vast, service: Standin, clock: rent.Clock, fake_time: FakeTime
+    vast: Vast, service: Standin, clock: pace.Clock, fake_time: FakeTime
 ) -> None:
     states(service, row(7, actual_status="loading"))
     with pytest.raises(UnreachableError, match=r"not ready after 30 s; it last was loading\. It is rented and bills"):
-        rent.wait_ready(vast, an_instance(), timeout_s=30, clock=clock)
+        ready.wait_ready(vast, an_instance(), timeout_s=30, clock=clock)
     assert fake_time.slept[0] == 0.3
     assert max(fake_time.slept) == 3.0
 
@@ -261,32 +261,32 @@ def test_the_pauses_start_small_and_are_capped(
     ],
 )
 def test_a_state_without_a_future_ends_the_wait_at_the_second_look(
-    vast: Vast, service: Standin, clock: rent.Clock, end: dict[str, Any] | None, said: str
+    vast: Vast, service: Standin, clock: pace.Clock, end: dict[str, Any] | None, said: str
 ) -> None:
     loading = row(7, actual_status="loading")
     states(service, loading, end, loading, end, end, row(7))
     with pytest.raises(UnreachableError, match=said):
-        rent.wait_ready(vast, an_instance(), clock=clock)
+        ready.wait_ready(vast, an_instance(), clock=clock)
     assert len(service.seen) == 5
 
 
-def test_an_instance_that_never_appears_is_gone(vast: Vast, service: Standin, clock: rent.Clock) -> None:
+def test_an_instance_that_never_appears_is_gone(vast: Vast, service: Standin, clock: pace.Clock) -> None:
     states(service, None)
     with pytest.raises(UnreachableError, match="is gone"):
-        rent.wait_ready(vast, an_instance(), clock=clock)
+        ready.wait_ready(vast, an_instance(), clock=clock)
     assert clock.now() - 1000 > rent.UNLISTED_S
 
 
-def test_trouble_of_the_provider_is_waited_out(vast: Vast, service: Standin, clock: rent.Clock) -> None:
+def test_trouble_of_the_provider_is_waited_out(vast: Vast, service: Standin, clock: pace.Clock) -> None:
     service.on("GET", "/api/v0/instances/7/", *[Reply("down", 503)] * 7, Reply({"instances": row(7)}))
-    assert rent.wait_ready(vast, an_instance(), clock=clock).id == "7"
+    assert ready.wait_ready(vast, an_instance(), clock=clock).id == "7"
 
 
 # -- SSH ---------------------------------------------------------------------------------------------------------------
 
 
 def test_variables_for_ansible() -> None:
-    variables = rent.ansible_vars(an_instance(), KEY, Path("/state/known hosts"))
+    variables = ssh.ansible_vars(an_instance(), KEY, Path("/state/known hosts"))
     assert variables == {
         "ansible_host": "203.0.113.9",
         "ansible_port": 20544,
@@ -300,13 +300,13 @@ def test_variables_for_ansible() -> None:
     assert options["HostKeyAlias"] == "gpuyard-vast-7"
     assert options["StrictHostKeyChecking"] == "yes"
     assert options["UserKnownHostsFile"] == '"/state/known hosts"'
-    assert rent.ansible_vars(an_instance(ssh_host=""), KEY) == {}
+    assert ssh.ansible_vars(an_instance(ssh_host=""), KEY) == {}
 
 
 def test_arguments_are_what_ssh_understands(tmp_path: Path) -> None:
     """The real ssh reads them and says what it makes of them (`ssh -G` does not connect)."""
     known = tmp_path / "odd %h folder" / "known_hosts"
-    arguments = rent.ssh_args(an_instance(), KEY, known)
+    arguments = ssh.ssh_args(an_instance(), KEY, known)
     done = subprocess.run(["ssh", "-G", *arguments], capture_output=True, text=True, check=True)
     settings = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
     assert (settings["hostname"], settings["port"], settings["user"]) == ("203.0.113.9", "20544", "root")
@@ -314,7 +314,7 @@ def test_arguments_are_what_ssh_understands(tmp_path: Path) -> None:
     assert settings["userknownhostsfile"].strip('"').replace("%%", "%") == str(known)
     assert settings["hostkeyalias"] == "gpuyard-vast-7"
     assert (settings["batchmode"], settings["identitiesonly"], settings["requesttty"]) == ("yes", "yes", "false")
-    first = rent.ssh_args(an_instance(), KEY, known, first_contact=True)
+    first = ssh.ssh_args(an_instance(), KEY, known, first_contact=True)
     assert "StrictHostKeyChecking=accept-new" in first
     assert first[-1] == "root@203.0.113.9"
 
@@ -352,11 +352,11 @@ REFUSED = "echo 'connect to host 203.0.113.9 port 20544: Connection refused' >&2
 BLOB = "AAAAC3NzaC1lZDI1NTE5AAAAIP4dFgb4JeCnyIIF6NFQc/4n2hjIm8X0XmqljzQkIRD9"
 
 
-def test_ssh_is_tried_until_it_answers_and_its_key_is_pinned(fake_ssh: Path, clock: rent.Clock) -> None:
+def test_ssh_is_tried_until_it_answers_and_its_key_is_pinned(fake_ssh: Path, clock: pace.Clock) -> None:
     line = f"gpuyard-vast-7 ssh-ed25519 {BLOB}"
     answers(fake_ssh, REFUSED, REFUSED, f"echo '{line}' >> {paths.known_hosts()}")
     told: list[str] = []
-    fingerprint = rent.wait_ssh(an_instance(), KEY, progress=told.append, clock=clock)
+    fingerprint = ready.wait_ssh(an_instance(), KEY, progress=told.append, clock=clock)
     expected = subprocess.run(
         ["ssh-keygen", "-l", "-f", str(paths.known_hosts())], capture_output=True, text=True, check=True
     ).stdout.split()[1]
@@ -367,17 +367,17 @@ def test_ssh_is_tried_until_it_answers_and_its_key_is_pinned(fake_ssh: Path, clo
     assert all("StrictHostKeyChecking=accept-new" in call and call.endswith("root@203.0.113.9 true") for call in calls)
 
 
-def test_another_host_key_ends_the_wait_at_once(fake_ssh: Path, clock: rent.Clock) -> None:
+def test_another_host_key_ends_the_wait_at_once(fake_ssh: Path, clock: pace.Clock) -> None:
     answers(fake_ssh, "echo 'WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!' >&2; exit 255")
     with pytest.raises(UnreachableError, match=r"another host key.*gpuyard-vast-7"):
-        rent.wait_ssh(an_instance(), KEY, clock=clock)
+        ready.wait_ssh(an_instance(), KEY, clock=clock)
     assert len((fake_ssh / "calls").read_text().splitlines()) == 1
 
 
-def test_ssh_that_never_answers(fake_ssh: Path, clock: rent.Clock) -> None:
+def test_ssh_that_never_answers(fake_ssh: Path, clock: pace.Clock) -> None:
     answers(fake_ssh, REFUSED)
     with pytest.raises(UnreachableError, match=r"203\.0\.113\.9:20544 within 5 s .*Connection refused"):
-        rent.wait_ssh(an_instance(), KEY, timeout_s=5, clock=clock)
+        ready.wait_ssh(an_instance(), KEY, timeout_s=5, clock=clock)
 
 
 DENIED = "echo 'root@203.0.113.9: Permission denied (publickey).' >&2; exit 255"
@@ -385,46 +385,46 @@ OTHER_KEY = f"ssh-ed25519 {BLOB} gpuyard-laptop"
 
 
 def test_a_machine_that_does_not_know_our_key_is_one_sentence_and_soon(
-    fake_ssh: Path, clock: rent.Clock, fake_time: FakeTime
+    fake_ssh: Path, clock: pace.Clock, fake_time: FakeTime
 ) -> None:
     answers(fake_ssh, REFUSED, DENIED)
     with pytest.raises(UnreachableError) as caught:
-        rent.wait_ssh(an_instance(), KEY, new=False, account_keys=lambda: [SSH_KEY, OTHER_KEY], clock=clock)
+        ready.wait_ssh(an_instance(), KEY, new=False, account_keys=lambda: [SSH_KEY, OTHER_KEY], clock=clock)
     assert fake_time.now - 1000 < 20
     said = str(caught.value)
-    assert f"{rent.key_fingerprint(SSH_KEY)} (/keys/with space/id)" in said
-    assert f"The account also has {rent.key_fingerprint(OTHER_KEY)} (gpuyard-laptop)." in said
+    assert f"{ssh.key_fingerprint(SSH_KEY)} (/keys/with space/id)" in said
+    assert f"The account also has {ssh.key_fingerprint(OTHER_KEY)} (gpuyard-laptop)." in said
     assert "-e ssh_key=PATH" in said and "teardown.yml -e run=miniprover-0" in said
     for owner in ([], [OTHER_KEY] * 9):  # keys that nobody can name, and too many of them
         with pytest.raises(UnreachableError, match="another controller has rented it"):
-            rent.wait_ssh(an_instance(), KEY, new=False, account_keys=lambda: owner, clock=clock)  # noqa: B023
+            ready.wait_ssh(an_instance(), KEY, new=False, account_keys=lambda: owner, clock=clock)  # noqa: B023
 
 
-def test_a_new_machine_is_given_time_to_learn_our_key(fake_ssh: Path, clock: rent.Clock, fake_time: FakeTime) -> None:
+def test_a_new_machine_is_given_time_to_learn_our_key(fake_ssh: Path, clock: pace.Clock, fake_time: FakeTime) -> None:
     pinned = f"echo 'gpuyard-vast-7 ssh-ed25519 {BLOB}' >> {paths.known_hosts()}"
     answers(fake_ssh, *[DENIED] * 20, REFUSED, pinned)
-    rent.wait_ssh(an_instance(), KEY, clock=clock)
-    assert fake_time.now - 1000 > rent.KEY_REFUSED_S + 10
+    ready.wait_ssh(an_instance(), KEY, clock=clock)
+    assert fake_time.now - 1000 > ready.KEY_REFUSED_S + 10
     # One that a killed command of ours has rented a moment ago is as new.
     answers(fake_ssh, *[DENIED] * 20, pinned)
     young = an_instance(created_at=fake_time.now)
     began = fake_time.now
-    rent.wait_ssh(young, KEY, new=False, account_keys=lambda: [SSH_KEY], clock=clock)
-    assert fake_time.now - began > rent.KEY_REFUSED_S + 10
+    ready.wait_ssh(young, KEY, new=False, account_keys=lambda: [SSH_KEY], clock=clock)
+    assert fake_time.now - began > ready.KEY_REFUSED_S + 10
     answers(fake_ssh, DENIED)
     with pytest.raises(UnreachableError, match="still refuses the SSH key with which it was rented"):
-        rent.wait_ssh(an_instance(), KEY, clock=clock)
+        ready.wait_ssh(an_instance(), KEY, clock=clock)
     assert fake_time.now - began < 200
     for age, keys, most in ((0, [OTHER_KEY], 20), (500, [SSH_KEY], 20)):
         began = fake_time.now
         with pytest.raises(UnreachableError, match="does not know the SSH key"):
             kept = an_instance(created_at=fake_time.now - age)
-            rent.wait_ssh(kept, KEY, new=False, account_keys=lambda: keys, clock=clock)  # noqa: B023
+            ready.wait_ssh(kept, KEY, new=False, account_keys=lambda: keys, clock=clock)  # noqa: B023
         assert fake_time.now - began < most
 
 
 def test_a_new_machine_does_not_meet_the_pin_of_an_old_one_with_its_id(clouds: list[Any], service: Standin) -> None:
-    rent.add_ssh_host(an_instance(id="3"), KEY)
+    ssh.add_ssh_host(an_instance(id="3"), KEY)
     pins = paths.known_hosts()
     pins.write_text(f"gpuyard-vast-7 ssh-ed25519 {BLOB}\ngpuyard-vast-3 ssh-ed25519 {BLOB}\ngpuyard-vast-8 x y\n")
     service.on("PUT", "/api/v0/asks/", Reply({"success": True, "new_contract": 7}))
@@ -436,8 +436,8 @@ def test_a_new_machine_does_not_meet_the_pin_of_an_old_one_with_its_id(clouds: l
 def test_pins_go_when_the_machine_is_known_to_be_gone(
     clouds: list[Any], service: Standin, waits: Any, tmp_path: Path
 ) -> None:
-    rent.add_ssh_host(an_instance(), KEY)
-    rent.add_ssh_host(an_instance(id="8", ref=RunRef("other-0", "other")), KEY)
+    ssh.add_ssh_host(an_instance(), KEY)
+    ssh.add_ssh_host(an_instance(id="8", ref=RunRef("other-0", "other")), KEY)
     pins = paths.known_hosts()
     pins.write_text("gpuyard-vast-7 x y\ngpuyard-vast-8 x y\ngpuyard-sandbox-ab-vast-7 x y\n")
     before = pins.read_text()
@@ -457,9 +457,9 @@ def test_pins_go_when_the_machine_is_known_to_be_gone(
     assert pins.read_text() == before  # nobody has asked the cloud where it is
     machine.absent(clouds, "miniprover-0")
     assert pins.read_text() == "gpuyard-vast-8 x y\ngpuyard-sandbox-ab-vast-7 x y\n"
-    rent.forget_sandbox("ab")
+    ssh.forget_sandbox("ab")
     assert pins.read_text() == "gpuyard-vast-8 x y\n"
-    rent.forget_sandbox("ab", tmp_path / "nowhere" / "known_hosts")
+    ssh.forget_sandbox("ab", tmp_path / "nowhere" / "known_hosts")
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -472,11 +472,11 @@ def test_machines_of_two_sandboxes_have_two_aliases(service: Standin, patience: 
 
 def test_a_key_of_another_instance_is_not_this_ones(tmp_path: Path) -> None:
     file = tmp_path / "known_hosts"
-    assert rent.host_key_fingerprint(an_instance(), file) is None
-    rent.forget_host_key(an_instance(), file)
+    assert ssh.host_key_fingerprint(an_instance(), file) is None
+    ssh.forget_host_key(an_instance(), file)
     file.write_text(f"# a comment\n\ngpuyard-vast-77 ssh-ed25519 {BLOB}\ngpuyard-vast-7 ssh-ed25519 not-base64!\n")
-    assert rent.host_key_fingerprint(an_instance(), file) is None
-    assert rent.host_key_fingerprint(dataclasses.replace(an_instance(), id="77"), file) is not None
+    assert ssh.host_key_fingerprint(an_instance(), file) is None
+    assert ssh.host_key_fingerprint(dataclasses.replace(an_instance(), id="77"), file) is not None
 
 
 def test_other_clouds_have_their_turn_before_the_rest_of_one_that_refuses() -> None:
@@ -491,7 +491,7 @@ def test_a_run_can_be_reached_by_its_name_until_its_machine_is_forgotten(tmp_pat
     ref = RunRef("story-0", "prover")
     lost, current = an_instance(ref=ref), an_instance(id="8", ref=ref, ssh_port=2222)
     for instance in (lost, current):
-        rent.add_ssh_host(instance, key, hosts)
+        ssh.add_ssh_host(instance, key, hosts)
 
     def resolved() -> set[str]:
         words = ["ssh", "-G", "-F", str(tmp_path / "ssh_config"), "story-0"]
@@ -500,9 +500,9 @@ def test_a_run_can_be_reached_by_its_name_until_its_machine_is_forgotten(tmp_pat
     wanted = {f"hostname {current.ssh_host}", "port 2222", f"identityfile {key.private_path}"}
     pinned = {"hostkeyalias gpuyard-vast-8", f"userknownhostsfile {hosts}", "stricthostkeychecking true"}
     assert wanted | pinned <= resolved()
-    rent.forget_host_key(lost, hosts)
+    ssh.forget_host_key(lost, hosts)
     assert "port 2222" in resolved()
-    rent.forget_host_key(current, hosts)
+    ssh.forget_host_key(current, hosts)
     assert "port 2222" not in resolved()
-    rent.add_ssh_host(an_instance(ref=None), key, hosts)
+    ssh.add_ssh_host(an_instance(ref=None), key, hosts)
     assert list((tmp_path / "ssh").iterdir()) == []

@@ -10,7 +10,7 @@ import pytest
 
 from gpuyard.box.checkpoints import LocalStore
 from gpuyard.errors import GpuyardError, LeakError, UnreachableError, UsageError
-from gpuyard.renting import ledger, machine, rent
+from gpuyard.renting import ledger, machine, ready
 from gpuyard.renting.ledger import Ledger
 from gpuyard.renting.notebook import Notebook
 
@@ -73,7 +73,7 @@ def market(service: Standin, clouds: list[Any]) -> Market:
 @pytest.fixture(autouse=True)
 def reachable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every machine answers over SSH."""
-    monkeypatch.setattr(rent, "wait_ssh", lambda *_args, **_options: "SHA256:x")
+    monkeypatch.setattr(ready, "wait_ssh", lambda *_args, **_options: "SHA256:x")
 
 
 def launch(clouds: list[Any], fake_time: FakeTime, told: list[str], **changes: Any) -> machine.Outcome:
@@ -137,7 +137,7 @@ def test_a_machine_that_has_gone_back_unseen_is_told_too(
         book.ended(other, fake_time.clock())
         return "SHA256:x"
 
-    monkeypatch.setattr(rent, "wait_ssh", answers)
+    monkeypatch.setattr(ready, "wait_ssh", answers)
     market.ours = None
     assert launch(
         clouds, fake_time, told, ledger=Ledger(Notebook(lambda: store), told.append, fake_time.clock)
@@ -206,7 +206,7 @@ def test_a_machine_given_back_by_this_command_is_no_rival(
     def unusable(*_args: Any, **_options: Any) -> str:
         raise UnreachableError("vast instance 7 did not answer.")
 
-    monkeypatch.setattr(rent, "wait_ssh", unusable)
+    monkeypatch.setattr(ready, "wait_ssh", unusable)
     with pytest.raises(GpuyardError):
         launch(clouds, fake_time, told, offers=lambda: [an_offer(), an_offer(id="2")])
     assert seen == [set(), {"7"}]

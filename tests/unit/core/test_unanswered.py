@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gpuyard import pace
 from gpuyard.box.checkpoints import LocalStore
 from gpuyard.errors import AmbiguousError, LeakError, NoCapacityError, ThrottledError, UsageError
 from gpuyard.providers.rental import UNLISTED_S
@@ -85,7 +86,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 def order(store: LocalStore | None, fake_time: FakeTime, told: list[str], **changes: Any) -> machine.Order:
     """Return what a command asks for that has just been started."""
-    clock = rent.Clock(sleep=fake_time.sleep, now=fake_time.clock, date=fake_time.clock)
+    clock = pace.Clock(sleep=fake_time.sleep, now=fake_time.clock, date=fake_time.clock)
     return machine.Order(
         **{
             "run": "miniprover-0",

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from gpuyard import ssh
 from gpuyard.box import checkpoints
 from gpuyard.box.checkpoints import LocalStore, stores
 from gpuyard.errors import ConnectionLostError, GpuyardError, NothingBegunError, ProviderDownError
 from gpuyard.providers.base import Instance, State
-from gpuyard.renting import rent, runs, watch
+from gpuyard.renting import runs, watch
 
 from .conftest import Verb, World, instance
 
@@ -63,7 +64,7 @@ def boxes(monkeypatch: pytest.MonkeyPatch) -> Boxes:
     monkeypatch.setattr(watch, "stop", made.stop)
     monkeypatch.setattr(watch, "status", made.status)
     # Every machine was reached from here once, unless a test says otherwise.
-    monkeypatch.setattr(rent, "host_key_fingerprint", lambda _one: "SHA256:x")
+    monkeypatch.setattr(ssh, "host_key_fingerprint", lambda _one: "SHA256:x")
     return made
 
 
@@ -211,7 +212,7 @@ def test_a_machine_that_was_never_reached_has_nothing_to_lose(
     world.vast.held["1"] = instance("vast", "1", "a-0")
     boxes.answers["1"] = REFUSED
     refusal(verb("run_end", run="a-0", bucket=bucket))  # it was reached once
-    monkeypatch.setattr(rent, "host_key_fingerprint", lambda _one: None)
+    monkeypatch.setattr(ssh, "host_key_fingerprint", lambda _one: None)
     refusal(verb("run_end", run="a-0", bucket=""))  # its cloud says that it runs, and nothing says what it has done
     boxes.answers["1"] = BROKEN
     refusal(verb("run_end", run="a-0", bucket=bucket))  # something answers, and another controller may have used it

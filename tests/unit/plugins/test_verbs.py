@@ -20,7 +20,7 @@ from gpuyard.box import checkpoints
 from gpuyard.box.checkpoints import LocalStore
 from gpuyard.errors import CreditError, InvalidRequestError, NoCapacityError, ProviderDownError, UnreachableError
 from gpuyard.providers.base import State
-from gpuyard.renting import rent, watch
+from gpuyard.renting import locks, ready, watch
 
 from .conftest import Verb, World, instance, offer
 
@@ -167,7 +167,7 @@ def test_two_commands_do_not_rent_for_one_run(world: World, verb: Verb) -> None:
     told: list[str] = []
     answers: list[dict[str, Any]] = []
     second = threading.Thread(target=lambda: answers.append(verb("instance", lines=told, offers=offers, **PRESENT)))
-    with rent.exclusive("a-0"):
+    with locks.exclusive("a-0"):
         second.start()
         while not told:
             assert second.is_alive(), answers
@@ -229,7 +229,7 @@ def test_a_machine_that_never_answers_is_given_back(world: World, verb: Verb, mo
             raise UnreachableError("vast instance 91 did not answer.")
         return "SHA256:x"
 
-    monkeypatch.setattr(rent, "wait_ssh", wait_ssh)
+    monkeypatch.setattr(ready, "wait_ssh", wait_ssh)
     lines: list[str] = []
     result = verb("instance", lines=lines, **{**PRESENT, "wait": True})
     assert result["instance"]["id"] == "92"

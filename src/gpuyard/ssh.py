@@ -1,0 +1,219 @@
+"""SSH to instances: how each is reached, and the host key by which it is known.
+
+A host key is pinned to the instance at the first contact, under an alias of its own: addresses and ports are re-used by
+other people's machines.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import fcntl
+import hashlib
+import shlex
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpuyard import paths
+from gpuyard.config import SshKey
+from gpuyard.errors import (
+    UsageError,
+)
+from gpuyard.files import write_whole
+from gpuyard.providers.base import Instance, Provider, alias_prefix, sandbox_prefix
+
+_SSH_CONNECT_TIMEOUT_S = 10
+
+
+def key_fingerprint(public_text: str) -> str:
+    """Return the fingerprint (``SHA256:…``) of a public key, ``type body comment``."""
+    words = public_text.split()
+    return (_fingerprint(words[1]) if len(words) > 1 else None) or "a key that cannot be read"
+
+
+def _fingerprint(body: str) -> str | None:
+    try:
+        blob = base64.b64decode(body, validate=True)
+    except binascii.Error:
+        return None
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def ssh_args(
+    instance: Instance, key: SshKey, known_hosts: Path | None = None, *, first_contact: bool = False
+) -> list[str]:
+    """Return the arguments of ``ssh`` that reach the instance; the command to run comes after them.
+
+    ``first_contact`` accepts and pins an unknown host key; without it only the pinned one is accepted.
+    """
+    return [
+        *_ssh_options(instance, known_hosts or paths.known_hosts(), first_contact),
+        *("-o", "BatchMode=yes", "-o", f"ConnectTimeout={_SSH_CONNECT_TIMEOUT_S}", "-o", "LogLevel=ERROR"),
+        # A command or terminal request in the user's own ssh configuration (Host *) would break ours.
+        *("-o", "RemoteCommand=none", "-o", "RequestTTY=no"),
+        *("-i", str(key.private_path), "-p", str(instance.ssh_port)),
+        f"{instance.ssh_user}@{instance.ssh_host}",
+    ]
+
+
+def ansible_vars(instance: Instance, key: SshKey, known_hosts: Path | None = None) -> dict[str, str | int]:
+    """Return the variables with which Ansible reaches the instance; without an address there are none."""
+    if not instance.ssh_host:
+        return {}
+    return {
+        "ansible_host": instance.ssh_host,
+        "ansible_port": instance.ssh_port,
+        "ansible_user": instance.ssh_user,
+        "ansible_ssh_private_key_file": str(key.private_path),
+        "ansible_ssh_common_args": shlex.join(_ssh_options(instance, known_hosts or paths.known_hosts(), False)),
+    }
+
+
+def host_key_fingerprint(instance: Instance, known_hosts: Path | None = None) -> str | None:
+    """Return the fingerprint (``SHA256:…``) of the instance's pinned host key, ``None`` when none is pinned."""
+    for line in _known_lines(known_hosts or paths.known_hosts()):
+        fields = line.split()
+        if len(fields) >= 3 and fields[0] == instance.host_key_alias and (found := _fingerprint(fields[2])):
+            return found
+    return None
+
+
+def add_ssh_host(instance: Instance, key: SshKey, known_hosts: Path | None = None) -> None:
+    """Let ``ssh -F ~/.gpuyard/ssh_config <run>`` reach the instance, with its pinned host key and nothing else.
+
+    ssh, scp, rsync and editors take it; whoever includes that file in their own configuration can leave out ``-F``.
+    """
+    if instance.ref is None:
+        return
+    file = known_hosts or paths.known_hosts()
+    # One file a run: a machine that replaces a lost one takes over its name.
+    entry = _ssh_entries(file) / f"{instance.ref.run}.conf"
+    paths.ensure_private(entry.parent)
+    options = {
+        "HostName": instance.ssh_host,
+        "Port": str(instance.ssh_port),
+        "User": instance.ssh_user,
+        "IdentityFile": _ssh_path(key.private_path),
+        **_ssh_settings(instance, file, first_contact=False),
+    }
+    lines = [f"Host {instance.ref.run}", *(f"  {name} {value}" for name, value in options.items())]
+    write_whole(entry, "\n".join(lines) + "\n")
+    top = file.parent / "ssh_config"
+    if not top.exists():
+        write_whole(top, f"# Written by gpuyard: one file a run.\nInclude {_ssh_path(entry.parent)}/*.conf\n")
+
+
+def _ssh_entries(known_hosts: Path) -> Path:
+    return known_hosts.parent / "ssh"
+
+
+def forget_host_key(instance: Instance, known_hosts: Path | None = None) -> None:
+    """Remove the instance's pinned host key and its entry for ssh; nothing happens when there is none."""
+    _forget(lambda alias: alias == instance.host_key_alias, known_hosts or paths.known_hosts())
+
+
+def forget_run(run: str, clouds: Iterable[Provider], known_hosts: Path | None = None) -> None:
+    """Remove what is kept for reaching the last machine of ``run``, where ``clouds`` list no machine of it any more.
+
+    Only this run's: another account of the same user may hold the machines of other runs.
+    """
+    file = known_hosts or paths.known_hosts()
+    prefixes = tuple(alias_prefix(cloud.name, cloud.sandbox) for cloud in clouds)
+    aliases = {alias for alias in _aliases(_ssh_entries(file) / f"{run}.conf") if alias.startswith(prefixes)}
+    if aliases:
+        _forget(lambda alias: alias in aliases, file)
+
+
+def forget_sandbox(name: str, known_hosts: Path | None = None) -> None:
+    """Remove what is kept for reaching the machines of a sandbox that is gone."""
+    file = known_hosts or paths.known_hosts()
+    if file.parent.is_dir():
+        _forget(lambda alias: alias.startswith(sandbox_prefix(name)), file)
+
+
+def _forget(unwanted: Callable[[str], bool], file: Path) -> None:
+    """Remove the pinned keys, and the entries for ssh, whose alias is ``unwanted``."""
+    with locked(file):
+        for entry in _ssh_entries(file).glob("*.conf"):
+            if any(map(unwanted, _aliases(entry))):
+                entry.unlink()
+        lines = _known_lines(file)
+        kept = [line for line in lines if not (line.split() and unwanted(line.split()[0]))]
+        if len(kept) != len(lines):
+            write_whole(file, "".join(line + "\n" for line in kept))
+
+
+def _aliases(entry: Path) -> set[str]:
+    """Return the aliases that an entry for ssh names."""
+    return {words[1] for line in _known_lines(entry) if (words := line.split())[:1] == ["HostKeyAlias"]}
+
+
+def _ssh_settings(instance: Instance, known_hosts: Path, first_contact: bool) -> dict[str, str]:
+    checking = "accept-new" if first_contact else "yes"
+    return {
+        "HostKeyAlias": instance.host_key_alias,
+        "UserKnownHostsFile": _ssh_path(known_hosts),
+        # Only our own file counts: addresses and ports are re-used by other people's machines.
+        "GlobalKnownHostsFile": "/dev/null",
+        "StrictHostKeyChecking": checking,
+        "HashKnownHosts": "no",
+        "UpdateHostKeys": "no",
+        "IdentitiesOnly": "yes",
+    }
+
+
+def _ssh_options(instance: Instance, known_hosts: Path, first_contact: bool) -> list[str]:
+    settings = _ssh_settings(instance, known_hosts, first_contact)
+    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+
+
+def _ssh_path(path: Path) -> str:
+    """Return a path as ssh's option syntax wants it: ``%`` doubled, in quotes when it holds a space."""
+    escaped = str(path).replace("%", "%%")
+    return f'"{escaped}"' if " " in escaped else escaped
+
+
+def try_once(command: Sequence[str]) -> str | None:
+    """Run ``command``; return ``None`` for success, else what ssh complained about in one line."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=3 * _SSH_CONNECT_TIMEOUT_S,
+        )
+    except FileNotFoundError:
+        raise UsageError("ssh is not installed; install the OpenSSH client.") from None
+    except subprocess.TimeoutExpired:
+        return "no answer in time"
+    if done.returncode == 0:
+        return None
+    return " ".join(done.stderr.split())[:300] or f"ssh ended with {done.returncode}"
+
+
+def _known_lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+@contextmanager
+def locked(file: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock that goes with ``file``.
+
+    Rewriting it excludes everybody else; ssh, which appends to it, only excludes that: a line appended to the file that
+    is just being replaced would be lost.
+    """
+    paths.ensure_private(file.parent)
+    with file.with_name(f"{file.name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+
+
+def _name(instance: Instance) -> str:
+    return f"{instance.provider} instance {instance.id}"
