@@ -211,10 +211,10 @@ CONDITIONS = {}
 
 def run(call):
     """Return the plan."""
-    from gpuyard import plan
+    from gpuyard import planning
     from gpuyard import ssh
 
-    wishes = plan.Wishes(
+    request = planning.PlanRequest(
         mode=call.params["mode"],
         bucket=call.params["bucket"],
         max_price_per_hour_usd=call.option("max_price_per_hour"),
@@ -223,7 +223,7 @@ def run(call):
         **call.given("workload", "run", "provider", "market", "ssh_key", "bucket_endpoint", "offer", "restore"),
         **call.site(),
     )
-    made = plan.make(wishes, progress=call.progress)
+    made = planning.make(request, progress=call.progress)
     machine = made.run.machine
     return {
         "plan": made.to_dict() | {"connection": ssh.ansible_vars(machine, made.key) if machine else {}},
