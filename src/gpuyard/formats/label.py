@@ -8,7 +8,7 @@ Vultr: a label and tags), so a :class:`RunRef` knows both renderings.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gpuyard.errors import UsageError
@@ -17,8 +17,10 @@ from gpuyard.errors import UsageError
 RUN_NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?")
 STOPPED_MARK = "/stopped"
 """Ends the label of an instance that gpuyard itself stopped, so that a stop by the provider can be told from it."""
-_LABEL = re.compile(rf"gpuyard/({RUN_NAME.pattern})/({RUN_NAME.pattern})(?:{STOPPED_MARK})?")
+NODE_NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,18}[a-z0-9])?-(?:0|[1-9][0-9]{0,3})")
 TAG = "gpuyard"
+FIRST_NODE = "main-0"
+"""The one node of a run that names no pools."""
 # A run is a host in the inventory, beside Ansible's own host and groups and the one group of ours without a prefix.
 _RESERVED = frozenset({"all", "gpuyard", "localhost", "ungrouped"})
 
@@ -42,10 +44,14 @@ def check_form(name: str, option: str = "run") -> None:
 
 @dataclass(frozen=True, slots=True)
 class RunRef:
-    """A run's name and its workload's name: what every rented thing is labelled with."""
+    """A run's name, its workload's name, and the node: what every rented thing is labelled with.
+
+    ``node`` is a place in a pool, ``<pool>-<number>``. A label says it for every other node than :data:`FIRST_NODE`.
+    """
 
     run: str
     workload: str
+    node: str = FIRST_NODE
 
     def __post_init__(self) -> None:
         # What is rented already keeps its name, whatever names are refused to new runs.
@@ -54,19 +60,28 @@ class RunRef:
 
     @property
     def label(self) -> str:
-        """The single-string form, ``gpuyard/<run>/<workload>`` (Vast)."""
-        return f"gpuyard/{self.run}/{self.workload}"
+        """The single-string form, ``gpuyard/<run>/<workload>[/<node>]`` (Vast)."""
+        return "/".join(["gpuyard", self.run, self.workload, *([] if self.node == FIRST_NODE else [self.node])])
 
     @property
     def tags(self) -> list[str]:
         """The list form, for providers whose label is the plain run name (Vultr)."""
-        return [TAG, f"run:{self.run}", f"workload:{self.workload}"]
+        node = [] if self.node == FIRST_NODE else [f"node:{self.node}"]
+        return [TAG, f"run:{self.run}", f"workload:{self.workload}", *node]
 
     @classmethod
     def from_label(cls, label: str | None) -> RunRef | None:
-        """Return the reference that ``label`` renders, or ``None`` when the label is not one of ours."""
-        match = _LABEL.fullmatch((label or "").strip())
-        return cls(match[1], match[2]) if match else None
+        """Return the reference that ``label`` renders, or ``None`` when the label is not one of ours.
+
+        Further parts, of a version that says more, make it no less ours: what bills must be seen.
+        """
+        first, *parts = (label or "").strip().split("/")
+        if first != TAG or len(parts) < 2:
+            return None
+        try:
+            return cls(parts[0], parts[1], _node(parts[2:3]))
+        except UsageError:
+            return None
 
     @classmethod
     def from_tags(cls, tags: Iterable[str]) -> RunRef | None:
@@ -76,9 +91,13 @@ class RunRef:
             return None
         fields = dict(tag.split(":", 1) for tag in sorted(known) if ":" in tag)
         try:
-            return cls(fields["run"], fields["workload"])
+            return cls(fields["run"], fields["workload"], _node([fields.get("node", "")]))
         except (KeyError, UsageError):
             return None
+
+
+def _node(said: Sequence[str]) -> str:
+    return next((name for name in said if NODE_NAME.fullmatch(name)), FIRST_NODE)
 
 
 def next_name(workload: str, taken: Iterable[str]) -> str:

@@ -72,7 +72,7 @@ def test_the_least_and_the_whole_are_read() -> None:
 def test_the_box_learns_what_it_needs_and_nothing_else() -> None:
     box = parse_workload(WHOLE, "w.yml").to_box()
     assert json.loads(json.dumps(box)) == box
-    assert {"needs", "market", "budget", "image", "setup_hours"}.isdisjoint(box)
+    assert {"needs", "market", "pools", "budget", "image", "setup_hours"}.isdisjoint(box)
     assert box["persist"] == {"root": "/mnt/persistent", "directories": ["models", "checkpoints"]}
     assert box["checkpoints"] == {"every_s": 60.0, "keep_last": 3, "keep_every": 10}
     assert box["stages"] == [
@@ -84,6 +84,7 @@ def test_the_box_learns_what_it_needs_and_nothing_else() -> None:
             "resumable": True,
             "grace_s": 30.0,
             "retries": 1,
+            "pool": "main",
         }
     ]
 

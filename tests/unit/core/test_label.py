@@ -27,8 +27,22 @@ def test_label_and_tags_lead_back() -> None:
     assert len(RunRef("a" * 40, "b" * 40).label) <= 256
 
 
+def test_a_node_is_said_in_label_and_tags() -> None:
+    ref = RunRef("a-0", "tiny", "search-3")
+    assert ref.label == "gpuyard/a-0/tiny/search-3"
+    assert RunRef.from_label(f"{ref.label}/stopped") == ref
+    assert RunRef.from_tags(ref.tags) == ref
+    assert RunRef("a-0", "tiny").label == "gpuyard/a-0/tiny"
+
+
+@pytest.mark.parametrize("more", ["/z", "/stoppedx", "/search-3/later/parts", "//", "/Node"])
+def test_a_label_with_further_parts_is_ours(more: str) -> None:
+    ref = RunRef.from_label(f"gpuyard/a-0/tiny{more}")
+    assert ref is not None and (ref.run, ref.workload) == ("a-0", "tiny")
+
+
 @pytest.mark.parametrize(
-    "label", [None, "", "mine", "gpuyard/x", "gpuyard/x/y/z", "gpuyard/X/y", "xgpuyard/x/y", "gpuyard/x/y/stoppedx"]
+    "label", [None, "", "mine", "gpuyard/x", "gpuyard/X/y", "gpuyard/x/Y/z", "xgpuyard/x/y", "gpuyard//y"]
 )
 def test_labels_of_others(label: str | None) -> None:
     assert RunRef.from_label(label) is None

@@ -1,0 +1,10 @@
+"""Workloads: what is to be trained, with what, on what kind of machine, and what it may cost.
+
+A workload is a YAML file. It is checked completely before anything is rented, and every mistake in it is reported with
+file, line and key, all of them at once.
+"""
+
+from gpuyard.workload.reading import known_workloads, load_workload, parse_workload
+from gpuyard.workload.schema import Stage, Workload
+
+__all__ = ["Stage", "Workload", "known_workloads", "load_workload", "parse_workload"]
