@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
@@ -16,8 +16,7 @@ from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable, to_safe_group_name
 
 try:
-    from gpuyard import config, paths
-    from gpuyard import ssh
+    from gpuyard import config, hosts, paths, ssh
     from gpuyard.config import SshKey
     from gpuyard.errors import GpuyardError, UsageError
     from gpuyard.providers.base import Instance
@@ -29,27 +28,29 @@ else:
 # What the site's configuration can say to this plugin.
 SITE_VARIABLES = ("sandbox", "sandbox_state", "ssh_key")
 
-# Which of a run's machines is the run, when there are several: the first of these. A machine in another state (taken
-# away, failed) never has the plain name, since nothing can be run on it.
-STATE_RANK = {"running": 0, "pending": 1, "stopped": 2, "unknown": 3}
-
 
 class Host(TypedDict):
     """A finished host: all that is kept in the cache. Holds no secret."""
 
+    name: str
     variables: dict[str, Any]
     groups: list[str]
 
 
-def finished_host(instance: Instance, private_key: Path) -> Host:
-    """Return the host that stands for ``instance``, which is reached with the key; one that is not ours is an error."""
-    if instance.ref is None:
-        raise ValueError(f"{instance.provider} {instance.id} was not rented by gpuyard")
+def finished_hosts(instances: Iterable[Instance], private_key: Path, taken: Collection[str] = ()) -> list[Host]:
+    """Return a host for each of ``instances`` that is ours, reached with the key, with a name not in ``taken``."""
+    return [_finished(host, private_key) for host in hosts.named(instances, taken)]
+
+
+def _finished(host: hosts.Host, private_key: Path) -> Host:
+    instance, ref = host.instance, host.instance.ref
+    assert ref is not None  # only such machines are hosts
     facts: dict[str, Any] = {
         "provider": instance.provider,
         "instance_id": instance.id,
-        "run": instance.ref.run,
-        "workload": instance.ref.workload,
+        "run": ref.run,
+        "workload": ref.workload,
+        "node": ref.node,
         "state": str(instance.state),
         "status_text": instance.status_text,
         "gpu_name": instance.gpu_name,
@@ -61,42 +62,12 @@ def finished_host(instance: Instance, private_key: Path) -> Host:
         "created_at": instance.created_at,
         "emulated": instance.emulated,
     }
-    named = [
-        ("provider", instance.provider),
-        ("run", instance.ref.run),
-        ("workload", instance.ref.workload),
-        ("gpu", instance.gpu_name.lower()),
-        ("region", instance.region.lower().split(",")[-1].strip()),  # "Sweden, SE" at Vast, "ewr" at Vultr
-        ("state", str(instance.state)),
-    ]
-    groups = [to_safe_group_name(f"{prefix}_{value}") for prefix, value in named if value]
-    variables = {f"gpuyard_{name}": value for name, value in facts.items()} | ssh.ansible_vars(
-        instance, SshKey(private_key, "")
-    )
-    return {"variables": variables, "groups": ["gpuyard", *groups]}
-
-
-def host_names(hosts: Iterable[Host], taken: Iterable[str]) -> Iterator[tuple[str, Host]]:
-    """Give each of ``hosts`` a name that is not in ``taken``: the run's, or the run's with the end of the instance id.
-
-    The same machines have the same names whatever order the cloud lists them in.
-    """
-    used = set(taken)
-
-    def order(host: Host) -> tuple[int, float, str]:
-        facts = host["variables"]
-        rank = STATE_RANK.get(facts["gpuyard_state"], len(STATE_RANK))
-        return rank, facts["gpuyard_created_at"] or 0.0, facts["gpuyard_instance_id"]
-
-    for host in sorted(hosts, key=order):
-        facts = host["variables"]
-        run, instance_id = facts["gpuyard_run"], facts["gpuyard_instance_id"]
-        wanted = [f"{run}-{instance_id[-6:]}", f"{run}-{instance_id}"]
-        if facts["gpuyard_state"] in STATE_RANK:
-            wanted.insert(0, run)
-        name = next((candidate for candidate in wanted if candidate not in used), wanted[-1])
-        used.add(name)
-        yield name, host
+    connection = ssh.ansible_vars(instance, SshKey(private_key, ""))
+    return {
+        "name": host.name,
+        "variables": {f"gpuyard_{name}": value for name, value in facts.items()} | connection,
+        "groups": [to_safe_group_name(group) for group in host.groups],
+    }
 
 
 class CloudInventory(BaseInventoryPlugin, Constructable, Cacheable):
@@ -117,8 +88,10 @@ class CloudInventory(BaseInventoryPlugin, Constructable, Cacheable):
         only = self._vars.get("provider") or self.get_option("provider")
         if only and only != self.provider:
             return
-        for name, host in host_names(self._hosts(path, cache), [*self.inventory.hosts, *self.inventory.groups]):
-            self._add(name, host)
+        for host in self._hosts(path, cache):
+            # A cached name may have gone to another cloud's machine since.
+            end = f"-{host['variables']['gpuyard_instance_id'][-6:]}" if host["name"] in self.inventory.hosts else ""
+            self._add(host["name"] + end, host)
 
     def _add(self, name: str, host: Host) -> None:
         """Add one host with its variables and groups, those of the user's configuration included."""
@@ -156,8 +129,8 @@ class CloudInventory(BaseInventoryPlugin, Constructable, Cacheable):
         """Return the finished hosts as the cloud has them now."""
         said = self._said("ssh_key", path)
         key = Path(said).expanduser() if said else paths.home() / "keys" / "id_ed25519"
-        ours = [instance for instance in self._instances(sandbox, state) if instance.ref is not None]
-        return [finished_host(instance, key) for instance in ours]
+        taken = {*self.inventory.hosts, *self.inventory.groups}
+        return finished_hosts(self._instances(sandbox, state), key, taken)
 
     def _instances(self, sandbox: bool | None, state: Path) -> list[Instance]:
         """Return the account's machines; an empty list when there is neither a key nor a running sandbox."""

@@ -75,6 +75,7 @@ def test_host_groups_and_variables(world: World, parse: Parse, warnings: list[st
         "provider_vast",
         "run_miniprover_0",
         "workload_miniprover",
+        "pool_main",
         "gpu_rtx_4090",
         "region_se",
         "state_running",
