@@ -82,6 +82,11 @@ class Offer:
     machine_id: str = ""  # the physical host where the provider names it, to avoid one just lost
     emulated: bool = False
 
+    @property
+    def is_one_machine(self) -> bool:
+        """Whether it stands for one physical machine, so that only one can rent it; else it can be had repeatedly."""
+        return bool(self.machine_id)
+
 
 @dataclass(frozen=True, slots=True)
 class CreateSpec:

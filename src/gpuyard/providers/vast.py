@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
@@ -119,6 +120,7 @@ class Vast(Provider):
         self.emulated = emulated
         self.sandbox = sandbox
         self._waits = waits or Waits()
+        self._creating = threading.Lock()  # one request at a time gets its turn, and one adds our SSH key
         self._last_create: float | None = None
         self._api = Client(self.name, self.title, base_url, key, classify, patience or Patience())
 
@@ -207,9 +209,11 @@ class Vast(Provider):
     def create(self, offer: Offer, spec: CreateSpec, *, progress: Progress | None = None) -> Instance:
         """Rent the ask ``offer.id``; see :func:`gpuyard.providers.rental.create_once` for what may go wrong."""
         body = _create_body(offer, spec)
-        self._space_creates()
-        if not self._has_key(spec.ssh_public_key):
-            self._add_key(spec.ssh_public_key)
+        with self._creating:
+            self._space_creates()
+            if not self._has_key(spec.ssh_public_key):
+                self._add_key(spec.ssh_public_key)
+            self._last_create = self._waits.clock()
 
         def send() -> Instance:
             self._last_create = self._waits.clock()

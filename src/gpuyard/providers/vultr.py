@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -33,7 +34,7 @@ from gpuyard.errors import (
     ProviderDownError,
     ProviderError,
 )
-from gpuyard.formats.label import RunRef
+from gpuyard.formats.label import FIRST_NODE, RunRef
 from gpuyard.providers.base import (
     Capability,
     CreateSpec,
@@ -113,6 +114,7 @@ class Vultr(Provider):
         self._waits = waits or Waits()
         self._api = Client(self.name, self.title, base_url, key, classify, patience or Patience())
         self._plans: dict[str, dict[str, object]] | None = None
+        self._creating = threading.Lock()  # only one request at a time adds our SSH key
 
     def __repr__(self) -> str:
         return f"Vultr({self._api.base_url!r})"
@@ -175,7 +177,8 @@ class Vultr(Provider):
 
     def create(self, offer: Offer, spec: CreateSpec, *, progress: Progress | None = None) -> Instance:
         """Rent the plan and region of ``offer.id``; see :func:`gpuyard.providers.rental.create_once`."""
-        key_id = self._key_id(spec.ssh_public_key) or self._add_key(spec.ssh_public_key)
+        with self._creating:
+            key_id = self._key_id(spec.ssh_public_key) or self._add_key(spec.ssh_public_key)
         body = _create_body(offer, spec, key_id)
 
         def send() -> Instance:
@@ -323,13 +326,14 @@ class Vultr(Provider):
 
 def _create_body(offer: Offer, spec: CreateSpec, key_id: str) -> dict[str, object]:
     plan, _, region = offer.id.partition("@")
+    name = spec.ref.run if spec.ref.node == FIRST_NODE else f"{spec.ref.run}.{spec.ref.node}"
     body: dict[str, object] = {
         "region": region,
         "plan": plan,
         "os_id": UBUNTU_22_04,
         "sshkey_id": [key_id],
-        "label": spec.ref.run,
-        "hostname": spec.ref.run,
+        "label": name,
+        "hostname": name,
         "tags": spec.ref.tags,
         "backups": "disabled",
         "activation_email": False,

@@ -219,7 +219,7 @@ def _plan(
         raise LeakError(" ".join(seen.unanswered().values()), provider=next(iter(seen.errors)))
     by_name = {provider.name: provider for provider in providers}
     condition = "" if order.lose else " if nothing is lost with it"
-    living = [one for one in held if one.state in runs.LIVE and one.state is not State.STOPPED]
+    living = [one for one in held if not one.idle]
     actions = [f"end the stages on {one.provider} {one.id} in good order" for one in living if not order.only]
     actions += [f"destroy {machine.describe(one)}{condition}" for one in held]
     planned = [call for one in held for call in by_name[one.provider].plan_destroy(one.id)]

@@ -217,10 +217,11 @@ def latest_manifest(store: Store, run: str) -> Manifest | None:
 
 def list_runs(store: Store) -> list[RunRecord]:
     """Return a record of every run that the store knows, by name. Raises :class:`BucketError`."""
-    return _parallel(lambda run: _record(store, run), store.folders())
+    return _parallel(lambda run: read_record(store, run), store.folders())
 
 
-def _record(store: Store, run: str) -> RunRecord:
+def read_record(store: Store, run: str) -> RunRecord:
+    """Return the record of ``run``; its times are empty where none was ever written. Raises :class:`BucketError`."""
     try:
         return RunRecord.from_bytes(run, store.get(f"{run}/run.json"))
     except MissingObjectError:
@@ -321,7 +322,7 @@ def write_record(store: Store, run: str, workload: str, *, outcome: str | None =
     record = RunRecord(
         run=run,
         workload=workload,
-        created=_record(store, run).created or now,
+        created=read_record(store, run).created or now,
         finished=now if outcome else None,
         outcome=outcome,
     )
