@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from gpuyard.workload import Workload
 
@@ -70,12 +70,7 @@ class Estimate:
         rows += [_row(stage, indent="  ") for stage in self.stages]
         rows.append(_row(self.iteration))
         rows.append(_row(self.run))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = []
-        for name, *cells in rows:
-            padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-            lines.append("  ".join([name.ljust(widths[0]), *padded]))
-        return "\n".join(line.rstrip() for line in [*lines, *self.notes()])
+        return "\n".join([*_aligned(rows), *self.notes()])
 
     def notes(self) -> list[str]:
         """Return what a reader of the numbers has to know."""
@@ -96,6 +91,82 @@ class Estimate:
             f"${_dollars(dollars.expected)} for {rounds}, "
             f"at worst {_hours(hours.worst)} h and ${_dollars(dollars.worst)}."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """What the nodes of a run take and cost, by their names; at least one. They are at work at the same time."""
+
+    nodes: Mapping[str, Estimate]
+
+    @property
+    def first(self) -> Estimate:
+        """The estimate of the first node."""
+        return next(iter(self.nodes.values()))
+
+    @property
+    def price_per_hour_usd(self) -> float:
+        """What all nodes cost an hour, all-in."""
+        return sum(one.price_per_hour_usd for one in self.nodes.values())
+
+    @property
+    def run(self) -> Line:
+        """The whole run: as long as its longest node, for the dollars of all."""
+        lines = [one.run for one in self.nodes.values()]
+        hours = [line.hours or NOTHING for line in lines]
+        longest = Span(max(one.expected for one in hours), max(one.worst for one in hours))
+        return Line("run", longest, _sum([line.dollars for line in lines]))
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the estimate of a run of one node as it is; of several nodes each, and their sum as ``run``."""
+        if len(self.nodes) == 1:
+            return self.first.to_dict()
+        return {
+            "workload": self.first.workload,
+            "price_per_hour_usd": self.price_per_hour_usd,
+            "iterations": self.first.iterations,
+            "nodes": {name: one.to_dict() for name, one in self.nodes.items()},
+            "run": _line_dict(self.run),
+        }
+
+    def to_table(self) -> str:
+        """Return the estimate as a plain-text table; of several nodes, a line for each and their sum."""
+        if len(self.nodes) == 1:
+            return self.first.to_table()
+        rows = [("", "hours", "worst", "USD", "worst")]
+        rows += [_row(replace(one.run, name=name)) for name, one in self.nodes.items()]
+        rows.append(_row(replace(self.run, name=f"run of {len(self.nodes)} nodes")))
+        notes = dict.fromkeys(note for one in self.nodes.values() for note in one.notes()[1:])
+        price = f"At ${self.price_per_hour_usd:.4f} an hour for GPU and disk of all; traffic and bucket are not in it."
+        return "\n".join([*_aligned(rows), price, *notes])
+
+    def summary(self) -> str:
+        """Return the estimate in one sentence."""
+        if len(self.nodes) == 1:
+            return self.first.summary()
+        least = "at least " if any(one.unknown for one in self.nodes.values()) else ""
+        hours, dollars = self.run.hours or NOTHING, self.run.dollars or NOTHING
+        return (
+            f"{self.first.workload} is expected to take {least}{_hours(hours.expected)} h and to cost {least}"
+            f"${_dollars(dollars.expected)} on {len(self.nodes)} nodes, "
+            f"at worst {_hours(hours.worst)} h and ${_dollars(dollars.worst)}."
+        )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines: names on the left, numbers on the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for name, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *padded]).rstrip())
+    return lines
+
+
+def of_pools(workload: Workload, pools: Collection[str], price_per_hour_usd: float) -> Estimate:
+    """Return the estimate of a node that runs the stages of ``pools``."""
+    stages = [stage for stage in workload.stages if stage.pool in pools]
+    return estimate(workload.model_copy(update={"stages": stages}), price_per_hour_usd)
 
 
 def estimate(workload: Workload, price_per_hour_usd: float, *, iterations: int | None = None) -> Estimate:

@@ -5,6 +5,6 @@ file, line and key, all of them at once.
 """
 
 from gpuyard.workload.reading import known_workloads, load_workload, parse_workload
-from gpuyard.workload.schema import Stage, Workload
+from gpuyard.workload.schema import Needs, Stage, Workload
 
-__all__ = ["Stage", "Workload", "known_workloads", "load_workload", "parse_workload"]
+__all__ = ["Needs", "Stage", "Workload", "known_workloads", "load_workload", "parse_workload"]

@@ -266,11 +266,15 @@ class Workload(_Part):
             raise UsageError(f"{self._source}: repository.path: there is no folder {tree}.")
         return tree
 
-    def query(self, *, max_price_per_hour_usd: float | None = None, market: str | None = None) -> Query:
+    def query(
+        self, *, max_price_per_hour_usd: float | None = None, market: str | None = None, needs: Needs | None = None
+    ) -> Query:
         """Return what to ask the market for.
 
-        The lower of the file's and the given price limit (USD an hour) counts; ``market`` replaces the file's.
+        The lower of the file's and the given price limit (USD an hour) counts; ``market`` and ``needs`` replace the
+        file's.
         """
+        asked = needs or self.needs
         wanted = market or self.market_of()[0]
         if wanted not in ("on-demand", "interruptible", "any"):
             raise UsageError(f"market={wanted!r} is not known; choose one of: on-demand, interruptible, any.")
@@ -281,28 +285,36 @@ class Workload(_Part):
             "any": "any",
         }
         return Query(
-            gpu_count=self.needs.gpu_count,
-            gpu_ram_gb=self.needs.gpu_ram_gb,
-            gpu_names=tuple(self.needs.gpu_names),
-            cpu_cores=self.needs.cpu_cores,
-            ram_gb=self.needs.ram_gb,
-            disk_gb=self.needs.disk_gb,
-            cuda=self.needs.cuda,
-            reliability=self.needs.reliability,
-            regions=tuple(self.needs.regions),
+            gpu_count=asked.gpu_count,
+            gpu_ram_gb=asked.gpu_ram_gb,
+            gpu_names=tuple(asked.gpu_names),
+            cpu_cores=asked.cpu_cores,
+            ram_gb=asked.ram_gb,
+            disk_gb=asked.disk_gb,
+            cuda=asked.cuda,
+            reliability=asked.reliability,
+            regions=tuple(asked.regions),
             market=kinds[wanted],
             max_price_per_hour_usd=min(limits, default=None),
         )
 
-    def market_of(self, done: Collection[tuple[int, str]] = ()) -> tuple[str, str]:
-        """Return the market that suits every stage that is still to run, and in words which stage decides it.
+    def left(self, done: Collection[tuple[int, str]] = ()) -> list[Stage]:
+        """Return the stages that are still to run in some iteration; ``done`` are pairs of iteration and stage name."""
+        through = Counter(stage for iteration, stage in set(done) if 0 <= iteration < self.iterations)
+        return [stage for stage in self.stages if through[stage.name] < self.iterations]
 
-        All stages of a run share its machine, so one stage that wants an on-demand machine decides for all that are
+    def market_of(
+        self, done: Collection[tuple[int, str]] = (), pools: Collection[str] | None = None
+    ) -> tuple[str, str]:
+        """Return the market that suits every stage (of ``pools``) that is still to run, and in words which decides it.
+
+        All these stages share a machine, so one stage that wants an on-demand machine decides for all that are
         left; once it is ``done`` (pairs of iteration and stage name), the others may go on on an interruptible one.
         """
-        through = Counter(stage for iteration, stage in set(done) if 0 <= iteration < self.iterations)
         left = {
-            stage.name: stage.market or self.market for stage in self.stages if through[stage.name] < self.iterations
+            stage.name: stage.market or self.pool(stage.pool).market
+            for stage in self.left(done)
+            if pools is None or stage.pool in pools
         }
         for wanted in ("on-demand", "interruptible"):
             names = [name for name, market in left.items() if market == wanted]
