@@ -14,9 +14,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
+
+if TYPE_CHECKING:
+    from gpuyard.planning import PlanRequest
 
 try:
     from gpuyard.errors import GpuyardError, ProviderError
@@ -48,6 +51,23 @@ QUERY_OPTIONS: dict[str, Any] = {
     "max_price_per_hour": {"type": "float"},
 }
 
+PLAN_OPTIONS: dict[str, Any] = (
+    PROVIDER_OPTIONS
+    | BUCKET_OPTIONS
+    | QUERY_OPTIONS
+    | {
+        "mode": {"type": "str", "choices": ["launch", "resume"], "default": "launch"},
+        "workload": {"type": "str"},
+        "run": {"type": "str"},
+        "offer": {"type": "str"},
+        "restore": {"type": "int"},
+        "ssh_key": {"type": "path", "no_log": False},
+        "converge": {"type": "str", "choices": ["auto", "full"], "default": "auto"},
+        "follow": {"type": "bool", "default": False},
+        "shutdown": {"type": "bool", "default": False},
+    }
+)
+
 
 def _silent(line: str) -> None:
     """Show no progress: a module process has nobody to show it to."""
@@ -73,6 +93,21 @@ class Call:
     def site(self) -> dict[str, Any]:
         """Return the options that say where the clouds are, as the core's functions take them."""
         return {"sandbox": self.option("sandbox"), "sandbox_state": self.option("sandbox_state")}
+
+
+def plan_request(call: Call) -> PlanRequest:
+    """Return what the options of :data:`PLAN_OPTIONS` ask for."""
+    from gpuyard.planning import PlanRequest
+
+    return PlanRequest(
+        mode=call.params["mode"],
+        bucket=call.params["bucket"],
+        max_price_per_hour_usd=call.option("max_price_per_hour"),
+        shutdown=call.params["shutdown"],
+        conditions=call.given(*(name for name in QUERY_OPTIONS if name not in ("market", "max_price_per_hour"))),
+        **call.given("workload", "run", "provider", "market", "ssh_key", "bucket_endpoint", "offer", "restore"),
+        **call.site(),
+    )
 
 
 Verb = Callable[[Call], dict[str, Any]]

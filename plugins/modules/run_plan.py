@@ -27,58 +27,12 @@ extends_documentation_fragment:
   - gpuyard.cloud.provider.attributes
   - gpuyard.cloud.bucket
   - gpuyard.cloud.query
+  - gpuyard.cloud.plan
 attributes:
   check_mode:
     support: full
   diff_mode:
     support: none
-options:
-  mode:
-    description:
-      - With V(launch), a run is started, or looked at again when it has a machine.
-      - With V(resume), a run that was interrupted goes on. When no run is named, it is the one that can be resumed;
-        when there are several, they are listed and nothing is done.
-    type: str
-    choices: [launch, resume]
-    default: launch
-  workload:
-    description:
-      - The workload, a name in C(workloads/) or the path of a YAML file.
-      - When it is not said, the workload is the one of the run.
-    type: str
-  run:
-    description:
-      - The name of the run.
-      - When it is not said, a launch takes the one run of this workload that has a machine, else the first free name.
-    type: str
-  offer:
-    description: The id of the one offer to take, as RV(gpuyard.cloud.offer_info#module:offers) says it.
-    type: str
-  restore:
-    description:
-      - The number of the checkpoint to go on from, in place of the newest one. It has to be in the bucket.
-      - The way on when the newest one cannot be read.
-    type: int
-  ssh_key:
-    description:
-      - The path of the private SSH key with which the machine will be reached. When it is not said, gpuyard uses a
-        key of its own.
-    type: path
-  converge:
-    description:
-      - How much of the machine the play will look at. The plan does not depend on it.
-      - The play's own switches are options here so that a wrong value is refused before anything is rented.
-    type: str
-    choices: [auto, full]
-    default: auto
-  follow:
-    description: Whether the play will show the stages' progress. The plan does not depend on it.
-    type: bool
-    default: false
-  shutdown:
-    description: Whether the play will end the rental when the run ends. It is refused where there is no bucket.
-    type: bool
-    default: false
 seealso:
   - module: gpuyard.cloud.instance
   - module: gpuyard.cloud.run_info
@@ -139,8 +93,16 @@ plan:
       description: The names of the variables that have to reach the machine as secrets.
       type: list
       elements: str
+    nodes:
+      description:
+        - The nodes of the run, each with its C(node) (V(main-0) for the one node of a run), the C(pools) whose stages
+          it runs, the C(place) of its checkpoints in the bucket, and its C(offers), C(disk_gb), C(instance),
+          C(provider), C(replace_preempted) and C(price_per_hour_usd).
+        - A node whose stages are done and that has no machine is not among them.
+      type: list
+      elements: dict
     offers:
-      description: What fits, the best first; empty when the run has a machine.
+      description: What fits the first node to be rented, the best first; empty when every node has a machine.
       type: list
       elements: dict
     cost:
@@ -183,29 +145,9 @@ text:
   type: str
 """
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
-    BUCKET_OPTIONS,
-    PROVIDER_OPTIONS,
-    QUERY_OPTIONS,
-    run_module,
-)
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PLAN_OPTIONS, plan_request, run_module
 
-ARGUMENT_SPEC = (
-    PROVIDER_OPTIONS
-    | BUCKET_OPTIONS
-    | QUERY_OPTIONS
-    | {
-        "mode": {"type": "str", "choices": ["launch", "resume"], "default": "launch"},
-        "workload": {"type": "str"},
-        "run": {"type": "str"},
-        "offer": {"type": "str"},
-        "restore": {"type": "int"},
-        "ssh_key": {"type": "path", "no_log": False},
-        "converge": {"type": "str", "choices": ["auto", "full"], "default": "auto"},
-        "follow": {"type": "bool", "default": False},
-        "shutdown": {"type": "bool", "default": False},
-    }
-)
+ARGUMENT_SPEC = PLAN_OPTIONS
 CONDITIONS = {}
 
 
@@ -214,16 +156,7 @@ def run(call):
     from gpuyard import planning
     from gpuyard import ssh
 
-    request = planning.PlanRequest(
-        mode=call.params["mode"],
-        bucket=call.params["bucket"],
-        max_price_per_hour_usd=call.option("max_price_per_hour"),
-        shutdown=call.params["shutdown"],
-        conditions=call.given(*(name for name in QUERY_OPTIONS if name not in ("market", "max_price_per_hour"))),
-        **call.given("workload", "run", "provider", "market", "ssh_key", "bucket_endpoint", "offer", "restore"),
-        **call.site(),
-    )
-    made = planning.make(request, progress=call.progress)
+    made = planning.make(plan_request(call), progress=call.progress)
     machine = made.run.machine
     return {
         "plan": made.to_dict() | {"connection": ssh.ansible_vars(machine, made.key) if machine else {}},

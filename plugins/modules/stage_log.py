@@ -15,7 +15,7 @@ author:
   - gpuyard contributors (@gpuyard)
 description:
   - Shows the log of a stage from the run's machine, or from its newest checkpoint when the machine is gone.
-  - With O(follow), shows what the run does as it happens, until it ends.
+  - With O(follow), shows what all nodes of the run do as it happens, until it ends.
 extends_documentation_fragment:
   - gpuyard.cloud.provider
   - gpuyard.cloud.provider.attributes
@@ -28,6 +28,9 @@ attributes:
 options:
   run:
     description: The name of the run. When it is not said, it is the only one there is.
+    type: str
+  node:
+    description: The node of a run of several, C(<pool>-<number>). Default, the first whose machine runs.
     type: str
   stage:
     description: The stage. When it is not said, it is the one whose log was written to last.
@@ -85,6 +88,7 @@ ARGUMENT_SPEC = (
     | BUCKET_OPTIONS
     | {
         "run": {"type": "str"},
+        "node": {"type": "str"},
         "stage": {"type": "str"},
         "iteration": {"type": "int"},
         "lines": {"type": "int", "default": 50},
@@ -96,12 +100,35 @@ ARGUMENT_SPEC = (
 CONDITIONS = {}
 
 
+def follow(call, one, key):
+    """Show what the run does until it ends."""
+    from gpuyard.renting import machine, watch
+    from gpuyard.errors import GpuyardError, UsageError
+
+    if not one.is_up:
+        raise UsageError(f"Run {one.name} has no machine, so there is nothing to follow.")
+    call.progress(f"Following run {one.name}; Ctrl-C ends the following only: the run goes on, and its machine bills.")
+    states = watch.follow(one, key, call.progress)
+    bills = (
+        f"As long as its machine is there, it bills {one.price_per_hour_usd:.4f} USD an hour: "
+        f"`ansible-playbook teardown.yml -e run={one.name}` ends that."
+    )
+    unfinished = [
+        watch.how_it_ended(machine.whose(one.name, node.name), node.machine, key, states[node.name])
+        for node in one.nodes
+        if states.get(node.name, "finished") != "finished"
+    ]
+    if unfinished:
+        raise GpuyardError("\n".join([*unfinished, bills]))
+    return {"lines": [], "state": "finished", "text": bills}
+
+
 def run(call):
     """Show a log, or follow a run."""
     from gpuyard import config
     from gpuyard.box import checkpoints
-    from gpuyard.renting import runs, survey, watch
-    from gpuyard.errors import GpuyardError, UsageError
+    from gpuyard.renting import machine, runs, survey, watch
+    from gpuyard.errors import UsageError
 
     if call.params["lines"] < 1:
         raise UsageError(f"lines={call.params['lines']} must be at least 1.")
@@ -125,30 +152,16 @@ def run(call):
     one = watch.choose(runs.join(machines, kept), call.option("run"))
     key = config.ssh_key(call.option("ssh_key"))
     if call.params["follow"]:
-        if not one.machine:
-            raise UsageError(f"Run {one.name} has no machine, so there is nothing to follow.")
-        state = ""
-        call.progress(
-            f"Following run {one.name}; Ctrl-C ends the following only: the run goes on, and its machine bills."
-        )
-        for record in watch.progress(one.machine, key):
-            if line := watch.tell(record):
-                call.progress(line)
-            state = str(record.get("state") or state)
-        bills = (
-            f"As long as its machine is there, it bills {one.machine.cost_now_per_hour_usd:.4f} USD an hour: "
-            f"`ansible-playbook teardown.yml -e run={one.name}` ends that."
-        )
-        if state != "finished":
-            raise GpuyardError(f"{watch.how_it_ended(one, one.machine, key, state)}\n{bills}")
-        return {"lines": [], "state": state, "text": bills}
+        return follow(call, one, key)
     query = watch.LogQuery(call.option("stage"), call.option("iteration"), call.params["lines"], call.params["errors"])
-    if one.machine and one.machine.state == "running":
-        lines = list(watch.lines(one.machine, key, query.words()))
+    node = watch.choose_node(one, call.option("node"))
+    whose = machine.whose(one.name, node.name)
+    if node.is_up:
+        lines = list(watch.lines(node.machine, key, query.words()))
     elif store is None:
-        raise UsageError(f"Run {one.name} has no running machine, and no bucket that could hold its logs.")
+        raise UsageError(f"{whose} has no running machine, and no bucket that could hold its logs.")
     else:
-        lines = watch.published_log(one, store, query)
+        lines = watch.published_log(whose[0].lower() + whose[1:], node, store, query)
     return {"lines": lines, "text": "\n".join(lines)}
 
 

@@ -32,6 +32,21 @@ options:
   workload:
     description: The workload's specification for the machine, without secrets. Required to start and to restore.
     type: dict
+  node:
+    description: The node that the machine serves, C(<pool>-<number>). Empty for the one node of a run.
+    type: str
+    default: ""
+  pools:
+    description: The pools whose stages the machine runs. Empty for all stages.
+    type: list
+    elements: str
+    default: []
+  place:
+    description:
+      - Where in the bucket the checkpoints of the node lie, C(<run>/nodes/<node>). Empty for the run's own place.
+      - A node that has no checkpoint there yet begins with the run's newest one.
+    type: str
+    default: ""
   bucket:
     description: Where checkpoints go, C(s3://name/prefix) or C(file:///folder); empty to keep them on the machine.
     type: str
@@ -182,6 +197,8 @@ class Settings:
             raise _box.BoxError("run and workload must not be empty: they say what this machine is to do.")
         self.folder = Path(options["settings"])
         settings = {name: options[name] for name in ("run", "bucket", "bucket_endpoint", "bucket_region", "path")}
+        # What a run of one node does not need to know stays unsaid.
+        settings.update({name: options[name] for name in ("node", "pools", "place") if options[name]})
         if options["repository"]:
             settings["repository"] = options["repository"]
         self.secrets: dict[str, str] = {name: str(value) for name, value in sorted(options["secrets"].items())}
@@ -333,6 +350,9 @@ def main() -> None:
             "state": {"type": "str", "choices": ["started", "restored", "stopped", "status"], "default": "started"},
             "run": {"type": "str"},
             "workload": {"type": "dict"},
+            "node": {"type": "str", "default": ""},
+            "pools": {"type": "list", "elements": "str", "default": []},
+            "place": {"type": "str", "default": ""},
             "bucket": {"type": "str", "default": ""},
             "bucket_endpoint": {"type": "str", "default": ""},
             "bucket_region": {"type": "str", "default": ""},

@@ -35,6 +35,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "converge": _RENTING,
     "follow": (*_RENTING, "logs"),
     "shutdown": _RENTING,
+    "node": ("logs",),
     "stage": ("logs",),
     "iteration": ("logs",),
     "lines": ("logs",),

@@ -38,6 +38,7 @@ class Plan:
     workload: Workload
     bucket: BucketSettings
     key: SshKey
+    places: list[nodes.Place]  # all nodes that the workload asks for
     nodes: list[NodePlan]
     estimate: cost.Estimates
     text: list[str] = field(default_factory=list)
@@ -210,6 +211,7 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         workload,
         settings,
         key,
+        places,
         planned,
         estimate,
         text,

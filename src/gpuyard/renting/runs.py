@@ -392,9 +392,13 @@ def cancel(store: Store, run: str, *, check: bool = False) -> bool:
             clear_unfinished(store, run)
             for node in nodes_apart(store, run):
                 clear_unfinished(store, own_place(run, node))
-    if record is None or record.outcome in ("done", "failed", "cancelled"):
+    ended = ("done", "failed", "cancelled")
+    apart = nodes_apart(store, run)
+    if record is None or record.outcome == "cancelled":
         return False
-    if not record.created and latest_manifest(store, run) is None and not nodes_apart(store, run):
+    if record.outcome in ended and all(read_record(store, own_place(run, node)).outcome in ended for node in apart):
+        return False
+    if not record.created and latest_manifest(store, run) is None and not apart:
         return False  # there are only notes of what was rented for it
     if not check:
         write_record(store, run, record.workload, outcome="cancelled")

@@ -15,7 +15,7 @@ from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import Instance, State
 from gpuyard.providers.vast import Vast
 from gpuyard.renting import destroy, ledger, machine, runs
-from gpuyard.renting.ledger import Entry, Ledger
+from gpuyard.renting.ledger import Ledger
 from gpuyard.renting.notebook import Notebook
 from gpuyard.renting.pending import PendingNotes
 

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpuyard.box.checkpoints import restore, sequences, verify
+from gpuyard.box.checkpoints import sequences, verify
 from gpuyard.box.checkpoints.listing import read_manifest
 
 # The run's settings are the stage runner's affair, and its journal gives a manifest its progress.
 from gpuyard.box.stages.ending import publish_and_tell
-from gpuyard.box.stages.runner import publish_checkpoint
+from gpuyard.box.stages.runner import publish_checkpoint, restore_checkpoint
 from gpuyard.box.stages.spec import DEFAULT_FOLDER, BoxSpec, load_spec
 from gpuyard.errors import GpuyardError, MissingObjectError, UnreadableManifestError
 
@@ -45,7 +45,7 @@ def _publish(spec: BoxSpec, *, patient: bool) -> int:
 
 
 def _restore(spec: BoxSpec, sequence: int | None) -> int:
-    restored = restore(spec.store if spec.bucket else None, spec.run, spec.root, sequence=sequence)
+    restored = restore_checkpoint(spec, sequence)
     print(json.dumps({"changed": restored.source == "cloud", "restored": vars(restored)}))
     return 0
 
@@ -55,9 +55,9 @@ def _list(spec: BoxSpec) -> int:
         return 0
     unreadable = 0
     store = spec.store()
-    for sequence in sequences(store, spec.run):
+    for sequence in sequences(store, spec.place):
         try:
-            manifest = read_manifest(store, spec.run, sequence)
+            manifest = read_manifest(store, spec.place, sequence)
         except MissingObjectError:
             continue
         except UnreadableManifestError as error:
@@ -82,7 +82,7 @@ def _verify(spec: BoxSpec, sequence: int | None) -> int:
     if not spec.bucket:
         print(f"No bucket is set for {spec.run}: there is nothing to verify.", file=sys.stderr)
         return 0
-    verified = verify(spec.store(), spec.run, sequence=sequence)
+    verified = verify(spec.store(), spec.place, sequence=sequence)
     print(json.dumps(vars(verified)))
     for text in verified.damaged:
         print(f"Damaged: {text}", file=sys.stderr)

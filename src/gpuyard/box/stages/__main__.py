@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpuyard.box.checkpoints import restore
 from gpuyard.box.stages import ending, panes, report, session
-from gpuyard.box.stages.runner import EXIT_CODES, Choice, Runner
+from gpuyard.box.stages.runner import EXIT_CODES, Choice, Runner, restore_checkpoint
 from gpuyard.box.stages.spec import DEFAULT_FOLDER, BoxSpec, load_spec
 from gpuyard.errors import GpuyardError, UsageError
 
@@ -46,8 +45,7 @@ def _start(spec: BoxSpec, options: argparse.Namespace) -> int:
             spec.stage(name)
     restored: dict[str, Any] | None = None
     if options.restore or options.restore_sequence is not None:
-        outcome = restore(spec.store if spec.bucket else None, spec.run, spec.root, sequence=options.restore_sequence)
-        restored = vars(outcome)
+        restored = vars(restore_checkpoint(spec, options.restore_sequence))
     before = report.status(spec)
     chosen = choice != Choice()
     wanted = before["state"] not in ("running", "finished") or (chosen and before["state"] != "running")

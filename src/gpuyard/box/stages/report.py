@@ -64,6 +64,7 @@ def status(spec: BoxSpec) -> dict[str, Any]:
     lines = last_lines(latest, 1) if latest else []
     return {
         "run": spec.run,
+        "node": spec.node,
         "workload": spec.workload,
         "state": state,
         "iteration": current[0] if current else None,

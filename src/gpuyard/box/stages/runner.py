@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from gpuyard.box.checkpoints import Published, answer_soon, publish_or_warn, write_record
+from gpuyard.box.checkpoints import Published, Restored, answer_soon, publish_or_warn, restore, write_record
 from gpuyard.box.stages import processes
 from gpuyard.box.stages.spec import DEFAULT_GRACE_S, BoxSpec, Stage
 from gpuyard.errors import GpuyardError, UsageError
@@ -37,6 +37,7 @@ from gpuyard.formats.journal import (
     space_free,
     summary,
 )
+from gpuyard.formats.label import FIRST_NODE
 from gpuyard.formats.manifest import STATE, timestamp
 
 LOCK = "runner.lock"
@@ -77,7 +78,7 @@ def python_module(module: str, *arguments: str) -> list[str]:
 def bucket_refusal(spec: BoxSpec) -> str | None:
     """Return a sentence that says why the bucket cannot be used now, ``None`` when it answers."""
     try:
-        answer_soon(lambda: spec.store().folders(f"{spec.run}/"), spec.bucket)
+        answer_soon(lambda: spec.store().folders(f"{spec.place}/"), spec.bucket)
     except Exception as error:  # also what a damaged settings file or a missing boto3 raises
         return str(error)
     return None
@@ -94,12 +95,12 @@ def publish_checkpoint(
         return None
     published = publish_or_warn(
         spec.store,
-        spec.run,
+        spec.place,
         spec.root,
         warn=warn,
         patient=patient,
         retention=spec.retention,
-        progress=lambda data: summary(data, spec.order),
+        progress=lambda data: {**summary(data, spec.order), **({} if spec.node == FIRST_NODE else {"node": spec.node})},
         force=force,
     )
     if published is not None and not published.unchanged:
@@ -115,6 +116,15 @@ def publish_checkpoint(
         except OSError as error:
             warn(f"Warning: checkpoint {published.sequence} is in the bucket, and the journal does not say so: {error}")
     return published
+
+
+def restore_checkpoint(spec: BoxSpec, sequence: int | None = None) -> Restored:
+    """Bring back the newest checkpoint, or exactly that one; a node that has none of its own begins with the run's."""
+    store = spec.store if spec.bucket else None
+    restored = restore(store, spec.place, spec.root, sequence=sequence)
+    if restored.source == "nothing" and spec.place != spec.run:
+        restored = restore(store, spec.run, spec.root)
+    return restored
 
 
 @contextlib.contextmanager
@@ -470,7 +480,11 @@ class Runner:
     def _record(self, outcome: str | None) -> None:
         if self.spec.bucket:
             try:
-                write_record(self.spec.store(), self.spec.run, self.spec.workload, outcome=outcome)
+                store = self.spec.store()
+                write_record(store, self.spec.place, self.spec.workload, outcome=outcome)
+                if outcome is None and self.spec.place != self.spec.run:
+                    # The run goes on, whatever its record said before; how it ends is said by all its nodes.
+                    write_record(store, self.spec.run, self.spec.workload)
             except (GpuyardError, OSError) as error:
                 self._say(f"Warning: the bucket has no record of this run: {error}")
 

@@ -17,6 +17,7 @@ from typing import Any
 from gpuyard.box.checkpoints import Retention, Store, open_store
 from gpuyard.box.stages.folders import why_not
 from gpuyard.errors import UsageError
+from gpuyard.formats.label import FIRST_NODE
 
 DEFAULT_FOLDER = Path("/opt/gpuyard/run")
 DEFAULT_GRACE_S = 30.0
@@ -58,6 +59,13 @@ class BoxSpec:
     bucket: str = ""
     bucket_endpoint: str | None = None
     bucket_region: str | None = None
+    node: str = FIRST_NODE
+    own_place: str = ""  # where in the bucket this node's checkpoints lie; "": at the run's own place
+
+    @property
+    def place(self) -> str:
+        """What the keys of this node's checkpoints and record begin with."""
+        return self.own_place or self.run
 
     @property
     def order(self) -> list[tuple[int, str]]:
@@ -105,6 +113,7 @@ def load_spec(folder: Path = DEFAULT_FOLDER) -> BoxSpec:
             raise UsageError(f"{folder / 'workload.json'}: persist.root {reason}.")
         checkpoints = workload.get("checkpoints") or {}
         name = str(workload["name"])
+        pools = settings.get("pools") or ()  # those that this box serves; none: all
         return BoxSpec(
             folder=folder,
             run=str(settings["run"]),
@@ -117,13 +126,15 @@ def load_spec(folder: Path = DEFAULT_FOLDER) -> BoxSpec:
                 key: str(value) for key, value in ((workload.get("environment") or {}).get("set") or {}).items()
             },
             iterations=int(workload.get("iterations", 1)),
-            stages=tuple(_stage(item) for item in workload["stages"]),
+            stages=tuple(_stage(item) for item in workload["stages"] if not pools or item.get("pool") in pools),
             every_s=float(checkpoints.get("every_s", 60)),
             retention=Retention(int(checkpoints.get("keep_last", 0)), int(checkpoints.get("keep_every", 0))),
             windows=tuple((str(item["name"]), str(item["command"])) for item in workload.get("windows") or ()),
             bucket=str(settings.get("bucket") or ""),
             bucket_endpoint=settings.get("bucket_endpoint") or None,
             bucket_region=settings.get("bucket_region") or None,
+            node=str(settings.get("node") or FIRST_NODE),
+            own_place=str(settings.get("place") or ""),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{folder} does not describe a workload: {error!r}.") from error
