@@ -40,6 +40,9 @@ options:
   run:
     description: The name of the run. Without it the task fails, and lists the runs that have machines.
     type: str
+  node:
+    description: The one node of the run to end, C(<pool>-<number>). Default, all of them.
+    type: str
   lose:
     description:
       - Destroy the machines whatever is lost with them. Their stages are asked to end first, but a machine that does
@@ -98,7 +101,9 @@ planned_calls:
   type: list
   elements: dict
 text:
-  description: That the run had no machine, or why the bucket could not be told, if so.
+  description:
+    - What each machine that has ended has cost, and the run in all, as the ledger in the bucket says.
+    - That the run had no machine, or why the bucket could not be told, if so.
   returned: success
   type: str
 failure:
@@ -119,6 +124,7 @@ ARGUMENT_SPEC = (
     | BUCKET_OPTIONS
     | {
         "run": {"type": "str"},
+        "node": {"type": "str"},
         "lose": {"type": "bool", "default": False},
         "wait_s": {"type": "float"},
         "only": {"type": "str", "choices": ["ended", "not-begun"]},
@@ -136,6 +142,7 @@ def run(call):
 
     order = ending.Order(
         run=call.option("run") or "",
+        node=call.option("node"),
         lose=bool(call.params["lose"]),
         wait_s=call.option("wait_s"),
         only=call.option("only") or "",

@@ -105,7 +105,7 @@ def follow(call, one, key):
     from gpuyard.renting import machine, watch
     from gpuyard.errors import GpuyardError, UsageError
 
-    if not one.is_up:
+    if not one.machine:
         raise UsageError(f"Run {one.name} has no machine, so there is nothing to follow.")
     call.progress(f"Following run {one.name}; Ctrl-C ends the following only: the run goes on, and its machine bills.")
     states = watch.follow(one, key, call.progress)

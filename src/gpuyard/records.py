@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
@@ -210,23 +210,6 @@ def _money(one: runs.Run | runs.Node, *, held: bool) -> list[str]:
         f"{one.hours():.2f}" if held else "-",
         f"{one.spent_usd():.4f}" if held or one.entries else "-",
     ]
-
-
-def spent_lines(one: runs.Run, ended: Collection[tuple[str, str]]) -> list[str]:
-    """Return what each of the ``ended`` machines (cloud and id) has cost, and what the run has in all."""
-    now = time.time()
-    names = [node.name for node in one.nodes]
-    machines = [(node, entry) for node in one.nodes for entry in node.accounts(now)]
-    lines = [
-        f"{entry.provider} {entry.id} has cost ${entry.cost_usd(now):.4f}"
-        + (f", for {host_name(one.name, node.name, names)}." if len(names) > 1 else ".")
-        for node, entry in machines
-        if entry.place in ended
-    ]
-    if not machines:
-        return lines
-    count = f"{len(machines)} machine{'' if len(machines) == 1 else 's'}"
-    return [*lines, f"Run {one.name} has cost ${one.spent_usd(now):.4f} in all, with {count}; the clouds' bills count."]
 
 
 def _what_bills(one: runs.Run) -> list[str]:

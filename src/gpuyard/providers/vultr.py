@@ -324,6 +324,9 @@ class Vultr(Provider):
         return self._plans.get(plan_id, {})
 
 
+_LONGEST_HOSTNAME = 63
+
+
 def _create_body(offer: Offer, spec: CreateSpec, key_id: str) -> dict[str, object]:
     plan, _, region = offer.id.partition("@")
     name = spec.ref.run if spec.ref.node == FIRST_NODE else f"{spec.ref.run}.{spec.ref.node}"
@@ -333,7 +336,7 @@ def _create_body(offer: Offer, spec: CreateSpec, key_id: str) -> dict[str, objec
         "os_id": UBUNTU_22_04,
         "sshkey_id": [key_id],
         "label": name,
-        "hostname": name,
+        "hostname": name.replace(".", "-")[:_LONGEST_HOSTNAME].rstrip("-"),
         "tags": spec.ref.tags,
         "backups": "disabled",
         "activation_email": False,

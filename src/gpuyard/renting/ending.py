@@ -28,11 +28,13 @@ from gpuyard.errors import (
     ProviderError,
     UsageError,
 )
-from gpuyard.formats.label import check_name
+from gpuyard.formats.label import FIRST_NODE, check_name
+from gpuyard.hosts import host_name
 from gpuyard.providers.base import Instance, PlannedCall, Progress, Provider, State
-from gpuyard.renting import destroy, machine, rent, runs, survey, watch
-from gpuyard.renting.ledger import Ledger
+from gpuyard.renting import destroy, machine, rent, runs, survey, together, watch
+from gpuyard.renting.ledger import Ledger, entry_of
 from gpuyard.renting.pending import PendingNotes
+from gpuyard.renting.places import newest_of
 
 LOSE_WAIT_S = 30.0
 """How long a machine has to end its stages that is destroyed whatever it says (seconds)."""
@@ -47,10 +49,12 @@ class Order:
     ``lose``: destroy also what is not saved. ``wait_s``: how long a machine has to end its stages; ``None``: as long as
     the running stage's own grace time and publishing need. ``only`` limits what is destroyed: to a machine whose run
     has ``ended`` (and nothing is stopped), or to one on which it has ``not-begun``. ``since`` is the number of the
-    newest checkpoint before the launch that has followed the run: a later one holds its work.
+    newest checkpoint before the launch that has followed the run: a later one holds its work. With ``node`` only that
+    node of the run is ended.
     """
 
     run: str
+    node: str | None = None
     lose: bool = False
     wait_s: float | None = None
     only: Literal["", "ended", "not-begun"] = ""
@@ -151,7 +155,7 @@ def end(
     """
     order.check()
     tell = progress or _silent
-    judge = _Judge(order, store if order.run and not check else None, boxes, tell)
+    judge = _Judge(order, store if order.run and not check else None, boxes)
     if order.run and not check:
         if judge.store is not None and judge.bucket.trouble is not None:
             tell(f"{judge.bucket.trouble} The machine may have another way to it.")
@@ -165,7 +169,7 @@ def end(
                 rent.await_noted(providers, order.run, notes, progress=tell, clock=pace.Clock())
     seen = survey.take(providers)
     ours = survey.owned(seen.answered())
-    held = [one for one in ours if one.ref and one.ref.run == order.run]
+    held = survey.owned(ours, order.run, order.node)
     others = sorted({one.ref.run for one in ours if one.ref} - {order.run})
     if not order.run:
         raise UsageError(
@@ -177,7 +181,8 @@ def end(
     words = [machine.describe(one) for one in held]
     if check:
         return _plan(providers, held, order, words, seen)
-    verdicts = [judge.of(one) for one in held]
+    # Side by side: each machine may take minutes to end its stages.
+    verdicts = together.at_once(judge.of, held, tell)
     doomed = [verdict.instance for verdict in verdicts if verdict.may_go or order.lose]
     kept = [_kept(verdict, order) for verdict in verdicts if verdict.instance not in doomed]
     for verdict in verdicts:
@@ -192,7 +197,8 @@ def end(
     except ProviderError as error:
         leak = error
     if ledger is not None and not ledger.bucket.failed:
-        ledger.gone(order.run, held, [provider.name for provider in providers if provider.name not in seen.errors])
+        answered = [provider.name for provider in providers if provider.name not in seen.errors]
+        ledger.gone(order.run, held, answered, node=order.node)
     if leak and not kept and not seen.errors:
         raise leak
     if kept or seen.errors:
@@ -204,10 +210,12 @@ def end(
         raise LeakError(trouble, provider=leak.provider) if leak else NotSavedError(trouble)
     # A machine whose end could not be confirmed the last time may be gone now, with nothing left to destroy.
     with suppress(OSError):
-        ssh.forget_run(order.run, providers)
+        ssh.forget_run(order.run, providers, node=order.node or "")
     cancelled, text = False, list[str]()
     if not order.only or (order.only == "ended" and gone):
         cancelled, text = _cancel(judge, order, destroyed=bool(gone))
+    if not order.only or gone:
+        text += _spent(order.run, doomed, ledger)
     return Ending(words, [], [f"destroy {name}" for name in gone], text=text, cancelled=cancelled)
 
 
@@ -224,6 +232,30 @@ def _plan(
     actions += [f"destroy {machine.describe(one)}{condition}" for one in held]
     planned = [call for one in held for call in by_name[one.provider].plan_destroy(one.id)]
     return Ending(words, [], actions, planned)
+
+
+def _spent(run: str, ended: Sequence[Instance], ledger: Ledger | None) -> list[str]:
+    """Return what the machines that have just ended have cost, and the run in all, as far as that is known."""
+    if ledger is None:
+        return []
+    entries = {entry.place: entry for entry in ledger.entries(run)}
+    now = ledger.now()
+    for one in ended:
+        # Without a bucket there is only what the machine itself says.
+        entries.setdefault(one.place, entry_of(one, now).changed("ended", 0.0, now))
+    places = {one.place for one in ended}
+    nodes = {entry.node for entry in entries.values()}
+    lines = [
+        f"{entry.provider} {entry.id} has cost ${entry.cost_usd(now):.4f}"
+        + (f", as {host_name(run, entry.node, nodes)}." if len(nodes) > 1 else ".")
+        for entry in entries.values()
+        if entry.place in places
+    ]
+    if not entries:
+        return []
+    count = f"{len(entries)} machine{'' if len(entries) == 1 else 's'}"
+    total = sum(entry.cost_usd(now) for entry in entries.values())
+    return [*lines, f"Run {run} has cost ${total:.4f} in all, on {count}; the clouds' own bills count."]
 
 
 def _kept(verdict: Verdict, order: Order) -> str:
@@ -276,7 +308,8 @@ class _Bucket:
 
     def _knows(self) -> bool:
         """Tell whether the run has ever begun: other notes about it may be written before that."""
-        if "checkpoints" in self._store.folders(f"{self._run}/"):
+        folders = self._store.folders(f"{self._run}/")
+        if "checkpoints" in folders or "nodes" in folders:
             return True
         try:
             self._store.get(f"{self._run}/run.json")
@@ -290,16 +323,22 @@ class _Bucket:
             raise self.trouble
         return self._known
 
-    def whole(self) -> Manifest | None:
-        """Return the newest checkpoint whose every object is in the bucket; raises :class:`CheckpointError`."""
-        return checkpoints.latest_whole_manifest(self._store, self._run) if self.known() else None
+    def whole(self, instance: Instance) -> Manifest | None:
+        """Return the newest checkpoint of a machine's node whose every object is in the bucket.
+
+        Raises :class:`CheckpointError`.
+        """
+        if not self.known():
+            return None
+        node = instance.ref.node if instance.ref else FIRST_NODE
+        return newest_of(self._store, self._run, node, checkpoints.latest_whole_manifest)
 
 
 class _Judge:
     """Decides of one machine after another whether it may go."""
 
-    def __init__(self, order: Order, store: Store | None, boxes: Boxes, tell: Progress) -> None:
-        self.order, self.store, self._boxes, self._tell = order, store, boxes, tell
+    def __init__(self, order: Order, store: Store | None, boxes: Boxes) -> None:
+        self.order, self.store, self._boxes = order, store, boxes
         self._asked: _Bucket | None = None
         if store is not None:
             self._asked = _Bucket(store, order.run)
@@ -310,7 +349,7 @@ class _Judge:
         assert self._asked is not None
         return self._asked
 
-    def of(self, instance: Instance) -> Verdict:
+    def of(self, instance: Instance, tell: Progress) -> Verdict:
         """Return the verdict on one machine; one that lives has its stages stopped for it."""
         if instance.state in (State.PREEMPTED, State.FAILED):
             return self._lost(instance)
@@ -326,7 +365,7 @@ class _Judge:
             wait_s = LOSE_WAIT_S if wait_s is None else wait_s
             limit_s = wait_s + _LOSE_PUBLISH_S
         try:
-            answer = self._boxes.stop(instance, wait_s=wait_s, limit_s=limit_s, tell=self._tell)
+            answer = self._boxes.stop(instance, wait_s=wait_s, limit_s=limit_s, tell=tell)
         except ConnectionLostError as error:
             return self._unanswering(instance, str(error), began=not (error.silent or instance.state is State.PENDING))
         except NothingBegunError:
@@ -382,7 +421,7 @@ class _Judge:
                 return Verdict(instance, True, f"{name} has never run, so nothing is lost with it.")
             return Verdict(instance, False, f"There is no bucket, so the disk of {name} may hold the only copy.")
         try:
-            whole = self._asked.whole()
+            whole = self._asked.whole(instance)
             if whole is None and _never_ran(instance) and not self._asked.known():
                 return Verdict(instance, True, f"{name} has never run, so nothing is lost with it.")
         except CheckpointError as error:
@@ -406,7 +445,7 @@ class _Judge:
                 return Verdict(instance, True, f"{why} It has never run, so nothing is lost with it.")
             return Verdict(instance, False, f"{why} There is no bucket, so it may hold the only copy.")
         try:
-            whole = self._asked.whole()
+            whole = self._asked.whole(instance)
             if not began and whole is None and _never_ran(instance) and not self._asked.known():
                 words = f"{why} It has never been reached, and the bucket knows nothing of run {self.order.run}"
                 return Verdict(instance, True, f"{words}, so nothing is lost with it.")

@@ -96,6 +96,14 @@ class Ledger:
     progress: Progress = lambda _: None
     now: Callable[[], float] = time.time
 
+    def entries(self, run: str) -> list[Entry]:
+        """Return what is written of the machines of ``run``; nothing when the bucket cannot say so now."""
+        try:
+            store = None if self.bucket.failed else self.bucket.store()
+            return entries(store, run, self.progress) if store is not None else []
+        except GpuyardError:
+            return []
+
     def rented(self, instance: Instance) -> None:
         """Write down that ``instance`` has just been rented, or found to have been."""
         self._write(instance, lambda store: entry_of(instance, self.now()))
@@ -145,11 +153,7 @@ class Ledger:
         ``known_ids`` are left out: those that the run had before, and those that this very command has ended.
         """
         assert mine.ref is not None  # it was rented for a run
-        try:
-            store = self.bucket.store()
-            known = entries(store, mine.ref.run) if store is not None else []
-        except GpuyardError:
-            return []  # told where something is written
+        known = self.entries(mine.ref.run)
         began = next((one.began_at for one in known if one.place == mine.place), math.inf)
         others = [
             one for one in known if one.node == mine.ref.node and one.place != mine.place and one.id not in known_ids

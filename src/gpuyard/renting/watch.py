@@ -409,10 +409,10 @@ def follow(run: Run, key: SshKey, tell_line: Progress) -> dict[str, str]:
 
     A node's lines begin with its name where the run has several.
     """
-    nodes = [node for node in run.nodes if node.is_up]
+    nodes = [node for node in run.nodes if node.machine]
 
     def one(node: Node, say: Progress) -> str:
-        assert node.machine is not None  # it is up
+        assert node.machine is not None  # only such nodes are followed
         state = ""
         for record in progress(node.machine, key):
             if line := tell(record):

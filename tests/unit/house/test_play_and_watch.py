@@ -68,7 +68,7 @@ def test_a_play_tells_tasks_changes_lines_and_failures(tmp_path: Path, monkeypat
         environment={"VAST_API_KEY": "canary-vast-2b7c9d0e5f", "GPUYARD_HOME": str(tmp_path)},
     )
     assert code != 0
-    assert Event("task", "Plan the run") in seen
+    assert Event("task", "Plan the run, and have a machine for each of its nodes") in seen
     (failed,) = [event for event in seen if event.kind == "failed"]
     assert "provider='nowhere' is not known" in failed.text
     # ansible-runner writes the environment to disk while it runs; nothing of it may stay.
