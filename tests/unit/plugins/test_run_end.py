@@ -114,7 +114,10 @@ def test_a_machine_goes_when_the_bucket_holds_everything(
     assert boxes.stops == [{"id": "1", "wait_s": None, "limit_s": None}]
     assert runs.stored(store_of(bucket)).records["a-0"].outcome == "cancelled"
     again = verb("run_end", run="a-0", bucket=bucket)
-    assert not again["changed"] and again["text"] == "Run a-0 has no machine at Vast or Vultr."
+    assert not again["changed"]
+    nothing, spent = again["text"].splitlines()
+    assert nothing == "Run a-0 has no machine at Vast or Vultr."
+    assert spent.startswith("Run a-0 has cost $") and "in all, on 1 machine" in spent
 
 
 def test_what_is_not_in_the_bucket_keeps_the_machine(
