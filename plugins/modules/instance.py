@@ -14,8 +14,8 @@ version_added: 0.1.0
 author:
   - gpuyard contributors (@gpuyard)
 description:
-  - Brings the machine of a run into a state. A run has one machine; its name is on the machine from the first moment,
-    as the label or the tags of the provider.
+  - Brings the machine of a run, or of one node of it, into a state. A node has one machine; the names of both are on the
+    machine from the first moment, as the label or the tags of the provider.
   - Nothing is rented twice. A run that has a machine keeps it. A create whose answer was lost is looked up by its label
     for 30 seconds, as long as a new machine may be missing from its cloud's list, and adopted when it is there.
   - A request without an answer is noted in the bucket, or below C(~/.gpuyard) where there is none, so that the next
@@ -46,6 +46,13 @@ options:
     description: The name of the run.
     type: str
     required: true
+  node:
+    description:
+      - The node of the run that the machine serves, C(<pool>-<number>). The default is the one node of a run whose
+        workload names no pools of several.
+      - O(state=absent) ends all nodes of the run, whatever this says.
+    type: str
+    default: main-0
   state:
     description:
       - With V(present), the run has a machine that runs and answers over SSH.
@@ -187,6 +194,7 @@ ARGUMENT_SPEC = (
     | BUCKET_OPTIONS
     | {
         "run": {"type": "str", "required": True},
+        "node": {"type": "str", "default": "main-0"},
         "state": {"type": "str", "choices": ["present", "absent", "started", "stopped"], "default": "present"},
         "workload": {"type": "str"},
         "offers": {"type": "list", "elements": "dict"},
@@ -204,6 +212,7 @@ def run(call):
     """Bring the run's machine into the wanted state."""
     from gpuyard import config, market, records
     from gpuyard import ssh
+    from gpuyard.formats.label import check_node
     from gpuyard.renting import ledger, machine, notebook, pending, runs
 
     def bucket():
@@ -234,6 +243,7 @@ def run(call):
 
     order = machine.Order(
         run=call.params["run"],
+        node=check_node(call.params["node"]),
         workload=call.option("workload"),
         offers=offers,
         key=key,
@@ -248,7 +258,7 @@ def run(call):
         **call.given("disk_gb"),
     )
     if state == "stopped":
-        outcome = machine.stopped(clouds, order.run, ledger=book, **how)
+        outcome = machine.stopped(clouds, order.run, node=order.node, ledger=book, **how)
     else:
         outcome = (machine.started if state == "started" else machine.present)(clouds, order, **how)
     return report(call, outcome, ssh.ansible_vars(outcome.instance, key) if outcome.instance else {}, clouds)
@@ -257,8 +267,10 @@ def run(call):
 def report(call, outcome, connection, clouds):
     """Return what was done, or in check mode would be, as the module's result."""
     from gpuyard import paths, records
+    from gpuyard.hosts import host_name
 
-    name = call.params["run"]
+    run = call.params["run"]
+    name = host_name(run, call.params["node"], [call.params["node"]])
     result = {
         "changed": outcome.changed,
         "actions": outcome.actions,
@@ -270,7 +282,7 @@ def report(call, outcome, connection, clouds):
     if outcome.instance and call.params["wait"] and not call.check_mode:
         result["text"] = f"Reach it by its name: ssh -F {paths.home() / 'ssh_config'} {name}"
     if call.params["state"] == "absent" and not outcome.changed:
-        result["text"] = f"Run {name} has no machine at {' or '.join(cloud.title for cloud in clouds)}."
+        result["text"] = f"Run {run} has no machine at {' or '.join(cloud.title for cloud in clouds)}."
     if call.check_mode:
         result["planned_calls"] = [records.call_to_dict(planned) for planned in outcome.planned]
         words = [f"would {action}" for action in outcome.actions]
