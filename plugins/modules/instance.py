@@ -14,8 +14,8 @@ version_added: 0.1.0
 author:
   - gpuyard contributors (@gpuyard)
 description:
-  - Brings the machine of a run, or of one node of it, into a state. A node has one machine; the names of both are on the
-    machine from the first moment, as the label or the tags of the provider.
+  - Brings the machine of a run, or of one node of it, into a state. A node has one machine; the names of both are on
+    the machine from the first moment, as the label or the tags of the provider.
   - Nothing is rented twice. A run that has a machine keeps it. A create whose answer was lost is looked up by its label
     for 30 seconds, as long as a new machine may be missing from its cloud's list, and adopted when it is there.
   - A request without an answer is noted in the bucket, or below C(~/.gpuyard) where there is none, so that the next
