@@ -70,9 +70,10 @@ class CallbackModule(CallbackBase):
         """Say what can be done about a run's machine that does not answer."""
         if self._quiet or result.task.ignore_unreachable or TARGET not in [group.name for group in result.host.groups]:
             return
-        run = result.host.get_name()
+        name = result.host.get_name()
+        run = name.partition(".")[0]  # a node of several is <run>.<node>
         self._display.display(
-            f"  {run} does not answer any more, and its machine may still bill. `ansible-playbook status.yml` shows "
+            f"  {name} does not answer any more, and its machine may still bill. `ansible-playbook status.yml` shows "
             f"whether it was taken away: `ansible-playbook resume_search.yml -e run={run}` then goes on with another "
             f"one, and `ansible-playbook teardown.yml -e run={run}` ends the run."
         )

@@ -173,7 +173,7 @@ def test_a_machine_that_does_not_answer_any_more_is_not_only_an_ssh_message(tmp_
     # Nothing listens on port 1 of loopback.
     host = "127.0.0.1 ansible_port=1 ansible_ssh_common_args='-F /dev/null'"
     (tmp_path / "hosts.ini").write_text(
-        f"[gpuyard_target]\na-0 ansible_host={host}\n[others]\nb-0 ansible_host={host}\n"
+        f"[gpuyard_target]\na-0.search-1 ansible_host={host}\n[others]\nb-0 ansible_host={host}\n"
     )
     task = {"ansible.builtin.raw": "true"}
     plays = [
@@ -184,4 +184,4 @@ def test_a_machine_that_does_not_answer_any_more_is_not_only_an_ssh_message(tmp_
     done = run("ansible-playbook", "-i", str(tmp_path / "hosts.ini"), str(tmp_path / "play.yml"))
     assert done.returncode != 0
     assert done.stdout.count("does not answer any more") == 1, done.stdout + done.stderr
-    assert "resume_search.yml -e run=a-0" in done.stdout
+    assert "a-0.search-1 does not answer" in done.stdout and "resume_search.yml -e run=a-0`" in done.stdout
