@@ -38,7 +38,7 @@ def test_what_is_left_of_a_lost_machine_has_not_the_name_of_its_node() -> None:
     assert names(lost, machine("7654321", "search-1")) == {"1234567": "r.search-1-234567", "7654321": "r.search-1"}
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
 def test_the_names_do_not_depend_on_the_order(order: tuple[int, ...]) -> None:
     found = [machine("11111111", created_at=1.0), machine("22222222", created_at=2.0), machine("3", "main-1")]
     assert names(*(found[place] for place in order)) == {
