@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from gpuyard import config, paths, planning, ssh
-from gpuyard.formats.label import FIRST_NODE, pool_of
+from gpuyard.formats.label import pool_of
 from gpuyard.hosts import host_name
 from gpuyard.planning.nodes import NodePlan
 from gpuyard.providers.base import Progress
@@ -31,7 +31,7 @@ class LaunchedNode:
     def to_dict(self) -> dict[str, object]:
         """Return it as a play takes it; ``stages`` is what its box is told of the node: of a lone one nothing."""
         place = self.plan.place
-        apart = place.pools if place.name != FIRST_NODE or place.place != self.run else ()
+        apart = place.pools if self.host != self.run else ()
         return {
             "name": self.host,
             "node": place.name,

@@ -236,6 +236,15 @@ def test_all_nodes_are_rented_side_by_side_each_exactly_once(
     assert any(line.startswith("search-1: Renting vast 2") for line in lines)
 
 
+def test_a_node_of_pool_main_beside_others_runs_its_own_stages_only(
+    market: World, verb: Verb, workload: str, bucket: str
+) -> None:
+    Path(workload).write_text(FLEET.replace("train: {needs", "main: {needs").replace("pool: train", "pool: main"))
+    hosts = {host["name"]: host["stages"] for host in verb("run_launch", workload=workload, bucket=bucket)["hosts"]}
+    assert hosts["fleet-0.main-0"] == {"node": "main-0", "pools": ["main"], "place": ""}
+    assert set(hosts) == {"fleet-0.main-0", "fleet-0.search-0", "fleet-0.search-1"}
+
+
 def test_the_same_again_rents_nothing(market: World, verb: Verb, workload: str, bucket: str) -> None:
     first = verb("run_launch", workload=workload, bucket=bucket)
     again = verb("run_launch", workload=workload, bucket=bucket)
