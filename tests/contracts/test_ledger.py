@@ -1,4 +1,4 @@
-"""The format of a ledger's entry: what this version writes, what it reads of others', and what it refuses (V11)."""
+"""The format of a ledger's entry: what this version writes, what it reads of others', and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What machines are called as hosts: one rule for the inventory, SSH, status and the plays."""
+"""What machines are called as hosts (X15): one rule for the inventory, SSH, status and the plays."""
 
 from __future__ import annotations
 

@@ -100,6 +100,7 @@ def test_a_lost_node_counts_until_its_own_newest_checkpoint(store: LocalStore, t
 
 
 def test_every_node_is_reached_by_its_own_name(tmp_path: Path) -> None:
+    """X15: the name is the inventory's."""
     known = tmp_path / "known_hosts"
     entry = tmp_path / "ssh" / "r.conf"
 
