@@ -75,6 +75,7 @@ runs:
         - Else V(pending) or V(stopped), as its machine is; V(preempted) when the provider has taken the machine away;
           V(interrupted) when it has no machine and its checkpoints do not say that it ended; V(cancelled) when it was
           torn down, or when all its machines were ended before it had a checkpoint.
+        - Of several nodes it is the state of the one that most needs somebody.
         - V(finished) or V(failed), as its checkpoints say it ended, when no machine says otherwise.
       type: str
     resumable:
@@ -107,6 +108,15 @@ runs:
       type: float
     instances:
       description: Its machines.
+      type: list
+      elements: dict
+    nodes:
+      description:
+        - Its nodes, by pool and number, each with its C(node), C(state), C(progress), C(checkpoint), C(problem),
+          C(price_per_hour_usd), C(hours), C(spent_usd), C(instances) and C(stages), as they are here for the run.
+        - C(machines) says what each of its machines has cost, those that are gone included.
+        - A run of one node has one, and what is said here of C(progress), C(checkpoint), C(problem) and C(stages) is its
+          own. Of several it is that of the first.
       type: list
       elements: dict
     stages:
