@@ -115,8 +115,7 @@ runs:
         - Its nodes, by pool and number, each with its C(node), C(state), C(progress), C(checkpoint), C(problem),
           C(price_per_hour_usd), C(hours), C(spent_usd), C(instances) and C(stages), as they are here for the run.
         - C(machines) says what each of its machines has cost, those that are gone included.
-        - A run of one node has one, and what is said here of C(progress), C(checkpoint), C(problem) and C(stages) is its
-          own. Of several it is that of the first.
+        - What is said here of C(progress), C(checkpoint), C(problem) and C(stages) is that of the first node.
       type: list
       elements: dict
     stages:
