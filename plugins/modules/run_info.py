@@ -70,8 +70,8 @@ runs:
     state:
       description:
         - Of a machine that runs, what its stages do. V(not-started), V(running), V(idle) when nothing runs though
-          stages are left, V(interrupted), V(failed) or V(finished); V(unreachable) when it does not answer in time. It
-          bills in each of these states.
+          stages are left, V(waiting) when a machine of another pool has to go on, V(interrupted), V(failed) or
+          V(finished); V(unreachable) when it does not answer in time. It bills in each of these states.
         - Else V(pending) or V(stopped), as its machine is; V(preempted) when the provider has taken the machine away;
           V(interrupted) when it has no machine and its checkpoints do not say that it ended; V(cancelled) when it was
           torn down, or when all its machines were ended before it had a checkpoint.

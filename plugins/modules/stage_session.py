@@ -59,6 +59,14 @@ options:
     type: list
     elements: path
     default: []
+  turn_pools:
+    description:
+      - For a run that moves from box to box, the pools whose stages this machine runs. Where a stage of another pool
+        comes next, the session ends, and the run waits for another machine. Empty for all stages.
+      - A machine was rented for certain pools, so one that has been told of this run keeps what it was told first.
+    type: list
+    elements: str
+    default: []
   restore:
     description: Whether O(state=started) first brings back the newest checkpoint, when the machine has no journal.
     type: bool
@@ -125,7 +133,8 @@ RETURN = r"""
 session:
   description:
     - Where the run stands. Empty when the machine has not been told of any run. C(state) is V(not-started), V(running),
-      V(idle) (what was asked for is done, stages are left), V(interrupted), V(failed) (C(failure) says how) or
+      V(idle) (what was asked for is done, stages are left), V(waiting) (for a machine of the pool C(waits_for)),
+      V(interrupted), V(failed) (C(failure) says how) or
       V(finished).
   type: dict
   returned: success
@@ -181,7 +190,8 @@ class Settings:
         if not options["run"] or not options["workload"]:
             raise _box.BoxError("run and workload must not be empty: they say what this machine is to do.")
         self.folder = Path(options["settings"])
-        settings = {name: options[name] for name in ("run", "bucket", "bucket_endpoint", "bucket_region", "path")}
+        settings: dict[str, Any] = {"turn_pools": self._turn_pools(options)}
+        settings |= {name: options[name] for name in ("run", "bucket", "bucket_endpoint", "bucket_region", "path")}
         if options["repository"]:
             settings["repository"] = options["repository"]
         self.secrets: dict[str, str] = {name: str(value) for name, value in sorted(options["secrets"].items())}
@@ -224,6 +234,15 @@ class Settings:
             place = str(self.folder / name)
             shown.append({"before_header": place, "after_header": place, "before": before, "after": after})
         return shown
+
+    def _turn_pools(self, options: dict[str, Any]) -> list[str]:
+        try:
+            told = json.loads(self._read("settings.json") or "{}")
+            if told["run"] == options["run"]:
+                return [str(name) for name in told["turn_pools"]]
+        except (ValueError, KeyError, TypeError):
+            pass  # it was told nothing that can be read, or by an older version
+        return list(options["turn_pools"])
 
     @staticmethod
     def _values(text: str) -> dict[str, str]:
@@ -339,6 +358,7 @@ def main() -> None:
             "secrets": {"type": "dict", "default": {}, "no_log": True},
             "repository": {"type": "path"},
             "path": {"type": "list", "elements": "path", "default": []},
+            "turn_pools": {"type": "list", "elements": "str", "default": []},
             "restore": {"type": "bool", "default": True},
             "restore_sequence": {"type": "int"},
             "from_stage": {"type": "str"},

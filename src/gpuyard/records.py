@@ -170,6 +170,9 @@ def _what_bills(one: runs.Run) -> list[str]:
             return [f"{one.name} has failed{watch.failure_text(one.stages)}, and still bills: {end}"]
         case "not-started":
             return [f"No stage has begun on {one.name}, and its machine bills: {again} starts them, {end} ends it"]
+        case "waiting":
+            pool = one.stages.get("waits_for")
+            return [f"{one.name} waits for a machine of pool {pool}, and bills: {again} moves it there, {end} ends it"]
         case "unreachable":
             return [f"The machine of {one.name} does not answer, and bills: {end} ends what can be ended safely"]
         case _:  # idle, interrupted

@@ -159,10 +159,10 @@ class Attempts:
 class Progress:
     """The journal, folded: where the run stands.
 
-    ``outcome`` is how the last run ended: ``done``, ``failed``, ``interrupted``, or ``None`` when it has not ended (or
-    has no recorded end), and ``reason`` says why, where it is not a stage's own exit code. ``begun`` tells whether
-    there was a run at all. ``running`` is the stage that has begun and has no recorded end, ``failed`` the one whose
-    failure ended the last run.
+    ``outcome`` is how the last run ended: ``done``, ``failed``, ``interrupted``, ``waiting`` (for a box of another
+    pool), or ``None`` when it has not ended (or has no recorded end), and ``reason`` says why, where it is not a
+    stage's own exit code. ``begun`` tells whether there was a run at all. ``running`` is the stage that has begun and
+    has no recorded end, ``failed`` the one whose failure ended the last run.
     """
 
     order: Sequence[Position]

@@ -86,8 +86,9 @@ class Run:
     def state(self) -> str:
         """One word: ``finished``, ``failed``, its machine's state, ``preempted``, ``cancelled`` or ``interrupted``.
 
-        Of a machine that was asked it is what its stages do: ``not-started``, ``running``, ``idle``, ``interrupted``,
-        ``failed`` or ``finished``; ``unreachable`` when it did not answer, and the bucket knows of no end.
+        Of a machine that was asked it is what its stages do: ``not-started``, ``running``, ``idle``, ``waiting``,
+        ``interrupted``, ``failed`` or ``finished``; ``unreachable`` when it did not answer, and the bucket knows of no
+        end.
         """
         said = str(self.stages.get("state") or "")
         if said and said != "unreachable":

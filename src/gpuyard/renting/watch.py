@@ -315,6 +315,8 @@ def tell(record: Mapping[str, Any]) -> str:
         case "published":
             sent = int(record.get("bytes_sent") or 0) / 1024
             return f"  ⇡ checkpoint {record.get('sequence')} is in the bucket ({sent:.0f} KiB sent)"
+        case "end" if record.get("waits_for"):
+            return f"The run waits for a machine of pool {record['waits_for']}."
         case "end":
             return f"The run is {record.get('state')}."
         case _:

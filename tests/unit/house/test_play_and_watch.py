@@ -249,6 +249,11 @@ def test_how_a_followed_run_ended_is_told_with_its_last_lines(tmp_path: Path, mo
     [
         ({"state": "running", "iteration": 1, "stage": "search"}, "iteration 1, search", []),
         ({"state": "not-started"}, "not started", ["No stage has begun on a-0", "launch.yml -e run=a-0"]),
+        (
+            {"state": "waiting", "waits_for": "search", "iteration": 0, "stage": "search"},
+            "waiting",
+            ["a-0 waits for a machine of pool search, and bills", "launch.yml -e run=a-0 moves it"],
+        ),
         ({"state": "idle"}, "idle", ["Nothing runs on a-0 (idle), and it bills"]),
         ({"state": "interrupted"}, "interrupted", ["launch.yml -e run=a-0 goes on", "teardown.yml -e run=a-0"]),
         ({"state": "finished"}, "finished", ["a-0 has ended and still bills: ansible-playbook teardown.yml"]),

@@ -182,3 +182,16 @@ def test_a_box_without_tmux_is_told_apart(
     result = run_module("stage_session", **options)
     monkeypatch.setenv("PATH", path)
     assert result["failed"] and result["tmux_missing"] and files(tmp_path) == {}
+
+
+def test_a_machine_keeps_the_pools_that_it_was_rented_for(
+    run_module: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = tmp_path / "run/settings.json"
+    run_module("stage_session", **options | {"state": "restored", "turn_pools": ["train", "eval"]})
+    assert json.loads(settings.read_text())["turn_pools"] == ["train", "eval"]
+    # Prices of today make another choice of pools, and that is for the next machine.
+    again = run_module("stage_session", **options | {"state": "restored", "turn_pools": ["train"]})
+    assert not again["changed"] and json.loads(settings.read_text())["turn_pools"] == ["train", "eval"]
+    run_module("stage_session", **options | {"state": "restored", "turn_pools": ["train"], "run": "canyon-1"})
+    assert json.loads(settings.read_text())["turn_pools"] == ["train"]

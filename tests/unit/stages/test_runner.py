@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 from stage_box import CANARY, RUN, Box, alive, mark, until, wait_for
 
-from gpuyard.box.checkpoints import LocalStore, latest_manifest, list_runs, manifest_of, manifests
+from gpuyard.box.checkpoints import (
+    LocalStore,
+    latest_manifest,
+    latest_whole_manifest,
+    list_runs,
+    manifest_of,
+    manifests,
+)
 from gpuyard.formats.journal import fold
 
 
@@ -497,3 +504,39 @@ def is_prover(process: Path, box: Box) -> bool:
         return b"prover.py" in (process / "cmdline").read_bytes() and (process / "cwd").readlink() == box.repository
     except OSError:
         return False
+
+
+def test_a_box_runs_the_stages_of_its_pools_and_waits_before_another_pools_b2(box: Box, tmp_path: Path) -> None:
+    """B2: at the boundary everything is published, and the next box goes on where this one has stopped."""
+    bucket = f"file://{tmp_path / 'bucket'}"
+    stages = [mark("finetune", pool="train"), mark("export", pool="train"), mark("search", pool="search")]
+    box.describe(stages, iterations=2, bucket=bucket, turn_pools=["train"])
+    assert box.run() == 4
+    assert box.marks == ["0-finetune", "0-export"]
+    end = box.events("run-end")[-1]
+    assert (end["outcome"], end["complete"]) == ("waiting", False)
+    assert end["reason"] == "search comes next, which a box of pool search has to run."
+    status = box.status()
+    assert (status["state"], status["waits_for"], status["stage"], status["failure"]) == (
+        "waiting", "search", "search", None,
+    )  # fmt: skip
+    # It has not ended, and what the next box restores knows where it goes on.
+    store = LocalStore(tmp_path / "bucket")
+    (record,) = list_runs(store)
+    whole = latest_whole_manifest(store, RUN)
+    assert record.outcome is None and whole is not None
+    assert (whole.progress["outcome"], whole.progress["stage"], whole.progress["iteration"]) == ("waiting", "search", 0)
+    # Told to go on, it does no stage of another pool, and saves once more.
+    assert box.run() == 4
+    assert box.marks == ["0-finetune", "0-export"]
+
+    box.describe(stages, iterations=2, bucket=bucket, turn_pools=["search"])
+    assert box.run() == 4
+    assert (box.marks[2:], box.status()["waits_for"]) == (["0-search"], "train")
+    (end,) = [event for event in map(json.loads, box.call("progress").stdout.splitlines()) if event["event"] == "end"]
+    assert (end["state"], end["waits_for"]) == ("waiting", "train")
+    # A box for all of them goes through.
+    box.describe(stages, iterations=2, bucket=bucket)
+    assert box.run() == 0
+    assert box.marks[3:] == ["1-finetune", "1-export", "1-search"]
+    assert (box.status()["state"], box.status()["waits_for"]) == ("finished", None)

@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(handler=handler)
         return added
 
-    command("run", _run, "run in the foreground; exit code 0 done, 1 failed, 3 interrupted", chosen)
+    command("run", _run, "run in the foreground; exit code 0 done, 1 failed, 3 interrupted, 4 waiting", chosen)
     start = command("start", _start, "run in a tmux session; a running or finished run stays as it is", chosen)
     start.add_argument("--restore", action="store_true", help="first bring back the newest checkpoint, if none is here")
     start.add_argument(

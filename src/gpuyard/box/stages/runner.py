@@ -47,7 +47,7 @@ _POLL_S = 0.1
 # bash waits for the program in the foreground and then leaves, so that a stopped stage begins no further command.
 _PREAMBLE = "trap 'exit 130' INT\n"
 
-EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 3}
+EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 3, "waiting": 4}
 
 
 @dataclass(frozen=True)
@@ -218,6 +218,8 @@ class Runner:
     def run(self, choice: Choice | None = None) -> str:
         """Run what is left of the workload (or what ``choice`` says); return ``done``, ``failed`` or ``interrupted``.
 
+        ``waiting`` is returned where a stage comes next that a box of another pool has to run.
+
         SIGTERM, SIGINT and SIGHUP end it in good order. Raises :class:`UsageError` when there is nothing sensible to
         run, or when another runner is alive.
         """
@@ -245,6 +247,9 @@ class Runner:
         self._publisher.start()
         outcome = "done"
         for place in todo:
+            if self.spec.waits_for(place[1]) is not None:
+                outcome = "waiting"
+                break
             outcome = self._run_stage(place)
             if outcome != "done":
                 break
@@ -443,6 +448,9 @@ class Runner:
         if reason is None and outcome == "failed" and progress.failed and self._disk_is_full():
             entry = progress.at(progress.failed)
             reason = f"{self._full_disk()}, and {entry.stage} ended with exit code {entry.exit_code}"
+        if outcome == "waiting" and progress.current:
+            stage = progress.current[1]
+            reason = f"{stage} comes next, which a box of pool {self.spec.waits_for(stage)} has to run"
         # The end goes into the journal before the last set is made, so that a restored run knows how it stood.
         try:
             why = {"reason": f"{reason}."} if reason else {}
@@ -459,7 +467,8 @@ class Runner:
             self._say(f"Warning: no checkpoint was published: {refusal} Everything stays on this box.")
             return
         publish_checkpoint(self.spec, warn=self._say, patient=True, force=True)
-        if complete or outcome != "done":
+        # A run that waits has not ended.
+        if complete or outcome not in ("done", "waiting"):
             self._record(outcome)
 
     def _disk_is_full(self) -> bool:

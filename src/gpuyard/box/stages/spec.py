@@ -36,11 +36,16 @@ class Stage:
     resumable: bool = False
     grace_s: float = DEFAULT_GRACE_S
     retries: int = 0
+    pool: str = "main"
 
 
 @dataclass(frozen=True)
 class BoxSpec:
-    """What the runner needs to know. ``every_s`` is the publishing interval (s; 0: only after each stage)."""
+    """What the runner needs to know. ``every_s`` is the publishing interval (s; 0: only after each stage).
+
+    With ``turn_pools`` the run moves from box to box, and this one runs the stages of these pools only: it waits for
+    another box where a stage of another pool comes next. Without, it runs every stage.
+    """
 
     folder: Path
     run: str
@@ -58,6 +63,7 @@ class BoxSpec:
     bucket: str = ""
     bucket_endpoint: str | None = None
     bucket_region: str | None = None
+    turn_pools: tuple[str, ...] = ()
 
     @property
     def order(self) -> list[tuple[int, str]]:
@@ -71,6 +77,11 @@ class BoxSpec:
                 return stage
         known = ", ".join(stage.name for stage in self.stages)
         raise UsageError(f"{self.workload} has no stage {name!r}; its stages are {known}.")
+
+    def waits_for(self, name: str) -> str | None:
+        """Return the pool whose box has to run this stage, ``None`` when this box runs it."""
+        pool = self.stage(name).pool
+        return pool if self.turn_pools and pool not in self.turn_pools else None
 
     def secrets(self) -> dict[str, str]:
         """Return the secret environment, which is read anew each time and kept nowhere else."""
@@ -124,6 +135,7 @@ def load_spec(folder: Path = DEFAULT_FOLDER) -> BoxSpec:
             bucket=str(settings.get("bucket") or ""),
             bucket_endpoint=settings.get("bucket_endpoint") or None,
             bucket_region=settings.get("bucket_region") or None,
+            turn_pools=tuple(settings.get("turn_pools") or ()),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{folder} does not describe a workload: {error!r}.") from error
@@ -148,6 +160,7 @@ def _stage(item: Mapping[str, Any]) -> Stage:
         resumable=bool(item.get("resumable", False)),
         grace_s=float(item.get("grace_s", DEFAULT_GRACE_S)),
         retries=int(item.get("retries", 0)),
+        pool=str(item.get("pool") or "main"),
     )
 
 
