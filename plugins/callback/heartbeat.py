@@ -42,7 +42,7 @@ from ansible.plugins.callback import CallbackBase
 # The group into which the plays put the machine that they work on.
 TARGET = "gpuyard_target"
 # These tell what they do while they do it.
-TALKATIVE = ("instance", "offer_info", "run_plan", "run_info", "stage_log")
+TALKATIVE = ("instance", "offer_info", "run_follow", "run_plan", "run_info", "stage_log")
 
 
 class CallbackModule(CallbackBase):

@@ -70,6 +70,17 @@ options:
     description: The container image to boot, where the provider takes one. Empty for the provider's own choice.
     type: str
     default: ""
+  node:
+    description: The place in the run that the machine takes, a pool's name and a number; it is on the label.
+    type: str
+    default: main-0
+  behind:
+    description:
+      - Machines that the run is leaving, each as provider and id with a slash between. They are neither taken for the
+        run's machine nor ended; M(gpuyard.cloud.run_end) ends them.
+    type: list
+    elements: str
+    default: []
   ssh_key:
     description:
       - The path of the private SSH key with which the machine is reached.
@@ -191,6 +202,8 @@ ARGUMENT_SPEC = (
         "workload": {"type": "str"},
         "offers": {"type": "list", "elements": "dict"},
         "image": {"type": "str", "default": ""},
+        "node": {"type": "str", "default": "main-0"},
+        "behind": {"type": "list", "elements": "str", "default": []},
         "ssh_key": {"type": "path", "no_log": False},
         "replace_preempted": {"type": "bool", "default": False},
         "wait": {"type": "bool", "default": True},
@@ -238,6 +251,8 @@ def run(call):
         offers=offers,
         key=key,
         image=call.params["image"],
+        node=call.params["node"],
+        behind=call.params["behind"],
         planned=bool(call.params["offers"]),
         replace_preempted=call.params["replace_preempted"],
         wait=call.params["wait"],

@@ -56,8 +56,16 @@ options:
       - With V(ended), a machine goes only when its run has ended, well or not; nothing is stopped.
       - With V(not-begun), a machine goes only when no stage has begun on it; nothing is stopped, and the bucket is not
         told of an end.
+      - With V(left), a machine goes only when its stages wait for a machine of another pool, or none has begun on it.
     type: str
-    choices: [ended, not-begun]
+    choices: [ended, not-begun, left]
+  machines:
+    description:
+      - Only these machines of the run, each as provider and id with a slash between. The run goes on without them, and
+        the bucket is not told of an end. By default every machine.
+    type: list
+    elements: str
+    default: []
   since:
     description:
       - With O(only=ended), the number of the newest checkpoint before the launch that has followed the run, as
@@ -121,7 +129,8 @@ ARGUMENT_SPEC = (
         "run": {"type": "str"},
         "lose": {"type": "bool", "default": False},
         "wait_s": {"type": "float"},
-        "only": {"type": "str", "choices": ["ended", "not-begun"]},
+        "only": {"type": "str", "choices": ["ended", "not-begun", "left"]},
+        "machines": {"type": "list", "elements": "str", "default": []},
         "since": {"type": "int", "default": 0},
         "ssh_key": {"type": "path", "no_log": False},
     }
@@ -140,6 +149,7 @@ def run(call):
         wait_s=call.option("wait_s"),
         only=call.option("only") or "",
         since=call.params["since"],
+        machines=call.params["machines"],
     )
     # Mistakes come first: not even a question may be on its way when one is found.
     order.check()

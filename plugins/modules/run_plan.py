@@ -72,7 +72,10 @@ options:
     choices: [auto, full]
     default: auto
   follow:
-    description: Whether the play will show the stages' progress. The plan does not depend on it.
+    description:
+      - Whether the play will show the stages' progress until the run ends.
+      - A run whose stages name several pools of one node each then moves from machine to machine between its stages,
+        where that saves more than it costs. Else one machine runs them all.
     type: bool
     default: false
   shutdown:
@@ -171,6 +174,22 @@ plan:
     restore:
       description: The number of the checkpoint that O(restore) asks for; V(-1) for the newest one.
       type: int
+    node:
+      description: The node whose machine the run goes on with.
+      type: str
+    turn_pools:
+      description: The pools whose stages that machine runs, of a run that moves; empty for every stage.
+      type: list
+      elements: str
+    behind:
+      description: The machines that the run leaves, each as provider and id with a slash between.
+      type: list
+      elements: str
+    by_pools:
+      description:
+        - On which machines a run of several pools goes on, what moving between them costs and saves, and the C(reason).
+          Empty for a run of one pool, and where nothing has to be rented.
+      type: dict
     instance:
       description: The run's machine; empty when it has none.
       type: dict
@@ -219,6 +238,8 @@ def run(call):
         bucket=call.params["bucket"],
         max_price_per_hour_usd=call.option("max_price_per_hour"),
         shutdown=call.params["shutdown"],
+        # Whoever asks for an end with the run stays until then.
+        follow=call.params["follow"] or call.params["shutdown"],
         conditions=call.given(*(name for name in QUERY_OPTIONS if name not in ("market", "max_price_per_hour"))),
         **call.given("workload", "run", "provider", "market", "ssh_key", "bucket_endpoint", "offer", "restore"),
         **call.site(),

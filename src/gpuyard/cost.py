@@ -92,9 +92,9 @@ class Estimate:
         hours, dollars = self.run.hours or NOTHING, self.run.dollars or NOTHING
         rounds = f"{self.iterations} iteration{'' if self.iterations == 1 else 's'}"
         return (
-            f"{self.workload} is expected to take {least}{_hours(hours.expected)} h and to cost {least}"
-            f"${_dollars(dollars.expected)} for {rounds}, "
-            f"at worst {_hours(hours.worst)} h and ${_dollars(dollars.worst)}."
+            f"{self.workload} is expected to take {least}{hours_text(hours.expected)} h and to cost {least}"
+            f"${dollars_text(dollars.expected)} for {rounds}, "
+            f"at worst {hours_text(hours.worst)} h and ${dollars_text(dollars.worst)}."
         )
 
 
@@ -148,17 +148,18 @@ def _row(line: Line, indent: str = "") -> tuple[str, str, str, str, str]:
         return (indent + line.name, "not said", "", "", "")
     return (
         indent + line.name,
-        _hours(line.hours.expected),
-        _hours(line.hours.worst),
-        _dollars(line.dollars.expected),
-        _dollars(line.dollars.worst),
+        hours_text(line.hours.expected),
+        hours_text(line.hours.worst),
+        dollars_text(line.dollars.expected),
+        dollars_text(line.dollars.worst),
     )
 
 
-def _hours(hours: float) -> str:
+def hours_text(hours: float) -> str:
+    """Return hours with two digits, and with three below an hour."""
     return f"{hours:.2f}" if hours >= 1 or hours == 0 else f"{hours:.3f}"
 
 
-def _dollars(dollars: float) -> str:
+def dollars_text(dollars: float) -> str:
     """Return dollars with cents, and with more digits below a dollar, where cents would hide everything."""
     return f"{dollars:.2f}" if dollars >= 1 or dollars == 0 else f"{dollars:.4f}"

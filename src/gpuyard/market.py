@@ -326,10 +326,10 @@ def _cuda(wanted: str) -> _Condition:
         return offer.cuda or "not said"
 
     def holds(offer: Offer) -> bool:
-        return offer.cuda is None or _version(offer.cuda) >= _version(wanted)
+        return offer.cuda is None or version_of(offer.cuda) >= version_of(wanted)
 
     def nearness(offer: Offer) -> float:
-        major, minor = (*_version(offer.cuda or "0"), 0, 0)[:2]
+        major, minor = (*version_of(offer.cuda or "0"), 0, 0)[:2]
         return major * 1000 + minor
 
     return _Condition(f"cuda >= {wanted}", holds, shows, nearness)
@@ -344,7 +344,8 @@ def _best_seen(removed: Sequence[Reason]) -> str:
     return ", ".join(distinct[:4]) + (", …" if len(distinct) > 4 else "")
 
 
-def _version(version: str) -> tuple[int, ...]:
+def version_of(version: str) -> tuple[int, ...]:
+    """Return a version such as ``12.4`` in a form that can be compared."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,10 @@ from gpuyard.box import checkpoints
 from gpuyard.config import BucketSettings, SshKey
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.fingerprint import fingerprint
-from gpuyard.formats.label import check_name, next_name
-from gpuyard.planning import choose, offers, source
+from gpuyard.formats.label import FIRST_NODE, check_name, next_name
+from gpuyard.planning import choose, offers, pools, source
 from gpuyard.planning.request import Mode, PlanRequest
-from gpuyard.providers.base import Offer, Progress, Provider
+from gpuyard.providers.base import Instance, Offer, Progress, Provider
 from gpuyard.renting import machine, runs, survey
 from gpuyard.renting.runs import Run
 from gpuyard.workload import Workload, load_workload
@@ -43,6 +44,10 @@ class Plan:
     disk_gb: float = 20.0
     provider: str = ""  # the one cloud at which the run's machines are looked for; "": all of them
     restore: int | None = None  # the checkpoint that was asked for by its number
+    node: str = FIRST_NODE  # the node whose machine the run goes on with
+    turn_pools: tuple[str, ...] = ()  # the pools that it serves of a run that moves; empty for every stage
+    behind: tuple[Instance, ...] = ()  # machines that the run has left, which end before it goes on
+    by_pools: pools.Choice | None = None  # on which machines a run of several pools goes on, where one is rented
     checkpoint: int = 0  # the newest checkpoint's number, whole or not; what comes after it is this launch's work
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,6 +79,10 @@ class Plan:
             "restore": -1 if self.restore is None else self.restore,
             "progress": dict(self.run.progress),
             "checkpoint": self.checkpoint,
+            "node": self.node,
+            "turn_pools": list(self.turn_pools),
+            "behind": ["/".join(one.place) for one in self.behind],
+            "by_pools": self.by_pools.to_dict() if self.by_pools else {},
             "instance": records.instance_to_dict(self.run.machine) if self.run.machine else {},
         }
 
@@ -132,6 +141,11 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         workload = choose.workload_of(run, request, progress)
         workload.check_environment(variables)
         notes = source.notes(workload)
+    turn = pools.turn_of(run, workload) if pools.takes_turns(workload) else None
+    behind = turn.behind if turn else ()
+    if turn:
+        # The rest of the plan is about the machine that the run goes on with.
+        run = dataclasses.replace(run, instances=tuple(one for one in run.instances if one not in behind))
     choose.refuse_other_cloud(run, request)
     if run.outcome == "done" and not run.machine:
         raise UsageError(
@@ -139,7 +153,12 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
             f"{next_name(workload.name, [one.name for one in known])}."
             + (f" `ansible-playbook teardown.yml -e run={run.name}` ends what is left of it." if run.leftovers else "")
         )
+    node, by_pools = FIRST_NODE, None
+    turn_pools: tuple[str, ...] = ()
     if run.machine:
+        if turn:
+            node = run.machine.ref.node if run.machine.ref else FIRST_NODE
+            turn_pools = pools.pools_of(run.machine, workload, followed=request.follow)
         estimate = cost.estimate(workload, run.machine.price_per_hour_usd)
         fitting: list[Offer] = []
         words = [f"Run {run.name} has {machine.describe(run.machine)}; nothing has to be rented."]
@@ -151,7 +170,14 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
                 f"`ansible-playbook teardown.yml -e run={run.name}` ends that."
             )
     else:
-        fitting, words = offers.fitting(run, workload, chosen, request, progress)
+        if turn:
+            by_pools = offers.by_pools(run, workload, chosen, request, turn, progress)
+            fitting, words = list(by_pools.first.offers), list(by_pools.first.words)
+            turn_pools = by_pools.turn_pools
+            # A machine for all is on the node that every run begins with, but beside one that waits it needs its own.
+            node = pools.node_of(turn.pool) if turn_pools or turn.waits else FIRST_NODE
+        else:
+            fitting, words = offers.fitting(run, workload, chosen, request, progress)
         words += [f"What is left of the lost machine goes first: {machine.describe(one)}." for one in run.leftovers]
         estimate = cost.estimate(workload, fitting[0].price_per_hour_usd)
     words += [
@@ -167,8 +193,9 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         *_headline(run, workload, request.mode),
         *notes,
         *words,
-        *estimate.to_table().splitlines(),
-        estimate.summary(),
+        *(by_pools.text() if by_pools else []),
+        *([] if turn_pools and by_pools else [*estimate.to_table().splitlines(), estimate.summary()]),
+        *(f"The run leaves {machine.describe(one)}, which ends when the other machine is in shape." for one in behind),
     ]
     text.append(_bucket_line(settings))
     if store is not None and store.ends_unfinished() is False:
@@ -189,6 +216,10 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         disk_gb,
         choose.where_to_look(run, request),
         request.restore,
+        node,
+        turn_pools,
+        behind,
+        by_pools,
         newest,
     )
 

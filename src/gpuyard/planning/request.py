@@ -25,6 +25,7 @@ class PlanRequest:
     bucket: str | None = None
     bucket_endpoint: str | None = None
     offer: str | None = None  # the id of the one offer to take
+    follow: bool = False  # whether somebody stays, who can move the run from one machine to another
     shutdown: bool = False  # whether the machine is to be destroyed when the run has ended
     restore: int | None = None  # the number of the checkpoint to go on from, in place of the newest one
     # What the machine has to offer, in place of what the workload says: fields of Query by name.

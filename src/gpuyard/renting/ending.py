@@ -7,7 +7,7 @@ The one place that decides whether a machine may be destroyed because its run is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -46,15 +46,18 @@ class Order:
 
     ``lose``: destroy also what is not saved. ``wait_s``: how long a machine has to end its stages; ``None``: as long as
     the running stage's own grace time and publishing need. ``only`` limits what is destroyed: to a machine whose run
-    has ``ended`` (and nothing is stopped), or to one on which it has ``not-begun``. ``since`` is the number of the
-    newest checkpoint before the launch that has followed the run: a later one holds its work.
+    has ``ended`` (and nothing is stopped), to one on which it has ``not-begun``, or to one on which no stage runs any
+    more since the run goes on elsewhere (``left``). ``since`` is the number of the newest checkpoint before the launch
+    that has followed the run: a later one holds its work. With ``machines``, each ``<provider>/<id>``, only those end,
+    and the run goes on.
     """
 
     run: str
     lose: bool = False
     wait_s: float | None = None
-    only: Literal["", "ended", "not-begun"] = ""
+    only: Literal["", "ended", "not-begun", "left"] = ""
     since: int = 0
+    machines: Collection[str] = ()
 
     def check(self) -> None:
         """Raise :class:`UsageError` for an option that cannot work. A run that is not named is told of later."""
@@ -165,13 +168,14 @@ def end(
                 rent.await_noted(providers, order.run, notes, progress=tell, clock=pace.Clock())
     seen = survey.take(providers)
     ours = survey.owned(seen.answered())
-    held = [one for one in ours if one.ref and one.ref.run == order.run]
+    of_run = [one for one in ours if one.ref and one.ref.run == order.run]
+    held = [one for one in of_run if not order.machines or "/".join(one.place) in order.machines]
     others = sorted({one.ref.run for one in ours if one.ref} - {order.run})
     if not order.run:
         raise UsageError(
             f"Name the run to end with -e run=…; the runs with machines are: {', '.join(others) or 'none'}."
         )
-    if others and not held:
+    if others and not of_run:
         # A slip in the name would otherwise look like the end of a rental that goes on.
         tell(f"Runs that have machines: {', '.join(others)}.")
     words = [machine.describe(one) for one in held]
@@ -192,7 +196,7 @@ def end(
     except ProviderError as error:
         leak = error
     if ledger is not None and not ledger.bucket.failed:
-        ledger.gone(order.run, held, [provider.name for provider in providers if provider.name not in seen.errors])
+        ledger.gone(order.run, of_run, [provider.name for provider in providers if provider.name not in seen.errors])
     if leak and not kept and not seen.errors:
         raise leak
     if kept or seen.errors:
@@ -203,10 +207,11 @@ def end(
             raise LeakError(f"{trouble} {again}", provider=next(iter(seen.errors)))
         raise LeakError(trouble, provider=leak.provider) if leak else NotSavedError(trouble)
     # A machine whose end could not be confirmed the last time may be gone now, with nothing left to destroy.
-    with suppress(OSError):
-        ssh.forget_run(order.run, providers)
+    if not order.machines:
+        with suppress(OSError):
+            ssh.forget_run(order.run, providers)
     cancelled, text = False, list[str]()
-    if not order.only or (order.only == "ended" and gone):
+    if not order.machines and (not order.only or (order.only == "ended" and gone)):
         cancelled, text = _cancel(judge, order, destroyed=bool(gone))
     return Ending(words, [], [f"destroy {name}" for name in gone], text=text, cancelled=cancelled)
 
@@ -344,11 +349,13 @@ class _Judge:
         if state == "unreachable":
             if self.order.only == "ended":
                 return self._unanswering(instance, f"{name} does not answer.", began=True)
+            if self.order.only == "left":
+                return self._silent_behind(instance)
             return Verdict(instance, False, f"{name} does not answer, so its stages may be at work.")
         if self.order.only == "not-begun":
             begun = state != "not-started"
             return Verdict(instance, False, f"The stages have begun on {name} ({state}).") if begun else None
-        if state in ("finished", "failed"):
+        if state in (("waiting", "not-started") if self.order.only == "left" else ("finished", "failed")):
             return None
         words = "goes on" if state == "running" else f"has not ended ({state})"
         return Verdict(instance, False, f"Run {self.order.run} {words} on {name}.")
@@ -416,6 +423,19 @@ class _Judge:
             return Verdict(instance, True, f"{why} But {_checkpoint(whole)} is in the bucket, and is the run's end.")
         last = f"The newest whole one in the bucket is {_checkpoint(whole)}." if whole else "The bucket holds none."
         return Verdict(instance, False, f"{why} What it has done since its last checkpoint may be lost with it. {last}")
+
+    def _silent_behind(self, instance: Instance) -> Verdict:
+        """Return the verdict on a machine that the run leaves and that does not answer."""
+        why = f"{_name(instance)} does not answer."
+        try:
+            whole = self._asked.whole() if self._asked else None
+        except CheckpointError as error:
+            return Verdict(instance, False, f"{why} What it has done may not be in the bucket: {error}")
+        if whole is not None and whole.progress.get("outcome") == "waiting":
+            return Verdict(
+                instance, True, f"{why} But {_checkpoint(whole)} is in the bucket, and is all that it had to do."
+            )
+        return Verdict(instance, False, f"{why} What it has done since its last checkpoint may be lost with it.")
 
     def _is_end(self, whole: Manifest) -> bool:
         """Tell whether nothing of the run can come after this checkpoint."""

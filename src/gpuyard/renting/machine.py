@@ -6,14 +6,14 @@ says what it would do, down to the writing API calls, and does none of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gpuyard import market, pace, ssh
 from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError, LeakError, NoCapacityError, ProviderError, UnreachableError, UsageError
-from gpuyard.formats.label import RunRef, check_name
+from gpuyard.formats.label import FIRST_NODE, RunRef, check_name
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
 from gpuyard.renting import destroy, locks, ready, rent, rivals, survey
 from gpuyard.renting.ledger import Ledger
@@ -51,6 +51,8 @@ class Order:
     image: str = ""
     planned: bool = False  # whoever chose the offers has seen that the run has no machine
     replace_preempted: bool = False
+    node: str = FIRST_NODE
+    behind: Collection[str] = ()  # "<provider>/<id>" of machines that the run leaves: neither used nor ended
     wait: bool = True
     timeout_s: float = 900.0
     everywhere: Sequence[Provider] = ()  # every cloud that is configured, those asked for or not
@@ -79,7 +81,8 @@ def present(
     if check:
         return _present(providers, order, check=True, progress=progress)
     with locks.exclusive(order.run, progress) as waited:
-        if waited and order.planned and (current := _current(order.run, survey.find(providers, order.run))):
+        found = survey.find(providers, order.run) if waited and order.planned else []
+        if current := _current(order.run, [one for one in found if not _left(one, order)]):
             raise UsageError(
                 f"Another command has just rented {describe(current)} for run {order.run}, and brings it into shape. "
                 f"`ansible-playbook logs.yml -e run={order.run}` shows what it does; for a machine beside it, name "
@@ -108,11 +111,11 @@ def _present(providers: Sequence[Provider], order: Order, *, check: bool, progre
     if not order.workload:
         raise UsageError(f"Run {order.run} has no machine, and to rent one its workload has to be named.")
     spec = CreateSpec(
-        ref=RunRef(order.run, order.workload),
+        ref=RunRef(order.run, order.workload, order.node),
         ssh_public_key=order.key.public_text,
         disk_gb=order.disk_gb,
         image=order.image,
-        known_ids=frozenset(instance.id for instance in held),
+        known_ids=frozenset([*(instance.id for instance in held), *(one.partition("/")[2] for one in order.behind)]),
     )
     offers = list(order.offers())
     if not offers:
@@ -122,7 +125,8 @@ def _present(providers: Sequence[Provider], order: Order, *, check: bool, progre
         return _plan(providers, held, offers, spec)
     actions = [f"destroy {describe(instance)}" for instance in held]
     destroy.destroy_all(providers, held, ledger=order.ledger, progress=progress)
-    order.ledger.gone(order.run, [], [provider.name for provider in providers])
+    if not order.behind:  # else whoever ends those does it
+        order.ledger.gone(order.run, [], [provider.name for provider in providers])
     instance = _new(providers, offers, spec, order, progress)
     actions.append(f"rent {describe(instance)}")
     return Outcome(_words(held), [describe(instance)], actions, instance=instance, rented=True)
@@ -137,7 +141,7 @@ def _held(providers: Sequence[Provider], order: Order, progress: Progress | None
             raise error
         if progress:
             progress(f"{name} was not asked for and does not answer, so a machine there would be overlooked: {error}")
-    everything = survey.owned(seen.instances, order.run)
+    everything = [one for one in survey.owned(seen.instances, order.run) if not _left(one, order)]
     current = _current(order.run, everything)
     if current and current.provider not in asked:
         raise UsageError(
@@ -145,6 +149,10 @@ def _held(providers: Sequence[Provider], order: Order, progress: Progress | None
             f"out provider={asked[0]}, name another run, or tear this one down."
         )
     return [one for one in everything if one.provider in asked]
+
+
+def _left(instance: Instance, order: Order) -> bool:
+    return "/".join(instance.place) in order.behind
 
 
 def _noted(providers: Sequence[Provider], order: Order, progress: Progress | None) -> bool:
@@ -213,7 +221,7 @@ def started(
     providers: Sequence[Provider], order: Order, *, check: bool = False, progress: Progress | None = None
 ) -> Outcome:
     """Start the run's machine when it is stopped; raises :class:`UsageError` when the run has none."""
-    held = survey.find(providers, order.run)
+    held = [one for one in survey.find(providers, order.run) if not _left(one, order)]
     current = _must(order.run, held)
     if current.state is not State.STOPPED:
         instance = current if check else _usable(providers, current, order, progress)

@@ -19,6 +19,7 @@ from gpuyard.errors import (
     ProviderError,
     UsageError,
 )
+from gpuyard.formats.label import RunRef
 from gpuyard.market import describe
 from gpuyard.pace import Clock
 from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider, State
@@ -48,7 +49,7 @@ def rent(
     :meth:`Provider.create` raises.
     """
     tell = progress or _silent
-    existing = survey.find(providers, spec.ref.run)
+    existing = [one for one in survey.find(providers, spec.ref.run) if one.id not in spec.known_ids]
     live = [instance for instance in existing if instance.state in _LIVE]
     if len(live) > 1:
         names = ", ".join(_name(instance) for instance in live)
@@ -105,7 +106,8 @@ def _first_to_be_had(
         # Ids of a sandbox that is gone may come again, and a pin of theirs would make this machine a stranger.
         with suppress(OSError):
             ssh.forget_host_key(instance)
-            ssh.forget_run(spec.ref.run, providers)
+            if not spec.known_ids:  # a machine that the run leaves has yet to say that all is saved
+                ssh.forget_run(spec.ref.run, providers)
         tell(
             f"Rented {_name(instance)} for run {spec.ref.run}; it bills until `ansible-playbook teardown.yml "
             f"-e run={spec.ref.run}` ends that."
@@ -165,6 +167,8 @@ def await_noted(
     left = min(UNLISTED_S, max(one.sent_at for one in waiting) + UNLISTED_S - clock.date())
     end = clock.now() + left
     asked = [by_name[name] for name in sorted({one.provider for one in waiting})]
+    # The machine of another node is no answer to these requests.
+    nodes = {ref.node for one in waiting if (ref := RunRef.from_label(one.label))}
     tell(
         f"A command on {waiting[-1].controller} has asked {waiting[-1].provider} for a machine of run {run} and has "
         f"noted no answer. Looking for that machine for {left:.0f} s before anything else."
@@ -173,7 +177,11 @@ def await_noted(
     live: list[Instance] = []
     for delay in clock.delays():
         seen = survey.take(asked)
-        live = [one for one in survey.owned(seen.instances, run) if one.state in _LIVE]
+        live = [
+            one
+            for one in survey.owned(seen.instances, run)
+            if one.state in _LIVE and (not nodes or (one.ref and one.ref.node in nodes))
+        ]
         if live:
             tell(f"That request has rented {_name(live[0])}.")
             break

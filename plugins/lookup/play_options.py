@@ -1,0 +1,66 @@
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The options that a play was given, wherever they were said."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: play_options
+short_description: The options that a play was given
+version_added: 0.1.0
+author:
+  - gpuyard contributors (@gpuyard)
+description:
+  - Returns one dictionary of the options of a play of this collection that are set, in extra variables, C(group_vars)
+    or the play itself, with their values worked out. A launch can be repeated with it.
+  - Extra variables that are options of this collection's roles are among them. Other variables are not.
+options:
+  _terms:
+    description: The name of the play.
+    type: list
+    elements: str
+"""
+
+EXAMPLES = r"""
+- name: Show what the launch was given
+  ansible.builtin.debug:
+    msg: "{{ lookup('gpuyard.cloud.play_options', 'launch') }}"
+"""
+
+RETURN = r"""
+_raw:
+  description: One dictionary, from the name of an option to its value.
+  type: list
+  elements: dict
+"""
+
+from ansible.errors import AnsibleError
+from ansible.module_utils.basic import missing_required_lib
+from ansible.plugins.lookup import LookupBase
+from ansible.utils.vars import load_extra_vars
+
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._verb_action import role_options
+
+try:
+    from gpuyard import options
+except ImportError as error:
+    GPUYARD_IMPORT_ERROR = error
+else:
+    GPUYARD_IMPORT_ERROR = None
+
+
+class LookupModule(LookupBase):
+    """The lookup gpuyard.cloud.play_options."""
+
+    def run(self, terms, variables=None, **kwargs):
+        """Return the options."""
+        if GPUYARD_IMPORT_ERROR is not None:
+            raise AnsibleError(missing_required_lib("gpuyard")) from GPUYARD_IMPORT_ERROR
+        known = variables or {}
+        names = [name for play in self._flatten(terms) for name in options.taken_by(play)]
+        extra = load_extra_vars(self._loader)
+        names += [name for name in extra if name not in names and name in role_options()]
+        values = {name: self._templar.template(known[name]) for name in names if name in known}
+        return [{name: value for name, value in values.items() if value not in (None, "")}]
