@@ -152,9 +152,7 @@ def _hand_over(world: World, request: Follow, run: Run, left: Instance, pool: st
     now = world.run(run.name)
     if code == 0 and now.machine is not None and now.machine.place != left.place:
         return
-    saved = (
-        f"{waits}, and could not be handed over, as shown above. Everything is saved, as checkpoint {last.sequence}."
-    )
+    saved = f"{waits}, and could not be handed over, as shown above. All is saved, as checkpoint {last.sequence}."
     if [one.place for one in now.instances] == [left.place]:
         raise GpuyardError(f"{saved} {ways_out}")
     there = "; ".join(f"{machine.describe(one)}, {one.cost_now_per_hour_usd:.4f} USD an hour" for one in now.instances)
