@@ -55,9 +55,7 @@ def give_up(site: Site, failure: Failure, *, progress: Progress) -> str:
     except GpuyardError as error:
         return f"{what} {error}"
     if failure.hand_over:
-        return (
-            f"{what} The new machine is destroyed. The one that run {failure.run} was to leave bills: {again}, {end}."
-        )
+        return f"{what} The new machine is destroyed: no stage had begun on it."
     return f"{what} The machine is destroyed, as shutdown=true asks for."
 
 

@@ -374,8 +374,8 @@ def _reason(moving: Way, whole: Way) -> str:
             f"for all stages ({_name(whole.boxes[0].offers[0])}, ${dollars_text(whole.dollars.expected)})."
         )
     return (
-        f"One machine runs all stages: moving would cost ${dollars_text(moving.dollars.expected)} in all, "
-        f"of which {costs}, and so not less."
+        f"One machine runs all stages, for ${dollars_text(whole.dollars.expected)} in all: moving would "
+        f"come to ${dollars_text(moving.dollars.expected)}, of which {costs}."
     )
 
 
