@@ -71,16 +71,11 @@ options:
     type: str
     default: ""
   node:
-    description: The place in the run that the machine takes, a pool's name and a number; it is on the label.
+    description:
+      - The place in the run that the machine takes, a pool's name and a number. It is on the label.
+      - Machines of the run's other nodes are neither used nor ended.
     type: str
     default: main-0
-  behind:
-    description:
-      - Machines that the run is leaving, each as provider and id with a slash between. They are neither taken for the
-        run's machine nor ended; M(gpuyard.cloud.run_end) ends them.
-    type: list
-    elements: str
-    default: []
   ssh_key:
     description:
       - The path of the private SSH key with which the machine is reached.
@@ -203,7 +198,6 @@ ARGUMENT_SPEC = (
         "offers": {"type": "list", "elements": "dict"},
         "image": {"type": "str", "default": ""},
         "node": {"type": "str", "default": "main-0"},
-        "behind": {"type": "list", "elements": "str", "default": []},
         "ssh_key": {"type": "path", "no_log": False},
         "replace_preempted": {"type": "bool", "default": False},
         "wait": {"type": "bool", "default": True},
@@ -252,7 +246,6 @@ def run(call):
         key=key,
         image=call.params["image"],
         node=call.params["node"],
-        behind=call.params["behind"],
         planned=bool(call.params["offers"]),
         replace_preempted=call.params["replace_preempted"],
         wait=call.params["wait"],

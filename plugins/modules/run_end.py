@@ -40,6 +40,11 @@ options:
   run:
     description: The name of the run. Without it the task fails, and lists the runs that have machines.
     type: str
+  node:
+    description:
+      - The one node of the run to end, C(<pool>-<number>). The run goes on without it, and the bucket is not told of an
+        end. By default, all of them.
+    type: str
   lose:
     description:
       - Destroy the machines whatever is lost with them. Their stages are asked to end first, but a machine that does
@@ -59,13 +64,6 @@ options:
       - With V(left), a machine goes only when its stages wait for a machine of another pool, or none has begun on it.
     type: str
     choices: [ended, not-begun, left]
-  machines:
-    description:
-      - Only these machines of the run, each as provider and id with a slash between. The run goes on without them, and
-        the bucket is not told of an end. By default every machine.
-    type: list
-    elements: str
-    default: []
   since:
     description:
       - With O(only=ended), the number of the newest checkpoint before the launch that has followed the run, as
@@ -127,10 +125,10 @@ ARGUMENT_SPEC = (
     | BUCKET_OPTIONS
     | {
         "run": {"type": "str"},
+        "node": {"type": "str"},
         "lose": {"type": "bool", "default": False},
         "wait_s": {"type": "float"},
         "only": {"type": "str", "choices": ["ended", "not-begun", "left"]},
-        "machines": {"type": "list", "elements": "str", "default": []},
         "since": {"type": "int", "default": 0},
         "ssh_key": {"type": "path", "no_log": False},
     }
@@ -145,11 +143,11 @@ def run(call):
 
     order = ending.Order(
         run=call.option("run") or "",
+        node=call.option("node"),
         lose=bool(call.params["lose"]),
         wait_s=call.option("wait_s"),
         only=call.option("only") or "",
         since=call.params["since"],
-        machines=call.params["machines"],
     )
     # Mistakes come first: not even a question may be on its way when one is found.
     order.check()

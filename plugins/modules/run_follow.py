@@ -128,14 +128,14 @@ CONDITIONS = {}
 
 def run(call):
     """Follow the run."""
-    from gpuyard.api import follow, launch
+    from gpuyard.api import closing, follow
     from gpuyard.api.site import Site
 
     name, shutdown = call.params["run"], call.params["shutdown"]
     if call.check_mode or call.params["hand_over"]:
         return {}
     if not (call.params["follow"] or shutdown):
-        lines = launch.left_alone(name, call.params["state"], call.params["price_per_hour_usd"])
+        lines = closing.left_alone(name, call.params["state"], call.params["price_per_hour_usd"])
         return {"text": "\n".join(lines)}
     site = Site(
         bucket=call.params["bucket"],

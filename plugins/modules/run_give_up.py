@@ -37,8 +37,8 @@ options:
     description: The name of the task that has failed.
     type: str
     required: true
-  machine:
-    description: The machine, as provider and id with a slash between.
+  node:
+    description: The node of the run whose machine it is about, C(<pool>-<number>).
     type: str
     required: true
   rented:
@@ -65,7 +65,7 @@ EXAMPLES = r"""
   gpuyard.cloud.run_give_up:
     run: miniprover-0
     task: "{{ ansible_failed_task.name }}"
-    machine: vast/1234567
+    node: main-0
     rented: true
     shutdown: true
 """
@@ -86,7 +86,7 @@ ARGUMENT_SPEC = (
     | {
         "run": {"type": "str", "required": True},
         "task": {"type": "str", "required": True},
-        "machine": {"type": "str", "required": True},
+        "node": {"type": "str", "required": True},
         "rented": {"type": "bool", "default": False},
         "shutdown": {"type": "bool", "default": False},
         "hand_over": {"type": "bool", "default": False},
@@ -98,7 +98,7 @@ CONDITIONS = {}
 
 def run(call):
     """Give back what nobody waits for, and fail."""
-    from gpuyard.api import launch
+    from gpuyard.api import closing
     from gpuyard.api.site import Site
     from gpuyard.errors import GpuyardError
 
@@ -106,11 +106,11 @@ def run(call):
         bucket=call.params["bucket"],
         **{name: call.option(name) for name in ("provider", "sandbox", "sandbox_state", "bucket_endpoint", "ssh_key")},
     )
-    failure = launch.Failure(
+    failure = closing.Failure(
         rented=call.params["rented"] and not call.check_mode,
-        **{name: call.params[name] for name in ("run", "task", "machine", "shutdown", "hand_over")},
+        **{name: call.params[name] for name in ("run", "task", "node", "shutdown", "hand_over")},
     )
-    raise GpuyardError(launch.give_up(site, failure, progress=call.progress))
+    raise GpuyardError(closing.give_up(site, failure, progress=call.progress))
 
 
 def main():

@@ -182,7 +182,7 @@ plan:
       type: list
       elements: str
     behind:
-      description: The machines that the run leaves, each as provider and id with a slash between.
+      description: The nodes whose machines the run leaves.
       type: list
       elements: str
     by_pools:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gpuyard import play_process
-from gpuyard.api import launch
+from gpuyard.api import closing
 from gpuyard.api.site import Site
 from gpuyard.box import checkpoints
 from gpuyard.errors import CheckpointError, GpuyardError, UsageError
@@ -216,4 +216,4 @@ class Real:
 
     def end(self, order: ending.Order) -> ending.Ending:
         """End machines; those of all clouds are asked, whatever the launch was limited to."""
-        return launch.end_machines(dataclasses.replace(self.site, provider=None), order, progress=self.progress)
+        return closing.end_machines(dataclasses.replace(self.site, provider=None), order, progress=self.progress)

@@ -81,7 +81,7 @@ class Plan:
             "checkpoint": self.checkpoint,
             "node": self.node,
             "turn_pools": list(self.turn_pools),
-            "behind": ["/".join(one.place) for one in self.behind],
+            "behind": sorted({one.ref.node for one in self.behind if one.ref}),
             "by_pools": self.by_pools.to_dict() if self.by_pools else {},
             "instance": records.instance_to_dict(self.run.machine) if self.run.machine else {},
         }

@@ -7,7 +7,7 @@ The one place that decides whether a machine may be destroyed because its run is
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -48,16 +48,15 @@ class Order:
     the running stage's own grace time and publishing need. ``only`` limits what is destroyed: to a machine whose run
     has ``ended`` (and nothing is stopped), to one on which it has ``not-begun``, or to one on which no stage runs any
     more since the run goes on elsewhere (``left``). ``since`` is the number of the newest checkpoint before the launch
-    that has followed the run: a later one holds its work. With ``machines``, each ``<provider>/<id>``, only those end,
-    and the run goes on.
+    that has followed the run: a later one holds its work. With ``node`` only that node of the run is ended.
     """
 
     run: str
+    node: str | None = None
     lose: bool = False
     wait_s: float | None = None
     only: Literal["", "ended", "not-begun", "left"] = ""
     since: int = 0
-    machines: Collection[str] = ()
 
     def check(self) -> None:
         """Raise :class:`UsageError` for an option that cannot work. A run that is not named is told of later."""
@@ -168,8 +167,8 @@ def end(
                 rent.await_noted(providers, order.run, notes, progress=tell, clock=pace.Clock())
     seen = survey.take(providers)
     ours = survey.owned(seen.answered())
-    of_run = [one for one in ours if one.ref and one.ref.run == order.run]
-    held = [one for one in of_run if not order.machines or "/".join(one.place) in order.machines]
+    of_run = survey.owned(ours, order.run)
+    held = survey.owned(ours, order.run, order.node)
     others = sorted({one.ref.run for one in ours if one.ref} - {order.run})
     if not order.run:
         raise UsageError(
@@ -207,11 +206,11 @@ def end(
             raise LeakError(f"{trouble} {again}", provider=next(iter(seen.errors)))
         raise LeakError(trouble, provider=leak.provider) if leak else NotSavedError(trouble)
     # A machine whose end could not be confirmed the last time may be gone now, with nothing left to destroy.
-    if not order.machines:
+    if order.node is None:
         with suppress(OSError):
             ssh.forget_run(order.run, providers)
     cancelled, text = False, list[str]()
-    if not order.machines and (not order.only or (order.only == "ended" and gone)):
+    if order.node is None and (not order.only or (order.only == "ended" and gone)):
         cancelled, text = _cancel(judge, order, destroyed=bool(gone))
     return Ending(words, [], [f"destroy {name}" for name in gone], text=text, cancelled=cancelled)
 

@@ -6,7 +6,7 @@ says what it would do, down to the writing API calls, and does none of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -52,7 +52,6 @@ class Order:
     planned: bool = False  # whoever chose the offers has seen that the run has no machine
     replace_preempted: bool = False
     node: str = FIRST_NODE
-    behind: Collection[str] = ()  # "<provider>/<id>" of machines that the run leaves: neither used nor ended
     wait: bool = True
     timeout_s: float = 900.0
     everywhere: Sequence[Provider] = ()  # every cloud that is configured, those asked for or not
@@ -81,8 +80,8 @@ def present(
     if check:
         return _present(providers, order, check=True, progress=progress)
     with locks.exclusive(order.run, progress) as waited:
-        found = survey.find(providers, order.run) if waited and order.planned else []
-        if current := _current(order.run, [one for one in found if not _left(one, order)]):
+        found = survey.find(providers, order.run, order.node) if waited and order.planned else []
+        if current := _current(order.run, found):
             raise UsageError(
                 f"Another command has just rented {describe(current)} for run {order.run}, and brings it into shape. "
                 f"`ansible-playbook logs.yml -e run={order.run}` shows what it does; for a machine beside it, name "
@@ -115,7 +114,7 @@ def _present(providers: Sequence[Provider], order: Order, *, check: bool, progre
         ssh_public_key=order.key.public_text,
         disk_gb=order.disk_gb,
         image=order.image,
-        known_ids=frozenset([*(instance.id for instance in held), *(one.partition("/")[2] for one in order.behind)]),
+        known_ids=frozenset(instance.id for instance in held),
     )
     offers = list(order.offers())
     if not offers:
@@ -125,7 +124,7 @@ def _present(providers: Sequence[Provider], order: Order, *, check: bool, progre
         return _plan(providers, held, offers, spec)
     actions = [f"destroy {describe(instance)}" for instance in held]
     destroy.destroy_all(providers, held, ledger=order.ledger, progress=progress)
-    if not order.behind:  # else whoever ends those does it
+    if order.node == FIRST_NODE:  # else the run may have a machine that it is leaving
         order.ledger.gone(order.run, [], [provider.name for provider in providers])
     instance = _new(providers, offers, spec, order, progress)
     actions.append(f"rent {describe(instance)}")
@@ -141,7 +140,7 @@ def _held(providers: Sequence[Provider], order: Order, progress: Progress | None
             raise error
         if progress:
             progress(f"{name} was not asked for and does not answer, so a machine there would be overlooked: {error}")
-    everything = [one for one in survey.owned(seen.instances, order.run) if not _left(one, order)]
+    everything = survey.owned(seen.instances, order.run, order.node)
     current = _current(order.run, everything)
     if current and current.provider not in asked:
         raise UsageError(
@@ -149,10 +148,6 @@ def _held(providers: Sequence[Provider], order: Order, progress: Progress | None
             f"out provider={asked[0]}, name another run, or tear this one down."
         )
     return [one for one in everything if one.provider in asked]
-
-
-def _left(instance: Instance, order: Order) -> bool:
-    return "/".join(instance.place) in order.behind
 
 
 def _noted(providers: Sequence[Provider], order: Order, progress: Progress | None) -> bool:
@@ -221,7 +216,7 @@ def started(
     providers: Sequence[Provider], order: Order, *, check: bool = False, progress: Progress | None = None
 ) -> Outcome:
     """Start the run's machine when it is stopped; raises :class:`UsageError` when the run has none."""
-    held = [one for one in survey.find(providers, order.run) if not _left(one, order)]
+    held = survey.find(providers, order.run, order.node)
     current = _must(order.run, held)
     if current.state is not State.STOPPED:
         instance = current if check else _usable(providers, current, order, progress)

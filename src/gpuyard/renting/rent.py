@@ -19,7 +19,7 @@ from gpuyard.errors import (
     ProviderError,
     UsageError,
 )
-from gpuyard.formats.label import RunRef
+from gpuyard.formats.label import FIRST_NODE, RunRef
 from gpuyard.market import describe
 from gpuyard.pace import Clock
 from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider, State
@@ -49,7 +49,7 @@ def rent(
     :meth:`Provider.create` raises.
     """
     tell = progress or _silent
-    existing = [one for one in survey.find(providers, spec.ref.run) if one.id not in spec.known_ids]
+    existing = survey.find(providers, spec.ref.run, spec.ref.node)
     live = [instance for instance in existing if instance.state in _LIVE]
     if len(live) > 1:
         names = ", ".join(_name(instance) for instance in live)
@@ -106,7 +106,7 @@ def _first_to_be_had(
         # Ids of a sandbox that is gone may come again, and a pin of theirs would make this machine a stranger.
         with suppress(OSError):
             ssh.forget_host_key(instance)
-            if not spec.known_ids:  # a machine that the run leaves has yet to say that all is saved
+            if spec.ref.node == FIRST_NODE:  # else a machine that the run leaves has yet to say that all is saved
                 ssh.forget_run(spec.ref.run, providers)
         tell(
             f"Rented {_name(instance)} for run {spec.ref.run}; it bills until `ansible-playbook teardown.yml "

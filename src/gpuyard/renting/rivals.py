@@ -37,7 +37,7 @@ def settle(
     seen = survey.take(clouds)
     for name, error in seen.errors.items():
         tell(f"{name} does not answer now, so a second machine of run {run} there would be overlooked: {error}")
-    held = survey.owned(seen.instances, run)
+    held = survey.owned(seen.instances, run, mine.ref.node)
     rivals = [one for one in held if one.place != mine.place and one.id not in known_ids and not one.idle]
     if not rivals:
         # Both commands say so, also the one that has never seen the other machine.

@@ -57,14 +57,14 @@ def take(providers: Sequence[Provider]) -> Survey:
     return found
 
 
-def find(providers: Sequence[Provider], run: str | None = None) -> list[Instance]:
-    """Return the instances of ``run`` in all clouds, or of all runs of gpuyard when none is named.
+def find(providers: Sequence[Provider], run: str | None = None, node: str | None = None) -> list[Instance]:
+    """Return the instances of ``run`` (of one ``node`` of it) in all clouds, or of all runs of gpuyard.
 
     One cloud that cannot be asked raises its error: without it nobody can say what a run has.
     """
-    return owned(take(providers).complete(), run)
+    return owned(take(providers).complete(), run, node)
 
 
-def owned(instances: Iterable[Instance], run: str | None = None) -> list[Instance]:
-    """Return those of ``instances`` that belong to ``run``, or to any run when none is named."""
-    return [one for one in instances if one.ref is not None and run in (None, one.ref.run)]
+def owned(instances: Iterable[Instance], run: str | None = None, node: str | None = None) -> list[Instance]:
+    """Return those of ``instances`` that belong to ``run``, or to any run; with ``node`` only that node's."""
+    return [one for one in instances if one.ref and run in (None, one.ref.run) and node in (None, one.ref.node)]

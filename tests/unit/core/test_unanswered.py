@@ -243,7 +243,7 @@ def test_the_machine_that_a_run_leaves_answers_no_request_for_the_next_one(
     told: list[str] = []
     left = row(1, label="gpuyard/miniprover-0/miniprover/train-0")
     new = row(2, label="gpuyard/miniprover-0/miniprover/search-0")
-    asked = order(store, fake_time, told, node="search-0", behind=["vast/1"])
+    asked = order(store, fake_time, told, node="search-0")
     asked.notes.write(RunRef("miniprover-0", "miniprover", "search-0"), "vast")
     began = fake_time.now
 

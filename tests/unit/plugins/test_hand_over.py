@@ -15,7 +15,7 @@ from ansible.template import Templar, trust_as_template
 from ansible_collections.gpuyard.cloud.plugins.lookup import play_options
 
 from gpuyard import ssh
-from gpuyard.api import follow, launch
+from gpuyard.api import closing, follow
 from gpuyard.box import checkpoints
 from gpuyard.box.checkpoints import LocalStore
 from gpuyard.formats.label import RunRef
@@ -107,10 +107,10 @@ def test_the_machine_that_waits_is_left_and_the_next_one_rented_beside_it(
     world.vast.held["1"] = box("vast", "1", "train-0")
     for mode, followed in (("launch", True), ("resume", True), ("launch", False)):
         made, text = plan(verb, options, mode=mode, follow=followed)
-        assert (made["node"], made["behind"], made["instance"]) == ("search-0", ["vast/1"], {})
+        assert (made["node"], made["behind"], made["instance"]) == ("search-0", ["train-0"], {})
         assert [one["id"] for one in made["offers"]] == ["cheap"]
         assert "The run leaves vast 1, RTX 4090 in Sweden, SE, running, which ends when the other machine" in text
-    rent = {name: made[name] for name in ("run", "offers", "node", "behind", "provider")}
+    rent = {name: made[name] for name in ("run", "offers", "node", "provider")}
     rented = verb("instance", workload="turns", wait=False, bucket=options["bucket"], **rent)
     assert rented["rented"] and rented["actions"] == ["rent vultr 9cheap, RTX 4090 in Sweden, SE, running"], rented
     assert [one.ref.node for one in world.vultr.held.values() if one.ref] == ["search-0"]
@@ -121,7 +121,7 @@ def test_the_machine_that_waits_is_left_and_the_next_one_rented_beside_it(
     # And the plan goes on with it.
     made, text = plan(verb, options)
     assert (made["instance"]["id"], made["node"], made["turn_pools"]) == ("9cheap", "search-0", ["search"])
-    assert made["behind"] == ["vast/1"] and "nothing has to be rented" in text
+    assert made["behind"] == ["train-0"] and "nothing has to be rented" in text
 
 
 def test_a_machine_that_has_not_saved_its_end_is_gone_on_with(
@@ -166,8 +166,8 @@ def states(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return said
 
 
-def end(verb: Verb, options: dict[str, Any], *machines: str) -> dict[str, Any]:
-    return verb("run_end", run="turns-0", only="left", machines=list(machines), bucket=options["bucket"])
+def end(verb: Verb, options: dict[str, Any]) -> dict[str, Any]:
+    return verb("run_end", run="turns-0", only="left", node="train-0", bucket=options["bucket"])
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_only_a_machine_whose_stages_wait_ends_and_its_run_goes_on(
     store = waits(tmp_path)
     world.vast.held["1"], world.vultr.held["2"] = box("vast", "1", "train-0"), box("vultr", "2", "search-0")
     states.update({"1": state})
-    result = end(verb, options, "vast/1")
+    result = end(verb, options)
     assert (list(world.vast.held), list(world.vultr.held)) == ([] if goes else ["1"], ["2"])
     assert bool(result.get("failed")) is not goes
     (record,) = checkpoints.list_runs(store)
@@ -201,7 +201,7 @@ def test_one_that_does_not_answer_ends_when_its_last_words_are_in_the_bucket(
     waits(tmp_path, outcome=outcome)
     world.vast.held["1"] = box("vast", "1", "train-0")
     states["1"] = "unreachable"
-    result = end(verb, options, "vast/1")
+    result = end(verb, options)
     assert (list(world.vast.held), bool(result.get("failed"))) == ([] if goes else ["1"], not goes)
 
 
@@ -231,11 +231,11 @@ def test_following_hands_on_what_it_was_given(verb: Verb, monkeypatch: pytest.Mo
 
 def test_giving_up_always_fails_and_destroys_nothing_in_a_dry_run(verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
     orders: list[ending.Order] = []
-    monkeypatch.setattr(launch, "end_machines", lambda _site, order, **_: orders.append(order))
-    failed = {"run": "a-0", "task": "Start the stages", "machine": "vast/1", "rented": True, "shutdown": True}
+    monkeypatch.setattr(closing, "end_machines", lambda _site, order, **_: orders.append(order))
+    failed = {"run": "a-0", "task": "Start the stages", "node": "main-0", "rented": True, "shutdown": True}
     result = verb("run_give_up", **failed)
     assert result["failed"] and result["msg"].endswith("The machine is destroyed, as shutdown=true asks for.")
-    assert [order.machines for order in orders] == [("vast/1",)]
+    assert [order.node for order in orders] == ["main-0"]
     assert verb("run_give_up", check=True, **failed)["failed"] and len(orders) == 1
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gpuyard.api import launch
+from gpuyard.api import closing
 from gpuyard.api.site import Site
 from gpuyard.errors import NotSavedError
 from gpuyard.renting import ending
@@ -21,13 +21,13 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[ending.Order]:
         made.append(order)
         return ending.Ending([], [])
 
-    monkeypatch.setattr(launch, "end_machines", end)
+    monkeypatch.setattr(closing, "end_machines", end)
     return made
 
 
 def give_up(**changes: Any) -> str:
-    failure = launch.Failure(**{"run": "a-0", "task": "Start the stages", "machine": "vast/17", **changes})
-    return launch.give_up(Site(), failure, progress=lambda _: None)
+    failure = closing.Failure(**{"run": "a-0", "task": "Start the stages", "node": "search-0", **changes})
+    return closing.give_up(Site(), failure, progress=lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -51,14 +51,14 @@ def test_only_a_new_machine_that_nobody_waits_for_is_given_back(
     told = give_up(**changes)
     assert told.startswith('"Start the stages" failed, as shown above. ') and words in told
     # No other machine of the run, and that one only as long as nothing has begun on it.
-    assert orders == ([ending.Order("a-0", only="not-begun", machines=("vast/17",))] if ends else [])
+    assert orders == ([ending.Order("a-0", only="not-begun", node="search-0")] if ends else [])
 
 
 def test_a_machine_that_has_to_be_kept_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> ending.Ending:
         raise NotSavedError("Nothing is destroyed: The stages have begun on vast 17 (running).")
 
-    monkeypatch.setattr(launch, "end_machines", refuse)
+    monkeypatch.setattr(closing, "end_machines", refuse)
     assert give_up(rented=True, shutdown=True) == (
         '"Start the stages" failed, as shown above. Nothing is destroyed: The stages have begun on vast 17 (running).'
     )
@@ -76,7 +76,7 @@ def test_a_machine_that_has_to_be_kept_is_named(monkeypatch: pytest.MonkeyPatch)
 )
 def test_a_launch_that_nobody_follows_says_what_bills_f3(state: str, does: str) -> None:
     """F3: launch returns at once, and says where the log is and what ends the rental."""
-    first, second, third = launch.left_alone("a-0", state, 0.25)
+    first, second, third = closing.left_alone("a-0", state, 0.25)
     assert first == f"Run a-0 {does}. Its log: ansible-playbook logs.yml -e run=a-0"
     assert "0.2500 USD an hour, also when the run has ended" in second
     assert third == "ansible-playbook teardown.yml -e run=a-0"

@@ -26,13 +26,13 @@ _STATES = {
 class Failure:
     """A launch that has failed after its machine was there.
 
-    ``machine`` is ``<provider>/<id>``, ``rented`` whether this launch has rented it, ``shutdown`` whether the rental
-    was to end with the run, ``hand_over`` whether the run was to be moved to it from another machine.
+    ``node`` is the place that the machine takes, ``rented`` whether this launch has rented it, ``shutdown`` whether the
+    rental was to end with the run, ``hand_over`` whether the run was to be moved to it from another machine.
     """
 
     run: str
     task: str
-    machine: str
+    node: str
     rented: bool = False
     shutdown: bool = False
     hand_over: bool = False
@@ -49,7 +49,7 @@ def give_up(site: Site, failure: Failure, *, progress: Progress) -> str:
     end = f"`ansible-playbook teardown.yml -e run={failure.run}` ends it"
     if not (failure.rented and (failure.shutdown or failure.hand_over)):
         return f"{what} The machine is kept, and bills: {again}, {end}."
-    order = ending.Order(failure.run, only="not-begun", machines=(failure.machine,))
+    order = ending.Order(failure.run, node=failure.node, only="not-begun")
     try:
         end_machines(site, order, progress=progress)
     except GpuyardError as error:
