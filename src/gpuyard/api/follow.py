@@ -74,8 +74,8 @@ class World(Protocol):
     def last_checkpoint(self, name: str) -> Manifest | None:
         """Return the newest checkpoint that is whole; raises :class:`CheckpointError` when the bucket cannot say."""
 
-    def launch(self, options: Mapping[str, Any]) -> int:
-        """Launch with these options, and return the exit status."""
+    def launch(self, options: Mapping[str, Any]) -> None:
+        """Launch with these options. What has come of it is seen in :meth:`run`."""
 
     def end(self, order: ending.Order) -> ending.Ending:
         """End the machines of ``order``."""
@@ -148,9 +148,10 @@ def _hand_over(world: World, request: Follow, run: Run, left: Instance, pool: st
         raise GpuyardError(f"{waits}, and is not moved, since its last checkpoint is not in the bucket. {ways_out}")
     progress(f"{waits}, and checkpoint {last.sequence} is whole in the bucket: handing it over.")
     options = {name: value for name, value in request.options.items() if name not in FOR_THE_FIRST_MACHINE}
-    code = world.launch({**options, "run": run.name, "gpuyard_mode": "resume", "gpuyard_hand_over": True})
+    world.launch({**options, "run": run.name, "gpuyard_mode": "resume", "gpuyard_hand_over": True})
     now = world.run(run.name)
-    if code == 0 and now.machine is not None and now.machine.place != left.place:
+    # Another command may have moved it while this one tried to.
+    if now.machine is not None and left.place not in [one.place for one in now.instances]:
         return
     saved = f"{waits}, and could not be handed over, as shown above. All is saved, as checkpoint {last.sequence}."
     if [one.place for one in now.instances] == [left.place]:
@@ -210,9 +211,9 @@ class Real:
         store = self.site.store()
         return checkpoints.latest_whole_manifest(store, name) if store else None
 
-    def launch(self, options: Mapping[str, Any]) -> int:
+    def launch(self, options: Mapping[str, Any]) -> None:
         """Launch in a process of its own, whose output is told line by line."""
-        return self.play("launch", options, tell=self.progress)
+        self.play("launch", options, tell=self.progress)
 
     def end(self, order: ending.Order) -> ending.Ending:
         """End machines; those of all clouds are asked, whatever the launch was limited to."""

@@ -180,6 +180,9 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
             fitting, words = offers.fitting(run, workload, chosen, request, progress)
         words += [f"What is left of the lost machine goes first: {machine.describe(one)}." for one in run.leftovers]
         estimate = cost.estimate(workload, fitting[0].price_per_hour_usd)
+    if turn:
+        # What is left of a machine on another node would be overlooked: it may still bill, and come back to life.
+        behind += tuple(one for one in run.leftovers if one.ref and one.ref.node != node)
     words += [
         f"Run {other.name} has lost its machine ({machine.describe(other.leftovers[0])}), which may still bill: "
         + choose.ways_out(other)
@@ -194,6 +197,7 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         *notes,
         *words,
         *(by_pools.text() if by_pools else []),
+        *(pools.alive_text(turn_pools, followed=request.follow) if run.machine else []),
         *([] if turn_pools and by_pools else [*estimate.to_table().splitlines(), estimate.summary()]),
         *(f"The run leaves {machine.describe(one)}, which ends when the other machine is in shape." for one in behind),
     ]

@@ -172,6 +172,14 @@ def pools_of(machine: Instance, workload: Workload, *, followed: bool) -> tuple[
     return (pool,)
 
 
+def alive_text(turn_pools: Sequence[str], *, followed: bool) -> list[str]:
+    """Return what to say of a machine that the run has already, and that serves some of its pools."""
+    if not turn_pools:
+        return []
+    then = "the run moves" if followed else "it waits until somebody follows the run: -e follow=true"
+    return [f"That machine was rented for pool {turn_pools[0]}. Where another pool's stage comes next, {then}."]
+
+
 def query(
     workload: Workload,
     pools: Collection[str],

@@ -103,6 +103,9 @@ def how_it_ended(one: Run, instance: Instance, key: SshKey, state: str) -> str:
     """Return how a run ended that was followed, in words: with the stage that failed, and its last lines."""
     stages = status(instance, key, timeout_s=_PATIENT_S)
     failure = stages.get("failure")
+    if state == "waiting":
+        moves = f"`ansible-playbook launch.yml -e run={one.name} -e follow=true` moves it there"
+        return f"Run {one.name} waits for a machine of pool {stages.get('waits_for')}: {moves}."
     if state != "failed" or not isinstance(failure, Mapping):
         return f"Run {one.name} {'has failed' if state == 'failed' else f'is {state}' if state else 'is out of reach'}."
     words = f"Run {one.name} has failed{failure_text({'failure': {**failure, 'last_line': ''}})}."

@@ -51,7 +51,6 @@ class World:
         self.boxes: list[Instance] = [a_box(0, "train-0")]
         self.launches: list[Mapping[str, Any]] = []
         self.orders: list[ending.Order] = []
-        self.code = 0
         self.rents = True
         self.checkpoint: Manifest | None = Manifest("turns-0", 7, "", (), {"outcome": "waiting"})
         self.bucket: BucketError | None = None
@@ -76,11 +75,10 @@ class World:
             raise self.bucket
         return self.checkpoint
 
-    def launch(self, options: Mapping[str, Any]) -> int:
+    def launch(self, options: Mapping[str, Any]) -> None:
         self.launches.append(options)
-        if self.code == 0 and self.rents:
+        if self.rents:
             self.boxes = [a_box(len(self.launches), "search-0")]
-        return self.code
 
     def end(self, order: ending.Order) -> ending.Ending:
         self.orders.append(order)
@@ -144,7 +142,7 @@ def test_nothing_is_rented_before_the_last_checkpoint_is_in_the_bucket(what: str
 @pytest.mark.parametrize("shutdown", [False, True])
 def test_a_machine_that_cannot_be_had_leaves_the_one_that_waits(shutdown: bool) -> None:
     world = World([ends("waiting", "search")])
-    world.code = 2
+    world.rents = False
     world.kept = NotSavedError("Nothing is destroyed: Run turns-0 has not ended (waiting) on vast 0.")
     with pytest.raises(GpuyardError) as told:
         follow.follow(world, Follow("turns-0", shutdown), progress=lambda _: None)
@@ -169,9 +167,8 @@ def test_what_a_failed_hand_over_leaves_is_named() -> None:
     world = World([ends("waiting", "search")])
     world.rents, world.boxes = False, [a_box(0, "train-0")]
 
-    def launch(options: Mapping[str, Any]) -> int:
+    def launch(options: Mapping[str, Any]) -> None:
         world.boxes = []
-        return 2
 
     world.launch = launch  # type: ignore[method-assign]
     world.run = lambda name: Run(name, "turns", tuple(world.boxes))  # type: ignore[method-assign]

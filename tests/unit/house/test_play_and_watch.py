@@ -240,6 +240,11 @@ def test_how_a_followed_run_ended_is_told_with_its_last_lines(tmp_path: Path, mo
         "Run ups-0 has failed in iteration 0, train (exit code 3). Its last lines:\n    one\n    no GPU"
     )
     assert watch.how_it_ended(one, machine(), KEY, "interrupted") == "Run ups-0 is interrupted."
+    stand_in_for_ssh(tmp_path, monkeypatch, """echo '{"state": "waiting", "waits_for": "search"}'""")
+    assert watch.how_it_ended(one, machine(), KEY, "waiting") == (
+        "Run ups-0 waits for a machine of pool search: `ansible-playbook launch.yml -e run=ups-0 -e follow=true` moves "
+        "it there."
+    )
     stand_in_for_ssh(tmp_path, monkeypatch, "exit 255")
     assert watch.how_it_ended(one, machine(), KEY, "failed") == "Run ups-0 has failed."
 

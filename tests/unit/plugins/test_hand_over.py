@@ -129,8 +129,10 @@ def test_a_machine_that_has_not_saved_its_end_is_gone_on_with(
 ) -> None:
     waits(tmp_path, outcome=None)
     world.vast.held["1"] = box("vast", "1", "train-0")
-    made, _ = plan(verb, options)
+    made, text = plan(verb, options)
     assert (made["instance"]["id"], made["turn_pools"], made["behind"]) == ("1", ["train"], [])
+    assert "rented for pool train. Where another pool's stage comes next, the run moves." in text
+    assert "it waits until somebody follows the run" in plan(verb, options, follow=False)[1]
 
 
 def test_what_is_left_goes_first_when_the_waiting_machine_was_lost(
@@ -139,7 +141,8 @@ def test_what_is_left_goes_first_when_the_waiting_machine_was_lost(
     waits(tmp_path)
     world.vast.held["1"] = box("vast", "1", "train-0", state=State.PREEMPTED)
     made, text = plan(verb, options, mode="resume")
-    assert (made["node"], made["behind"], made["replace_preempted"]) == ("search-0", [], True)
+    # It is on another node than the new one, so it ends as what the run leaves.
+    assert (made["node"], made["behind"], made["replace_preempted"]) == ("search-0", ["train-0"], True)
     assert "What is left of the lost machine goes first: vast 1" in text
 
 
@@ -254,3 +257,13 @@ def test_the_options_of_a_launch_are_found_wherever_they_were_said(monkeypatch: 
     found = play_options.LookupModule(loader, Templar(loader, variables)).run(["launch"], {**given, **variables})
     # Not what is no option, nor what was left empty.
     assert found == [{"sandbox": True, "run": "a-0", "gpu_count": 2, "rust_dist_server": "x"}]
+
+
+def test_the_end_of_one_node_is_not_the_end_of_its_run(
+    world: World, verb: Verb, options: dict[str, Any], states: dict[str, str], tmp_path: Path
+) -> None:
+    store = waits(tmp_path)
+    world.vast.held["1"], world.vultr.held["2"] = box("vast", "1", "train-0"), box("vultr", "2", "search-0")
+    ended = verb("run_end", run="turns-0", node="train-0", bucket=options["bucket"])
+    assert ended["changed"] and (list(world.vast.held), list(world.vultr.held)) == ([], ["2"])
+    assert [one.outcome for one in checkpoints.list_runs(store)] == [None]
