@@ -43,7 +43,7 @@ def by_pools(
         # The offer that was named is for the machine that is rented now.
         wanted = request if turn.pool in names else dataclasses.replace(request, offer=None)
         found, words = candidates(query, run, clouds, wanted, None)
-        return pools.Box(names, found, [*words, *([why] if why else [])])
+        return pools.Box(names, found, [*words, *([why] if why else [])], query.disk_gb)
 
     if progress:
         progress(f"Asking {' and '.join(cloud.title for cloud in clouds)} for machines for each pool.")

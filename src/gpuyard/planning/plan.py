@@ -189,7 +189,7 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         for other in known
         if other.workload == workload.name and other.name != run.name and other.leftovers and not other.machine
     ]
-    disk_gb = float(request.conditions.get("disk_gb", workload.needs.disk_gb))
+    disk_gb = float(request.conditions.get("disk_gb", by_pools.first.disk_gb if by_pools else workload.needs.disk_gb))
     if not run.machine:  # one that is there may have what it needs
         notes += [*(fetched.result() if fetched else source.look(workload)), *source.older(run, workload, store)]
     text = [

@@ -47,11 +47,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box that runs the stages of ``pools``: what can be rented for it, best first, and why that is chosen."""
+    """A box that runs the stages of ``pools``: what can be rented for it, best first, with which disk, and why."""
 
     pools: tuple[str, ...]
     offers: Sequence[Offer]
     words: Sequence[str] = ()
+    disk_gb: float = 20.0
 
     @property
     def price_per_hour_usd(self) -> float:

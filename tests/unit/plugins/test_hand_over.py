@@ -28,7 +28,7 @@ WORKLOAD = """
 name: turns
 repository: {path: code}
 pools:
-  train: {needs: {gpu_ram_gb: 80}, market: on-demand}
+  train: {needs: {gpu_ram_gb: 80, disk_gb: 60}, market: on-demand}
   search: {needs: {gpu_ram_gb: 8}, market: interruptible}
 setup_hours: {expected: 0.1, worst: 0.2}
 stages:
@@ -84,7 +84,8 @@ def test_a_followed_run_begins_on_the_first_pools_machine_b2(verb: Verb, options
     """B2: the plan names the machine for each pool, and what moving costs and saves."""
     made, text = plan(verb, options)
     assert (made["node"], made["turn_pools"], made["behind"]) == ("train-0", ["train"], [])
-    assert [one["id"] for one in made["offers"]] == ["dear"]
+    assert ([one["id"] for one in made["offers"]], made["disk_gb"]) == (["dear"], 60)
+    assert plan(verb, options, disk_gb=90.0)[0]["disk_gb"] == 90
     # No one machine is on demand and interruptible at once, but an on-demand one with 80 GB will do for all.
     assert made["by_pools"]["taken"]["moves"] == 1
     assert "1 hand-over cost" in text and "in all it saves $" in text and "vultr cheap" in text
@@ -108,7 +109,7 @@ def test_the_machine_that_waits_is_left_and_the_next_one_rented_beside_it(
     for mode, followed in (("launch", True), ("resume", True), ("launch", False)):
         made, text = plan(verb, options, mode=mode, follow=followed)
         assert (made["node"], made["behind"], made["instance"]) == ("search-0", ["train-0"], {})
-        assert [one["id"] for one in made["offers"]] == ["cheap"]
+        assert ([one["id"] for one in made["offers"]], made["disk_gb"]) == (["cheap"], 20)
         assert "The run leaves vast 1, RTX 4090 in Sweden, SE, running, which ends when the other machine" in text
     rent = {name: made[name] for name in ("run", "offers", "node", "provider")}
     rented = verb("instance", workload="turns", wait=False, bucket=options["bucket"], **rent)
