@@ -90,7 +90,7 @@ def test_secrets_are_in_one_file_on_the_machine_and_nowhere_else(yard: Yard, tmp
             assert secret.encode() not in content, (name, path)
     yard.play("teardown", run="secret-0", env=token)
     # Nobody has followed it, so the last words are what it costs and how that ends.
-    last_words = said.text.partition("TASK [Say what the run does now")[2]
+    last_words = said.text.partition("TASK [Follow the run to its end")[2]
     assert "Run secret-0 is at work" in last_words and "teardown.yml -e run=secret-0" in last_words
     for name, secret in wanted.items():
         for text in yard.printed:
