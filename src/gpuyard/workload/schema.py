@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     PrivateAttr,
     field_validator,
     model_validator,
 )
 
+from gpuyard import gpus
+from gpuyard.box.stages import spec
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Market, Query
 from gpuyard.workload.values import (
     COMMIT,
     Constraint,
     Count,
+    Duration,
     Folder,
     Iterations,
     Name,
     NotNegative,
+    Override,
+    ParameterName,
     PersistentRoot,
     Positive,
     PositiveCount,
     RelativePath,
+    Resumability,
+    Scalar,
     Share,
     SomeWords,
     Switch,
@@ -39,20 +48,54 @@ from gpuyard.workload.values import (
     show,
 )
 
+MarketName = Literal["on-demand", "interruptible", "any"]
+_KINDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+# What every stage gets from the runner.
+_RESERVED = frozenset({"ITERATION", "STAGE", "RUN", "PATH", "HOME", "USER", "SHELL", "PYTHONUNBUFFERED"})
+
+
+def typed(kind: str, value: object, key: str = "value") -> int | float | str | bool:
+    """Return ``value`` as one of a parameter's ``type``. YAML takes ``1e-4`` for text, which a number is made of."""
+    if kind == "float" and not isinstance(value, bool):
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    elif (
+        (kind == "bool" and isinstance(value, bool))
+        or (kind == "int" and isinstance(value, int) and not isinstance(value, bool))
+        or (kind == "str" and isinstance(value, str) and "\0" not in value)
+    ):
+        return value
+    raise ValueError(
+        f"must have {'choices' if key == 'choices' else f'a {key}'} of type {kind}: {_KINDS[kind]}, not {show(value)}"
+    )
+
+
+def as_text(value: object) -> str:
+    """Return a parameter's value as a stage's environment has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
 
 class _Part(BaseModel):
     """A mapping of the file; a key that is not listed is a mistake."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Repository(_Part):
     """Where the code comes from: a local tree or a Git repository at a commit."""
 
-    path: RelativePath | None = None  # relative to the folder that holds workloads/
+    path: RelativePath | None = None
+    """A folder, relative to the one that holds ``workloads/``; what git ignores is left out."""
     url: Url | None = None
+    """The address of a Git repository, without user, password or token."""
     commit: Words | None = None
+    """The commit of ``url``, all 40 hexadecimal digits."""
     submodules: Switch = False
+    """Whether the submodules of ``url`` come with it."""
 
     @field_validator("commit")
     @classmethod
@@ -74,56 +117,77 @@ class Needs(_Part):
     """What the machine has to offer; see :class:`gpuyard.providers.base.Query` for the units."""
 
     gpu_count: Positive = 1.0
+    """How many GPUs; part of one (0.5) where a cloud rents out parts."""
     gpu_ram_gb: Positive | None = None
+    """The least memory of each GPU, in gigabytes."""
     gpu_names: list[SomeWords] = []
+    """The models that will do, each by its whole name: ``A100`` takes an ``A100 SXM4`` too. None: any."""
     cpu_cores: Positive | None = None
+    """The least number of CPU cores."""
     ram_gb: Positive | None = None
+    """The least main memory, in gigabytes."""
     disk_gb: Positive = 20.0
+    """The disk to rent, in gigabytes."""
     cuda: Version | None = None
+    """The least CUDA version that the driver has to support, in quotes."""
     reliability: Share | None = None
+    """The least share of time that the machine was up, from 0 to 1, where a cloud publishes it."""
     regions: list[SomeWords] = []
+    """The regions that will do, as the clouds call them. None: any."""
 
 
 class Pool(_Part):
     """A named group of nodes with the same needs and market. What it does not say is the workload's."""
 
     needs: Needs | None = None
-    market: Literal["on-demand", "interruptible", "any"] | None = None
+    """What each of its nodes has to offer, in place of the workload's ``needs``."""
+    market: MarketName | None = None
+    """The market on which its nodes are rented."""
     nodes: PositiveCount = 1
+    """How many nodes it has."""
 
 
 class Budget(_Part):
     """What it may cost."""
 
-    max_price_per_hour: Positive | None = None  # USD, all-in
+    max_price_per_hour: Positive | None = None
+    """US dollars an hour for GPU and disk; nothing dearer is rented."""
 
 
 class Environment(_Part):
     """Variables of the stages. ``required`` ones come from the controller's environment and count as secret."""
 
     required: list[Variable] = []
+    """Variables that must be set where the play runs; they reach the stages through a file of mode 0600."""
     set: dict[Variable, Words] = {}
+    """Plain values."""
 
 
 class Python(_Part):
     """The Python environment of the stages."""
 
     version: Constraint = ">=3.10"
-    requirements: RelativePath | None = None  # a file in the repository
+    """Which Python, as a condition in quotes."""
+    requirements: RelativePath | None = None
+    """A requirements file of the repository."""
 
 
 class Rust(_Part):
     """The Rust toolchain."""
 
     version: Version
-    minimum: Version | None = None  # an installed toolchain from here on is kept
+    """The toolchain to install, in quotes."""
+    minimum: Version | None = None
+    """The oldest cargo that will do, in quotes."""
 
 
 class Persist(_Part):
     """Directories of the repository that outlive it: each is a link below ``root``."""
 
     root: PersistentRoot = "/mnt/persistent"
+    """The folder of the machine in which they lie: one of its own, never the system's."""
     directories: list[Folder] = []
+    """The directories, relative to the repository."""
 
     @field_validator("directories")
     @classmethod
@@ -141,77 +205,240 @@ class Persist(_Part):
 class Checkpoints(_Part):
     """How often checkpoints are published and how many are kept."""
 
-    every_s: Positive = 300.0
-    keep_last: PositiveCount = 3
-    keep_every: Count = 0  # besides, every so-many-th is kept for ever; 0: none
+    every_s: Positive = spec.DEFAULT_EVERY_S
+    """The seconds between two checkpoints."""
+    keep_last: PositiveCount = spec.DEFAULT_RETENTION.keep_last
+    """How many of the newest are kept."""
+    keep_every: Count = spec.DEFAULT_RETENTION.keep_every
+    """Besides, every checkpoint whose number is a multiple of this is kept for ever; 0: none."""
 
 
-class Hours(_Part):
-    """GPU hours."""
+class Span(_Part):
+    """Hours: what is expected, and what it takes at worst."""
 
     expected: NotNegative
+    """The hours that it is expected to take."""
     worst: NotNegative
+    """The hours that it takes at worst."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> Hours:
+    def _ordered(self) -> Span:
         if self.worst < self.expected:
             raise ValueError("must have a worst that is not less than expected")
         return self
+
+
+class Hours(Span):
+    """The hours of one iteration of a stage, for the estimate; other ones for some GPUs where those are known."""
+
+    by_gpu: dict[SomeWords, Span] = {}
+    """The hours on some GPUs, by model (``A100``, ``H100 SXM5``); ``expected`` and ``worst`` hold for all others."""
+
+    def on(self, gpu_name: str) -> Span:
+        """Return the hours on a GPU; the most precise name that matches counts."""
+        fitting = [name for name in self.by_gpu if gpus.matches(name, gpu_name)]
+        return self.by_gpu[max(fitting, key=len)] if fitting else self
+
+
+class First(_Part):
+    """What a stage has in iteration 0 that differs from all later iterations."""
+
+    command: SomeWords | None = None
+    """The command of iteration 0, in place of the stage's."""
+    resume_command: SomeWords | None = None
+    """The command that goes on with iteration 0 after an interruption."""
+    hours: Hours | None = None
+    """The hours of iteration 0, in place of the stage's."""
+    environment: dict[Variable, Words] = {}
+    """Variables of iteration 0, besides the stage's or in place of them."""
 
 
 class Stage(_Part):
     """One named command of the iteration loop."""
 
     name: Name
+    """The stage's name."""
     command: SomeWords
+    """A shell command, run in the repository with the environment's programs on ``PATH``."""
+    run: Literal["each", "once", "first", "later"] = "each"
+    """In which iterations it runs: ``each``; ``first``, iteration 0 only; ``later``, all but 0; ``once`` in the run,
+    never again when the run goes back to an earlier stage or has more iterations."""
+    first: First | None = None
+    """What differs in iteration 0."""
     resume_command: SomeWords | None = None
-    resume_if: RelativePath | None = None  # a path or pattern below persist.root
-    resumable: Switch = False
-    grace_s: Positive = 30.0
+    """The command that goes on after an interruption. Default: ``command``."""
+    resume_if: RelativePath | None = None
+    """A path or pattern below ``persist.root``; ``resume_command`` runs only where something matches."""
+    resumable: Resumability = "no"
+    """Whether it goes on after an interruption: ``yes`` (or true), ``partial`` (from its own last save, so that some
+    work is done twice) or ``no`` (or false; it begins again)."""
+    grace_s: Positive = spec.DEFAULT_GRACE_S
+    """The seconds that it has to save its work when it is told to stop."""
+    timeout: Duration | None = None
+    """The time after which it is ended and counts as failed: seconds, or a text such as ``2h``."""
+    silent: Duration | None = None
+    """The time without any output after which it is ended and counts as failed: seconds, or a text such as ``15m``."""
     retries: Count = 0
-    hours: Hours | None = None  # per iteration
-    pool: Name = "main"  # on whose nodes it runs
-    # The market whose machines it may run on; unset: the workload's. A long stage that cannot resume says on-demand.
-    market: Literal["on-demand", "interruptible", "any"] | None = None
+    """Further attempts when it fails."""
+    hours: Hours | None = None
+    """The hours of one iteration, for the estimate."""
+    environment: dict[Variable, Words] = {}
+    """Variables of this stage, besides the workload's or in place of them."""
+    overrides: Switch = False
+    """Whether the run's overrides (``training.batch_size=4``) are appended to its commands."""
+    pool: Name = "main"
+    """The pool on whose nodes it runs."""
+    market: MarketName | None = None
+    """The market whose machines it may run on, when it is not the workload's."""
 
     @model_validator(mode="after")
     def _resume(self) -> Stage:
-        if self.resume_command is not None and not self.resumable:
+        first = self.first or First()
+        if self.resumable == "no" and (self.resume_command is not None or first.resume_command is not None):
             raise ValueError("has a resume_command but resumable is not true")
         if self.resume_if is not None and self.resume_command is None:
             raise ValueError("has a resume_if but no resume_command")
+        if self.resume_command is not None and first.command is not None and first.resume_command is None:
+            raise ValueError("has a first.command and a resume_command, so it needs a first.resume_command as well")
+        if self.first and self.run in ("first", "once", "later"):
+            raise ValueError(f"has first, but with run: {self.run} no iteration differs from the others")
         return self
+
+    def hours_in(self, iteration: int, gpu_name: str = "") -> Span | None:
+        """Return the hours that an iteration takes on a GPU, ``None`` where the workload does not say."""
+        first = self.first.hours if self.first and iteration == 0 else None
+        said = first or self.hours
+        return said.on(gpu_name) if said else None
+
+    def times(self, iterations: int) -> int:
+        """Return how often it runs in a run of so many iterations."""
+        return {"each": iterations, "later": iterations - 1}.get(self.run, 1)
+
+
+class Parameter(_Part):
+    """A named value that is chosen for each run: with ``-e overrides=NAME=VALUE``, or by a profile.
+
+    Stages have it as an environment variable of the same name in capitals. A bare value stands for its ``default``.
+    """
+
+    type: Literal["int", "float", "str", "bool"]
+    """What kind of value it is. Default: that of ``default``."""
+    default: Scalar | None = None
+    """The value when nothing else is chosen. A parameter without one has to be set."""
+    value: Scalar | None = None
+    """The chosen value; a profile says it here."""
+    choices: list[Scalar] | None = None
+    """The values that will do."""
+    minimum: Scalar | None = None
+    """The least value of a number."""
+    maximum: Scalar | None = None
+    """The largest value of a number."""
+    description: Words = ""
+    """What it means, in one line."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, given: Any) -> Any:
+        """Give a bare value its mapping and its type, and every value the type."""
+        if isinstance(given, bool | int | float | str):
+            given = {"default": given}
+        if not isinstance(given, dict):
+            return given
+        values = dict(given)
+        if "type" not in values and (known := values.get("default")) is not None:
+            values["type"] = type(known).__name__
+        kind = values.get("type")
+        if kind not in _KINDS:
+            return values
+        for key in ("default", "value", "minimum", "maximum"):
+            if values.get(key) is not None:
+                values[key] = typed(kind, values[key], key)
+        if isinstance(values.get("choices"), list):
+            values["choices"] = [typed(kind, choice, "choices") for choice in values["choices"]]
+        return values
+
+    @model_validator(mode="after")
+    def _within(self) -> Parameter:
+        limits = (self.minimum, self.maximum)
+        if self.type not in ("int", "float") and limits != (None, None):
+            raise ValueError(f"has a minimum or maximum, which a parameter of type {self.type} cannot have")
+        for key, value in (("default", self.default), ("value", self.value)):
+            if value is None:
+                continue
+            if self.choices is not None and value not in self.choices:
+                raise ValueError(f"must have a {key} among {', '.join(map(as_text, self.choices))}, not {show(value)}")
+            low = isinstance(self.minimum, int | float) and isinstance(value, int | float) and value < self.minimum
+            high = isinstance(self.maximum, int | float) and isinstance(value, int | float) and value > self.maximum
+            if low or high:
+                bound = f"of at least {self.minimum}" if low else f"of at most {self.maximum}"
+                raise ValueError(f"must have a {key} {bound}, not {show(value)}")
+        return self
+
+    @property
+    def current(self) -> int | float | str | bool | None:
+        """The value that the stages get."""
+        return self.default if self.value is None else self.value
 
 
 class Window(_Part):
     """A tmux window beside the iteration's own."""
 
     name: Name
+    """The window's name."""
     command: SomeWords
+    """What runs in it."""
 
 
 class Workload(_Part):
     """A whole workload file, checked."""
 
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    """The version of this format. A file without it is of version 1."""
     name: Name
+    """1 to 40 lower-case letters, digits and dashes; runs are called ``NAME-0``, ``NAME-1``, and so on."""
     description: Words = ""
+    """What it is, in one line."""
     repository: Repository
+    """Where the code comes from."""
     needs: Needs = Needs()
-    market: Literal["on-demand", "interruptible", "any"] = "any"
-    pools: dict[Name, Pool] = {}  # none: one pool, main, of one node
+    """What the machine has to offer."""
+    market: MarketName = "any"
+    """Where to rent: ``on-demand``, ``interruptible`` (cheaper, and taken away at any time) or ``any``."""
+    pools: dict[Name, Pool] = {}
+    """Named groups of nodes. None: one pool, ``main``, of one node."""
     budget: Budget = Budget()
+    """What it may cost."""
     image: Words = ""
+    """A container image, at clouds that boot images. Empty: the cloud's own."""
     environment: Environment = Environment()
+    """Variables of the stages."""
     packages: list[SomeWords] = []
+    """Debian or Ubuntu packages to install."""
     python: Python | None = None
+    """A virtual environment for the stages. None: no such environment."""
     rust: Rust | None = None
+    """A Rust toolchain, by rustup. None: no toolchain."""
     build: list[SomeWords] = []
+    """Shell commands, run in the repository once for each state of it."""
     persist: Persist = Persist()
+    """What of the repository's folders lives on the volume and in checkpoints."""
     checkpoints: Checkpoints = Checkpoints()
-    iterations: Iterations = 1
-    setup_hours: Hours = Hours(expected=0.1, worst=0.5)  # from rent to the first stage, for the estimate
+    """How often checkpoints are published, and which are kept."""
+    iterations: Iterations = spec.DEFAULT_ITERATIONS
+    """How often the stages run, from iteration 0 on."""
+    setup_hours: Span = Span(expected=0.1, worst=0.5)
+    """The hours from renting to the first stage, for the estimate."""
     stages: list[Stage]
-    windows: list[Window] = []  # none: the stage runner's own (GPU, log tail, disk)
+    """What runs, in this order, in each iteration."""
+    windows: list[Window] = []
+    """tmux windows after the first. None: the GPU, the newest log, and the disk."""
+    parameters: dict[ParameterName, Parameter] = {}
+    """Named values that are chosen for each run, which the stages have as environment variables in capitals."""
+    profiles: dict[Name, dict[str, Any]] = {}
+    """Overlays on this file, by name (``-e profile=small``): mappings are merged, stages by their name, and all else
+    replaces what is here."""
+    overrides: list[Override] = []
+    """What is appended to the commands of the stages with ``overrides: true``, such as ``training.batch_size=4``."""
 
     _source: Path = PrivateAttr(default=Path())
 
@@ -228,6 +455,18 @@ class Workload(_Part):
             if stage.pool not in self.pools and (self.pools or stage.pool != "main"):
                 known = ", ".join(self.pools) or "none"
                 raise ValueError(f"has no pool {stage.pool!r}, which stage {stage.name} names; its pools are: {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _apart(self) -> Workload:
+        taken = _RESERVED | self.environment.set.keys() | set(self.environment.required)
+        for name in self.parameters:
+            if name.upper() in taken or name.startswith("gpuyard_"):
+                raise ValueError(
+                    f"has the parameter {name}, and its variable {name.upper()} is also set elsewhere; rename it"
+                )
+        if self.overrides and not any(stage.overrides for stage in self.stages):
+            raise ValueError(f"has overrides ({self.overrides[0]}, …), and no stage takes them with overrides: true")
         return self
 
     @field_validator("windows")
@@ -302,7 +541,9 @@ class Workload(_Part):
         """
         through = Counter(stage for iteration, stage in set(done) if 0 <= iteration < self.iterations)
         left = {
-            stage.name: stage.market or self.market for stage in self.stages if through[stage.name] < self.iterations
+            stage.name: stage.market or self.market
+            for stage in self.stages
+            if through[stage.name] < stage.times(self.iterations)
         }
         for wanted in ("on-demand", "interruptible"):
             names = [name for name, market in left.items() if market == wanted]
@@ -325,16 +566,33 @@ class Workload(_Part):
                 "Nothing was rented."
             )
 
+    @property
+    def order(self) -> list[tuple[int, str]]:
+        """Every stage of every iteration, in the order in which they run, as the machine has it."""
+        return spec.order_of(self.stages, self.iterations)
+
     def to_box(self) -> dict[str, object]:
-        """Return what the box gets to know, as JSON-able values. It holds no secret and no path of the controller."""
-        return self.model_dump(
-            mode="json",
-            exclude={
-                **dict.fromkeys(("needs", "market", "pools", "budget", "setup_hours", "image", "description"), True),
-                # Prices and estimates stay here: changing one must not make a box look different from its workload.
-                "stages": {"__all__": {"hours", "market"}},
-            },
+        """Return what the box gets to know, as JSON-able values: what is listed here, with everything written out.
+
+        It holds no secret and no path of the controller. Prices and estimates stay here: changing one must not make a
+        box look different from its workload.
+        """
+        box = self.model_dump(
+            mode="json", include={**dict.fromkeys(_TO_BOX, True), "stages": {"__all__": _STAGE_TO_BOX}}
         )
+        return box | {"parameters": {name.upper(): as_text(entry.current) for name, entry in self.parameters.items()}}
+
+
+# An allow-list, so that a key that is added stays on the controller until somebody says that the box needs it.
+_TO_BOX = (
+    *("name", "repository", "environment", "packages", "python", "rust", "build", "persist", "checkpoints"),
+    *("iterations", "windows", "overrides"),
+)
+_STAGE_TO_BOX: Any = {
+    **dict.fromkeys(("name", "command", "resume_command", "resume_if", "resumable", "run", "pool"), True),
+    **dict.fromkeys(("grace_s", "timeout", "silent", "retries", "environment", "overrides"), True),
+    "first": {"command", "resume_command", "environment"},
+}
 
 
 def _twice(names: Iterable[str]) -> list[str]:

@@ -81,9 +81,15 @@ def test_the_box_learns_what_it_needs_and_nothing_else() -> None:
             "command": "a",
             "resume_command": "b",
             "resume_if": "models/step-*.pt",
-            "resumable": True,
+            "resumable": "yes",
+            "run": "each",
+            "first": None,
             "grace_s": 30.0,
+            "timeout": None,
+            "silent": None,
             "retries": 1,
+            "environment": {},
+            "overrides": False,
             "pool": "main",
         }
     ]
@@ -214,10 +220,10 @@ def test_every_kind_of_wrong_value_has_its_sentence(extra: str, said: str) -> No
 
 
 def test_stages_are_checked_as_the_contract_shows() -> None:
-    content = LEAST + "    grace_s: soon\n    resumable: 'yes'\n    retries: -1\n    hours: {expected: 1}\n"
+    content = LEAST + "    grace_s: soon\n    resumable: maybe\n    retries: -1\n    hours: {expected: 1}\n"
     assert mistakes(content) == [
         "w.yml:6: stages[0].grace_s: must be a positive number, not 'soon'",
-        "w.yml:7: stages[0].resumable: must be true or false, not 'yes'",
+        "w.yml:7: stages[0].resumable: must be true or false, or one of yes, partial and no, not 'maybe'",
         "w.yml:8: stages[0].retries: must be a whole number that is not negative, not -1",
         "w.yml:9: stages[0].hours.worst: is missing",
     ]
