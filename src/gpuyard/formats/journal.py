@@ -10,7 +10,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -145,6 +145,8 @@ class Attempts:
     ended: str | None = None
     seconds: float | None = None
     exit_code: int | None = None
+    reason: str | None = None
+    """Why it was ended, where it did not end by itself."""
     token: str | None = None
     began_ns: int | None = None
     """When its first attempt began, in nanoseconds since 1970."""
@@ -217,15 +219,16 @@ def fold(events: Iterable[Event], order: Sequence[Position]) -> Progress:
             entry.attempts += 1
             entry.began_ns = entry.began_ns or _began_ns(event)
             entry.started, entry.token = event.get("time"), event.get("token")
-            entry.ended = entry.seconds = entry.outcome = entry.exit_code = None
+            entry.ended = entry.seconds = entry.outcome = entry.exit_code = entry.reason = None
         elif kind == "stage-end":
             entry = progress.stages.setdefault(place, Attempts(*place))
             entry.outcome, entry.ended = event.get("outcome"), event.get("time")
             entry.seconds, entry.exit_code = event.get("seconds"), event.get("exit_code")
+            entry.reason = event.get("reason")
             progress.running = None
             progress.failed = place if entry.outcome == "failed" else None
         elif kind == "rewind":
-            _rewind(progress, place, only=bool(event.get("only")))
+            _rewind(progress, place, only=bool(event.get("only")), keeps=event.get("keeps") or ())
         elif kind == "published":
             progress.last_published = {name: value for name, value in event.items() if name != "event"}
     return progress
@@ -242,12 +245,17 @@ def _began_ns(event: Event) -> int | None:
     return (int(second.timestamp()) + 1) * 1_000_000_000
 
 
-def _rewind(progress: Progress, place: Position, *, only: bool) -> None:
-    """Forget that the stage at ``place`` is done (with all after it, and pass over all before it, unless ``only``)."""
+def _rewind(progress: Progress, place: Position, *, only: bool, keeps: Collection[str]) -> None:
+    """Forget that the stage at ``place`` is done (with all after it, and pass over all before it, unless ``only``).
+
+    The stages of ``keeps``, which run once in a run, stay as they are: done, or still to run.
+    """
     if place not in progress.order:
         return
     here = list(progress.order).index(place)
     for number, other in enumerate(progress.order):
+        if number != here and other[1] in keeps:
+            continue
         if number == here or (number > here and not only):
             progress.stages.pop(other, None)
         elif number < here and not only and progress.at(other).outcome != "done":

@@ -159,7 +159,7 @@ def test_a_secret_file_that_others_can_read_is_closed(run_module: Any, options: 
         ({"secrets": {"A-B": "x"}}, "secrets: 'A-B' cannot be the name of an environment variable."),
         ({"python": "/nowhere/python"}, "the role gpuyard.cloud.checkpoints installs it"),
         ({"workload": {"name": "canyon"}}, "does not describe a workload"),
-        ({"only": "nosuch"}, "canyon has no stage 'nosuch'; its stages are wait."),
+        ({"only": "nosuch"}, "There is no stage 'nosuch'; the stages are wait."),
         ({"only": "wait", "from_stage": "wait"}, "mutually exclusive"),
         ({"run": None}, "run"),
         ({"bucket": "gs://x"}, "is not an address of a bucket"),

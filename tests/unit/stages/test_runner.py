@@ -138,9 +138,9 @@ def test_from_only_and_iteration(box: Box) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--from", "nosuch"], "canyon has no stage 'nosuch'; its stages are a."),
-        (["--only", "nosuch"], "canyon has no stage 'nosuch'; its stages are a."),
-        (["--iteration", "5"], "iteration=5: canyon has the iterations 0 to 0."),
+        (["--from", "nosuch"], "There is no stage 'nosuch'; the stages are a."),
+        (["--only", "nosuch"], "There is no stage 'nosuch'; the stages are a."),
+        (["--iteration", "5"], "iteration=5: there is no such iteration; the workload has one iteration, 0."),
     ],
 )
 def test_choices_that_do_not_exist(box: Box, arguments: list[str], message: str) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from gpuyard.box.checkpoints import restore
 from gpuyard.box.stages import ending, panes, report, session
-from gpuyard.box.stages.runner import EXIT_CODES, Choice, Runner
+from gpuyard.box.stages.choice import Choice, check
+from gpuyard.box.stages.runner import EXIT_CODES, Runner
 from gpuyard.box.stages.spec import DEFAULT_FOLDER, BoxSpec, load_spec
 from gpuyard.errors import GpuyardError, UsageError
 
@@ -41,15 +42,18 @@ def _run(spec: BoxSpec, options: argparse.Namespace) -> int:
 
 def _start(spec: BoxSpec, options: argparse.Namespace) -> int:
     choice = _choice(options)
-    for name in (choice.from_stage, choice.only):
-        if name is not None:
-            spec.stage(name)
+    check(choice, spec)
     restored: dict[str, Any] | None = None
     if options.restore or options.restore_sequence is not None:
         outcome = restore(spec.store if spec.bucket else None, spec.run, spec.root, sequence=options.restore_sequence)
         restored = vars(outcome)
     before = report.status(spec)
     chosen = choice != Choice()
+    if options.state == "started" and chosen and before["state"] == "running":
+        raise UsageError(
+            f"{spec.run} is at work on {before['stage']} (iteration {before['iteration']}), and its stages can be "
+            "chosen only where nothing runs: wait for its end, or stop it first."
+        )
     wanted = before["state"] not in ("running", "finished") or (chosen and before["state"] != "running")
     if options.state == "started" and wanted:
         session.start(spec, choice)

@@ -85,7 +85,7 @@ def _failure(spec: BoxSpec, progress: Progress) -> dict[str, Any]:
     entry = progress.at(place) if place else None
     reason = progress.reason
     if reason is None and entry is not None:
-        reason = f"{entry.stage} ended with exit code {entry.exit_code}."
+        reason = f"{entry.reason or f'{entry.stage} ended with exit code {entry.exit_code}'}."
     own = [line for line in last_lines(spec.log(*place), 20) if line and not line.startswith("## ")] if place else []
     return {
         "stage": entry.stage if entry else None,

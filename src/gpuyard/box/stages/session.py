@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gpuyard.box.stages.runner import Choice, is_running, lock_owner, progress_of, python_module
+from gpuyard.box.stages.choice import Choice
+from gpuyard.box.stages.runner import is_running, lock_owner, progress_of, python_module
 from gpuyard.box.stages.spec import BoxSpec
 from gpuyard.errors import GpuyardError, UsageError
 

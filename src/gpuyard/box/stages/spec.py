@@ -76,15 +76,19 @@ def runs_in(run: str, iteration: int) -> bool:
     return {"each": True, "later": iteration > 0}.get(run, iteration == 0)
 
 
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
+class Named(Protocol):
+    """A stage, as far as its place in the order goes."""
 
     @property
-    def run(self) -> str: ...
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def run(self) -> str:
+        """In which iterations it runs; see :func:`runs_in`."""
 
 
-def order_of(stages: Sequence[_Named], iterations: int) -> list[tuple[int, str]]:
+def order_of(stages: Sequence[Named], iterations: int) -> list[tuple[int, str]]:
     """Return every stage of every iteration, in the order in which they run."""
     return [
         (iteration, stage.name) for iteration in range(iterations) for stage in stages if runs_in(stage.run, iteration)
