@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpuyard.workload import Workload
+from gpuyard.formats.journal import Position
+from gpuyard.workload import Workload, schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +38,42 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a run takes and costs at one hourly price.
+class Part:
+    """Iterations that cost the same: ``count`` of them, each with these stages and this ``total``."""
 
-    ``unknown`` names the stages without ``hours``: the sums are then a lower bound, and the texts say so.
+    name: str
+    count: int
+    stages: tuple[Line, ...]
+    total: Line
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What the bucket holds after the run (10^9 bytes), and what that costs a month."""
+
+    gb: float
+    dollars_per_month: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What is to run takes and costs at one hourly price.
+
+    ``iterations`` is how many the workload has, ``stages`` what each stage takes in all of them, ``parts`` the same by
+    iteration. ``what`` says in words what is counted. ``unknown`` names the stages without ``hours``: the sums are then
+    a lower bound, and the texts say so.
     """
 
     workload: str
     price_per_hour_usd: float
     iterations: int
+    what: str
     setup: Line
+    parts: tuple[Part, ...]
     stages: tuple[Line, ...]
-    iteration: Line
     run: Line
     unknown: tuple[str, ...]
+    storage: Storage | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Return the estimate as JSON-able values: hours and dollars."""
@@ -57,18 +82,28 @@ class Estimate:
             "price_per_hour_usd": self.price_per_hour_usd,
             "iterations": self.iterations,
             "setup": _line_dict(self.setup),
+            "parts": [
+                {
+                    "name": part.name,
+                    "iterations": part.count,
+                    "stages": [_line_dict(stage) for stage in part.stages],
+                    "iteration": _line_dict(part.total),
+                }
+                for part in self.parts
+            ],
             "stages": [_line_dict(stage) for stage in self.stages],
-            "iteration": _line_dict(self.iteration),
             "run": _line_dict(self.run),
             "stages_without_hours": list(self.unknown),
+            "storage": {"gb": self.storage.gb, "usd_per_month": self.storage.dollars_per_month} if self.storage else {},
         }
 
     def to_table(self) -> str:
         """Return the estimate as a plain-text table, with a line about what it leaves out."""
         rows = [("", "hours", "worst", "USD", "worst")]
         rows.append(_row(self.setup))
-        rows += [_row(stage, indent="  ") for stage in self.stages]
-        rows.append(_row(self.iteration))
+        for part in self.parts:
+            rows += [_row(stage, indent="  ") for stage in part.stages]
+            rows.append(_row(part.total))
         rows.append(_row(self.run))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = []
@@ -80,6 +115,11 @@ class Estimate:
     def notes(self) -> list[str]:
         """Return what a reader of the numbers has to know."""
         notes = [f"At ${self.price_per_hour_usd:.4f} an hour for GPU and disk; traffic and bucket are not in it."]
+        if self.storage:
+            notes.append(
+                f"The bucket then holds {self.storage.gb:g} GB, for "
+                f"${_dollars(self.storage.dollars_per_month)} a month until it is cleared."
+            )
         if self.unknown:
             notes.append(
                 f"The workload gives no hours for {', '.join(self.unknown)}: the sums are without, so a lower bound."
@@ -90,38 +130,81 @@ class Estimate:
         """Return the estimate in one sentence."""
         least = "at least " if self.unknown else ""
         hours, dollars = self.run.hours or NOTHING, self.run.dollars or NOTHING
-        rounds = f"{self.iterations} iteration{'' if self.iterations == 1 else 's'}"
         return (
             f"{self.workload} is expected to take {least}{_hours(hours.expected)} h and to cost {least}"
-            f"${_dollars(dollars.expected)} for {rounds}, "
+            f"${_dollars(dollars.expected)} for {self.what}, "
             f"at worst {_hours(hours.worst)} h and ${_dollars(dollars.worst)}."
         )
 
 
-def estimate(workload: Workload, price_per_hour_usd: float, *, iterations: int | None = None) -> Estimate:
-    """Return what ``workload`` takes and costs at an all-in price in dollars an hour, the machine's set-up included."""
-    count = workload.iterations if iterations is None else iterations
+def estimate(
+    workload: Workload,
+    price_per_hour_usd: float,
+    *,
+    gpu_name: str = "",
+    places: Sequence[Position] | None = None,
+) -> Estimate:
+    """Return what ``workload`` takes and costs at an all-in price in dollars an hour, the machine's set-up included.
+
+    ``places`` are the stages that are to run (pairs of iteration and stage name); default: all. ``gpu_name`` is the
+    GPU of the offer, for stages that have other hours on it.
+    """
+    order = workload.order
+    chosen = order if places is None else list(places)
+    by_name = {stage.name: stage for stage in workload.stages}
     setup = _line("setup", Span(workload.setup_hours.expected, workload.setup_hours.worst), price_per_hour_usd)
-    stages = [
-        _line(
-            stage.name,
-            Span(stage.hours.expected, stage.hours.worst) if stage.hours else None,
-            price_per_hour_usd,
+    parts: list[Part] = []
+    began = 0
+    for iteration, group in itertools.groupby(chosen, key=lambda place: place[0]):
+        lines = tuple(
+            _line(name, _span(by_name[name].hours_in(iteration, gpu_name)), price_per_hour_usd) for _, name in group
         )
-        for stage in workload.stages
-    ]
-    one = _sum([stage.hours for stage in stages])
-    whole = (setup.hours or NOTHING) + one * count
+        if parts and parts[-1].stages == lines:
+            count = parts[-1].count + 1
+            name = f"each of iterations {began} to {iteration}"
+        else:
+            began, count, name = iteration, 1, f"iteration {iteration}"
+        total = _line(name, _sum([line.hours for line in lines]), price_per_hour_usd)
+        part = Part(name, count, lines, total)
+        parts[-1 if count > 1 else len(parts) :] = [part]
+    if len(parts) == 1 and parts[0].count == workload.iterations:
+        total = dataclasses.replace(parts[0].total, name="one iteration")
+        parts = [Part("one iteration", parts[0].count, parts[0].stages, total)]
+    spans: dict[str, list[Span | None]] = {}
+    for part in parts:
+        for line in part.stages:
+            spans.setdefault(line.name, []).append(None if line.hours is None else line.hours * part.count)
+    rounds = f"{workload.iterations} iteration{'' if workload.iterations == 1 else 's'}"
+    whole = len(chosen) == len(order)
     return Estimate(
         workload=workload.name,
         price_per_hour_usd=price_per_hour_usd,
-        iterations=count,
+        iterations=workload.iterations,
+        what=rounds if whole else f"what is to run, {len(chosen)} of {len(order)} stages",
         setup=setup,
-        stages=tuple(stages),
-        iteration=_line("one iteration", one, price_per_hour_usd),
-        run=_line(f"run of {count}", whole, price_per_hour_usd),
-        unknown=tuple(stage.name for stage in stages if stage.hours is None),
+        parts=tuple(parts),
+        stages=tuple(
+            _line(name, None if None in found else _sum(found), price_per_hour_usd) for name, found in spans.items()
+        ),
+        run=_line(
+            f"run of {workload.iterations}" if whole else "what is to run",
+            _sum([setup.hours, *((part.total.hours or NOTHING) * part.count for part in parts)]),
+            price_per_hour_usd,
+        ),
+        unknown=tuple(name for name, found in spans.items() if None in found),
+        storage=_storage(workload),
     )
+
+
+def _storage(workload: Workload) -> Storage | None:
+    if workload.storage is None:
+        return None
+    gb = workload.storage.gb_per_iteration * workload.iterations
+    return Storage(gb, gb * workload.storage.price_per_gb_month)
+
+
+def _span(said: schema.Span | None) -> Span | None:
+    return Span(said.expected, said.worst) if said else None
 
 
 def _line(name: str, hours: Span | None, price: float) -> Line:

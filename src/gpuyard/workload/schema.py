@@ -154,6 +154,15 @@ class Budget(_Part):
     """US dollars an hour for GPU and disk; nothing dearer is rented."""
 
 
+class Storage(_Part):
+    """What the run leaves in the bucket, for the estimate."""
+
+    gb_per_iteration: Positive
+    """What one iteration leaves in the bucket, in gigabytes."""
+    price_per_gb_month: Positive
+    """US dollars for a gigabyte and month, as the bucket's provider asks."""
+
+
 class Environment(_Part):
     """Variables of the stages. ``required`` ones come from the controller's environment and count as secret."""
 
@@ -408,6 +417,8 @@ class Workload(_Part):
     """Named groups of nodes. None: one pool, ``main``, of one node."""
     budget: Budget = Budget()
     """What it may cost."""
+    storage: Storage | None = None
+    """What the run leaves in the bucket, and what that costs, for the estimate. None: not estimated."""
     image: Words = ""
     """A container image, at clouds that boot images. Empty: the cloud's own."""
     environment: Environment = Environment()
