@@ -51,6 +51,32 @@ options:
       - The name of the run.
       - When it is not said, a launch takes the one run of this workload that has a machine, else the first free name.
     type: str
+  profiles:
+    description: The profiles of the workload to use, each over the one before.
+    type: list
+    elements: str
+    default: []
+  overrides:
+    description:
+      - Values in place of the workload's and its profiles', each as C(name=value), in a list or in a text in which they
+        are apart by spaces or commas.
+      - The name is that of a parameter of the workload, or a key of the workload with dots (C(needs.gpu_count),
+        C(stages.finetune.timeout)). Anything else goes to the commands of the stages that take overrides.
+    type: raw
+  iterations:
+    description: How many iterations the run has, in place of what the workload says.
+    type: int
+  stage:
+    description: The one stage to run. It runs again where it is done, and goes on where it was cut off.
+    type: str
+  from_stage:
+    description: The stage from which on everything runs, again where it is done.
+    type: str
+  iteration:
+    description:
+      - The iteration that O(stage) or O(from_stage) means. When it is not said, it is the current one.
+      - Without them, everything from this iteration on runs.
+    type: int
   offer:
     description: The id of the one offer to take, as RV(gpuyard.cloud.offer_info#module:offers) says it.
     type: str
@@ -89,6 +115,14 @@ EXAMPLES = r"""
   gpuyard.cloud.run_plan:
     workload: miniprover
     max_price_per_hour: 0.50
+  register: planned
+
+- name: Plan a smaller run of one stage
+  gpuyard.cloud.run_plan:
+    workload: prover
+    profiles: [small]
+    overrides: [epochs=1, training.batch_size=4]
+    stage: finetune
   register: planned
 
 - name: Plan how the interrupted run goes on
@@ -165,6 +199,19 @@ plan:
     mirrors:
       description: Where the machine gets toolchains from instead of their official servers, by toolchain.
       type: dict
+    choice:
+      description: Which stages are to run.
+      type: dict
+      contains:
+        stage:
+          description: The one stage; empty for all.
+          type: str
+        from_stage:
+          description: The stage from which on everything runs; empty for what is left.
+          type: str
+        iteration:
+          description: The iteration that is meant; V(-1) for the current one.
+          type: int
     progress:
       description: The progress in the newest checkpoint; empty when there is none.
       type: dict
@@ -200,6 +247,12 @@ ARGUMENT_SPEC = (
         "run": {"type": "str"},
         "offer": {"type": "str"},
         "restore": {"type": "int"},
+        "profiles": {"type": "list", "elements": "str", "default": []},
+        "overrides": {"type": "raw"},
+        "iterations": {"type": "int"},
+        "stage": {"type": "str"},
+        "from_stage": {"type": "str"},
+        "iteration": {"type": "int"},
         "ssh_key": {"type": "path", "no_log": False},
         "converge": {"type": "str", "choices": ["auto", "full"], "default": "auto"},
         "follow": {"type": "bool", "default": False},
@@ -213,6 +266,7 @@ def run(call):
     """Return the plan."""
     from gpuyard import planning
     from gpuyard import ssh
+    from gpuyard.box.stages.choice import Choice
 
     request = planning.PlanRequest(
         mode=call.params["mode"],
@@ -220,6 +274,8 @@ def run(call):
         max_price_per_hour_usd=call.option("max_price_per_hour"),
         shutdown=call.params["shutdown"],
         conditions=call.given(*(name for name in QUERY_OPTIONS if name not in ("market", "max_price_per_hour"))),
+        choice=Choice(call.option("from_stage"), call.option("stage"), call.option("iteration")),
+        **call.given("profiles", "overrides", "iterations"),
         **call.given("workload", "run", "provider", "market", "ssh_key", "bucket_endpoint", "offer", "restore"),
         **call.site(),
     )

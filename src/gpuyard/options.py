@@ -35,8 +35,12 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "converge": _RENTING,
     "follow": (*_RENTING, "logs"),
     "shutdown": _RENTING,
-    "stage": ("logs",),
-    "iteration": ("logs",),
+    "profile": _RENTING,
+    "overrides": _RENTING,
+    "iterations": _RENTING,
+    "stage": (*_RENTING, "logs"),
+    "from_stage": _RENTING,
+    "iteration": (*_RENTING, "logs"),
     "lines": ("logs",),
     "errors": ("logs",),
     "wait_s": ("teardown",),
@@ -78,7 +82,7 @@ def taken_by(play: str) -> list[str]:
 def check(
     play: str,
     *,
-    extra: Iterable[str] = (),
+    extra: Collection[str] = (),
     lost: Sequence[tuple[str, str]] = (),
     configured: Iterable[str] = (),
     environment: Iterable[str] = (),
@@ -99,7 +103,8 @@ def check(
     unknown = [name for name in extra if name not in others and not name.startswith(_FREE) and name not in OPTIONS]
     if unknown:
         unknown = [name for name in unknown if name not in role_options()]
-    mistakes += [_unknown(name, play) for name in unknown]
+    cut = "; overrides are apart by commas: -e overrides=a=1,b=2" if "overrides" in extra else ""
+    mistakes += [_unknown(name, play, cut) for name in unknown]
     mistakes += [
         f"-e {name}=… is an option of {_plays(name)}, not of {play}.yml."
         for name in extra
@@ -131,9 +136,10 @@ def check(
     raise UsageError(f"{text}\nNothing was asked, rented or ended.")
 
 
-def _unknown(name: str, play: str) -> str:
+def _unknown(name: str, play: str, otherwise: str) -> str:
     near = difflib.get_close_matches(name, taken_by(play), n=1) or difflib.get_close_matches(name, OPTIONS, n=1)
-    return f"-e {name}=… is no option of {play}.yml" + (f"; did you mean {near[0]}?" if near else ".")
+    hint = f"; did you mean {near[0]}?" if near else f"{otherwise}."
+    return f"-e {name}=… is no option of {play}.yml{hint}"
 
 
 def _near(name: str, cutoff: float) -> str:

@@ -12,7 +12,7 @@ from gpuyard.planning.request import PlanRequest
 from gpuyard.providers.base import Progress, Provider
 from gpuyard.renting import machine, runs
 from gpuyard.renting.runs import Run
-from gpuyard.workload import Workload, load_workload
+from gpuyard.workload import Resolved, Workload, resolve
 
 
 def to_launch(known: Sequence[Run], chosen: Sequence[Provider], workload: Workload | None, request: PlanRequest) -> Run:
@@ -126,7 +126,12 @@ def _listed(some: Sequence[Run]) -> str:
     return ", ".join(f"{run.name} ({run.state}, {runs.stage_text(run.progress)})" for run in some)
 
 
-def workload_of(run: Run, request: PlanRequest, progress: Progress | None) -> Workload:
+def wanted(name_or_path: str, request: PlanRequest) -> Resolved:
+    """Return a workload with the layers that the command puts over it."""
+    return resolve(name_or_path, profiles=request.profiles, overrides=request.overrides, options=request.options)
+
+
+def workload_of(run: Run, request: PlanRequest, progress: Progress | None) -> Resolved:
     """Return the workload of a run that exists; of a new one, the wanted workload.
 
     A site's configuration names a workload for every launch, so a run that belongs to another one keeps its own.
@@ -134,17 +139,18 @@ def workload_of(run: Run, request: PlanRequest, progress: Progress | None) -> Wo
     if not run.workload:
         if not request.workload:
             raise UsageError(f"There is no run {run.name} yet, so its workload has to be named (-e workload=…).")
-        return load_workload(request.workload)
+        return wanted(request.workload, request)
     if request.workload and "/" in request.workload:
-        named = load_workload(request.workload)
-        if named.name != run.workload:
+        named = wanted(request.workload, request)
+        if named.workload.name != run.workload:
             raise UsageError(
-                f"Run {run.name} belongs to workload {run.workload}, not to {named.name} ({named.source})."
+                f"Run {run.name} belongs to workload {run.workload}, not to {named.workload.name} "
+                f"({named.workload.source})."
             )
         return named
     if request.workload and request.workload != run.workload and progress:
         progress(f"Run {run.name} belongs to workload {run.workload}, so that is the one that is used.")
-    return load_workload(run.workload)
+    return wanted(run.workload, request)
 
 
 def refuse_other_cloud(run: Run, request: PlanRequest) -> None:

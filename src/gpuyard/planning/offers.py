@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from gpuyard import market, records
+from gpuyard.box.stages.choice import expected
 from gpuyard.errors import UsageError
 from gpuyard.planning.request import PlanRequest
 from gpuyard.providers.base import Offer, Progress, Provider
@@ -18,10 +18,10 @@ def fitting(
     run: Run, workload: Workload, clouds: Sequence[Provider], request: PlanRequest, progress: Progress | None
 ) -> tuple[list[Offer], list[str]]:
     """Return what fits, best first, and the choice in words. A physical host that was just lost is not taken again."""
-    done = runs.stages_done(run.progress)
-    by_stage, why = workload.market_of(done)
-    asked = workload.query(max_price_per_hour_usd=request.max_price_per_hour_usd, market=request.market or by_stage)
-    query = dataclasses.replace(asked, **request.conditions)
+    # Only the stages that are to run have a say; what the command asks for is in the workload already.
+    places = expected(request.choice, workload, runs.stages_done(run.progress))
+    by_stage, why = workload.market_of(set(workload.order).difference(places))
+    query = workload.query(market=by_stage)
     collected = market.collect(clouds, query, progress=progress)
     lost = {instance.machine_id for instance in run.leftovers if instance.machine_id}
     verdicts = market.judge(collected.offers, query, avoid_machines=lost)

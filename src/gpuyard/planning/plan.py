@@ -10,6 +10,8 @@ from typing import Any, TypedDict
 
 from gpuyard import config, cost, market, records, tree
 from gpuyard.box import checkpoints
+from gpuyard.box.stages import choice as stage_choice
+from gpuyard.box.stages.choice import Choice
 from gpuyard.config import BucketSettings, SshKey
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.fingerprint import fingerprint
@@ -19,7 +21,8 @@ from gpuyard.planning.request import Mode, PlanRequest
 from gpuyard.providers.base import Offer, Progress, Provider
 from gpuyard.renting import machine, runs, survey
 from gpuyard.renting.runs import Run
-from gpuyard.workload import Workload, load_workload
+from gpuyard.workload import Resolved, Workload
+from gpuyard.workload.schema import as_text
 
 
 class _Site(TypedDict):
@@ -43,6 +46,7 @@ class Plan:
     disk_gb: float = 20.0
     provider: str = ""  # the one cloud at which the run's machines are looked for; "": all of them
     restore: int | None = None  # the checkpoint that was asked for by its number
+    choice: Choice = field(default_factory=Choice)  # which stages are to run
     checkpoint: int = 0  # the newest checkpoint's number, whole or not; what comes after it is this launch's work
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,6 +76,11 @@ class Plan:
             },
             "mirrors": dict(self.mirrors),
             "restore": -1 if self.restore is None else self.restore,
+            "choice": {
+                "stage": self.choice.only or "",
+                "from_stage": self.choice.from_stage or "",
+                "iteration": -1 if self.choice.iteration is None else self.choice.iteration,
+            },
             "progress": dict(self.run.progress),
             "checkpoint": self.checkpoint,
             "instance": records.instance_to_dict(self.run.machine) if self.run.machine else {},
@@ -91,10 +100,19 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
     if request.restore is not None and request.restore < 1:
         raise UsageError(f"restore={request.restore} is not the number of a checkpoint: those begin at 1.")
     market.check_conditions({**request.conditions, "max_price_per_hour": request.max_price_per_hour_usd})
-    workload = (
-        load_workload(request.workload) if request.workload and request.mode == "launch" and not request.run else None
+    if request.choice.only and request.choice.from_stage:
+        raise UsageError(
+            f"stage={request.choice.only} runs that stage only, and from_stage={request.choice.from_stage} everything "
+            "from that one on: leave one of them out."
+        )
+    resolved = (
+        choose.wanted(request.workload, request)
+        if request.workload and request.mode == "launch" and not request.run
+        else None
     )
+    workload = resolved.workload if resolved else None
     if workload:
+        stage_choice.check(request.choice, workload)
         workload.check_environment(variables)
         notes = source.notes(workload)
     key = config.ssh_key(request.ssh_key)
@@ -128,24 +146,29 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         raise checkpoints.CheckpointError(run.problem)
     if request.mode == "resume":
         run = choose.with_whole_checkpoint(run, store, request.restore, progress)
-    if workload is None:
-        workload = choose.workload_of(run, request, progress)
+    if resolved is None or workload is None:
+        resolved = choose.workload_of(run, request, progress)
+        workload = resolved.workload
         workload.check_environment(variables)
         notes = source.notes(workload)
     choose.refuse_other_cloud(run, request)
-    if run.outcome == "done" and not run.machine:
+    done = runs.stages_done(run.progress)
+    places = stage_choice.expected(request.choice, workload, done)
+    # More iterations, or a stage that is named, leave something to do for a run that has finished.
+    finished = run.outcome == "done" and not (done and places)
+    if finished and not run.machine:
         raise UsageError(
             f"Run {run.name} has finished. Name another one to start afresh, for example -e run="
             f"{next_name(workload.name, [one.name for one in known])}."
             + (f" `ansible-playbook teardown.yml -e run={run.name}` ends what is left of it." if run.leftovers else "")
         )
     if run.machine:
-        estimate = cost.estimate(workload, run.machine.price_per_hour_usd)
+        estimate = cost.estimate(workload, run.machine.price_per_hour_usd, gpu_name=run.machine.gpu_name, places=places)
         fitting: list[Offer] = []
         words = [f"Run {run.name} has {machine.describe(run.machine)}; nothing has to be rented."]
         if run.problem:
             words.append(f"Its newest checkpoint cannot be read: {run.problem}")
-        if run.outcome:
+        if run.outcome and (finished or run.outcome == "failed"):
             words.append(
                 f"It has {'finished' if run.outcome == 'done' else 'failed'}, and its machine still bills: "
                 f"`ansible-playbook teardown.yml -e run={run.name}` ends that."
@@ -153,7 +176,9 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
     else:
         fitting, words = offers.fitting(run, workload, chosen, request, progress)
         words += [f"What is left of the lost machine goes first: {machine.describe(one)}." for one in run.leftovers]
-        estimate = cost.estimate(workload, fitting[0].price_per_hour_usd)
+        best = fitting[0]
+        estimate = cost.estimate(workload, best.price_per_hour_usd, gpu_name=best.gpu_name, places=places)
+        words += _losses(workload, places) if best.market == "interruptible" else []
     words += [
         f"Run {other.name} has lost its machine ({machine.describe(other.leftovers[0])}), which may still bill: "
         + choose.ways_out(other)
@@ -165,6 +190,8 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         notes += [*(fetched.result() if fetched else source.look(workload)), *source.older(run, workload, store)]
     text = [
         *_headline(run, workload, request.mode),
+        *_origins(resolved),
+        *_chosen(request.choice, places),
         *notes,
         *words,
         *estimate.to_table().splitlines(),
@@ -189,6 +216,7 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         disk_gb,
         choose.where_to_look(run, request),
         request.restore,
+        request.choice,
         newest,
     )
 
@@ -210,6 +238,39 @@ def _headline(run: Run, workload: Workload, mode: Mode) -> list[str]:
     if mode == "resume":
         return [f"{what} has no checkpoint yet, so it begins at the beginning."]
     return [f"{what}: {workload.description}" if workload.description else f"{what}."]
+
+
+def _origins(resolved: Resolved) -> list[str]:
+    """Return a table of the values that are not the workload file's own, and where each comes from."""
+    if not resolved.origins:
+        return []
+    rows = [["value", "is", "from"]]
+    for origin in resolved.origins:
+        value = origin.value
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else as_text(value)
+        rows.append([origin.key, shown, origin.layer])
+    return records.table(rows)
+
+
+def _chosen(choice: Choice, places: Sequence[tuple[int, str]]) -> list[str]:
+    """Return what runs, where the command chooses among the stages."""
+    if choice == Choice():
+        return []
+    if choice.only:
+        return [f"Only {choice.only} of iteration {places[0][0]} is to run."]
+    return [f"To run are {len(places)} stages, from {places[0][1]} of iteration {places[0][0]} on."]
+
+
+def _losses(workload: Workload, places: Sequence[tuple[int, str]]) -> list[str]:
+    """Return what the loss of an interruptible machine costs the stages that cannot simply go on."""
+    coming = {name for _, name in places}
+    by_kind = {
+        kind: [stage.name for stage in workload.stages if stage.name in coming and stage.resumable == kind]
+        for kind in ("no", "partial")
+    }
+    words = {"no": "What then begins again", "partial": "What goes on from its own last save"}
+    parts = [f"{words[kind]}: {', '.join(names)}." for kind, names in by_kind.items() if names]
+    return [" ".join(["This interruptible machine may be taken away.", *parts])] if parts else []
 
 
 def _bucket_line(settings: BucketSettings) -> str:
