@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -12,10 +13,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PrivateAttr,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from gpuyard import gpus
 from gpuyard.box.stages import spec
@@ -383,6 +387,13 @@ class Parameter(_Part):
                 raise ValueError(f"must have a {key} {bound}, not {show(value)}")
         return self
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Let an editor take a bare value, and a mapping without the type, as the model does."""
+        whole = handler.resolve_ref_schema(handler(core))
+        whole.pop("required", None)
+        return {"anyOf": [{"type": ["number", "string", "boolean"]}, dict(whole)]}
+
     @property
     def current(self) -> int | float | str | bool | None:
         """The value that the stages get."""
@@ -614,3 +625,9 @@ def _distinct[Named: (Stage, Window)](items: list[Named], what: str) -> list[Nam
     if twice := _twice(item.name for item in items):
         raise ValueError(f"must not have two {what}s of the same name: {', '.join(twice)}")
     return items
+
+
+def json_schema() -> str:
+    """Return the format of a workload as a JSON Schema, for editors; ``gpuyard schema`` prints it."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Workload.model_json_schema(by_alias=True)}
+    return json.dumps(schema | {"title": "A workload of gpuyard"}, indent=2) + "\n"
