@@ -32,7 +32,7 @@ from pydantic_core import ErrorDetails
 from gpuyard.errors import UsageError, listed
 from gpuyard.workload.mistakes import Origins, Place, dotted, keys_at, line_of, place_of
 from gpuyard.workload.reading import SCHEMA, Document, other_schema, parse, read
-from gpuyard.workload.schema import Workload
+from gpuyard.workload.schema import MOST_PROFILES, Workload
 from gpuyard.workload.values import OVERRIDE, show
 
 _MOST_MISTAKES = 20
@@ -337,7 +337,7 @@ def _check_file(document: Document) -> Workload:
     texts = [*document.doubles, *plain.sentences(found)]
     count = len(document.doubles) + len(found)
     profiles = document.values.get("profiles")
-    for name, overlay in profiles.items() if isinstance(profiles, Mapping) else ():
+    for name, overlay in list(profiles.items())[:MOST_PROFILES] if isinstance(profiles, Mapping) else ():
         if not isinstance(overlay, Mapping):
             continue
         layered = _Layered(document)

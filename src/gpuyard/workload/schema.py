@@ -54,6 +54,7 @@ from gpuyard.workload.values import (
 
 MarketName = Literal["on-demand", "interruptible", "any"]
 _KINDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+MOST_PROFILES = 50
 # What every stage gets from the runner.
 _RESERVED = frozenset({"ITERATION", "STAGE", "RUN", "PATH", "HOME", "USER", "SHELL", "PYTHONUNBUFFERED"})
 
@@ -246,6 +247,14 @@ class Hours(Span):
 
     by_gpu: dict[SomeWords, Span] = {}
     """The hours on some GPUs, by model (``A100``, ``H100 SXM5``); ``expected`` and ``worst`` hold for all others."""
+
+    @field_validator("by_gpu")
+    @classmethod
+    def _models(cls, by_gpu: dict[str, Span]) -> dict[str, Span]:
+        for name in by_gpu:
+            if not gpus.names_a_model(name):
+                raise ValueError(f"must name whole GPU models, such as A100 or RTX 4090, not {show(name)}")
+        return by_gpu
 
     def on(self, gpu_name: str) -> Span:
         """Return the hours on a GPU; the most precise name that matches counts."""
@@ -490,6 +499,14 @@ class Workload(_Part):
         if self.overrides and not any(stage.overrides for stage in self.stages):
             raise ValueError(f"has overrides ({self.overrides[0]}, …), and no stage takes them with overrides: true")
         return self
+
+    @field_validator("profiles")
+    @classmethod
+    def _few_profiles(cls, profiles: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        # Each of them is checked over the whole file, which must not keep the plan busy.
+        if len(profiles) > MOST_PROFILES:
+            raise ValueError(f"must be at most {MOST_PROFILES}, not {len(profiles)}")
+        return profiles
 
     @field_validator("windows")
     @classmethod

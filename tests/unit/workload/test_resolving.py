@@ -196,6 +196,11 @@ def test_a_parameter_without_a_value_has_to_be_set(file: Path) -> None:
         ("  h100:\n", "  h100:\n    name: x\n", "{file}:19: profiles.h100.name: must not change in a run"),
         ("  h100:\n", "  h100:\n    rust: {minimum: '1.8'}\n", "{file}:19: profiles.h100.rust.version: is missing"),
         ("  h100:\n", "  H100:\n", "{file}:18: profiles.H100: must be 1 to 40 lower-case letters"),
+        (
+            "  h100:\n",
+            "".join(f"  p{number}: {{}}\n" for number in range(60)) + "  h100:\n",
+            "{file}:12: profiles: must be at most 50, not 62",
+        ),
         ("    needs: {gpu_names: [H100]}", "    needs: H100", "{file}:19: profiles.h100.needs: must be a mapping of"),
     ],
 )
