@@ -229,3 +229,44 @@ def test_the_default_workload_is_known_in_any_folder(yard: Yard, tmp_path: Path)
     said = yard.run("ansible-playbook", "gpuyard.cloud.launch", "-e", "sandbox=true", "--check", cwd=tmp_path)
     assert said.code == 0, said.text
     assert "of workload miniprover" in said.text
+
+
+CHOSEN = """\
+schema: 1
+name: chosen
+repository: {path: tree}
+needs: {gpu_ram_gb: 8}
+persist: {directories: [models]}
+parameters: {epochs: 3, size: {type: str, default: big, choices: [big, small]}}
+profiles: {small: {parameters: {size: small}}}
+iterations: 2
+stages:
+  - {name: data, command: echo data >> models/marks, run: once}
+  - name: train
+    command: "train() { echo train-$ITERATION $EPOCHS $SIZE $MODE $@ >> models/marks; }; train"
+    overrides: true
+    environment: {MODE: later}
+    first: {environment: {MODE: first}}
+  - {name: export, command: echo export-$ITERATION >> models/marks; sleep 600, timeout: 1s, run: later}
+"""
+
+
+def test_v12_f6_a_run_with_values_and_stages_of_its_own(yard: Yard, tmp_path: Path) -> None:
+    workload = tiny(tmp_path)
+    Path(workload).write_text(CHOSEN)
+    options = {"provider": "vast", "run": "chosen-0", "workload": workload, "profile": "small", "follow": "true"}
+    said = yard.play(
+        "launch", ok=False, **options, overrides="epochs=1,batch.size=4", from_stage="train", iteration="1"
+    )
+    assert said.code != 0 and "export was ended after 1 s, its timeout" in " ".join(said.text.split()), said.text
+    marks = "cat /opt/gpuyard/src/chosen/models/marks"
+    # It began at iteration 1, and what runs once in the run was not passed over.
+    assert yard.on_machine("chosen-0", marks).split("\n")[:3] == [
+        "data",
+        "train-1 1 small later batch.size=4",
+        "export-1",
+    ]
+    said = yard.play("launch", **options, overrides="epochs=2", stage="train", iteration="0")
+    assert "Only train of iteration 0 is to run." in said.text
+    assert yard.on_machine("chosen-0", marks).split("\n")[3:4] == ["train-0 2 small first"]
+    yard.play("teardown", run="chosen-0")
