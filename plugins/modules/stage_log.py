@@ -139,9 +139,10 @@ def run(call):
             f"As long as its machine is there, it bills {one.machine.cost_now_per_hour_usd:.4f} USD an hour: "
             f"`ansible-playbook teardown.yml -e run={one.name}` ends that."
         )
-        if state != "finished":
+        if state not in watch.AS_ASKED:
             raise GpuyardError(f"{watch.how_it_ended(one, one.machine, key, state)}\n{bills}")
-        return {"lines": [], "state": state, "text": bills}
+        left = "What was to run is done; the run has other stages left.\n" if state == "idle" else ""
+        return {"lines": [], "state": state, "text": left + bills}
     query = watch.LogQuery(call.option("stage"), call.option("iteration"), call.params["lines"], call.params["errors"])
     if one.machine and one.machine.state == "running":
         lines = list(watch.lines(one.machine, key, query.words()))

@@ -348,7 +348,7 @@ class _Judge:
         if self.order.only == "not-begun":
             begun = state != "not-started"
             return Verdict(instance, False, f"The stages have begun on {name} ({state}).") if begun else None
-        if state in ("finished", "failed"):
+        if state in (*watch.AS_ASKED, "failed"):
             return None
         words = "goes on" if state == "running" else f"has not ended ({state})"
         return Verdict(instance, False, f"Run {self.order.run} {words} on {name}.")

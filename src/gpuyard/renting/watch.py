@@ -49,6 +49,8 @@ _SPARE_S = 180.0
 _TOLD_EVERY_S = 15.0
 _JOIN_S = 5.0
 _PATIENT_S = 20.0
+AS_ASKED = ("finished", "idle")
+"""The states of a run that has done what it was asked for: all of it, or the stages that were chosen."""
 
 
 def command(instance: Instance, key: SshKey, words: list[str]) -> list[str]:

@@ -69,8 +69,11 @@ class Resolved:
 
 
 def load_workload(name_or_path: str, *, root: Path | None = None) -> Workload:
-    """Return the workload of that name or file as its file has it, checked; see :func:`resolve`."""
-    return resolve(name_or_path, root=root).workload
+    """Return the workload of that name or file as its file has it, checked; see :func:`resolve`.
+
+    Unlike a workload that is to run, it may have parameters without a value.
+    """
+    return _resolve(read(name_or_path, root)).workload
 
 
 def parse_workload(content: str, source: str) -> Workload:

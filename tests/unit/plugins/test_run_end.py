@@ -353,7 +353,7 @@ def test_check_mode_touches_nothing(world: World, verb: Verb, boxes: Boxes, buck
 
 @pytest.mark.parametrize(
     ("state", "goes"),
-    [("finished", True), ("failed", True), ("running", False), ("idle", False), ("interrupted", False)],
+    [("finished", True), ("failed", True), ("idle", True), ("running", False), ("interrupted", False)],
 )
 def test_a_followed_machine_goes_only_when_its_run_has_ended(
     world: World, verb: Verb, boxes: Boxes, bucket: str, tmp_path: Path, state: str, goes: bool

@@ -830,6 +830,10 @@ def test_what_is_followed_to_its_end_bills_on(
     assert message.endswith(bills)
     monkeypatch.setattr(watch, "progress", lambda *_args: iter([{"event": "end", "state": "finished"}]))
     assert verb("stage_log", run="a-0", follow=True, bucket=bucket)["text"].endswith(bills)
+    # One stage that was chosen has ended well, and others are left.
+    monkeypatch.setattr(watch, "progress", lambda *_args: iter([{"event": "end", "state": "idle"}]))
+    text = verb("stage_log", run="a-0", follow=True, bucket=bucket)["text"]
+    assert text.startswith("What was to run is done; the run has other stages left.\n") and text.endswith(bills)
 
 
 def test_run_info_shows_what_the_machines_say(
