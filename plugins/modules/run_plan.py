@@ -199,6 +199,12 @@ plan:
     mirrors:
       description: Where the machine gets toolchains from instead of their official servers, by toolchain.
       type: dict
+    origins:
+      description:
+        - The values of the workload that are not its file's own, each with its C(key), its C(value) and the C(layer)
+          that says it, such as C(profile small) or C(-e overrides).
+      type: list
+      elements: dict
     choice:
       description: Which stages are to run.
       type: dict

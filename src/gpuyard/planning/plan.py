@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypedDict
 
 from gpuyard import config, cost, market, records, tree
@@ -21,7 +21,7 @@ from gpuyard.planning.request import Mode, PlanRequest
 from gpuyard.providers.base import Offer, Progress, Provider
 from gpuyard.renting import machine, runs, survey
 from gpuyard.renting.runs import Run
-from gpuyard.workload import Resolved, Workload
+from gpuyard.workload import Origin, Resolved, Workload
 from gpuyard.workload.schema import as_text
 
 
@@ -47,6 +47,7 @@ class Plan:
     provider: str = ""  # the one cloud at which the run's machines are looked for; "": all of them
     restore: int | None = None  # the checkpoint that was asked for by its number
     choice: Choice = field(default_factory=Choice)  # which stages are to run
+    origins: tuple[Origin, ...] = ()  # of the workload's values that are not its file's own
     checkpoint: int = 0  # the newest checkpoint's number, whole or not; what comes after it is this launch's work
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,6 +77,7 @@ class Plan:
             },
             "mirrors": dict(self.mirrors),
             "restore": -1 if self.restore is None else self.restore,
+            "origins": [asdict(origin) for origin in self.origins],
             "choice": {
                 "stage": self.choice.only or "",
                 "from_stage": self.choice.from_stage or "",
@@ -217,6 +219,7 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         choose.where_to_look(run, request),
         request.restore,
         request.choice,
+        resolved.origins,
         newest,
     )
 

@@ -89,6 +89,7 @@ def test_u3_the_plan_shows_where_each_value_comes_from(market: World, verb: Verb
         "stages.search.grace_s           60     -e overrides",
         "overrides                       x.y=1  -e overrides",
     ]
+    assert made["plan"]["origins"][0] == {"key": "parameters.epochs", "value": 1, "layer": "profile small"}
     box = made["plan"]["workload"]
     assert (box["parameters"], box["overrides"], box["iterations"]) == ({"EPOCHS": "1"}, ["x.y=1"], 3)
     assert made["plan"]["cost"]["run"]["hours"]["expected"] == pytest.approx(0.1 + 3 * 2.5)
