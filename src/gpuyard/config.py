@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 import tempfile
@@ -21,11 +20,11 @@ import yaml
 
 from gpuyard import paths
 from gpuyard.errors import UsageError
+from gpuyard.formats.location import DEFAULT_REGION, Location
 from gpuyard.providers.base import Progress, Provider
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
 
-_PREFIX = re.compile(r"(/[^/\s\x00-\x1f]+)*/?")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 _NOT_RUNNING = "The sandbox is not running under {state}: run `gpuyard sandbox up`."
@@ -135,6 +134,11 @@ class BucketSettings:
     secret_key: str = field(default="", repr=False)
     region: str = ""
 
+    @property
+    def location(self) -> Location:
+        """Where it is, as this controller reaches it."""
+        return Location.parse(self.url, endpoint=self.endpoint, region=self.region)
+
 
 @dataclass(frozen=True, slots=True)
 class SshKey:
@@ -228,32 +232,18 @@ def s3_settings(
         raise UsageError(_NOT_RUNNING.format(state=site.sandbox_state))
     if bucket is None:
         bucket = f"s3://{info.bucket}" if info else _bucket_of(site.env)
-    if not bucket:
-        return BucketSettings()
-    parts = urlsplit(bucket)
-    if parts.scheme == "file":
-        if parts.netloc or not parts.path.startswith("/") or ".." in parts.path.split("/"):
-            raise UsageError(f"bucket={bucket!r} must name an absolute folder, without '..': file:///folder.")
-        return BucketSettings(url=bucket)
-    if parts.scheme != "s3" or not parts.netloc:
-        raise UsageError(
-            f"bucket={bucket!r} is no bucket that gpuyard can use: write s3://name or s3://name/prefix, "
-            "file:///folder, or nothing for none."
-        )
-    if not _PREFIX.fullmatch(parts.path) or {".", ".."} & set(parts.path.split("/")) or parts.query or parts.fragment:
-        raise UsageError(
-            f"bucket={bucket!r} must be s3://name or s3://name/prefix; the prefix has no '.', '..' or empty part, and "
-            "no space, '?' or '#'."
-        )
+    location = Location.parse(bucket, endpoint=bucket_endpoint or "")
+    if location.scheme != "s3":
+        return BucketSettings(location.url)
     if info and not bucket_endpoint:
         endpoint = info.endpoints["s3"]
         return BucketSettings(
-            url=bucket,
+            url=location.url,
             endpoint=endpoint,
             endpoint_from_boxes=info.from_boxes.get("s3", endpoint),
             access_key=info.s3_access_key,
             secret_key=info.s3_secret_key,
-            region="us-east-1",
+            region=DEFAULT_REGION,
         )
     access, secret = site.env.get("AWS_ACCESS_KEY_ID", ""), site.env.get("AWS_SECRET_ACCESS_KEY", "")
     if not (access and secret):
@@ -261,9 +251,8 @@ def s3_settings(
             f"bucket={bucket!r} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment; without a bucket "
             "(-e bucket='') checkpoints stay on the box."
         )
-    endpoint = bucket_endpoint or site.env.get("AWS_ENDPOINT_URL_S3") or site.env.get("AWS_ENDPOINT_URL") or ""
-    region = site.env.get("AWS_DEFAULT_REGION") or site.env.get("AWS_REGION") or "us-east-1"
-    return BucketSettings(bucket, endpoint, endpoint, access, secret, region)
+    location = location.completed(site.env)
+    return BucketSettings(location.url, location.endpoint, location.endpoint, access, secret, location.region)
 
 
 def mirrors(*, sandbox: bool | None = None, sandbox_state: str | Path | None = None) -> dict[str, str]:
@@ -341,16 +330,9 @@ def _start_sandbox(state: Path, progress: Progress | None) -> SandboxFile:
 
 def _bucket_of(env: Mapping[str, str]) -> str:
     """Return the bucket URL of ``CLOUD_PROVIDER`` and ``CLOUD_BUCKET`` (a name or a URL), ``""`` for local only."""
-    kind, name = env.get("CLOUD_PROVIDER", "").strip().lower(), env.get("CLOUD_BUCKET", "").strip()
-    if kind in ("gcs", "azure"):
-        raise UsageError(f"CLOUD_PROVIDER={kind} is not supported for checkpoints; use s3 or local.")
-    if kind not in ("", "s3", "local"):
-        raise UsageError(f"CLOUD_PROVIDER={kind!r} is not known; use s3 or local.")
-    if kind == "local" or not name:
-        if kind == "s3":
-            raise UsageError("CLOUD_PROVIDER=s3 needs a bucket: set CLOUD_BUCKET.")
-        return ""
-    return name if "://" in name else f"s3://{name}"
+    kind = env.get("CLOUD_PROVIDER", "").strip().lower()
+    # A folder of the controller's own says nothing about where machines are to publish.
+    return "" if kind == "local" else Location.from_environment(env).url
 
 
 def _make_key(private: Path) -> None:

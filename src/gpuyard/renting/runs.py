@@ -156,15 +156,9 @@ def _age_h(instance: Instance, now: float) -> float:
 
 def open_bucket(settings: BucketSettings) -> Store | None:
     """Return the store that ``settings`` name, ``None`` for a run that keeps its checkpoints on the box only."""
-    if not settings.url:
+    if not settings.location:
         return None
-    return open_store(
-        settings.url,
-        endpoint=settings.endpoint or None,
-        access_key=settings.access_key or None,
-        secret_key=settings.secret_key or None,
-        region=settings.region or None,
-    )
+    return open_store(settings.location, access_key=settings.access_key, secret_key=settings.secret_key)
 
 
 def shared_bucket(settings: BucketSettings) -> Store | None:

@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from abc import ABC, abstractmethod
@@ -19,9 +20,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from gpuyard.errors import BucketError, CheckpointError, MissingObjectError, UsageError
+from gpuyard.formats.location import Location
 
 # A dead bucket must not hold up a stage: one refused or silent connection costs seconds, not minutes.
 CONNECT_TIMEOUT_S = 5
@@ -33,6 +34,8 @@ ANSWER_S = 20.0
 SINGLE_REQUEST_BYTES = 8 * 1024 * 1024
 _CHUNK = 1024 * 1024
 _PART_PREFIX = ".gpuyard-part-"
+LIBRARIES = "GPUYARD_LIBRARIES"
+"""The variable that names the folder with boto3, for the training's own Python."""
 _T = TypeVar("_T")
 
 
@@ -245,33 +248,42 @@ class LocalStore(Store):
             ) from error
 
 
+def _import_boto3(libraries: str) -> Any:
+    """Return boto3, from the folder ``libraries`` where this Python has none of its own.
+
+    The folder comes last on the path: whatever the program brings itself stays what it gets.
+    """
+    try:
+        return importlib.import_module("boto3")
+    except ImportError:
+        if not libraries:
+            raise
+    if libraries not in sys.path:
+        sys.path.append(libraries)
+    importlib.invalidate_caches()
+    return importlib.import_module("boto3")
+
+
 class S3Store(Store):
     """A bucket at Amazon S3 or at anything that speaks its protocol (B2, R2, Vultr object storage, seaweedfs)."""
 
     tags_tell_content = True
 
-    def __init__(
-        self,
-        bucket: str,
-        prefix: str = "",
-        *,
-        endpoint: str | None = None,
-        access_key: str | None = None,
-        secret_key: str | None = None,
-        region: str | None = None,
-    ) -> None:
-        self.bucket = bucket
-        self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        self.endpoint = endpoint or None
-        self.url = f"s3://{bucket}/{self.prefix}".rstrip("/")
+    def __init__(self, location: Location, *, access_key: str = "", secret_key: str = "", libraries: str = "") -> None:
+        """Open the bucket at ``location``. ``libraries`` is the folder with boto3 for a Python that has none."""
+        self.bucket = location.name
+        self.prefix = location.prefix and f"{location.prefix}/"
+        self.endpoint = location.endpoint or None
+        self.url = location.url
         try:
-            boto3 = importlib.import_module("boto3")
+            boto3 = _import_boto3(libraries)
             botocore = importlib.import_module("botocore.exceptions")
             config = importlib.import_module("botocore.config").Config
             transfer = importlib.import_module("boto3.s3.transfer").TransferConfig
         except ImportError as error:
             raise CheckpointError(
-                f"The bucket {self.url} needs the Python package boto3, which this Python lacks: pip install boto3."
+                f"The bucket {self.url} needs the Python package boto3, which this Python lacks: add boto3 to the "
+                "requirements, or pip install boto3."
             ) from error
         self._client_error = botocore.ClientError
         self._errors: tuple[type[Exception], ...] = (
@@ -289,14 +301,14 @@ class S3Store(Store):
                 endpoint_url=self.endpoint,
                 aws_access_key_id=access_key or None,
                 aws_secret_access_key=secret_key or None,
-                region_name=region or None,
+                region_name=location.region or None,
                 config=config(
                     connect_timeout=CONNECT_TIMEOUT_S,
                     read_timeout=READ_TIMEOUT_S,
                     retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
                     max_pool_connections=32,
                     # Buckets other than Amazon's often know neither virtual hosts nor the newer checksums.
-                    s3={"addressing_style": "path"} if endpoint else {},
+                    s3={"addressing_style": "path"} if self.endpoint else {},
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
                 ),
@@ -452,33 +464,27 @@ def answer_soon(question: Callable[[], _T], where: str) -> _T:
 
 
 def open_store(
-    url: str,
+    location: Location | str,
     *,
-    endpoint: str | None = None,
-    access_key: str | None = None,
-    secret_key: str | None = None,
-    region: str | None = None,
+    access_key: str = "",
+    secret_key: str = "",
     env: Mapping[str, str] | None = None,
 ) -> Store:
-    """Return the store behind ``s3://bucket[/prefix]`` or ``file:///folder``. Nothing is asked of it yet.
+    """Return the store at a place or address. Nothing is asked of it yet.
 
     What is not given is taken from ``env`` (default: the process environment) under the names that Amazon's own tools
     use: ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
-    ``AWS_DEFAULT_REGION``. Raises :class:`gpuyard.errors.UsageError` for any other form of address.
+    ``AWS_DEFAULT_REGION``. Raises :class:`gpuyard.errors.UsageError` for what is no address.
     """
     values = os.environ if env is None else env
-    parts = urlsplit(url)
-    if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.startswith("/"):
-        return LocalStore(Path(unquote(parts.path)))
-    if parts.scheme == "s3" and parts.netloc:
-        return S3Store(
-            parts.netloc,
-            parts.path,
-            endpoint=endpoint or values.get("AWS_ENDPOINT_URL_S3") or values.get("AWS_ENDPOINT_URL"),
-            access_key=access_key or values.get("AWS_ACCESS_KEY_ID"),
-            secret_key=secret_key or values.get("AWS_SECRET_ACCESS_KEY"),
-            region=region or values.get("AWS_DEFAULT_REGION") or values.get("AWS_REGION") or "us-east-1",
-        )
-    raise UsageError(
-        f"bucket={url!r} is not an address of a bucket: use s3://name, s3://name/prefix or file:///folder."
+    place = (Location.parse(location) if isinstance(location, str) else location).completed(values)
+    if place.scheme == "file":
+        return LocalStore(Path(place.name))
+    if not place:
+        raise UsageError("An empty address is not an address of a bucket: use s3://name or file:///folder.")
+    return S3Store(
+        place,
+        access_key=access_key or values.get("AWS_ACCESS_KEY_ID", ""),
+        secret_key=secret_key or values.get("AWS_SECRET_ACCESS_KEY", ""),
+        libraries=values.get(LIBRARIES, ""),
     )

@@ -17,6 +17,7 @@ from typing import Any
 from gpuyard.box.checkpoints import Retention, Store, open_store
 from gpuyard.box.stages.folders import why_not
 from gpuyard.errors import UsageError
+from gpuyard.formats.location import Location
 
 DEFAULT_FOLDER = Path("/opt/gpuyard/run")
 DEFAULT_GRACE_S = 30.0
@@ -40,7 +41,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class BoxSpec:
-    """What the runner needs to know. ``every_s`` is the publishing interval (s; 0: only after each stage)."""
+    """What the runner needs to know. ``every_s`` is the publishing interval (s; 0: only after each stage).
+
+    ``instance`` says what is known of the instance that this box is: its node, provider, id, region, market, price.
+    """
 
     folder: Path
     run: str
@@ -56,8 +60,9 @@ class BoxSpec:
     retention: Retention = field(default_factory=Retention)
     windows: tuple[tuple[str, str], ...] = ()
     bucket: str = ""
-    bucket_endpoint: str | None = None
-    bucket_region: str | None = None
+    bucket_endpoint: str = ""
+    bucket_region: str = ""
+    instance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def order(self) -> list[tuple[int, str]]:
@@ -76,14 +81,14 @@ class BoxSpec:
         """Return the secret environment, which is read anew each time and kept nowhere else."""
         return read_secrets(self.folder / "secrets.env")
 
+    @property
+    def location(self) -> Location:
+        """Where the bucket is. Raises :class:`UsageError` when its address is none, which must end no training."""
+        return Location.parse(self.bucket, endpoint=self.bucket_endpoint, region=self.bucket_region)
+
     def store(self) -> Store:
         """Open the run's bucket with the keys of the secret file, else of the process environment."""
-        return open_store(
-            self.bucket,
-            endpoint=self.bucket_endpoint,
-            region=self.bucket_region,
-            env={**os.environ, **self.secrets()},
-        )
+        return open_store(self.location, env={**os.environ, **self.secrets()})
 
     def make_directories(self) -> None:
         """Have every persistent folder: a bucket holds no empty ones, so a restored root may lack some."""
@@ -122,8 +127,9 @@ def load_spec(folder: Path = DEFAULT_FOLDER) -> BoxSpec:
             retention=Retention(int(checkpoints.get("keep_last", 0)), int(checkpoints.get("keep_every", 0))),
             windows=tuple((str(item["name"]), str(item["command"])) for item in workload.get("windows") or ()),
             bucket=str(settings.get("bucket") or ""),
-            bucket_endpoint=settings.get("bucket_endpoint") or None,
-            bucket_region=settings.get("bucket_region") or None,
+            bucket_endpoint=str(settings.get("bucket_endpoint") or ""),
+            bucket_region=str(settings.get("bucket_region") or ""),
+            instance=dict(settings.get("instance") or {}),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{folder} does not describe a workload: {error!r}.") from error
