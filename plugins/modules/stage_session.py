@@ -44,6 +44,19 @@ options:
     description: The region of the bucket.
     type: str
     default: ""
+  instance:
+    description:
+      - The instance that the machine is, as M(gpuyard.cloud.instance) returns it. Stages are told its node, provider,
+        id, region, market and price per hour in environment variables such as E(GPUYARD_PROVIDER).
+    type: dict
+    default: {}
+  expected_checkpoint:
+    description:
+      - The number of the run's newest checkpoint, as the controller has seen it in the bucket; V(0) for none.
+      - With V(0) the stages start also when this machine cannot reach the bucket. With another number, a bucket in
+        which this machine finds no checkpoint is an error.
+      - When it is not said, a bucket that does not answer is an error, since there may be a checkpoint in it.
+    type: int
   secrets:
     description:
       - Secret environment variables of the stages, among them the keys of the bucket (E(AWS_ACCESS_KEY_ID),
@@ -171,6 +184,8 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
 
+# What stages are told of their instance; gpuyard.box.stages.surroundings has the variables.
+FACTS = ("node", "provider", "id", "region", "market", "price_per_hour_usd")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -182,6 +197,7 @@ class Settings:
             raise _box.BoxError("run and workload must not be empty: they say what this machine is to do.")
         self.folder = Path(options["settings"])
         settings = {name: options[name] for name in ("run", "bucket", "bucket_endpoint", "bucket_region", "path")}
+        settings["instance"] = {name: options["instance"][name] for name in FACTS if name in options["instance"]}
         if options["repository"]:
             settings["repository"] = options["repository"]
         self.secrets: dict[str, str] = {name: str(value) for name, value in sorted(options["secrets"].items())}
@@ -305,6 +321,8 @@ def start(module: AnsibleModule) -> dict[str, Any]:
     restore = ["--restore"] if options["restore"] or not wanted else []
     if options["restore_sequence"] is not None:
         restore += ["--restore-sequence", str(options["restore_sequence"])]
+    if options["expected_checkpoint"] is not None:
+        restore += ["--expected-checkpoint", str(options["expected_checkpoint"])]
     answer = ask(module, "start", "--state", options["state"], *restore, *chosen)
     for warning in (answer["restored"] or {}).get("warnings", ()):
         module.warn(warning)
@@ -336,6 +354,8 @@ def main() -> None:
             "bucket": {"type": "str", "default": ""},
             "bucket_endpoint": {"type": "str", "default": ""},
             "bucket_region": {"type": "str", "default": ""},
+            "instance": {"type": "dict", "default": {}},
+            "expected_checkpoint": {"type": "int"},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
             "repository": {"type": "path"},
             "path": {"type": "list", "elements": "path", "default": []},

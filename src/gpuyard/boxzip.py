@@ -14,7 +14,7 @@ from pathlib import Path
 from gpuyard.files import write_whole
 
 PACKAGES = ("box", "formats")
-MODULES = ("__init__.py", "errors.py", "files.py", "py.typed")
+MODULES = ("__init__.py", "cloud_sync.py", "errors.py", "files.py", "py.typed")
 # The oldest time that a zip can hold; the real one would make every build differ.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 

@@ -1,62 +1,75 @@
 """Cloud storage for training code: single files, folders, logs, and whole checkpoint sets.
 
-Training code calls these as it goes, so nothing here raises because of a bucket: a failure is a warning on the logger
-``gpuyard.box.checkpoints`` and ``False``, and the files stay where they are. The configuration comes from the
-environment:
+    from gpuyard.cloud_sync import get_cloud_sync_from_env
 
-``CLOUD_PROVIDER`` (``local``, the default, or ``s3``), ``CLOUD_BUCKET`` (``name``, ``name/prefix``, or for ``local`` a
-folder), ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGION``, and ``AWS_ENDPOINT_URL`` for buckets
-elsewhere (B2, R2, Vultr object storage).
+    sync = get_cloud_sync_from_env()
+    sync.download_checkpoints("policy", "checkpoints")  # before training: nothing, or the newest whole set
+    sync.sync_checkpoints("checkpoints", "policy", keep_last=3)  # at each checkpoint, and at the end
+    sync.sync_logs("runs", "policy")
+
+Training never fails of it. No function here raises, whatever is wrong with the bucket or the configuration: a failure
+is a warning on the logger ``gpuyard.cloud_sync`` and ``False``, and the files stay where they are.
+
+The configuration comes from the environment, and gpuyard sets it for every stage: ``CLOUD_PROVIDER`` (``s3`` or
+``local``, the default), ``CLOUD_BUCKET`` (``name``, ``name/prefix``, or for ``local`` a folder), ``AWS_ACCESS_KEY_ID``,
+``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGION``, and ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL`` for buckets
+elsewhere (B2, R2, Vultr object storage). Of what a stage uploads, the keys begin with ``<run>/files/``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from gpuyard.box.checkpoints import Retention, Store, open_store, publish, restore
 from gpuyard.box.checkpoints.beneath import Folder, create
-from gpuyard.box.checkpoints.sets import Retention, publish, restore
-from gpuyard.box.checkpoints.stores import Store, open_store
-from gpuyard.errors import CheckpointError, GpuyardError, UsageError
+from gpuyard.errors import CheckpointError, GpuyardError
 from gpuyard.files import inner_path
+from gpuyard.formats.location import Location
 from gpuyard.formats.manifest import STATE
 
-PROVIDERS = ("local", "s3")
-_PLANNED = ("gcs", "azure")
-_log = logging.getLogger("gpuyard.box.checkpoints")
+__all__ = [
+    "CloudSync",
+    "download_checkpoints",
+    "download_directory",
+    "download_file",
+    "get_cloud_sync_from_env",
+    "sync_checkpoints",
+    "sync_logs",
+    "upload_directory",
+    "upload_file",
+]
+_log = logging.getLogger("gpuyard.cloud_sync")
 
 
 class CloudSync:
     """Copies files between this machine and one bucket.
 
     ``provider`` is ``s3`` or ``local``; ``bucket_name`` is the bucket (``name`` or ``name/prefix``), for ``local`` a
-    folder. ``local`` without a folder keeps everything where it is, and every call succeeds. Raises
-    :class:`gpuyard.errors.UsageError` for a provider that is not there and for ``s3`` without a bucket.
+    folder. ``local`` without a folder keeps everything where it is, and every call succeeds. With a provider that is
+    not known, or ``s3`` without a bucket, there is a warning, files stay local, and every call returns ``False``.
     """
 
-    def __init__(self, provider: str = "local", bucket_name: str = "", *, endpoint: str | None = None) -> None:
+    def __init__(self, provider: str = "local", bucket_name: str = "", *, endpoint: str = "") -> None:
         self.provider = provider.lower()
         self.bucket_name = bucket_name
-        self._endpoint = endpoint
         self._store: Store | None = None
-        if self.provider in _PLANNED:
-            raise UsageError(
-                f"CLOUD_PROVIDER={provider} is not supported yet: "
-                "use s3 (any S3-compatible bucket, with AWS_ENDPOINT_URL) or local."
-            )
-        if self.provider not in PROVIDERS:
-            raise UsageError(f"CLOUD_PROVIDER={provider!r} is unknown: use {' or '.join(PROVIDERS)}.")
-        if self.provider == "s3" and not bucket_name:
-            raise UsageError("CLOUD_PROVIDER=s3 needs CLOUD_BUCKET, the bucket's name.")
+        self._location: Location | None = None
+        """Where to copy to; ``None`` where the configuration names no place."""
+        try:
+            self._location = Location.of_provider(provider, bucket_name, endpoint=endpoint)
+        except GpuyardError as error:
+            _log.warning("Nothing is copied to a bucket, files stay local: %s", error)
 
     @property
     def stays_local(self) -> bool:
-        """True when there is nowhere to copy to, so that files simply stay where they are."""
-        return self.provider == "local" and not self.bucket_name
+        """True when there is nowhere to copy to, by choice or by mistake, so that files stay where they are."""
+        return not self._location
 
     def upload_file(self, local_path: str | Path, cloud_path: str) -> bool:
         """Store one file under the key ``cloud_path``; return whether that worked."""
@@ -79,9 +92,17 @@ class CloudSync:
     def upload_directory(self, local_path: str | Path, cloud_path: str) -> bool:
         """Store every file below a folder under ``cloud_path/``, up to the first failure; return whether all were."""
         folder = Path(local_path)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        keys = [(path, f"{cloud_path.strip('/')}/{path.relative_to(folder).as_posix()}") for path in files]
-        return all(self.upload_file(path, key) for path, key in keys)
+        keys: list[tuple[Path, str]] = []
+
+        def look() -> None:
+            if not folder.is_dir():
+                raise CheckpointError(f"{folder} is not a folder.")
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            keys.extend((path, f"{cloud_path.strip('/')}/{path.relative_to(folder).as_posix()}") for path in files)
+
+        return self._attempt(f"upload of {folder}", lambda store: look()) and all(
+            self.upload_file(path, key) for path, key in keys
+        )
 
     def download_directory(self, cloud_path: str, local_path: str | Path) -> bool:
         """Fetch every object under ``cloud_path/`` into a folder, up to the first failure; return whether all came.
@@ -118,31 +139,32 @@ class CloudSync:
         Returns whether the folder is usable now: restored, filled already, or rightly empty because there is no set.
         """
         folder = Path(local_path)
-        folder.mkdir(parents=True, exist_ok=True)
-        return self._attempt(
-            f"restoring of {name}", lambda store: restore(lambda: store, name, folder, has_local=_has_files)
-        )
+
+        def work(store: Store) -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for text in restore(lambda: store, name, folder, has_local=_has_files).warnings:
+                _log.warning("%s", text)
+
+        return self._attempt(f"restoring of {name}", work)
 
     def sync_logs(self, local_path: str | Path, name: str) -> bool:
         """Store a folder of logs (TensorBoard's, say) under ``name/logs/``; return whether that worked."""
         return self.upload_directory(local_path, f"{name}/logs")
 
     def _attempt(self, what: str, work: Callable[[Store], object]) -> bool:
-        if self.stays_local:
+        if self._location is None:
+            return False  # The warning was given once, when this was made.
+        if not self._location:
             return True
         try:
             if self._store is None:
-                self._store = self._open()
+                self._store = open_store(self._location)
             work(self._store)
-        except (GpuyardError, OSError) as error:
-            _log.warning("The %s failed, files stay local: %s", what, error)
+        except Exception as error:  # whatever it is: training does not end because of a copy
+            said = str(error) if isinstance(error, (GpuyardError, OSError)) else repr(error)
+            _log.warning("The %s failed, files stay local: %s", what, said)
             return False
         return True
-
-    def _open(self) -> Store:
-        if self.provider == "local":
-            return open_store(Path(self.bucket_name).absolute().as_uri())
-        return open_store(f"s3://{self.bucket_name.removeprefix('s3://')}", endpoint=self._endpoint)
 
 
 def _fetch(store: Store, key: str, folder: Path, path: str) -> None:
@@ -170,8 +192,18 @@ def _has_files(folder: Path) -> bool:
 
 
 def get_cloud_sync_from_env() -> CloudSync:
-    """Return the :class:`CloudSync` that ``CLOUD_PROVIDER`` and ``CLOUD_BUCKET`` describe; with neither: local only."""
-    return CloudSync(os.environ.get("CLOUD_PROVIDER") or "local", os.environ.get("CLOUD_BUCKET") or "")
+    """Return the :class:`CloudSync` that ``CLOUD_PROVIDER`` and ``CLOUD_BUCKET`` describe; with neither: local only.
+
+    It is the same one, with its connections, as long as the environment says the same.
+    """
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    connection = tuple(os.environ.get(name, "") for name in names)
+    return _from_environment(os.environ.get("CLOUD_PROVIDER", ""), os.environ.get("CLOUD_BUCKET", ""), connection)
+
+
+@functools.lru_cache(maxsize=4)
+def _from_environment(provider: str, bucket: str, connection: tuple[str, ...]) -> CloudSync:
+    return CloudSync(provider, bucket)
 
 
 def upload_file(local_path: str | Path, cloud_path: str) -> bool:

@@ -54,10 +54,20 @@ ENVIRONMENT = (
     "GPUYARD_SANDBOX",
     "GPUYARD_SANDBOX_STATE",
     # What stages see, and may start a play with.
+    "GPUYARD_BUCKET",
+    "GPUYARD_BUCKET_ENDPOINT",
     "GPUYARD_CHECKPOINT_COMMAND",
+    "GPUYARD_INSTANCE_ID",
+    "GPUYARD_LIBRARIES",
+    "GPUYARD_MARKET",
+    "GPUYARD_NODE",
     "GPUYARD_PERSIST",
+    "GPUYARD_POOL",
+    "GPUYARD_PRICE_PER_HOUR_USD",
+    "GPUYARD_REGION",
     "GPUYARD_RUN",
     "GPUYARD_STAGE_TOKEN",
+    "GPUYARD_WORKLOAD",
     # What the checkout's own tests set.
     "GPUYARD_VASTAI",
 )

@@ -64,6 +64,7 @@ def instance_to_dict(instance: Instance) -> dict[str, Any]:
         "state": str(instance.state),
         "run": instance.ref.run if instance.ref else "",
         "workload": instance.ref.workload if instance.ref else "",
+        "node": instance.ref.node if instance.ref else "",
         "host_key_alias": instance.host_key_alias,
         "idle_price_per_hour_usd": instance.idle_price,
         "cost_now_per_hour_usd": instance.cost_now_per_hour_usd,

@@ -74,8 +74,19 @@ class Plan:
             "restore": -1 if self.restore is None else self.restore,
             "progress": dict(self.run.progress),
             "checkpoint": self.checkpoint,
+            "expected_checkpoint": self.expected_checkpoint,
             "instance": records.instance_to_dict(self.run.machine) if self.run.machine else {},
         }
+
+    @property
+    def expected_checkpoint(self) -> int:
+        """The newest checkpoint that a box should find in the bucket; 0 where there is certainly none, -1 if unknown.
+
+        Of a folder on the box this controller knows nothing; nor of what a machine that it took for lost may publish.
+        """
+        if self.bucket.location.scheme != "s3" or self.run.problem or (not self.checkpoint and self.run.leftovers):
+            return -1
+        return self.checkpoint
 
 
 def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress: Progress | None = None) -> Plan:

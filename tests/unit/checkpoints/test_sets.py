@@ -563,6 +563,24 @@ def test_the_four_cases(folder: LocalStore, tmp_path: Path) -> None:
     assert restore(lambda: folder, RUN, tmp_path / "cloud only").source == "cloud"
 
 
+def test_a_run_that_has_nothing_begins_also_without_its_bucket(folder: LocalStore, tmp_path: Path) -> None:
+    """Only where somebody has seen that there is nothing: what may be there is never begun over."""
+    (tmp_path / "file").touch()
+    broken: Callable[[], Store] = lambda: LocalStore(tmp_path / "file" / "bucket")  # noqa: E731
+    for expected in (None, 1):
+        with pytest.raises(BucketError):
+            restore(broken, RUN, tmp_path / "new box", expected=expected)
+    with pytest.raises(BucketError):
+        restore(broken, RUN, tmp_path / "new box", expected=0, sequence=1)
+    begun = restore(broken, RUN, tmp_path / "new box", expected=0)
+    assert begun.source == "nothing" and "as the controller has seen" in begun.warnings[0]
+    # A bucket that answers is believed, whatever was seen before.
+    publish(folder, RUN, make_root(tmp_path))
+    assert restore(lambda: folder, RUN, tmp_path / "new box", expected=0).source == "cloud"
+    with pytest.raises(CheckpointError, match="has checkpoint 7 in the bucket, as the controller has seen"):
+        restore(lambda: folder, "another-0", tmp_path / "other", expected=7)
+
+
 def test_a_damaged_set_gives_way_to_the_older_one(folder: LocalStore, tmp_path: Path) -> None:
     root = make_root(tmp_path)
     publish(folder, RUN, root)

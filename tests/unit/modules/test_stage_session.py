@@ -113,6 +113,27 @@ def test_a_finished_run_is_left_alone(run_module: Any, options: dict[str, Any], 
     assert run_module("stage_session", check=True, only="wait", **options)["changed"]
 
 
+def test_the_instance_and_what_the_controller_saw_reach_the_machine(
+    run_module: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket that the machine cannot read keeps a new run from nothing, once it is known to hold nothing of it."""
+    (tmp_path / "file").touch()
+    options["bucket"] = (tmp_path / "file/bucket").as_uri()
+    options["instance"] = {"provider": "vast", "id": "7", "region": "SE", "ssh_host": "203.0.113.7"}
+    warnings: list[str] = []
+    monkeypatch.setattr("ansible.module_utils.basic.AnsibleModule.warn", lambda self, text: warnings.append(text))
+    refused = run_module("stage_session", **options)
+    assert refused["failed"] and "cannot be used" in refused["msg"]
+    started = run_module("stage_session", expected_checkpoint=0, **options)
+    assert started["session"]["state"] == "running"
+    (warning,) = warnings
+    assert "as the controller has seen, so canyon-0 begins" in warning
+    settings = json.loads((tmp_path / "run/settings.json").read_text())
+    assert settings["instance"] == {"provider": "vast", "id": "7", "region": "SE"}
+    again = run_module("stage_session", expected_checkpoint=0, **{**options, "instance": {**options["instance"]}})
+    assert not again["changed"]
+
+
 def test_restored_starts_nothing(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:
     options["bucket"] = (tmp_path / "bucket").as_uri()
     result = run_module("stage_session", **{**options, "state": "restored"})

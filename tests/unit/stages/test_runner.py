@@ -118,6 +118,89 @@ def test_a_missing_repository_is_a_failed_stage(box: Box) -> None:
     box.repository.mkdir()
 
 
+INSTANCE = {
+    "node": "search-3",
+    "provider": "vast",
+    "id": "1234567",
+    "region": "SE",
+    "market": "interruptible",
+    "price_per_hour_usd": 0.43,
+}
+
+
+def stage_environment(box: Box, secrets: dict[str, str] | None = None, **settings: Any) -> dict[str, str]:
+    """Run a stage with more settings and secrets, and return the environment that it had."""
+    box.describe([{"name": "show", "command": "env -0 > shown"}])
+    file = box.settings / "settings.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    (box.settings / "secrets.env").write_text("".join(f"{name}={value}\n" for name, value in (secrets or {}).items()))
+    assert box.run("--only", "show") == 0
+    lines = (box.repository / "shown").read_text().split("\0")[:-1]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_v11_a_stage_is_told_where_it_runs(box: Box) -> None:
+    """The facts, the bucket for training code (E2, E3), and W&B's ``environment=<provider>`` (V11)."""
+    bucket = {
+        "bucket": "s3://yard/deep",
+        "bucket_endpoint": "http://127.0.0.1:9",
+        "bucket_region": "eu",
+        "instance": INSTANCE,
+    }
+    seen = stage_environment(box, **bucket)
+    expected = {
+        "GPUYARD_RUN": RUN,
+        "GPUYARD_WORKLOAD": "canyon",
+        "GPUYARD_NODE": "search-3",
+        "GPUYARD_POOL": "search",
+        "GPUYARD_PROVIDER": "vast",
+        "GPUYARD_INSTANCE_ID": "1234567",
+        "GPUYARD_REGION": "SE",
+        "GPUYARD_MARKET": "interruptible",
+        "GPUYARD_PRICE_PER_HOUR_USD": "0.43",
+        "GPUYARD_BUCKET": "s3://yard/deep",
+        "GPUYARD_BUCKET_ENDPOINT": "http://127.0.0.1:9",
+        "CLOUD_PROVIDER": "s3",
+        "CLOUD_BUCKET": f"yard/deep/{RUN}/files",
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
+        "AWS_DEFAULT_REGION": "eu",
+        "WANDB_TAGS": "environment=vast",
+    }
+    assert {name: seen.get(name) for name in expected} == expected
+    assert (Path(seen["GPUYARD_LIBRARIES"]) / "boto3/__init__.py").exists()
+    # What the user sets stays, and of a bucket of the user's own no part is ours.
+    users = {"WANDB_TAGS": "mine", "MLFLOW_TRACKING_URI": "http://m", "CLOUD_BUCKET": "other"}
+    seen = stage_environment(box, users, **bucket)
+    assert {name: seen[name] for name in users} == users
+    assert "CLOUD_PROVIDER" not in seen and "AWS_ENDPOINT_URL_S3" not in seen
+    seen = stage_environment(box)
+    assert seen["CLOUD_PROVIDER"] == "local" and "CLOUD_BUCKET" not in seen and "WANDB_TAGS" not in seen
+
+
+def test_e5_a_stage_uploads_with_what_it_is_told(box: Box, tmp_path: Path) -> None:
+    """Training code on the box: checkpoints, and logs at its end, in the run's own bucket and beside gpuyard's keys."""
+    (box.repository / "train.py").write_text(
+        "import os, pathlib\n"
+        "from gpuyard.cloud_sync import download_checkpoints, sync_checkpoints, sync_logs\n"
+        "assert download_checkpoints('policy', 'work')\n"
+        "for step in range(1, 11):\n"
+        "    pathlib.Path('work/model').write_text(str(step))\n"
+        "    if step % 5 == 0:\n"
+        "        assert sync_checkpoints('work', 'policy')\n"
+        "pathlib.Path('runs').mkdir()\n"
+        "pathlib.Path('runs/events').write_text('curve')\n"
+        "assert sync_logs('runs', 'policy')\n"
+    )
+    bucket = tmp_path / "bucket"
+    box.describe([{"name": "train", "command": f"{sys.executable} train.py"}], bucket=bucket.as_uri())
+    assert box.run() == 0, box.screen
+    files = bucket / RUN / "files"
+    assert (files / "policy/checkpoints/000002/files/model").read_text() == "10"
+    assert (files / "policy/logs/events").read_text() == "curve"
+    assert [record.run for record in list_runs(LocalStore(bucket))] == [RUN], "what it uploads is no run"
+    assert latest_manifest(LocalStore(bucket), RUN) is not None
+
+
 def test_from_only_and_iteration(box: Box) -> None:
     box.describe([mark("a"), mark("b"), mark("c")], iterations=2)
     assert box.run("--only", "b") == 0

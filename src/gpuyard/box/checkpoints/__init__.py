@@ -1,7 +1,7 @@
 """Checkpoints: sets of files that are published to a bucket wholly or not at all.
 
-The stage runner publishes with this on the rented box, the controller reads the bucket with it, and training code may
-import :class:`CloudSync` and its functions. Python 3.10 or newer, standard library, and boto3 once a bucket is opened.
+The stage runner publishes with this on the rented box, the controller reads the bucket with it, and training code has
+:mod:`gpuyard.cloud_sync` on top of it. Python 3.10 or newer, standard library, and boto3 once a bucket is opened.
 """
 
 from __future__ import annotations
@@ -26,24 +26,12 @@ from gpuyard.box.checkpoints.sets import (
     write_record,
 )
 from gpuyard.box.checkpoints.stores import LocalStore, S3Store, Store, StoredObject, answer_soon, open_store
-from gpuyard.box.checkpoints.sync import (
-    CloudSync,
-    download_checkpoints,
-    download_directory,
-    download_file,
-    get_cloud_sync_from_env,
-    sync_checkpoints,
-    sync_logs,
-    upload_directory,
-    upload_file,
-)
 from gpuyard.errors import BucketError, CheckpointError, MissingObjectError, UnreadableManifestError
 from gpuyard.formats.manifest import FileEntry, Manifest, RunRecord
 
 __all__ = [
     "BucketError",
     "CheckpointError",
-    "CloudSync",
     "FileEntry",
     "LocalStore",
     "Manifest",
@@ -60,10 +48,6 @@ __all__ = [
     "answer_soon",
     "brought_in",
     "clear_unfinished",
-    "download_checkpoints",
-    "download_directory",
-    "download_file",
-    "get_cloud_sync_from_env",
     "latest_manifest",
     "latest_whole_manifest",
     "list_runs",
@@ -74,10 +58,6 @@ __all__ = [
     "publish_or_warn",
     "restore",
     "sequences",
-    "sync_checkpoints",
-    "sync_logs",
-    "upload_directory",
-    "upload_file",
     "verify",
     "write_record",
 ]

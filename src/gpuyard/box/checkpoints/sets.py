@@ -16,6 +16,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -983,10 +984,13 @@ def restore(
     has_local: Callable[[Path], bool] | None = None,
     threads: int = THREADS,
     sequence: int | None = None,
+    expected: int | None = None,
 ) -> Restored:
     """Bring ``root`` to the newest complete checkpoint of ``run``, unless there is local work already.
 
-    With ``sequence`` it is exactly that checkpoint, or an error.
+    With ``sequence`` it is exactly that checkpoint, or an error. ``expected`` is the number of the newest checkpoint
+    that somebody else has seen in the bucket. 0 (there is none): a bucket that cannot be read from here is a warning,
+    because there is nothing in it that could be begun over. Another number: an empty bucket is an error.
 
     The four cases: nothing anywhere → ``nothing``; local work (default: a journal that is not empty), with or without
     a bucket → ``local``, and the bucket is not even asked; bucket only → ``cloud``. Every file is verified before the
@@ -1003,9 +1007,23 @@ def restore(
         if sequence is not None:
             raise CheckpointError(f"restore={sequence} needs a bucket, and run {run} has none.")
         return Restored("nothing")
-    opened = store()
     warnings: list[str] = []
-    for manifest in manifests(opened, run) if sequence is None else [manifest_of(opened, run, sequence)]:
+    try:
+        opened = store()
+        # The first one is asked for here, so that a bucket that does not answer is told from what it holds.
+        found = manifests(opened, run) if sequence is None else iter([manifest_of(opened, run, sequence)])
+        first = next(found, None)
+    except BucketError as error:
+        if expected != 0 or sequence is not None:
+            raise
+        begins = f"It holds no checkpoint of {run}, as the controller has seen, so {run} begins."
+        return Restored("nothing", warnings=[f"{error} {begins}"])
+    if first is None and expected:
+        raise CheckpointError(
+            f"Run {run} has checkpoint {expected} in the bucket, as the controller has seen, and this box finds none "
+            f"in {opened.url}: check that both reach the same bucket (bucket, bucket_endpoint)."
+        )
+    for manifest in itertools.chain([first] if first else [], found):
         try:
             changed = _fetch_set(opened, manifest, root, threads)
         except (DamagedSetError, MissingObjectError) as error:

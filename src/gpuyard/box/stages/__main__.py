@@ -46,7 +46,13 @@ def _start(spec: BoxSpec, options: argparse.Namespace) -> int:
             spec.stage(name)
     restored: dict[str, Any] | None = None
     if options.restore or options.restore_sequence is not None:
-        outcome = restore(spec.store if spec.bucket else None, spec.run, spec.root, sequence=options.restore_sequence)
+        outcome = restore(
+            spec.store if spec.bucket else None,
+            spec.run,
+            spec.root,
+            sequence=options.restore_sequence,
+            expected=options.expected_checkpoint,
+        )
         restored = vars(outcome)
     before = report.status(spec)
     chosen = choice != Choice()
@@ -147,6 +153,12 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--restore", action="store_true", help="first bring back the newest checkpoint, if none is here")
     start.add_argument(
         "--restore-sequence", type=int, metavar="N", help="the same with exactly this checkpoint, newer ones or not"
+    )
+    start.add_argument(
+        "--expected-checkpoint",
+        type=int,
+        metavar="N",
+        help="the newest checkpoint that the controller has seen; 0: none, so a silent bucket keeps nobody waiting",
     )
     start.add_argument(
         "--state", choices=["started", "restored"], default="started", help="restored: do not start anything"

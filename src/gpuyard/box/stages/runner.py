@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from gpuyard.box.checkpoints import Published, answer_soon, publish_or_warn, write_record
-from gpuyard.box.stages import processes
+from gpuyard.box.stages import processes, surroundings
 from gpuyard.box.stages.spec import DEFAULT_GRACE_S, BoxSpec, Stage
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.formats.journal import (
@@ -405,15 +405,16 @@ class Runner:
     def _environment(self, place: Position, token: str) -> dict[str, str]:
         spec = self.spec
         checkpoint = python_module("gpuyard.box.checkpoints", "publish", "--impatient", "--settings", str(spec.folder))
+        users = {**spec.environment, **spec.secrets()}
         environment = {
             **os.environ,
             "PYTHONUNBUFFERED": "1",
-            **spec.environment,
-            **spec.secrets(),
+            **surroundings.defaults(spec, users),
+            **users,
             "ITERATION": str(place[0]),
             "STAGE": place[1],
             "RUN": spec.run,
-            "GPUYARD_RUN": spec.run,
+            **surroundings.facts(spec),
             "GPUYARD_PERSIST": str(spec.root),
             "GPUYARD_CHECKPOINT_COMMAND": shlex.join(checkpoint),
             processes.TOKEN: token,
