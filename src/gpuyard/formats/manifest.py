@@ -16,6 +16,7 @@ VERSION = 1
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 STATE = ".gpuyard"
 SCRATCH = f"{STATE}/tmp"
+JOURNAL = f"{STATE}/journal.jsonl"
 BROUGHT = f"{STATE}/brought.json"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 # As many as Linux follows.

@@ -6,26 +6,16 @@ The stage runner publishes with this on the rented box, the controller reads the
 
 from __future__ import annotations
 
-from gpuyard.box.checkpoints.sets import (
-    Published,
-    Restored,
-    Retention,
-    Verified,
-    brought_in,
-    clear_unfinished,
-    latest_manifest,
-    latest_whole_manifest,
-    list_runs,
-    manifest_of,
-    manifests,
-    publish,
-    publish_or_warn,
-    restore,
-    sequences,
-    verify,
-    write_record,
-)
-from gpuyard.box.checkpoints.stores import LocalStore, S3Store, Store, StoredObject, answer_soon, open_store
+from gpuyard.box.checkpoints.local_store import LocalStore
+from gpuyard.box.checkpoints.opening import open_store
+from gpuyard.box.checkpoints.publishing import Published, publish, publish_or_warn
+from gpuyard.box.checkpoints.reading import latest_manifest, manifest_of, manifests, sequences
+from gpuyard.box.checkpoints.restoring import Restored, brought_in, restore
+from gpuyard.box.checkpoints.retention import Retention, clear_unfinished
+from gpuyard.box.checkpoints.run_records import list_runs, write_record
+from gpuyard.box.checkpoints.s3_store import S3Store
+from gpuyard.box.checkpoints.stores import Store, StoredObject, answer_soon
+from gpuyard.box.checkpoints.verifying import Verified, latest_whole_manifest, verify
 from gpuyard.errors import BucketError, CheckpointError, MissingObjectError, UnreadableManifestError
 from gpuyard.formats.manifest import FileEntry, Manifest, RunRecord
 

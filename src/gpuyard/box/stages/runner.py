@@ -37,10 +37,9 @@ from gpuyard.formats.journal import (
     space_free,
     summary,
 )
-from gpuyard.formats.manifest import STATE, timestamp
+from gpuyard.formats.manifest import JOURNAL, STATE, timestamp
 
 LOCK = "runner.lock"
-JOURNAL = ".gpuyard/journal.jsonl"
 _LOCK_WAIT_S = 2.0
 _LOOKERS_WAIT_S = 60.0
 _POLL_S = 0.1

@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-from gpuyard.box.checkpoints.stores import LIBRARIES
+from gpuyard.box.checkpoints.opening import LIBRARIES
 from gpuyard.box.stages.spec import BoxSpec
 from gpuyard.errors import UsageError
 from gpuyard.formats.location import Location
