@@ -148,7 +148,7 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
             f"{one.name} also has {machine.describe(more)}, which may bill as well." for more in one.instances[1:]
         ]
         if one.problem:
-            notes.append(f"{one.name} has a checkpoint that cannot be read: {one.problem}")
+            notes.append(f"{one.name} has something in the bucket that cannot be read: {one.problem}")
         if one.resumable and not one.problem:
             notes.append(f"{one.name} can go on: ansible-playbook resume_search.yml -e run={one.name}")
         else:

@@ -16,11 +16,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from gpuyard.errors import CheckpointError
 from gpuyard.formats.manifest import TIME_FORMAT, timestamp
+from gpuyard.formats.versions import mark, why_too_new
 
 Position = tuple[int, str]
 """An iteration's number, from 0, and a stage's name."""
 Event = Mapping[str, Any]
+VERSION = 1
+BEGIN = "run-start"
+"""The event with which each runner begins; it says of which version the lines are."""
 # How json.dumps writes the kind of the commonest event.
 _PUBLISHED = b'"event": "published"'
 
@@ -56,7 +61,8 @@ class Journal:
 
     def append(self, event: str, **fields: Any) -> dict[str, Any]:
         """Write one event, wait until it is on disk, and return it as written. ``OSError`` when that cannot be done."""
-        record = {"time": timestamp(), "event": event, **fields}
+        begins = mark(VERSION) if event == BEGIN else {}
+        record = {"time": timestamp(), "event": event, **begins, **fields}
         line = json.dumps(record).encode() + b"\n"
         while True:
             try:
@@ -121,7 +127,10 @@ class Journal:
 
 
 def parse(data: bytes) -> list[Event]:
-    """Return the events of a journal's bytes; a line that is not a whole event is passed over."""
+    """Return the events of a journal's bytes; a line that is not a whole event is passed over.
+
+    Raises :class:`CheckpointError` when a newer gpuyard wrote it: what is passed over then might have been done.
+    """
     events: list[Event] = []
     for line in data.split(b"\n"):
         try:
@@ -129,6 +138,9 @@ def parse(data: bytes) -> list[Event]:
         except ValueError:
             continue
         if isinstance(record, dict) and "event" in record:
+            with contextlib.suppress(ValueError):  # a version that is none says nothing
+                if record["event"] == BEGIN and (refusal := why_too_new(record, VERSION, "The journal of this run")):
+                    raise CheckpointError(refusal)
             events.append(record)
     return events
 
@@ -205,7 +217,7 @@ def fold(events: Iterable[Event], order: Sequence[Position]) -> Progress:
     for event in events:
         kind = event["event"]
         place = (event.get("iteration", 0), event.get("stage", ""))
-        if kind == "run-start":
+        if kind == BEGIN:
             progress.begun, progress.outcome, progress.reason = True, None, None
             progress.running = progress.failed = None
         elif kind == "run-end":

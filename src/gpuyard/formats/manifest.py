@@ -11,6 +11,7 @@ from typing import Any
 
 from gpuyard.errors import UnreadableManifestError
 from gpuyard.files import has_control_characters, inner_path
+from gpuyard.formats.versions import mark, why_too_new
 
 VERSION = 1
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
@@ -19,6 +20,7 @@ SCRATCH = f"{STATE}/tmp"
 JOURNAL = f"{STATE}/journal.jsonl"
 BROUGHT = f"{STATE}/brought.json"
 DIGEST = re.compile(r"[0-9a-f]{64}")
+RECORD_FIELDS = ("run", "workload", "created", "finished", "outcome")
 # As many as Linux follows.
 _MOST_LINKS = 40
 
@@ -78,7 +80,7 @@ class Manifest:
             for entry in self.files
         ]
         document = {
-            "version": VERSION,
+            **mark(VERSION),
             "run": self.run,
             "sequence": self.sequence,
             "time": self.time,
@@ -98,14 +100,10 @@ class Manifest:
             raise UnreadableManifestError(f"{where} is empty.")
         try:
             document = json.loads(data)
-            version = document["version"]
-            if isinstance(version, int) and version > VERSION:
-                raise UnreadableManifestError(
-                    f"{where} is of version {version}, and this gpuyard reads version {VERSION}: use the newer gpuyard "
-                    "that wrote it."
-                )
-            if version != VERSION:
-                raise ValueError(f"version {version!r}")
+            if "version" not in document:
+                raise ValueError("it names no version")
+            if refusal := why_too_new(document, VERSION, where):
+                raise UnreadableManifestError(refusal)
             if run is not None and document["run"] != run:
                 raise ValueError(f"it is one of the run {document['run']!r}")
             files = tuple(_entry(item, str(document["run"])) for item in document["files"])
@@ -130,6 +128,8 @@ class RunRecord:
 
     ``outcome`` is one of ``done``, ``failed``, ``interrupted``, and ``cancelled`` when the user tore the run down. A
     run whose record was never written (its first box died at once) appears with ``workload`` and ``created`` empty.
+    ``further`` holds the fields that this version does not know; they stay when the record is written again.
+    ``problem`` is why the record cannot be read, when a newer gpuyard wrote it: then it must not be written again.
     """
 
     run: str
@@ -137,22 +137,29 @@ class RunRecord:
     created: str = ""
     finished: str | None = None
     outcome: str | None = None
+    further: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
     def to_bytes(self) -> bytes:
         """Render the record as the JSON document of the bucket."""
-        return json.dumps({"version": VERSION, **asdict(self)}, indent=1, sort_keys=True).encode()
+        known = {name: getattr(self, name) for name in RECORD_FIELDS}
+        return json.dumps({**self.further, **mark(VERSION), **known}, indent=1, sort_keys=True).encode()
 
     @classmethod
     def from_bytes(cls, run: str, data: bytes) -> RunRecord:
         """Read a record. A damaged one counts as never written: the checkpoints beside it are what matters."""
         try:
             document = json.loads(data)
+            if problem := why_too_new(document, VERSION, f"The record of run {run}"):
+                return cls(run=run, problem=problem)
+            own = (*RECORD_FIELDS, *mark(VERSION))
             return cls(
                 run=run,
                 workload=str(document.get("workload") or ""),
                 created=str(document.get("created") or ""),
                 finished=document.get("finished"),
                 outcome=document.get("outcome"),
+                further={name: value for name, value in document.items() if name not in own},
             )
         except MALFORMED:
             return cls(run=run)

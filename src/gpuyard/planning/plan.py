@@ -155,7 +155,7 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         fitting: list[Offer] = []
         words = [f"Run {run.name} has {machine.describe(run.machine)}; nothing has to be rented."]
         if run.problem:
-            words.append(f"Its newest checkpoint cannot be read: {run.problem}")
+            words.append(f"Something of it in the bucket cannot be read: {run.problem}")
         if run.outcome:
             words.append(
                 f"It has {'finished' if run.outcome == 'done' else 'failed'}, and its machine still bills: "

@@ -53,7 +53,7 @@ class Run:
     entries: tuple[Entry, ...] = ()  # what the ledger says of its machines, those that are gone included
     clouds: frozenset[str] = frozenset()  # the clouds whose machines are all among ``instances``
     stages: Mapping[str, Any] = field(default_factory=dict)
-    problem: str = ""  # why the newest checkpoint in the bucket cannot be read, and what to do
+    problem: str = ""  # why its newest checkpoint or its record in the bucket cannot be read, and what to do
 
     @property
     def machine(self) -> Instance | None:
@@ -203,7 +203,7 @@ def stored(store: Store | None, *, run: str | None = None, costs: bool = False) 
     asked = [name for name in records if run in (None, name)]
     found = _manifests(store, asked)
     # A folder may hold nothing but notes of what was rented; only a record or a checkpoint makes it a run.
-    bare = {name for name in asked if not records[name].created and name not in found}
+    bare = {name for name in asked if not (records[name].created or records[name].problem) and name not in found}
     records = {name: record for name, record in records.items() if name not in bare}
     complaints: list[str] = []
     return Stored(
@@ -211,7 +211,8 @@ def stored(store: Store | None, *, run: str | None = None, costs: bool = False) 
         {name: manifest for name, manifest in found.items() if isinstance(manifest, Manifest)},
         _entries(store, asked, complaints.append) if costs else {},
         tuple(complaints),
-        {name: str(error) for name, error in found.items() if isinstance(error, UnreadableManifestError)},
+        {name: record.problem for name, record in records.items() if record.problem}
+        | {name: str(error) for name, error in found.items() if isinstance(error, UnreadableManifestError)},
     )
 
 

@@ -625,12 +625,12 @@ def test_a_checkpoint_that_cannot_be_read_ends_the_planning_of_its_run_only(
         assert verb("run_plan", mode=mode, run="tiny-2", bucket=bucket)["plan"]["restore"] == -1
     # The bucket is not the run's only place: a machine that it has goes on, and the plan says what is wrong.
     world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"))
-    assert "Its newest checkpoint cannot be read" in verb("run_plan", run="tiny-1", bucket=bucket)["text"]
+    assert "Something of it in the bucket cannot be read" in verb("run_plan", run="tiny-1", bucket=bucket)["text"]
     del world.vast.held["1"]
     # Status and logs of the others do not suffer.
     shown = verb("run_info", bucket=bucket)
     assert [(one["run"], bool(one["problem"])) for one in shown["runs"]] == [("tiny-1", True), ("tiny-2", False)]
-    assert "tiny-1 has a checkpoint that cannot be read: file://" in shown["text"]
+    assert "tiny-1 has something in the bucket that cannot be read: file://" in shown["text"]
     assert "-e run=tiny-2" in shown["text"] and "tiny-1 can go on" not in shown["text"]
     assert "is empty" in sentence(verb("stage_log", run="tiny-1", bucket=bucket))
     assert "has no log" in sentence(verb("stage_log", run="tiny-2", bucket=bucket))

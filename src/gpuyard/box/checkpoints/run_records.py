@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gpuyard.box.checkpoints.parallel import in_parallel
 from gpuyard.box.checkpoints.stores import Store
-from gpuyard.errors import MissingObjectError
+from gpuyard.errors import CheckpointError, MissingObjectError
 from gpuyard.formats.manifest import RunRecord, timestamp
 
 
@@ -14,6 +16,7 @@ def list_runs(store: Store) -> list[RunRecord]:
 
 
 def read_record(store: Store, run: str) -> RunRecord:
+    """Return the record of one run, an empty one when there is none. Raises :class:`BucketError`."""
     try:
         return RunRecord.from_bytes(run, store.get(f"{run}/run.json"))
     except MissingObjectError:
@@ -23,15 +26,14 @@ def read_record(store: Store, run: str) -> RunRecord:
 def write_record(store: Store, run: str, workload: str, *, outcome: str | None = None) -> RunRecord:
     """Say in the bucket that ``run`` has begun (or goes on), or with ``outcome`` that it ended; return the record.
 
-    The time of creation is that of the first record, so that a resumed run keeps it.
+    The time of creation is that of the first record, so that a resumed run keeps it. Raises :class:`CheckpointError`
+    when a newer gpuyard wrote the record that is there.
     """
-    now = timestamp()
-    record = RunRecord(
-        run=run,
-        workload=workload,
-        created=read_record(store, run).created or now,
-        finished=now if outcome else None,
-        outcome=outcome,
+    now, before = timestamp(), read_record(store, run)
+    if before.problem:
+        raise CheckpointError(before.problem)
+    record = replace(
+        before, workload=workload, created=before.created or now, finished=now if outcome else None, outcome=outcome
     )
     store.put(f"{run}/run.json", record.to_bytes())
     return record

@@ -28,6 +28,7 @@ from gpuyard.box.stages import processes, surroundings
 from gpuyard.box.stages.spec import DEFAULT_GRACE_S, BoxSpec, Stage
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.formats.journal import (
+    BEGIN,
     NEARLY_FULL_BYTES,
     Attempts,
     Journal,
@@ -239,7 +240,7 @@ class Runner:
     def _run_all(self, choice: Choice) -> str:
         todo = self._todo(choice)
         end_leftovers(self.spec, say=self._say)
-        self.journal.append("run-start", run=self.spec.run, workload=self.spec.workload, pid=os.getpid())
+        self.journal.append(BEGIN, run=self.spec.run, workload=self.spec.workload, pid=os.getpid())
         self.spec.make_directories()
         self._publisher.start()
         outcome = "done"
