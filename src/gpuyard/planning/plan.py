@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from gpuyard import config, cost, market, records, tree
 from gpuyard.box import checkpoints
+from gpuyard.box.checkpoints.rules import Rules
 from gpuyard.config import BucketSettings, SshKey
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.fingerprint import fingerprint
@@ -182,6 +183,8 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         estimate.summary(),
     ]
     text.append(_bucket_line(settings))
+    if settings.url:
+        text += Rules.of(rule.model_dump() for rule in workload.persist.rules).in_words()
     if store is not None and store.ends_unfinished() is False:
         text.append(
             "No rule of that bucket ends unfinished uploads by itself. gpuyard ends its own at the next checkpoint and "

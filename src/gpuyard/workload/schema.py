@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     PrivateAttr,
     field_validator,
     model_validator,
 )
 
+from gpuyard.box.checkpoints.rules import KINDS, Rule
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Market, Query
 from gpuyard.workload.values import (
@@ -84,6 +86,18 @@ class Needs(_Part):
     regions: list[SomeWords] = []
 
 
+def _kind(value: object) -> object:
+    if value in KINDS:
+        return value
+    raise ValueError(f"must be one of {', '.join(KINDS)}, not {show(value)}")
+
+
+def _keep(value: object) -> object:
+    if value in ("latest", "all") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"must be latest, all, or a whole number of at least 1, not {show(value)}")
+
+
 class Pool(_Part):
     """A named group of nodes with the same needs and market. What it does not say is the workload's."""
 
@@ -119,11 +133,40 @@ class Rust(_Part):
     minimum: Version | None = None  # an installed toolchain from here on is kept
 
 
+class PersistRule(_Part):
+    """What becomes of the files and folders below ``persist.root`` that a pattern matches."""
+
+    path: RelativePath
+    kind: Annotated[Literal["checkpoint", "model", "results", "log", "cache", "data"], BeforeValidator(_kind)]
+    publish: Switch | None = None  # unset: as the kind says, caches and data are not published
+    keep: Annotated[Literal["latest", "all"] | int | None, BeforeValidator(_keep)] = None  # unset: of models the latest
+    complete_if: RelativePath | None = None  # a pattern below a folder that the rule matches: it is whole then
+
+    @model_validator(mode="after")
+    def _sensible(self) -> PersistRule:
+        if self.path.split("/")[0] == ".gpuyard":
+            raise ValueError("must not be for .gpuyard, where gpuyard keeps its journal and logs")
+        rule = Rule.of(self.model_dump())
+        if self.keep is not None and not rule.publish:
+            raise ValueError(f"has keep, but {self.path} is not published")
+        if self.complete_if is not None and not rule.keep:
+            raise ValueError("has complete_if, which only matters with keep: latest or a number")
+        return self
+
+
 class Persist(_Part):
     """Directories of the repository that outlive it: each is a link below ``root``."""
 
     root: PersistentRoot = "/mnt/persistent"
     directories: list[Folder] = []
+    rules: list[PersistRule] = []  # the first whose path matches counts
+
+    @field_validator("rules")
+    @classmethod
+    def _once(cls, rules: list[PersistRule]) -> list[PersistRule]:
+        for path in _twice(rule.path for rule in rules):
+            raise ValueError(f"must not have two rules for {path}, since only the first counts")
+        return rules
 
     @field_validator("directories")
     @classmethod

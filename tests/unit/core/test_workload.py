@@ -73,7 +73,7 @@ def test_the_box_learns_what_it_needs_and_nothing_else() -> None:
     box = parse_workload(WHOLE, "w.yml").to_box()
     assert json.loads(json.dumps(box)) == box
     assert {"needs", "market", "pools", "budget", "image", "setup_hours"}.isdisjoint(box)
-    assert box["persist"] == {"root": "/mnt/persistent", "directories": ["models", "checkpoints"]}
+    assert box["persist"] == {"root": "/mnt/persistent", "directories": ["models", "checkpoints"], "rules": []}
     assert box["checkpoints"] == {"every_s": 60.0, "keep_last": 3, "keep_every": 10}
     assert box["stages"] == [
         {

@@ -20,7 +20,7 @@ from gpuyard.box import checkpoints
 from gpuyard.box.checkpoints import LocalStore
 from gpuyard.errors import CreditError, InvalidRequestError, NoCapacityError, ProviderDownError, UnreachableError
 from gpuyard.providers.base import State
-from gpuyard.renting import locks, ready, watch
+from gpuyard.renting import locks, ready, runs, watch
 
 from .conftest import Verb, World, instance, offer
 
@@ -515,6 +515,37 @@ def test_the_plan_says_when_unfinished_uploads_would_stay(
     world.vast.market = [offer("vast", "1")]
     text = verb("run_plan", workload=workload, bucket=bucket)["text"]
     assert ("No rule of that bucket ends unfinished uploads by itself." in text) is said
+
+
+def test_the_plan_says_what_checkpoints_will_not_hold(world: World, verb: Verb, workload: str, bucket: str) -> None:
+    """A user who loses the machine must not learn only then that the cache was not published."""
+    rules = "persist: {rules: [{path: cache/**, kind: cache}, {path: models/*.pt, kind: model}]}\n"
+    Path(workload).write_text(WORKLOAD + rules)
+    world.vast.market = [offer("vast", "1")]
+    text = verb("run_plan", workload=workload, bucket=bucket)["text"]
+    assert "Not in checkpoints, by persist.rules: cache/** (cache)." in text
+    assert "Of each folder checkpoints hold only the newest of models/*.pt." in text
+    assert "persist.rules" not in verb("run_plan", workload=workload, bucket="")["text"]
+
+
+def test_the_plan_tells_the_machine_which_checkpoint_to_expect(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 only where the bucket was read and holds nothing of the run; a folder may be another one on the machine."""
+    world.vast.market = [offer("vast", "1")]
+    assert verb("run_plan", workload=workload, bucket=bucket)["plan"]["expected_checkpoint"] == -1
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    store = LocalStore(Path(bucket.removeprefix("file://")))
+    monkeypatch.setattr(runs, "open_store", lambda *place, **keys: store)
+    assert verb("run_plan", workload=workload, bucket="s3://b")["plan"]["expected_checkpoint"] == 0
+    publish(bucket, "tiny-1", tmp_path)
+    asked = {"run": "tiny-1", "workload": workload, "bucket": "s3://b"}
+    assert verb("run_plan", **asked)["plan"]["expected_checkpoint"] == 1
+    # What a machine that was taken for lost may still publish is not known.
+    world.vast.held["2"] = instance("vast", "2", ref=tiny("tiny-2"), state=State.PREEMPTED)
+    resumed = verb("run_plan", mode="resume", run="tiny-2", workload=workload, bucket="s3://b")
+    assert resumed["plan"]["expected_checkpoint"] == -1
 
 
 # -- resuming ---------------------------------------------------------------------------------------------------------

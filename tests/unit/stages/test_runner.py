@@ -118,6 +118,31 @@ def test_a_missing_repository_is_a_failed_stage(box: Box) -> None:
     box.repository.mkdir()
 
 
+def test_the_checkpoint_command_tells_whether_the_bucket_holds_it(box: Box) -> None:
+    """It ends no training by itself; with --strict its code is 0 only when what is on the box is in the bucket."""
+    ask = "eval $GPUYARD_CHECKPOINT_COMMAND{} && echo 0 >> marks || echo $? >> marks"
+    half = "exec 3> $GPUYARD_PERSIST/models/half; echo w >&3; " + ask.format(" --strict")
+    stages = [
+        {"name": "lenient", "command": ask.format("")},
+        {"name": "strict", "command": ask.format(" --strict")},
+        {"name": "half", "command": half},
+        {"name": "again", "command": half},
+    ]
+    box.describe(stages, bucket=(box.base / "bucket").as_uri())
+    assert box.run() == 0
+    assert box.marks == ["0", "0", "75", "75"]
+    said = (box.root / ".gpuyard/logs/0-again.log").read_text()
+    assert "does not hold everything: " in said and "models/half" in said
+    (box.base / "file").touch()
+    for bucket in ((box.base / "file/bucket").as_uri(), ""):
+        (box.repository / "marks").unlink()
+        box.describe(stages[:2], bucket=bucket)
+        assert box.run("--from", "lenient") == 0
+        assert box.marks == ["0", "75"]
+        text = (box.root / ".gpuyard/logs/0-strict.log").read_text()
+        assert ("the bucket has just failed" if bucket else "No bucket is set for canyon-0") in text
+
+
 INSTANCE = {
     "node": "search-3",
     "provider": "vast",

@@ -23,12 +23,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gpuyard.box.checkpoints import series
 from gpuyard.box.checkpoints.claims import Claim, OvertakenError
 from gpuyard.box.checkpoints.hashing import HashCache
 from gpuyard.box.checkpoints.listing import Listing, manifest_key, number_of, set_prefix, sets_prefix
 from gpuyard.box.checkpoints.parallel import THREADS
 from gpuyard.box.checkpoints.reading import newest_readable
 from gpuyard.box.checkpoints.retention import Retention, prune
+from gpuyard.box.checkpoints.rules import Rules
 from gpuyard.box.checkpoints.scanning import read_journal, scan
 from gpuyard.box.checkpoints.sending import Sender
 from gpuyard.box.checkpoints.stores import Store
@@ -94,10 +96,11 @@ def publish(
     retention: Retention | None = None,
     progress: Progress | None = None,
     force: bool = False,
+    rules: Rules | None = None,
     threads: int = THREADS,
     lock_wait_s: float = LOCK_WAIT_S,
 ) -> Published:
-    """Publish everything below ``root`` as the next checkpoint of ``run``, then apply ``retention``.
+    """Publish what ``rules`` let of everything below ``root`` as the next checkpoint, then apply ``retention``.
 
     A second publisher on the same machine waits up to ``lock_wait_s`` seconds for the first; one on another machine
     takes another number, and while it is at work nothing is removed. When nothing but the journal's own bookkeeping
@@ -110,7 +113,9 @@ def publish(
     (root / SCRATCH).mkdir(parents=True, exist_ok=True)
     with hold_lock(root / SCRATCH / "publish.lock", lock_wait_s):
         claim = Claim(store, run, root)
-        attempt = _Attempt(store, run, root, claim, retention or Retention(), progress, force, threads)
+        attempt = _Attempt(
+            store, run, root, claim, retention or Retention(), progress, force, rules or Rules(), threads
+        )
         published: Published | None = None
         try:
             tries = 0
@@ -144,6 +149,7 @@ class _Attempt:
     retention: Retention
     progress: Progress | None
     force: bool
+    rules: Rules
     threads: int
 
     def make(self) -> Published | None:
@@ -162,9 +168,15 @@ class _Attempt:
             if entry.link is None and seen.holds(entry)
         }
         cache = HashCache(self.root)
-        found, skipped = scan(self.root)
-        sender = Sender(self.store, self.claim.key, self.root, known, cache, previous)
-        entries = sender.send_all(found, self.threads)
+        found, skipped = scan(self.root, self.rules)
+        sender = Sender(self.store, self.claim.key, self.root, known, cache, previous, self.rules)
+        entries = series.choose(
+            found,
+            self.rules,
+            previous,
+            send=lambda files: sender.send_all(files, self.threads),
+            unsure=lambda: {*sender.held, *sender.left_out},
+        )
         skipped += sender.skipped
         described = dict(self.progress(journal or b"")) if self.progress else {}
         # While the newest manifest cannot be read, only another set makes the run one that can be restored.

@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpuyard.box.checkpoints.rules import Rules
 from gpuyard.files import has_control_characters
 from gpuyard.formats.manifest import JOURNAL, SCRATCH, STATE
 
@@ -20,7 +21,7 @@ class Found:
     link: str | None = None
 
 
-def scan(root: Path) -> tuple[list[Found], list[str]]:
+def scan(root: Path, rules: Rules) -> tuple[list[Found], list[str]]:
     """Return what belongs into a set (the journal apart), and the names of what had to be left out."""
     found: list[Found] = []
     skipped: list[str] = []
@@ -32,7 +33,7 @@ def scan(root: Path) -> tuple[list[Found], list[str]]:
             folders[:] = [name for name in folders if f"{STATE}/{name}" != SCRATCH]
         for name in sorted([*files, *(name for name in folders if (Path(folder) / name).is_symlink())]):
             path = below + name
-            if path == JOURNAL:
+            if path == JOURNAL or not rules.publishes(path):
                 continue
             try:
                 path.encode()

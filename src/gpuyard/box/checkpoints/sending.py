@@ -13,6 +13,7 @@ from typing import Any
 
 from gpuyard.box.checkpoints.hashing import CHUNK, HashCache, HashingReader
 from gpuyard.box.checkpoints.parallel import in_parallel
+from gpuyard.box.checkpoints.rules import Rules
 from gpuyard.box.checkpoints.scanning import Found
 from gpuyard.box.checkpoints.stores import SINGLE_REQUEST_BYTES, Store
 from gpuyard.box.checkpoints.writers import FileId, Writing, file_id, open_for_writing
@@ -50,12 +51,14 @@ class Sender:
         known: Mapping[str, str],
         cache: HashCache,
         previous: Manifest | None,
+        rules: Rules,
     ) -> None:
         self._store = store
         self._key = key
         self._root = root
         self._known = known
         self._cache = cache
+        self._rules = rules
         self._before = {entry.path: entry for entry in (previous.files if previous else ())}
         self._writers: dict[FileId, Writing] = {}
         self._read: dict[str, os.stat_result] = {}
@@ -186,7 +189,7 @@ class Sender:
         if writing is None:
             return False
         if writing is not Writing.APPENDED and not path.startswith(_LOGS):
-            if writing is Writing.ANYWHERE or not path.endswith(_LINES):
+            if writing is Writing.ANYWHERE or not (path.endswith(_LINES) or self._rules.is_log(path)):
                 raise ChangedError
             # It may also be written anew from the start, and then holds less than the last set does.
             before = self._before.get(path)

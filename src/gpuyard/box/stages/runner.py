@@ -99,6 +99,7 @@ def publish_checkpoint(
         warn=warn,
         patient=patient,
         retention=spec.retention,
+        rules=spec.rules,
         progress=lambda data: summary(data, spec.order),
         force=force,
     )

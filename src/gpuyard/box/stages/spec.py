@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuyard.box.checkpoints import Retention, Store, open_store
+from gpuyard.box.checkpoints.rules import Rules
 from gpuyard.box.stages.folders import why_not
 from gpuyard.errors import UsageError
 from gpuyard.formats.location import Location
@@ -59,6 +60,7 @@ class BoxSpec:
     every_s: float = 60.0
     retention: Retention = field(default_factory=Retention)
     windows: tuple[tuple[str, str], ...] = ()
+    rules: Rules = field(default_factory=Rules)
     bucket: str = ""
     bucket_endpoint: str = ""
     bucket_region: str = ""
@@ -126,6 +128,7 @@ def load_spec(folder: Path = DEFAULT_FOLDER) -> BoxSpec:
             every_s=float(checkpoints.get("every_s", 60)),
             retention=Retention(int(checkpoints.get("keep_last", 0)), int(checkpoints.get("keep_every", 0))),
             windows=tuple((str(item["name"]), str(item["command"])) for item in workload.get("windows") or ()),
+            rules=Rules.of(persist.get("rules") or ()),
             bucket=str(settings.get("bucket") or ""),
             bucket_endpoint=str(settings.get("bucket_endpoint") or ""),
             bucket_region=str(settings.get("bucket_region") or ""),
