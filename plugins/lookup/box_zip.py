@@ -30,6 +30,7 @@ _raw:
   elements: path
 """
 
+import hashlib
 from typing import Any
 
 from ansible.errors import AnsibleError
@@ -53,7 +54,9 @@ class LookupModule(LookupBase):
                 "gpuyard.cloud.box_zip needs the Python package gpuyard on the controller: pip install gpuyard."
             ) from _MISSING
         try:
-            path = paths.cache() / "box.zip"
+            # By its content: another version of gpuyard on this controller may be bringing its own at this moment.
+            digest = hashlib.sha256(boxzip.content()).hexdigest()
+            path = paths.cache() / f"box-{digest[:16]}.zip"
             boxzip.build(path)
         except OSError as problem:
             raise AnsibleError(f"The archive for rented machines cannot be written: {problem}.") from problem

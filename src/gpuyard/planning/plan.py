@@ -184,7 +184,7 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
     ]
     text.append(_bucket_line(settings))
     if settings.url:
-        text += Rules.of(rule.model_dump() for rule in workload.persist.rules).in_words()
+        text += Rules.from_workload(rule.model_dump() for rule in workload.persist.rules).in_words()
     if store is not None and store.ends_unfinished() is False:
         text.append(
             "No rule of that bucket ends unfinished uploads by itself. gpuyard ends its own at the next checkpoint and "

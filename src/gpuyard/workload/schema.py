@@ -146,7 +146,7 @@ class PersistRule(_Part):
     def _sensible(self) -> PersistRule:
         if self.path.split("/")[0] == ".gpuyard":
             raise ValueError("must not be for .gpuyard, where gpuyard keeps its journal and logs")
-        rule = Rule.of(self.model_dump())
+        rule = Rule.from_workload(self.model_dump())
         if self.keep is not None and not rule.publish:
             raise ValueError(f"has keep, but {self.path} is not published")
         if self.complete_if is not None and not rule.keep:

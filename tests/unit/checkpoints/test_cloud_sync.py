@@ -206,6 +206,15 @@ def test_e5_every_few_generations_a_final_one_and_the_logs(cloud: CloudSync, tmp
     assert copied.read_bytes() == bytes(12)
 
 
+def test_f7_keys_are_those_that_the_program_names(cloud: CloudSync, tmp_path: Path) -> None:
+    (tmp_path / "step").write_text("1")
+    names = [f"fairy2/qwen/checkpoint_step_{step}.pt" for step in (500, 1000)] + ["fairy2/qwen/final_checkpoint.pt"]
+    for name in names:
+        assert cloud_sync.upload_file(tmp_path / "step", name)
+    assert cloud.download_directory("fairy2/qwen", tmp_path / "copy")
+    assert sorted(f"fairy2/qwen/{file.name}" for file in (tmp_path / "copy").iterdir()) == sorted(names)
+
+
 def test_one_connection_serves_all_calls_until_the_environment_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,7 +48,7 @@ def save(root: Path) -> Save:
 
 
 def rules(*items: dict[str, Any]) -> Rules:
-    return Rules.of(items)
+    return Rules.from_workload(items)
 
 
 def published(store: LocalStore, root: Path, said: Rules) -> tuple[Published, set[str]]:
@@ -239,7 +239,7 @@ def test_a_rule_that_cannot_be_is_told(said: str, message: str) -> None:
 def test_rules_reach_the_box_as_they_are_meant(store: LocalStore) -> None:
     made = workload("{path: 'models/*', kind: model}\n    - {path: cache, kind: cache}")
     persist: Any = made.to_box()["persist"]
-    reached = Rules.of(persist["rules"])
+    reached = Rules.from_workload(persist["rules"])
     assert reached.rules == (Rule("models/*", "model", True, 1), Rule("cache", "cache", False))
     assert reached.in_words() == [
         "Not in checkpoints, by persist.rules: cache (cache).",

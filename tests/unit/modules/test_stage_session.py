@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.gpuyard.cloud.plugins.modules import stage_session
 
 from gpuyard.box.checkpoints import LocalStore, publish
+from gpuyard.box.stages import surroundings
 
 CANARY = "canary-wandb-20c4d7e1b6"
 
@@ -132,6 +134,10 @@ def test_the_instance_and_what_the_controller_saw_reach_the_machine(
     assert settings["instance"] == {"provider": "vast", "id": "7", "region": "SE"}
     again = run_module("stage_session", expected_checkpoint=0, **{**options, "instance": {**options["instance"]}})
     assert not again["changed"]
+
+
+def test_the_module_and_the_stage_runner_name_the_same_facts() -> None:
+    assert tuple(surroundings.FACTS) == stage_session.FACTS
 
 
 def test_restored_starts_nothing(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:

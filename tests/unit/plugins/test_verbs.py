@@ -542,10 +542,12 @@ def test_the_plan_tells_the_machine_which_checkpoint_to_expect(
     publish(bucket, "tiny-1", tmp_path)
     asked = {"run": "tiny-1", "workload": workload, "bucket": "s3://b"}
     assert verb("run_plan", **asked)["plan"]["expected_checkpoint"] == 1
-    # What a machine that was taken for lost may still publish is not known.
-    world.vast.held["2"] = instance("vast", "2", ref=tiny("tiny-2"), state=State.PREEMPTED)
-    resumed = verb("run_plan", mode="resume", run="tiny-2", workload=workload, bucket="s3://b")
-    assert resumed["plan"]["expected_checkpoint"] == -1
+    # A machine that was taken for lost may still publish: of that nothing is known.
+    world.vast.held["2"] = instance("vast", "2", ref=tiny("tiny-2"))
+    asked["run"] = "tiny-2"
+    assert verb("run_plan", **asked)["plan"]["expected_checkpoint"] == 0
+    world.vast.held["3"] = instance("vast", "3", ref=tiny("tiny-2"), state=State.PREEMPTED)
+    assert verb("run_plan", **asked)["plan"]["expected_checkpoint"] == -1
 
 
 # -- resuming ---------------------------------------------------------------------------------------------------------

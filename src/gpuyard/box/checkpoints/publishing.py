@@ -293,7 +293,7 @@ def _is_news(root: Path, published: Published) -> bool:
     Files that no set has yet count as one: most are temporary, with another name each time.
     """
     news = json.dumps([sorted(published.skipped), sorted(published.held), bool(published.left_out)])
-    file = root / SCRATCH / "said"
+    file = root / SCRATCH / "lacking"
     with contextlib.suppress(OSError, ValueError):
         if file.read_text() == news:
             return False

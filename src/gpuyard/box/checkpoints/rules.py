@@ -34,7 +34,7 @@ class Rule:
     complete_if: str = ""
 
     @classmethod
-    def of(cls, item: Mapping[str, Any]) -> Rule:
+    def from_workload(cls, item: Mapping[str, Any]) -> Rule:
         """Return the rule that a workload says, with what its kind stands for where it says nothing."""
         kind, publish, keep = str(item["kind"]), item.get("publish"), item.get("keep")
         publish = kind not in NOT_PUBLISHED if publish is None else bool(publish)
@@ -65,9 +65,9 @@ class Rules:
     rules: tuple[Rule, ...] = ()
 
     @classmethod
-    def of(cls, items: Iterable[Mapping[str, Any]]) -> Rules:
+    def from_workload(cls, items: Iterable[Mapping[str, Any]]) -> Rules:
         """Return the rules that a workload says."""
-        return cls(tuple(map(Rule.of, items)))
+        return cls(tuple(map(Rule.from_workload, items)))
 
     def match(self, path: str) -> tuple[Rule, str] | None:
         """Return the rule for a file, and what its pattern matches there; ``None`` when no rule is for it."""

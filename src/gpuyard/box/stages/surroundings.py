@@ -33,7 +33,7 @@ _BUCKET = ("CLOUD_PROVIDER", "CLOUD_BUCKET", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_U
 def facts(spec: BoxSpec) -> dict[str, str]:
     """Return the variables that say where a stage runs; of what is not known there is none."""
     bucket = _location(spec)
-    known = {variable: str(spec.instance[name]) for name, variable in FACTS.items() if name in spec.instance}
+    known = {variable: _text(spec.instance[name]) for name, variable in FACTS.items() if name in spec.instance}
     pool = known.get("GPUYARD_NODE", "").rpartition("-")[0]
     found = {
         "GPUYARD_RUN": spec.run,
@@ -66,6 +66,10 @@ def _location(spec: BoxSpec) -> Location:
     with contextlib.suppress(UsageError):
         return spec.location
     return Location()
+
+
+def _text(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _libraries() -> str:
