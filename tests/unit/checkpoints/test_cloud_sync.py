@@ -11,7 +11,7 @@ import boto3
 import pytest
 
 from gpuyard import boxzip, cloud_sync
-from gpuyard.box.checkpoints import open_store
+from gpuyard.box.checkpoints import LocalStore, open_store, publish
 from gpuyard.cloud_sync import CloudSync, get_cloud_sync_from_env
 from gpuyard.errors import CheckpointError
 
@@ -213,6 +213,18 @@ def test_f7_keys_are_those_that_the_program_names(cloud: CloudSync, tmp_path: Pa
         assert cloud_sync.upload_file(tmp_path / "step", name)
     assert cloud.download_directory("fairy2/qwen", tmp_path / "copy")
     assert sorted(f"fairy2/qwen/{file.name}" for file in (tmp_path / "copy").iterdir()) == sorted(names)
+
+
+def test_what_training_code_publishes_leaves_no_trace_in_the_runs_own_set(cloud: CloudSync, tmp_path: Path) -> None:
+    """A persisted folder may be one that the training syncs itself; what that notes there would make every set new."""
+    models = tmp_path / "persistent/models"
+    models.mkdir(parents=True)
+    (models / "policy").write_text("1")
+    store = LocalStore(tmp_path / "the run's bucket")
+    assert cloud.sync_checkpoints(models, "policy")
+    assert publish(store, "run-0", tmp_path / "persistent").files == 1
+    assert cloud.sync_checkpoints(models, "policy") and (models / ".gpuyard/tmp").exists()
+    assert publish(store, "run-0", tmp_path / "persistent").unchanged
 
 
 def test_one_connection_serves_all_calls_until_the_environment_changes(

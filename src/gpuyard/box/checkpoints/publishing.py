@@ -5,9 +5,9 @@ restored. The files lie in a folder of their own beside the manifest, so that no
 that an earlier set already holds is not sent again: the manifest points to the older key. Files are hashed from the
 very bytes that are sent, so a file that grows meanwhile is stored as it was at one moment.
 
-What is not in a set: ``.gpuyard/tmp``, sockets, pipes and devices, dangling links, links to folders outside the root,
-and empty folders (a bucket has none). A link to something inside the root is kept as a link, a link to a file outside
-it is stored as that file.
+What is not in a set: ``.gpuyard/tmp`` of any folder, sockets, pipes and devices, dangling links, links to folders
+outside the root, and empty folders (a bucket has none). A link to something inside the root is kept as a link, a link
+to a file outside it is stored as that file.
 """
 
 from __future__ import annotations

@@ -29,8 +29,9 @@ def scan(root: Path, rules: Rules) -> tuple[list[Found], list[str]]:
     for folder, folders, files in os.walk(root):
         base = Path(folder).relative_to(root).as_posix()
         below = "" if base == "." else f"{base}/"
-        if below == f"{STATE}/":
-            folders[:] = [name for name in folders if f"{STATE}/{name}" != SCRATCH]
+        if f"/{below}".endswith(f"/{STATE}/"):
+            # Also that of a folder inside, which training code publishes itself.
+            folders[:] = [name for name in folders if name != SCRATCH.rpartition("/")[2]]
         for name in sorted([*files, *(name for name in folders if (Path(folder) / name).is_symlink())]):
             path = below + name
             if path == JOURNAL or not rules.publishes(path):
