@@ -174,6 +174,18 @@ def test_what_a_link_leads_to_stays_with_it(store: LocalStore, root: Path, save:
     assert published(store, root, said)[1] == {"models/best.pt", "models/1.pt", "models/3.pt"}
 
 
+def test_a_link_inside_a_folder_keeps_that_folder_no_longer(store: LocalStore, root: Path, save: Save) -> None:
+    said = rules({"path": "models/step-*", "kind": "model", "complete_if": "weights"})
+    for step in (1, 2):
+        save(f"models/step-{step}/weights")
+        (root / f"models/step-{step}/latest").symlink_to("weights")
+        os.utime(root / f"models/step-{step}/latest", (1, 1), follow_symlinks=False)
+    assert published(store, root, said)[1] == {"models/step-2/weights", "models/step-2/latest"}
+    (root / "models/best").symlink_to("step-1")
+    both = {f"models/step-{step}/{name}" for step in (1, 2) for name in ("weights", "latest")}
+    assert published(store, root, said)[1] == {*both, "models/best"}
+
+
 def test_a_log_by_its_rule_is_cut_at_its_last_whole_line(store: LocalStore, root: Path) -> None:
     (root / "curves").mkdir()
     with (root / "curves/loss.tsv").open("w") as log:

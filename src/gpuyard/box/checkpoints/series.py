@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gpuyard.box.checkpoints.rules import Rule, Rules
@@ -94,21 +94,21 @@ def _contents(entries: Mapping[str, FileEntry], unit: str) -> set[object]:
     return {entry.content for path, entry in entries.items() if path.startswith(f"{unit}/")}
 
 
-def _sort(found: Iterable[Found], rules: Rules) -> tuple[list[Found], list[Series]]:
+def _sort(found: Sequence[Found], rules: Rules) -> tuple[list[Found], list[Series]]:
     """Return the files that belong into the set in any case, and the series of the others."""
     plain: list[Found] = []
     units: dict[tuple[Rule, str], Unit] = {}
-    # What a link leads to stays with it: latest.pt, best.pt.
-    aims = {posixpath.normpath(posixpath.join(posixpath.dirname(one.path), one.link)) for one in found if one.link}
     for one in found:
         match = rules.match(one.path)
-        if match is None or not match[0].keep or one.link is not None:
+        # A link beside the units, such as latest.pt, is none of them; one inside a folder belongs to it.
+        if match is None or not match[0].keep or (one.link is not None and match[1] == one.path):
             plain.append(one)
         else:
             units.setdefault(match, Unit(match[1])).files.append(one)
     by_folder: dict[tuple[Rule, str], list[Unit]] = {}
     for (rule, path), unit in units.items():
-        if any(aim == path or aim.startswith(f"{path}/") for aim in aims):
+        # What a link leads to stays with it.
+        if any(_is_below(_aim(one), path) for one in plain if one.link is not None):
             plain += unit.files
         by_folder.setdefault((rule, posixpath.dirname(path)), []).append(unit)
     series = [
@@ -116,3 +116,11 @@ def _sort(found: Iterable[Found], rules: Rules) -> tuple[list[Found], list[Serie
         for (rule, _), members in by_folder.items()
     ]
     return plain, series
+
+
+def _aim(link: Found) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(link.path), link.link or ""))
+
+
+def _is_below(path: str, unit: str) -> bool:
+    return path == unit or path.startswith(f"{unit}/")
