@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint and the record of a run: the two JSON documents that a bucket holds beside the files."""
+"""The manifest of a checkpoint: the JSON document that a bucket holds beside the files of a set."""
 
 from __future__ import annotations
 
@@ -121,40 +121,6 @@ class Manifest:
             raise UnreadableManifestError(
                 f"{where} is not a manifest of gpuyard: {reason or type(error).__name__}."
             ) from error
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What a bucket knows of a run (``<run>/run.json``). Times are UTC; ``outcome`` is ``None`` until the run ended.
-
-    ``outcome`` is one of ``done``, ``failed``, ``interrupted``, and ``cancelled`` when the user tore the run down. A
-    run whose record was never written (its first box died at once) appears with ``workload`` and ``created`` empty.
-    """
-
-    run: str
-    workload: str = ""
-    created: str = ""
-    finished: str | None = None
-    outcome: str | None = None
-
-    def to_bytes(self) -> bytes:
-        """Render the record as the JSON document of the bucket."""
-        return json.dumps({"version": VERSION, **asdict(self)}, indent=1, sort_keys=True).encode()
-
-    @classmethod
-    def from_bytes(cls, run: str, data: bytes) -> RunRecord:
-        """Read a record. A damaged one counts as never written: the checkpoints beside it are what matters."""
-        try:
-            document = json.loads(data)
-            return cls(
-                run=run,
-                workload=str(document.get("workload") or ""),
-                created=str(document.get("created") or ""),
-                finished=document.get("finished"),
-                outcome=document.get("outcome"),
-            )
-        except MALFORMED:
-            return cls(run=run)
 
 
 def _entry(item: Mapping[str, Any], run: str) -> FileEntry:

@@ -29,6 +29,7 @@ from gpuyard.errors import (
     UsageError,
 )
 from gpuyard.formats.label import check_name
+from gpuyard.formats.run_record import RunRecord
 from gpuyard.providers.base import Instance, PlannedCall, Progress, Provider, State
 from gpuyard.renting import destroy, machine, rent, runs, survey, watch
 from gpuyard.renting.ledger import Ledger
@@ -279,10 +280,11 @@ class _Bucket:
         if "checkpoints" in self._store.folders(f"{self._run}/"):
             return True
         try:
-            self._store.get(f"{self._run}/run.json")
+            record = RunRecord.from_bytes(self._run, self._store.get(f"{self._run}/run.json"))
         except MissingObjectError:
             return False
-        return True
+        # A launch writes the record before it rents, the box when the first stage begins; what cannot be read counts.
+        return bool(record.created or not record.launched)
 
     def known(self) -> bool:
         """Tell whether the bucket knows of the run; raises :class:`CheckpointError` when it did not answer."""

@@ -53,7 +53,7 @@ class Run:
     entries: tuple[Entry, ...] = ()  # what the ledger says of its machines, those that are gone included
     clouds: frozenset[str] = frozenset()  # the clouds whose machines are all among ``instances``
     stages: Mapping[str, Any] = field(default_factory=dict)
-    problem: str = ""  # why the newest checkpoint in the bucket cannot be read, and what to do
+    problem: str = ""  # why the record or the newest checkpoint in the bucket cannot be read, and what to do
 
     @property
     def machine(self) -> Instance | None:
@@ -168,11 +168,15 @@ def open_bucket(settings: BucketSettings) -> Store | None:
 
 
 def shared_bucket(settings: BucketSettings) -> Store | None:
-    """Return the store where commands leave notes for each other: the bucket, unless it is a folder of the machine's.
+    """Return the bucket that ``settings`` name where controllers and machines see the same, see :func:`shared`."""
+    return shared(open_bucket(settings))
+
+
+def shared(store: Store | None) -> Store | None:
+    """Return the store where commands leave notes for each other, ``None`` when it is a folder of the machine's.
 
     ``file:///folder`` names a folder on the machine; only where the same folder is on this controller is it shared.
     """
-    store = open_bucket(settings)
     return None if isinstance(store, LocalStore) and not store.folder.is_dir() else store
 
 
@@ -193,7 +197,7 @@ class Stored:
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
     entries: Mapping[str, Sequence[Entry]] = field(default_factory=dict)
     complaints: Sequence[str] = ()  # of what could not be read
-    problems: Mapping[str, str] = field(default_factory=dict)  # by run: why its newest checkpoint cannot be read
+    problems: Mapping[str, str] = field(default_factory=dict)  # by run: why it or its newest checkpoint cannot be read
 
 
 def stored(store: Store | None, *, run: str | None = None, costs: bool = False) -> Stored:

@@ -38,7 +38,8 @@ from gpuyard.box.checkpoints.sync import (
     upload_file,
 )
 from gpuyard.errors import BucketError, CheckpointError, MissingObjectError, UnreadableManifestError
-from gpuyard.formats.manifest import FileEntry, Manifest, RunRecord
+from gpuyard.formats.manifest import FileEntry, Manifest
+from gpuyard.formats.run_record import RunRecord
 
 __all__ = [
     "BucketError",

@@ -47,9 +47,10 @@ from gpuyard.box.checkpoints.stores import SINGLE_REQUEST_BYTES, Store
 from gpuyard.box.checkpoints.writers import FileId, Writing, file_id, open_for_writing
 from gpuyard.errors import BucketError, CheckpointError, GpuyardError, MissingObjectError, UnreadableManifestError
 from gpuyard.files import has_control_characters
-from gpuyard.formats.manifest import BROUGHT, FileEntry, Manifest, RunRecord, timestamp
+from gpuyard.formats.manifest import BROUGHT, FileEntry, Manifest, timestamp
 from gpuyard.formats.manifest import SCRATCH as SCRATCH
 from gpuyard.formats.manifest import STATE as STATE
+from gpuyard.formats.run_record import RunRecord
 
 JOURNAL = f"{STATE}/journal.jsonl"
 _INCOMING = f"{SCRATCH}/restore"
@@ -315,15 +316,14 @@ def clear_unfinished(store: Store, run: str) -> int:
 def write_record(store: Store, run: str, workload: str, *, outcome: str | None = None) -> RunRecord:
     """Say in the bucket that ``run`` has begun (or goes on), or with ``outcome`` that it ended; return the record.
 
-    The time of creation is that of the first record, so that a resumed run keeps it.
+    The time of creation is that of the first record, so that a resumed run keeps it, and what others have written is
+    kept as it is. Raises :class:`CheckpointError` when the record there is of a newer version.
     """
-    now = timestamp()
-    record = RunRecord(
-        run=run,
-        workload=workload,
-        created=_record(store, run).created or now,
-        finished=now if outcome else None,
-        outcome=outcome,
+    now, known = timestamp(), _record(store, run)
+    if known.problem:
+        raise CheckpointError(known.problem)
+    record = replace(
+        known, workload=workload, created=known.created or now, finished=now if outcome else None, outcome=outcome
     )
     store.put(f"{run}/run.json", record.to_bytes())
     return record
