@@ -6,9 +6,6 @@
 
 from __future__ import annotations
 
-import gzip
-import os
-import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,30 +16,11 @@ from ansible.plugins.action import ActionBase
 
 try:
     from gpuyard import tree as source_tree
+    from gpuyard.archive import pack
 except ImportError as error:
     GPUYARD_IMPORT_ERROR = error
 else:
     GPUYARD_IMPORT_ERROR = None
-
-
-def pack(root: Path, names: list[str], target: Path) -> None:
-    """Write the tree as a compressed archive that depends on nothing but the content."""
-    with (
-        target.open("wb") as raw,
-        gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
-    ):
-        for name in names:
-            path = root / name
-            entry = tarfile.TarInfo(name)
-            if path.is_symlink():
-                entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, os.fspath(path.readlink()), 0o777
-                archive.addfile(entry)
-                continue
-            entry.mode = 0o755 if path.stat().st_mode & 0o111 else 0o644
-            with path.open("rb") as content:
-                entry.size = path.stat().st_size
-                archive.addfile(entry, content)
 
 
 class ActionModule(ActionBase):

@@ -22,6 +22,9 @@ description:
     task for the run, on any controller, looks for its machine before it rents.
   - When an offer turns out to be sold out, the next one is taken. Any other refusal ends the task, with what was
     rented destroyed.
+  - With O(offers) and a bucket, the right to rent for the run is claimed in the bucket (C(<run>/claims/)). A second
+    controller waits for the first one, and then finds its machine. A claim whose controller was killed ends by itself
+    after a minute.
   - After renting, every cloud with a key is asked once more, whichever O(provider) says. When another controller has
     rented for the run at the same moment, the younger of the two machines goes back and its task fails; the other task
     says what it saw.
@@ -85,6 +88,13 @@ options:
         the bucket.
     type: bool
     default: false
+  record:
+    description:
+      - What the run is made of, as C(plan.record) of RV(gpuyard.cloud.run_plan#module:plan) says it. It is written into
+        the bucket before anything is rented, so that any controller can go on with the run.
+      - When the bucket does not take it, the task fails and nothing is rented.
+    type: dict
+    default: {}
   wait:
     description: Whether to come back only when the machine runs and answers over SSH.
     type: bool
@@ -193,6 +203,7 @@ ARGUMENT_SPEC = (
         "image": {"type": "str", "default": ""},
         "ssh_key": {"type": "path", "no_log": False},
         "replace_preempted": {"type": "bool", "default": False},
+        "record": {"type": "dict", "default": {}},
         "wait": {"type": "bool", "default": True},
         "timeout": {"type": "int", "default": 900},
     }
@@ -204,7 +215,7 @@ def run(call):
     """Bring the run's machine into the wanted state."""
     from gpuyard import config, market, records
     from gpuyard import ssh
-    from gpuyard.renting import ledger, machine, notebook, pending, runs
+    from gpuyard.renting import claim, ledger, machine, notebook, pending, record, runs
 
     def bucket():
         settings = config.s3_settings(
@@ -232,6 +243,11 @@ def run(call):
         query = records.query_from_dict(call.given(*QUERY_OPTIONS))
         return market.choose(market.collect(clouds, query, progress=call.progress).offers, query)
 
+    def keep():
+        # A bucket that has failed before is asked again: without it nobody else could go on with the run.
+        if call.params["record"] and (store := bucket()):
+            record.write(store, record.to_keep(call.params["record"]), progress=call.progress)
+
     order = machine.Order(
         run=call.params["run"],
         workload=call.option("workload"),
@@ -245,6 +261,8 @@ def run(call):
         everywhere=config.connect(require=False, **call.site()) if call.option("provider") else clouds,
         notes=notes,
         ledger=book,
+        claims=claim.Claims(shared, call.progress),
+        keep=keep,
         **call.given("disk_gb"),
     )
     if state == "stopped":

@@ -59,6 +59,13 @@ options:
       - The number of the checkpoint to go on from, in place of the newest one. It has to be in the bucket.
       - The way on when the newest one cannot be read.
     type: int
+  update:
+    description:
+      - What a run goes on with that has begun, where the bucket has the workload and the source that it began with.
+      - With V(false), it is those. What is different here is named.
+      - With V(true), it is the workload and the source that are here, which take the place of the bucket's.
+    type: bool
+    default: false
   ssh_key:
     description:
       - The path of the private SSH key with which the machine will be reached. When it is not said, gpuyard uses a
@@ -123,6 +130,11 @@ plan:
     tree:
       description: The folder with the workload's repository on the controller; empty for one that is cloned.
       type: str
+    record:
+      description:
+        - What the run is made of, for O(gpuyard.cloud.instance#module:record). Empty where there is no bucket, and when
+          the bucket has it already.
+      type: dict
     fingerprint:
       description: What M(gpuyard.cloud.convergence) recognises a machine by that is in shape already.
       type: str
@@ -200,6 +212,7 @@ ARGUMENT_SPEC = (
         "run": {"type": "str"},
         "offer": {"type": "str"},
         "restore": {"type": "int"},
+        "update": {"type": "bool", "default": False},
         "ssh_key": {"type": "path", "no_log": False},
         "converge": {"type": "str", "choices": ["auto", "full"], "default": "auto"},
         "follow": {"type": "bool", "default": False},
@@ -219,6 +232,7 @@ def run(call):
         bucket=call.params["bucket"],
         max_price_per_hour_usd=call.option("max_price_per_hour"),
         shutdown=call.params["shutdown"],
+        update=call.params["update"],
         conditions=call.given(*(name for name in QUERY_OPTIONS if name not in ("market", "max_price_per_hour"))),
         **call.given("workload", "run", "provider", "market", "ssh_key", "bucket_endpoint", "offer", "restore"),
         **call.site(),

@@ -29,6 +29,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "region": _RENTING,
     "offer": _RENTING,
     "restore": _RENTING,
+    "update": _RENTING,
     "bucket": _ALL,
     "bucket_endpoint": _ALL,
     "ssh_key": _ALL,

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 # Never part of a source tree, for folders that no git looks after.
 SKIPPED = {".git", ".venv", "__pycache__", "node_modules", "target", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+
+UNPACKED, UNPACKED_NOTE = "tree", "source.json"
+"""A folder of that name with that file beside it holds a source from a bucket: everything there belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +26,20 @@ class Tree:
 
 def describe(root: Path) -> Tree:
     """Return what the tree below ``root`` consists of."""
-    files = {name: entry_hash(root / name) for name in names(root)}
+    return described(root, names(root))
+
+
+def described(root: Path, listed: Iterable[str]) -> Tree:
+    """Return what the tree consists of whose files below ``root`` are ``listed``, in their order."""
+    files = {name: entry_hash(root / name) for name in listed}
     lines = "".join(f"{content} {name}\n" for name, content in files.items())
     return Tree(hashlib.sha256(os.fsencode(lines)).hexdigest(), files)
 
 
 def names(root: Path) -> list[str]:
     """Return the relative paths of the files that make up the tree: by git's rules where git knows the folder."""
+    if root.name == UNPACKED and (root.parent / UNPACKED_NOTE).is_file():
+        return _walked(root, skipped=frozenset())
     command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z", "."]
     try:
         done = subprocess.run(command, capture_output=True, check=False)
@@ -41,10 +52,10 @@ def names(root: Path) -> list[str]:
     return sorted(name for name in listed if (root / name).is_symlink() or (root / name).is_file())
 
 
-def _walked(root: Path) -> list[str]:
+def _walked(root: Path, *, skipped: Collection[str] = SKIPPED) -> list[str]:
     found: list[str] = []
     for folder, folders, files in os.walk(root):
-        kept = [name for name in folders if name not in SKIPPED]
+        kept = [name for name in folders if name not in skipped]
         links = [name for name in kept if Path(folder, name).is_symlink()]
         folders[:] = [name for name in kept if name not in links]
         found += [Path(folder, name).relative_to(root).as_posix() for name in [*files, *links]]

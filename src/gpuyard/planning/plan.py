@@ -6,18 +6,19 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypedDict
 
-from gpuyard import config, cost, market, records, tree
+from gpuyard import config, cost, market, records
 from gpuyard.box import checkpoints
 from gpuyard.config import BucketSettings, SshKey
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.fingerprint import fingerprint
 from gpuyard.formats.label import check_name, next_name
-from gpuyard.planning import choose, offers, source
+from gpuyard.planning import choose, offers, source, version
 from gpuyard.planning.request import Mode, PlanRequest
 from gpuyard.providers.base import Offer, Progress, Provider
-from gpuyard.renting import machine, runs, survey
+from gpuyard.renting import machine, record, runs, survey
 from gpuyard.renting.runs import Run
 from gpuyard.workload import Workload, load_workload
 
@@ -44,10 +45,12 @@ class Plan:
     provider: str = ""  # the one cloud at which the run's machines are looked for; "": all of them
     restore: int | None = None  # the checkpoint that was asked for by its number
     checkpoint: int = 0  # the newest checkpoint's number, whole or not; what comes after it is this launch's work
+    tree: Path | None = None  # the folder with the source, None for a repository that is cloned
+    source_digest: str = ""  # of that folder's content
+    to_keep: record.ToKeep | None = None  # what a launch writes into the bucket before it rents
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, without any secret."""
-        source = self.workload.local_tree
         box = self.workload.to_box()
         return {
             "mode": self.mode,
@@ -57,8 +60,9 @@ class Plan:
             "replace_preempted": self.mode == "resume" and self.run.manifest is not None,
             "workload": box,
             "workload_file": str(self.workload.source),
-            "tree": str(source or ""),
-            "fingerprint": fingerprint(box, tree.describe(source).digest if source else ""),
+            "tree": str(self.tree or ""),
+            "record": self.to_keep.to_dict() if self.to_keep else {},
+            "fingerprint": fingerprint(box, self.source_digest),
             "image": self.workload.image,
             "disk_gb": self.disk_gb,
             "environment_required": list(self.workload.environment.required),
@@ -128,8 +132,9 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         raise checkpoints.CheckpointError(run.problem)
     if request.mode == "resume":
         run = choose.with_whole_checkpoint(run, store, request.restore, progress)
-    if workload is None:
-        workload = choose.workload_of(run, request, progress)
+    made = version.of_run(run, request, runs.shared(store), workload, progress)
+    if made.workload is not workload:
+        workload = made.workload
         workload.check_environment(variables)
         notes = source.notes(workload)
     choose.refuse_other_cloud(run, request)
@@ -165,6 +170,7 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         notes += [*(fetched.result() if fetched else source.look(workload)), *source.older(run, workload, store)]
     text = [
         *_headline(run, workload, request.mode),
+        *made.text,
         *notes,
         *words,
         *estimate.to_table().splitlines(),
@@ -190,6 +196,9 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         choose.where_to_look(run, request),
         request.restore,
         newest,
+        tree=made.tree,
+        source_digest=made.digest,
+        to_keep=made.to_keep,
     )
 
 
@@ -214,7 +223,10 @@ def _headline(run: Run, workload: Workload, mode: Mode) -> list[str]:
 
 def _bucket_line(settings: BucketSettings) -> str:
     if not settings.url:
-        return "There is no bucket: checkpoints stay on the machine and are lost with it."
+        return (
+            "There is no bucket: checkpoints stay on the machine and are lost with it, and no other controller can go "
+            "on with the run."
+        )
     if settings.url.startswith("file:"):
         return (
             f"Checkpoints go to {settings.url} on the machine; unless storage is shared there, they are lost with it."

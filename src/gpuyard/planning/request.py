@@ -27,5 +27,6 @@ class PlanRequest:
     offer: str | None = None  # the id of the one offer to take
     shutdown: bool = False  # whether the machine is to be destroyed when the run has ended
     restore: int | None = None  # the number of the checkpoint to go on from, in place of the newest one
+    update: bool = False  # whether a run that has begun goes on with the workload and source that are here
     # What the machine has to offer, in place of what the workload says: fields of Query by name.
     conditions: Mapping[str, Any] = field(default_factory=dict)

@@ -213,15 +213,16 @@ def stored(store: Store | None, *, run: str | None = None, costs: bool = False) 
     asked = [name for name in records if run in (None, name)]
     found = _manifests(store, asked)
     # A folder may hold nothing but notes of what was rented; only a record or a checkpoint makes it a run.
-    bare = {name for name in asked if not records[name].created and name not in found}
+    bare = {name for name in asked if not (records[name].created or records[name].problem or name in found)}
     records = {name: record for name, record in records.items() if name not in bare}
+    problems = {name: record.problem for name, record in records.items() if record.problem}
     complaints: list[str] = []
     return Stored(
         records,
         {name: manifest for name, manifest in found.items() if isinstance(manifest, Manifest)},
         _entries(store, asked, complaints.append) if costs else {},
         tuple(complaints),
-        {name: str(error) for name, error in found.items() if isinstance(error, UnreadableManifestError)},
+        problems | {name: str(error) for name, error in found.items() if isinstance(error, UnreadableManifestError)},
     )
 
 

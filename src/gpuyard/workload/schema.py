@@ -214,6 +214,7 @@ class Workload(_Part):
     windows: list[Window] = []  # none: the stage runner's own (GPU, log tail, disk)
 
     _source: Path = PrivateAttr(default=Path())
+    _tree: Path | None = PrivateAttr(default=None)  # a local repository that lies elsewhere than the file says
 
     @field_validator("stages")
     @classmethod
@@ -261,6 +262,8 @@ class Workload(_Part):
         """The local repository, ``None`` for one that is cloned. Raises :class:`UsageError` when it is not there."""
         if self.repository.path is None:
             return None
+        if self._tree is not None:
+            return self._tree
         tree = self.root / self.repository.path
         if not tree.is_dir():
             raise UsageError(f"{self._source}: repository.path: there is no folder {tree}.")
@@ -331,6 +334,8 @@ class Workload(_Part):
             mode="json",
             exclude={
                 **dict.fromkeys(("needs", "market", "pools", "budget", "setup_hours", "image", "description"), True),
+                # Where a local tree lies is each controller's; a box that is taken over must look the same to all.
+                "repository": {"path"},
                 # Prices and estimates stay here: changing one must not make a box look different from its workload.
                 "stages": {"__all__": {"hours", "market"}},
             },
