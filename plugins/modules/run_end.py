@@ -143,8 +143,9 @@ def run(call):
     )
     # Mistakes come first: not even a question may be on its way when one is found.
     order.check()
-    boxes = ending.OverSsh(config.ssh_key(call.option("ssh_key")))
+    key = config.ssh_key(call.option("ssh_key"))
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
+    boxes = ending.OverSsh(key, clouds)
     settings = config.s3_settings(call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site())
     store = runs.open_bucket(settings)
     shared = notebook.Notebook(lambda: runs.shared_bucket(settings))

@@ -147,7 +147,7 @@ def run(call):
     """Return the runs that the clouds and the bucket know."""
     from gpuyard import config, records
     from gpuyard.box import checkpoints
-    from gpuyard.renting import runs, survey, watch
+    from gpuyard.renting import access, runs, survey, watch
 
     clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
     seen = survey.take(clouds)
@@ -173,7 +173,9 @@ def run(call):
     if workload := call.option("workload"):
         found = [one for one in found if one.workload == workload]
     if call.params["ask_boxes"] and any(one.is_up for one in found):
-        found = watch.asked(found, config.ssh_key(call.option("ssh_key")))
+        key = config.ssh_key(call.option("ssh_key"))
+        access.let_in(clouds, [one.machine for one in found if one.machine], key, timeout_s=watch.ASK_S)
+        found = watch.asked(found, key)
     return {
         "runs": [records.run_to_dict(one) for one in found],
         "unanswered": unanswered,

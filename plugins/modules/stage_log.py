@@ -100,7 +100,7 @@ def run(call):
     """Show a log, or follow a run."""
     from gpuyard import config
     from gpuyard.box import checkpoints
-    from gpuyard.renting import runs, survey, watch
+    from gpuyard.renting import access, runs, survey, watch
     from gpuyard.errors import GpuyardError, UsageError
 
     if call.params["lines"] < 1:
@@ -124,6 +124,8 @@ def run(call):
         call.progress(f"The bucket cannot be read, so runs without a machine are missing: {error}")
     one = watch.choose(runs.join(machines, kept), call.option("run"))
     key = config.ssh_key(call.option("ssh_key"))
+    if one.machine:
+        access.let_in(clouds, [one.machine], key, progress=call.progress)
     if call.params["follow"]:
         if not one.machine:
             raise UsageError(f"Run {one.name} has no machine, so there is nothing to follow.")

@@ -175,8 +175,11 @@ def _ssh_path(path: Path) -> str:
     return f'"{escaped}"' if " " in escaped else escaped
 
 
-def try_once(command: Sequence[str]) -> str | None:
-    """Run ``command``; return ``None`` for success, else what ssh complained about in one line."""
+def try_once(command: Sequence[str], *, within_s: float = 3 * _SSH_CONNECT_TIMEOUT_S) -> str | None:
+    """Run ``command``; return ``None`` for success, else what ssh complained about in one line.
+
+    It has ``within_s`` seconds, and never more than half a minute.
+    """
     try:
         done = subprocess.run(
             command,
@@ -184,7 +187,7 @@ def try_once(command: Sequence[str]) -> str | None:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=3 * _SSH_CONNECT_TIMEOUT_S,
+            timeout=min(within_s, 3 * _SSH_CONNECT_TIMEOUT_S),
         )
     except FileNotFoundError:
         raise UsageError("ssh is not installed; install the OpenSSH client.") from None

@@ -228,6 +228,10 @@ class Provider(ABC):
         """Return the public SSH keys that the account holds, each as ``type body name``."""
         return []
 
+    def add_ssh_key(self, instance_id: str, public_key: str) -> None:
+        """Let a public key, as ``type body name``, into an instance that lives; one that it knows is no error."""
+        raise UnsupportedError(f"{self.title} cannot add an SSH key to an instance that lives.", provider=self.name)
+
     def start(self, instance_id: str) -> None:
         """Start a stopped instance."""
         raise UnsupportedError(f"{self.title} cannot start a stopped instance.", provider=self.name)

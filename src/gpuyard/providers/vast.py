@@ -371,6 +371,11 @@ class Vast(Provider):
         self._mark(instance_id, stopped=True)
         self._put(instance_id, {"state": "stopped"})
 
+    def add_ssh_key(self, instance_id: str, public_key: str) -> None:
+        """Add the key to the instance's own ones, which its host takes over at once."""
+        # Twice the same key does no harm.
+        self._api.call("POST", f"/api/v0/instances/{instance_id}/ssh/", body={"ssh_key": public_key}, repeatable=True)
+
     def credit_usd(self) -> float | None:
         """Return the account's credit."""
         return optional_number(self._api.call("GET", "/api/v0/users/current").get("credit"))

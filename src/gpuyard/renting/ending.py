@@ -31,7 +31,7 @@ from gpuyard.errors import (
 from gpuyard.formats.label import check_name
 from gpuyard.formats.run_record import RunRecord
 from gpuyard.providers.base import Instance, PlannedCall, Progress, Provider, State
-from gpuyard.renting import destroy, machine, rent, runs, survey, watch
+from gpuyard.renting import access, destroy, machine, rent, runs, survey, watch
 from gpuyard.renting.ledger import Ledger
 from gpuyard.renting.pending import PendingNotes
 
@@ -112,12 +112,14 @@ class Boxes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OverSsh:
-    """The machines' stages, reached over SSH with ``key``."""
+    """The machines' stages, reached over SSH with ``key``; through their ``clouds`` also where nobody has been yet."""
 
     key: SshKey
+    clouds: Sequence[Provider] = ()
 
     def status(self, instance: Instance) -> Mapping[str, Any]:
         """Return what the machine's stages do."""
+        access.let_in(self.clouds, [instance], self.key)
         return watch.status(instance, self.key, timeout_s=_STATUS_S)
 
     def stop(
@@ -129,6 +131,7 @@ class OverSsh:
         tell: Progress,
     ) -> Mapping[str, Any]:
         """Let the machine's stages end in good order, and return whether all is saved."""
+        access.let_in(self.clouds, [instance], self.key, progress=tell)
         return watch.stop(instance, self.key, wait_s=wait_s, limit_s=limit_s, tell=tell)
 
 

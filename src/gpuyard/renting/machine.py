@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from gpuyard import market, pace, ssh
 from gpuyard.config import SshKey
@@ -296,7 +297,13 @@ def _usable(
         instance = ready.wait_ready(provider, instance, timeout_s=order.timeout_s, progress=progress)
     order.ledger.running(instance)
     ready.wait_ssh(
-        instance, order.key, new=new, account_keys=provider.ssh_keys, timeout_s=order.timeout_s, progress=progress
+        instance,
+        order.key,
+        new=new,
+        account_keys=provider.ssh_keys,
+        add_key=partial(provider.add_ssh_key, instance.id, order.key.public_text),
+        timeout_s=order.timeout_s,
+        progress=progress,
     )
     return instance
 
