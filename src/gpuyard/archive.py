@@ -12,7 +12,6 @@ from pathlib import Path
 
 from gpuyard.box.checkpoints.beneath import Folder, create
 from gpuyard.errors import CheckpointError
-from gpuyard.files import inner_path
 
 
 def pack(root: Path, names: Sequence[str], target: Path) -> None:
@@ -47,7 +46,7 @@ def unpack(file: Path, folder: Path, *, most_bytes: int) -> list[str]:
     try:
         with tarfile.open(file, "r:gz") as archive, Folder(folder) as below:
             for entry in archive:
-                name = inner_path(entry.name)
+                name = entry.name
                 written += entry.size
                 if written > most_bytes:
                     raise ValueError(f"it holds more than {most_bytes / 1e9:g} GB")

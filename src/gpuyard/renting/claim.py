@@ -18,7 +18,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 from gpuyard import pace
@@ -26,6 +26,7 @@ from gpuyard.box.checkpoints import Store, StoredObject
 from gpuyard.errors import CheckpointError, GpuyardError
 from gpuyard.formats.manifest import timestamp
 from gpuyard.providers.base import Progress
+from gpuyard.renting import locks
 from gpuyard.renting.notebook import Notebook
 
 FOLDER = "claims"
@@ -98,6 +99,19 @@ class Claims:
         raise AssertionError("the delays never end")
 
 
+@contextmanager
+def alone(run: str, claims: Claims | None, progress: Progress | None = None) -> Iterator[bool]:
+    """Be the only command that rents for ``run``, on this controller and, by ``claims``, on any other one.
+
+    Yields whether somebody else was at it before. ``None`` for ``claims`` asks this controller's commands only.
+    """
+    with (
+        locks.exclusive(run, progress) as waited,
+        claims.hold(run) if claims else nullcontext(False) as beaten,
+    ):
+        yield waited or beaten
+
+
 def _others(store: Store, run: str, key: str) -> list[StoredObject] | None:
     """Return the claims of others that count, ``None`` when the listing does not even show our own."""
     listed = list(store.objects(f"{run}/{FOLDER}/"))
@@ -105,11 +119,13 @@ def _others(store: Store, run: str, key: str) -> list[StoredObject] | None:
         return None
     # Our own has just been written, so the newest one tells what time it is in the store.
     now = max(item.modified for item in listed)
-    others = [item for item in listed if item.key != key]
-    for item in others:
+    living = []
+    for item in listed:
         if now - item.modified > LIVES_S:
             store.delete(item.key)
-    return [item for item in others if now - item.modified <= LIVES_S]
+        elif item.key != key:
+            living.append(item)
+    return living
 
 
 def _whose(store: Store, claim: StoredObject) -> str:

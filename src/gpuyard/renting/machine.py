@@ -7,7 +7,7 @@ says what it would do, down to the writing API calls, and does none of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,8 +16,7 @@ from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError, LeakError, NoCapacityError, ProviderError, UnreachableError, UsageError
 from gpuyard.formats.label import RunRef, check_name
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
-from gpuyard.renting import destroy, locks, ready, rent, rivals, survey
-from gpuyard.renting.claim import Claims
+from gpuyard.renting import claim, destroy, ready, rent, rivals, survey
 from gpuyard.renting.ledger import Ledger
 from gpuyard.renting.pending import PendingNotes
 
@@ -58,7 +57,7 @@ class Order:
     everywhere: Sequence[Provider] = ()  # every cloud that is configured, those asked for or not
     notes: PendingNotes = field(default_factory=PendingNotes)
     ledger: Ledger = field(default_factory=Ledger)
-    claims: Claims = field(default_factory=Claims)  # held while a machine that was planned is rented
+    claims: claim.Claims = field(default_factory=claim.Claims)  # held while a machine that was planned is rented
     keep: Callable[[], None] = lambda: None  # writes into the bucket what the run is made of, before anything is rented
     clock: pace.Clock = field(default_factory=pace.Clock)
 
@@ -82,9 +81,8 @@ def present(
     check_name(order.run)
     if check:
         return _present(providers, order, check=True, progress=progress)
-    claim = order.claims.hold(order.run) if order.planned else nullcontext(False)
-    with locks.exclusive(order.run, progress) as waited, claim as beaten:
-        if (waited or beaten) and order.planned and (current := _current(order.run, survey.find(providers, order.run))):
+    with claim.alone(order.run, order.claims if order.planned else None, progress) as waited:
+        if waited and order.planned and (current := _current(order.run, survey.find(providers, order.run))):
             raise UsageError(
                 f"Another command has just rented {describe(current)} for run {order.run}, and brings it into shape. "
                 f"`ansible-playbook logs.yml -e run={order.run}` shows what it does; for a machine beside it, name "
