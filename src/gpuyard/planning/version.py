@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,10 @@ from gpuyard.renting.runs import Run
 from gpuyard.workload import Workload
 
 _NAMED = 3  # keys and files that are named before the rest is counted
+# Files of these names hold what nobody else should read, more often than not.
+_SECRET = re.compile(
+    r"\.env(\.(?!example|sample|template)[^/]*)?|\.netrc|id_(rsa|dsa|ecdsa|ed25519)|.*\.(pem|key|p12|kdbx)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,11 @@ def _as_here(run: Run, local: _Local, *, shared: bool, anew: bool) -> Version:
             "controller."
         )
     made = None
+    if shared and (secret := [name for name in local.files if _SECRET.fullmatch(name.rpartition("/")[2])]):
+        text.append(
+            f"The source's {_some(secret)} may hold a secret, and the source goes to the machine and into the bucket: "
+            "let git ignore such a file, and name secrets with environment.required."
+        )
     if shared:
         pools = {name: local.workload.pool(name).nodes for name in local.workload.pool_names}
         made_of = WorkloadRecord(record.document_of(local.workload), local.source, gpuyard.__version__)

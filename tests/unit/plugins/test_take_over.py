@@ -291,6 +291,14 @@ def test_a_source_that_is_too_large_is_told_in_the_plan(yard: Yard, monkeypatch:
     assert "began with a source that is neither here nor in the bucket" in message(yard.plan("resume"))
 
 
+def test_a_file_that_looks_like_a_secret_is_told_before_it_is_copied(yard: Yard) -> None:
+    assert "may hold a secret" not in yard.plan()["text"]
+    for name in (".env", ".env.example", "lib/deploy.pem", "monkey"):
+        (yard.code / name).write_text("")
+    text = " ".join(yard.plan()["text"].split())
+    assert "The source's .env, lib/deploy.pem may hold a secret, and the source goes to the machine" in text
+
+
 def test_without_a_bucket_the_plan_says_that_nobody_else_can_go_on(yard: Yard) -> None:
     planned = yard.verb("run_plan", bucket="", workload="tiny")
     assert "no other controller can go on with the run" in planned["text"]
