@@ -13,7 +13,7 @@ import gpuyard
 from gpuyard import tree
 from gpuyard.box.checkpoints import RunRecord, Store
 from gpuyard.errors import CheckpointError, UsageError
-from gpuyard.formats.workload_record import SourceRef, WorkloadRecord, workload_key
+from gpuyard.formats.workload_record import SourceRef, WorkloadRecord
 from gpuyard.planning import choose
 from gpuyard.planning.request import PlanRequest
 from gpuyard.providers.base import Progress
@@ -80,7 +80,7 @@ def of_run(
         return _as_kept(run, store, made_of, None, _why_kept(run, error), progress)
     if request.update and begun:
         return _replaced(run, store, made_of, local)
-    keys = _changed_keys(made_of, local, f"{store.url}/{workload_key(run.name)}")
+    keys = _changed_keys(made_of, local, run)
     if not keys and local.source.digest == made_of.source.digest:
         return Version(local.workload, local.root, local.source.digest, None)
     if not begun:
@@ -127,7 +127,7 @@ def _replaced(run: Run, store: Store, made_of: WorkloadRecord, local: _Local) ->
     files: list[str] = []
     # What is replaced need not be readable.
     with suppress(CheckpointError):
-        keys = _changed_keys(made_of, local, run.name)
+        keys = _changed_keys(made_of, local, run)
         if made_of.source.kind == "archive" and made_of.source.digest != local.source.digest:
             files = _different(_files_of(record.fetch_source(store, run.name, made_of.source)), local.files)
     if keys or files:
@@ -145,7 +145,7 @@ def _as_kept(
     progress: Progress | None,
 ) -> Version:
     """Return the version that the bucket holds, with its source brought here when it is not."""
-    workload = record.workload_of(made_of, f"{store.url}/{workload_key(run.name)}")
+    workload = record.workload_of(made_of, run.name)
     if made_of.source.kind == "git":
         return Version(workload, None, "", None, text)
     if local is not None and local.source.digest == made_of.source.digest:
@@ -167,9 +167,9 @@ def _why_kept(run: Run, error: UsageError) -> list[str]:
     return [f"Workload and source of run {run.name} come from the bucket; what is here cannot be used: {error}"]
 
 
-def _changed_keys(made_of: WorkloadRecord, local: _Local, where: str) -> list[str]:
+def _changed_keys(made_of: WorkloadRecord, local: _Local, run: Run) -> list[str]:
     """Return the keys of the workload whose values are here not as in the bucket."""
-    before = record.document_of(record.workload_of(made_of, where))
+    before = record.document_of(record.workload_of(made_of, run.name))
     return _different(before, record.document_of(local.workload))
 
 

@@ -179,8 +179,12 @@ def document_of(workload: Workload) -> dict[str, Any]:
     return values
 
 
-def workload_of(kept: WorkloadRecord, where: str) -> Workload:
-    """Return the workload of a record; ``where`` names that. Raises :class:`CheckpointError` when it is none."""
+def workload_of(kept: WorkloadRecord, run: str) -> Workload:
+    """Return the workload of a run's record; raises :class:`CheckpointError` when it is none.
+
+    What a workload names relative to its file is looked for in the working directory.
+    """
+    where = f"workload.json of run {run} in the bucket"
     try:
         workload = Workload.model_validate(dict(kept.workload))
     except ValidationError as error:
@@ -202,8 +206,8 @@ def fetch_source(store: Store, run: str, source: SourceRef, *, progress: Progres
     """
     place = paths.home() / "sources" / source.digest
     root = place / tree.UNPACKED
-    if (place / tree.UNPACKED_NOTE).is_file() and root.is_dir():
-        if tree.describe(root).digest == source.digest:
+    if place.exists():
+        if (place / tree.UNPACKED_NOTE).is_file() and tree.describe(root).digest == source.digest:
             return root
         shutil.rmtree(place)
     key = source_key(run, source.digest)
