@@ -9,16 +9,21 @@ import pytest
 
 from gpuyard.box import checkpoints
 from gpuyard.box.checkpoints import CheckpointError, LocalStore, RunRecord
+from gpuyard.formats import versions
 from gpuyard.renting import runs
 
 GOLDEN = Path(__file__).parent / "golden" / "run-record-1.json"
 RUN = "miniprover-0"
 
 
+@pytest.fixture(autouse=True)
+def the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The golden file was written by this version."""
+    monkeypatch.setattr(versions, "__version__", "0.1.0")
+
+
 def test_it_is_written_as_it_always_was() -> None:
-    record = RunRecord(
-        RUN, "miniprover", "2026-03-01T12:00:00Z", None, None, "2026-03-01T11:50:00Z", "0.1.0", {"main": 1}
-    )
+    record = RunRecord(RUN, "miniprover", "2026-03-01T12:00:00Z", None, None, "2026-03-01T11:50:00Z", {"main": 1})
     assert record.to_bytes() == GOLDEN.read_bytes().rstrip()
     assert RunRecord.from_bytes(RUN, GOLDEN.read_bytes()) == record
 
@@ -45,7 +50,8 @@ def test_a_newer_version_is_an_error_that_names_it_and_hides_no_other_run(tmp_pa
     checkpoints.write_record(store, "other-0", "other")
     kept = runs.stored(store)
     assert set(kept.records) == {RUN, "other-0"}
-    assert "is of version 2, and this gpuyard reads version 1" in kept.problems[RUN]
+    needed = f"The record of run {RUN} is of version 2, and this gpuyard reads version 1: use gpuyard 0.1.0 or newer."
+    assert kept.problems[RUN] == needed
     with pytest.raises(CheckpointError, match="version 2"):
         checkpoints.write_record(store, RUN, "miniprover")
 

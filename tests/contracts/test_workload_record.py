@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 
 from gpuyard.errors import CheckpointError
+from gpuyard.formats import versions
 from gpuyard.formats.workload_record import DamagedRecordError, SourceRef, WorkloadRecord, source_key, workload_key
 
 GOLDEN = Path(__file__).parent / "golden" / "workload-record-1.json"
 DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+
+@pytest.fixture(autouse=True)
+def the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The golden file was written by this version."""
+    monkeypatch.setattr(versions, "__version__", "0.1.0")
 
 
 def test_it_is_written_as_it_always_was() -> None:
@@ -29,7 +36,7 @@ def test_what_a_newer_gpuyard_added_is_no_reason_to_refuse_it() -> None:
 
 def test_a_newer_version_is_an_error_that_names_it() -> None:
     with pytest.raises(
-        CheckpointError, match="x is of version 2, and this gpuyard reads version 1: use the newer"
+        CheckpointError, match="x is of version 2, and this gpuyard reads version 1: use gpuyard 0.1.0 or newer"
     ) as it:
         WorkloadRecord.from_bytes(GOLDEN.read_bytes().replace(b'"version": 1', b'"version": 2'), where="x")
     assert not isinstance(it.value, DamagedRecordError)

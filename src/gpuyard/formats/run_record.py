@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from gpuyard.formats.manifest import MALFORMED
+from gpuyard.formats.versions import mark, why_too_new
 
 VERSION = 1
-"""The newest major version that this gpuyard reads; it writes this one."""
+"""The newest version that this gpuyard reads; it writes this one."""
+_ALWAYS = ("run", "workload", "created", "finished", "outcome")
+_WHERE_KNOWN = ("launched", "pools")
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,9 @@ class RunRecord:
 
     ``created`` is when its first stage began: a run that was only planned or rented has none. ``outcome`` is ``None``
     until the run ended, then one of ``done``, ``failed``, ``interrupted``, or ``cancelled`` when the user tore it down.
-    ``launched``, ``gpuyard`` and ``pools`` are the controller's: when it was first launched, by which version of
-    gpuyard, and how many nodes each pool has. ``more`` are fields that this version does not know.
-
-    ``problem`` says why a record cannot be used that is there; such a one is never written over.
+    ``launched`` and ``pools`` are the controller's: when it was first launched, and how many nodes each pool has.
+    ``further`` holds the fields that this version does not know; they stay when the record is written again.
+    ``problem`` is why the record cannot be read, when a newer gpuyard wrote it: then it must not be written again.
     """
 
     run: str
@@ -35,47 +37,33 @@ class RunRecord:
     finished: str | None = None
     outcome: str | None = None
     launched: str = ""
-    gpuyard: str = ""
     pools: Mapping[str, int] = field(default_factory=dict)
-    more: Mapping[str, Any] = field(default_factory=dict)
+    further: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
 
     def to_bytes(self) -> bytes:
         """Render the record as the JSON document of the bucket."""
-        known = asdict(self)
-        more = known.pop("more")
-        del known["problem"]
-        return json.dumps({**more, "version": VERSION, **known}, indent=1, sort_keys=True).encode()
+        known = {name: getattr(self, name) for name in _ALWAYS}
+        known |= {name: value for name in _WHERE_KNOWN if (value := getattr(self, name))}
+        return json.dumps({**self.further, **mark(VERSION), **known}, indent=1, sort_keys=True).encode()
 
     @classmethod
     def from_bytes(cls, run: str, data: bytes) -> RunRecord:
-        """Read a record. A damaged one counts as never written: the checkpoints beside it are what matters.
-
-        One of a newer version has a ``problem``, which names that version.
-        """
+        """Read a record. A damaged one counts as never written: the checkpoints beside it are what matters."""
         try:
-            document = dict(json.loads(data))
-            version = document.pop("version", VERSION)
-            if isinstance(version, int) and version > VERSION:
-                return cls(
-                    run,
-                    problem=f"{run}/run.json in the bucket is of version {version}, and this gpuyard reads version "
-                    f"{VERSION}: use the newer gpuyard that wrote it.",
-                )
-            known = {name: document.pop(name, None) for name in _KNOWN}
+            document = json.loads(data)
+            if problem := why_too_new(document, VERSION, f"The record of run {run}"):
+                return cls(run=run, problem=problem)
+            own = (*_ALWAYS, *_WHERE_KNOWN, *mark(VERSION))
             return cls(
                 run=run,
-                workload=str(known["workload"] or ""),
-                created=str(known["created"] or ""),
-                finished=known["finished"],
-                outcome=known["outcome"],
-                launched=str(known["launched"] or ""),
-                gpuyard=str(known["gpuyard"] or ""),
-                pools={str(name): int(nodes) for name, nodes in dict(known["pools"] or {}).items()},
-                more=document,
+                workload=str(document.get("workload") or ""),
+                created=str(document.get("created") or ""),
+                finished=document.get("finished"),
+                outcome=document.get("outcome"),
+                launched=str(document.get("launched") or ""),
+                pools={str(name): int(nodes) for name, nodes in dict(document.get("pools") or {}).items()},
+                further={name: value for name, value in document.items() if name not in own},
             )
         except MALFORMED:
             return cls(run=run)
-
-
-_KNOWN = ("run", "workload", "created", "finished", "outcome", "launched", "gpuyard", "pools")

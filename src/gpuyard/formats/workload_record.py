@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from gpuyard.errors import CheckpointError
 from gpuyard.formats.manifest import DIGEST, MALFORMED
+from gpuyard.formats.versions import WRITER, mark, why_too_new
 
 VERSION = 1
-"""The newest major version that this gpuyard reads; it writes this one."""
+"""The newest version that this gpuyard reads; it writes this one."""
 
 
 class DamagedRecordError(CheckpointError):
@@ -40,7 +41,7 @@ class SourceRef:
 
 @dataclass(frozen=True)
 class WorkloadRecord:
-    """The resolved workload of a run as plain values, its source, and the version of gpuyard that wrote them."""
+    """The resolved workload of a run as plain values, its source, and the gpuyard that wrote them, once read."""
 
     workload: Mapping[str, Any]
     source: SourceRef
@@ -48,7 +49,8 @@ class WorkloadRecord:
 
     def to_bytes(self) -> bytes:
         """Render the record as the JSON document of the bucket."""
-        return json.dumps({"version": VERSION, **asdict(self)}, indent=1, sort_keys=True).encode()
+        document = {**mark(VERSION), "workload": dict(self.workload), "source": asdict(self.source)}
+        return json.dumps(document, indent=1, sort_keys=True).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> WorkloadRecord:
@@ -58,16 +60,12 @@ class WorkloadRecord:
         """
         try:
             document = json.loads(data)
-            version = document["version"]
-            if isinstance(version, int) and version > VERSION:
-                raise CheckpointError(
-                    f"{where} is of version {version}, and this gpuyard reads version {VERSION}: use the newer gpuyard "
-                    "that wrote it."
-                )
+            if problem := why_too_new(document, VERSION, where):
+                raise CheckpointError(problem)
             source = document["source"]
             kind, digest = source["kind"], str(source.get("digest") or "")
-            if version != VERSION or kind not in ("archive", "git", "none"):
-                raise ValueError(f"version {version!r}, source {kind!r}")
+            if kind not in ("archive", "git", "none"):
+                raise ValueError(f"source {kind!r}")
             if kind == "archive" and not DIGEST.fullmatch(digest):
                 raise ValueError("the digest of its source is not one")
             return cls(
@@ -75,7 +73,7 @@ class WorkloadRecord:
                 source=SourceRef(
                     kind, digest, int(source.get("files", 0)), int(source.get("size", 0)), str(source.get("why") or "")
                 ),
-                gpuyard=str(document.get("gpuyard") or ""),
+                gpuyard=str(document.get(WRITER) or ""),
             )
         except MALFORMED as error:
             raise DamagedRecordError(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gpuyard
 from gpuyard import tree
 from gpuyard.box.checkpoints import RunRecord, Store
 from gpuyard.errors import CheckpointError, UsageError
@@ -114,7 +113,7 @@ def _as_here(run: Run, local: _Local, *, shared: bool, anew: bool) -> Version:
         )
     if shared:
         pools = {name: local.workload.pool(name).nodes for name in local.workload.pool_names}
-        made_of = WorkloadRecord(record.document_of(local.workload), local.source, gpuyard.__version__)
+        made_of = WorkloadRecord(record.document_of(local.workload), local.source)
         root = local.root if local.source.kind == "archive" else None
         made = record.ToKeep(run.name, local.workload.name, pools, made_of, root, anew)
     return Version(local.workload, local.root, local.source.digest, made, text)

@@ -18,7 +18,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-import gpuyard
 from gpuyard import archive, paths, tree
 from gpuyard.box.checkpoints import RunRecord, Store
 from gpuyard.errors import BucketError, CheckpointError, MissingObjectError, UsageError
@@ -117,13 +116,7 @@ def write(store: Store, made: ToKeep, *, progress: Progress | None = None) -> No
             _put_source(store, made, progress)
         store.put(workload_key(made.run), made.made_of.to_bytes())
         known = read(store, made.run).record
-        record = replace(
-            known,
-            workload=made.workload,
-            launched=known.launched or timestamp(),
-            gpuyard=gpuyard.__version__,
-            pools=made.pools,
-        )
+        record = replace(known, workload=made.workload, launched=known.launched or timestamp(), pools=made.pools)
         store.put(f"{made.run}/run.json", record.to_bytes())
     except CheckpointError as error:
         raise BucketError(
