@@ -36,7 +36,7 @@ def test_what_a_newer_gpuyard_added_is_no_reason_to_refuse_it() -> None:
 
 def test_a_newer_version_is_an_error_that_names_it() -> None:
     with pytest.raises(
-        CheckpointError, match="x is of version 2, and this gpuyard reads version 1: use gpuyard 0.1.0 or newer"
+        CheckpointError, match=r"x is of version 2, and this gpuyard reads version 1: use gpuyard 0\.1\.0 or newer"
     ) as it:
         WorkloadRecord.from_bytes(GOLDEN.read_bytes().replace(b'"version": 1', b'"version": 2'), where="x")
     assert not isinstance(it.value, DamagedRecordError)
