@@ -42,6 +42,8 @@ options:
   ssh_key:
     description:
       - The path of the private SSH key with which the machines are reached. When it is not said, gpuyard's own.
+      - A running machine that this controller has never reached gets this key as well, where its provider can add one
+        to a machine that lives.
     type: path
 seealso:
   - module: gpuyard.cloud.instance_info

@@ -48,7 +48,10 @@ options:
     type: bool
     default: false
   ssh_key:
-    description: The path of the private SSH key with which the machine is reached. When it is not said, gpuyard's own.
+    description:
+      - The path of the private SSH key with which the machine is reached. When it is not said, gpuyard's own.
+      - A running machine that this controller has never reached gets this key as well, where its provider can add one
+        to a machine that lives.
     type: path
 seealso:
   - module: gpuyard.cloud.run_info
