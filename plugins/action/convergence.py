@@ -18,8 +18,9 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._verb_action import show_line
 
 try:
-    from gpuyard.renting import converging
+    from gpuyard import fingerprint
     from gpuyard.errors import GpuyardError
+    from gpuyard.renting import converging
 except ImportError as error:
     GPUYARD_IMPORT_ERROR: ImportError | None = error
 else:
@@ -46,7 +47,10 @@ class ActionModule(ActionBase):
             converging.release(name, play)
             return result
         result = self._module(arguments, task_vars)
-        if state != "compared" or result.get("failed") or result.get("matches") or self._task.check_mode:
+        if state != "compared" or result.get("failed"):
+            return result
+        self._tell(result, name)
+        if result["matches"] or not result["todo"] or self._task.check_mode:
             return result
         if (command := self._command(arguments, name, task_vars or {})) is not None:
             try:
@@ -55,9 +59,26 @@ class ActionModule(ActionBase):
                 raise AnsibleActionFail(str(error)) from None
         # Whoever held the lock may have brought the machine into this very shape.
         result = self._module({**arguments, "state": "begun"}, task_vars)
-        if result.get("matches") or result.get("failed"):
+        if result.get("failed") or result["matches"] or not result["todo"]:
             converging.release(name, play)
         return result
+
+    def _tell(self, result: dict[str, Any], name: str) -> None:
+        """Say what happens to a machine on which stages run."""
+        if not result["running"] or result["matches"]:
+            return
+        what = ", ".join(fingerprint.WORDS.get(part, part) for part in result["differs"]) or "nothing"
+        if result["todo"]:
+            self._show(
+                f"Stages run on {name}. What differs ({what}) is prepared beside what the running stage uses; the next "
+                "stage takes it."
+            )
+            return
+        self._show(
+            f"Stages run on {name}, so nothing is changed there. What differs from what they began with: {what}."
+        )
+        if result["differs"]:
+            self._show("-e update=true prepares it beside what the running stage uses, and the next stage takes it.")
 
     def _command(self, arguments: dict[str, Any], name: str, task_vars: dict[str, Any]) -> list[str] | None:
         """Return the command that holds the lock; ``None`` for a connection over which none can be held."""

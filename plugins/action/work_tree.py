@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The controller's half of the module ``work_tree``: reads the folder, and sends it when the machine asks for it."""
+"""The controller's half of the module ``work_tree``: reads the folder, and sends what the machine asks for."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.module_utils.basic import missing_required_lib
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
 try:
     from gpuyard import tree as source_tree
+    from gpuyard.errors import GpuyardError
 except ImportError as error:
     GPUYARD_IMPORT_ERROR = error
 else:
@@ -62,19 +64,26 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"src={source} is not a folder on the controller ({root}).")
         if GPUYARD_IMPORT_ERROR is not None:
             raise AnsibleActionFail(missing_required_lib("gpuyard")) from GPUYARD_IMPORT_ERROR
-        tree = source_tree.describe(root)
+        rules = source_tree.Rules(
+            include=tuple(arguments.get("include") or ()), submodules=boolean(arguments.get("submodules") or False)
+        )
+        try:
+            tree = source_tree.describe(root, rules)
+        except GpuyardError as error:
+            raise AnsibleActionFail(str(error)) from None
         if not tree.files:
             raise AnsibleActionFail(f"src={source} holds no files ({root}).")
         arguments["tree"] = {"digest": tree.digest, "files": tree.files}
         result = self._module(arguments, task_vars)
-        if not result.pop("needs_archive", False):
+        wanted = result.pop("needs_archive", None)
+        if not wanted:
             return result
         shell = self._connection._shell
         if not shell.tmpdir:
             self._make_tmp_path()  # removed when the task ends
         with tempfile.TemporaryDirectory() as scratch:
             archive = Path(scratch, "tree.tar.gz")
-            pack(root, list(tree.files), archive)
+            pack(root, wanted, archive)
             remote = self._transfer_file(str(archive), shell.join_path(shell.tmpdir, "tree.tar.gz"))
         self._fixup_perms2([shell.tmpdir, remote])
         return self._module({**arguments, "archive": remote}, task_vars)

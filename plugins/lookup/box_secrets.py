@@ -22,6 +22,11 @@ options:
     description: Names of environment variables that have to be set on the controller.
     type: list
     elements: str
+  optional:
+    description: Names of environment variables that are returned when they are set on the controller.
+    type: list
+    elements: str
+    default: []
   bucket:
     description:
       - The bucket's address, as in M(gpuyard.cloud.run_plan). An S3 bucket adds C(AWS_ACCESS_KEY_ID),
@@ -88,7 +93,8 @@ class LookupModule(LookupBase):
         missing = [name for name in names if not os.environ.get(name)]
         if missing:
             raise AnsibleError(f"Not set in the controller's environment: {', '.join(missing)}.")
-        secrets = {name: os.environ[name] for name in names}
+        optional = [name for name in self.get_option("optional") if os.environ.get(name)]
+        secrets = {name: os.environ[name] for name in [*names, *optional]}
         return [secrets | self._bucket_keys()]
 
     def _bucket_keys(self):

@@ -51,6 +51,13 @@ options:
       - Never shown. A difference shows the names that changed.
     type: dict
     default: {}
+  secret_files:
+    description:
+      - Secret files of the stages, their content in Base64, by the environment variable that is to hold their path.
+      - Each becomes a file that only the user may read, in C(files) below O(settings). Files of an earlier call that
+        are not named any more are removed.
+    type: dict
+    default: {}
   repository:
     description: The folder that the stages run in. By default C(/opt/gpuyard/src/) with the workload's name.
     type: path
@@ -160,6 +167,8 @@ tmux_missing:
   returned: failure
 """
 
+import base64
+import fcntl
 import json
 import os
 import re
@@ -174,6 +183,41 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
+class SecretFiles:
+    """The files that only the user may read. ``contents`` holds them in Base64 by the variables that name them."""
+
+    def __init__(self, folder: Path, contents: dict[str, Any]) -> None:
+        self.folder = folder
+        self.contents: dict[str, bytes] = {}
+        for name, text in sorted(contents.items()):
+            try:
+                self.contents[name] = base64.b64decode(str(text), validate=True)
+            except ValueError:
+                raise _box.BoxError(f"secret_files: the content for {name} is not Base64.") from None
+        self.variables = {name: str(folder / name) for name in self.contents}
+        present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        self.gone = sorted(present - set(self.contents))
+        self.stale = [name for name in self.contents if not self.is_there(name)]
+
+    def is_there(self, name: str) -> bool:
+        """Return whether a file is as it is to be, and read by nobody else."""
+        path = self.folder / name
+        try:
+            return path.stat().st_mode & 0o777 == 0o600 and path.read_bytes() == self.contents[name]
+        except OSError:
+            return False
+
+    def write(self) -> None:
+        """Write what differs, and remove what is not named any more."""
+        if self.stale:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            self.folder.chmod(0o700)
+        for name in self.stale:
+            _box.write_file(self.folder / name, self.contents[name], 0o600)
+        for name in self.gone:
+            (self.folder / name).unlink()
+
+
 class Settings:
     """The three files that tell the machine what to run."""
 
@@ -184,10 +228,13 @@ class Settings:
         settings = {name: options[name] for name in ("run", "bucket", "bucket_endpoint", "bucket_region", "path")}
         if options["repository"]:
             settings["repository"] = options["repository"]
-        self.secrets: dict[str, str] = {name: str(value) for name, value in sorted(options["secrets"].items())}
-        for name in self.secrets:
-            if not VARIABLE.fullmatch(name):
-                raise _box.BoxError(f"secrets: {name!r} cannot be the name of an environment variable.")
+        for option in ("secrets", "secret_files"):
+            for name in options[option]:
+                if not VARIABLE.fullmatch(name):
+                    raise _box.BoxError(f"{option}: {name!r} cannot be the name of an environment variable.")
+        self.files = SecretFiles(self.folder / "files", options["secret_files"])
+        secrets = {name: str(value) for name, value in options["secrets"].items()} | self.files.variables
+        self.secrets: dict[str, str] = dict(sorted(secrets.items()))
         self.content = {
             "workload.json": json.dumps(options["workload"], indent=1, sort_keys=True) + "\n",
             "settings.json": json.dumps(settings, indent=1, sort_keys=True) + "\n",
@@ -208,6 +255,19 @@ class Settings:
     def write(self) -> None:
         """Write what is stale."""
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # A stage that begins at this moment takes up all of them or none, see gpuyard.box.stages.taking_up.
+        with (self.folder / "settings.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.write_stale()
+
+    @property
+    def changes(self) -> list[str]:
+        """What differs, secret files as well."""
+        return [*self.stale, *self.files.stale]
+
+    def write_stale(self) -> None:
+        """Write the files that differ."""
+        self.files.write()
         for name in self.stale:
             _box.write_file(self.folder / name, self.content[name], 0o600 if name == "secrets.env" else 0o644)
 
@@ -223,6 +283,9 @@ class Settings:
                 after = "".join(f"{key}{' (another value)' if key in changed else ''}\n" for key in self.secrets)
             place = str(self.folder / name)
             shown.append({"before_header": place, "after_header": place, "before": before, "after": after})
+        for name in self.files.stale:
+            place = str(self.files.folder / name)
+            shown.append({"before_header": place, "after_header": place, "before": "", "after": "(another content)\n"})
         return shown
 
     @staticmethod
@@ -287,7 +350,7 @@ def start(module: AnsibleModule) -> dict[str, Any]:
     options = module.params
     wanted = options["state"] == "started"
     settings = Settings(options)
-    changed_files, diff = settings.stale, settings.diff()
+    changed_files, diff = settings.changes, settings.diff()
     chosen = [
         word
         for option, name in (("--from", "from_stage"), ("--only", "only"), ("--iteration", "iteration"))
@@ -309,7 +372,10 @@ def start(module: AnsibleModule) -> dict[str, Any]:
     for warning in (answer["restored"] or {}).get("warnings", ()):
         module.warn(warning)
     if changed_files and answer["session"]["state"] == "running" and not answer["changed"]:
-        module.warn(f"{options['run']} is running already; it takes up the new settings when it is next started.")
+        module.warn(
+            f"{options['run']} is running already: its next stage takes up the code, the environment and the commands "
+            "of the new settings, and the run takes up everything else when it is next started."
+        )
     return {
         "changed": bool(changed_files) or answer["changed"],
         "session": answer["session"],
@@ -337,6 +403,7 @@ def main() -> None:
             "bucket_endpoint": {"type": "str", "default": ""},
             "bucket_region": {"type": "str", "default": ""},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
+            "secret_files": {"type": "dict", "default": {}, "no_log": True},
             "repository": {"type": "path"},
             "path": {"type": "list", "elements": "path", "default": []},
             "restore": {"type": "bool", "default": True},

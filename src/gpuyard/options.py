@@ -33,6 +33,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "bucket_endpoint": _ALL,
     "ssh_key": _ALL,
     "converge": _RENTING,
+    "update": _RENTING,
     "follow": (*_RENTING, "logs"),
     "shutdown": _RENTING,
     "stage": ("logs",),

@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-from gpuyard import config, cost, market, records, tree
+from gpuyard import config, cost, fingerprint, market, records, tree
 from gpuyard.box import checkpoints
 from gpuyard.config import BucketSettings, SshKey
 from gpuyard.errors import ProviderError, UsageError
-from gpuyard.fingerprint import fingerprint
 from gpuyard.formats.label import check_name, next_name
 from gpuyard.planning import choose, offers, source
 from gpuyard.planning.request import Mode, PlanRequest
@@ -49,6 +48,8 @@ class Plan:
         """Return the plan as plain values, without any secret."""
         source = self.workload.local_tree
         box = self.workload.to_box()
+        digest = tree.describe(source, self.workload.tree_rules).digest if source else ""
+        parts = fingerprint.parts(box, digest)
         return {
             "mode": self.mode,
             "run": self.run.name,
@@ -58,10 +59,14 @@ class Plan:
             "workload": box,
             "workload_file": str(self.workload.source),
             "tree": str(source or ""),
-            "fingerprint": fingerprint(box, tree.describe(source).digest if source else ""),
+            "fingerprint": fingerprint.fingerprint(parts),
+            "parts": parts,
             "image": self.workload.image,
             "disk_gb": self.disk_gb,
             "environment_required": list(self.workload.environment.required),
+            "environment_optional": list(self.workload.environment.optional),
+            # Their paths here; what is in them is read by the task that delivers them.
+            "environment_files": {name: str(path) for name, path in self.workload.secret_files(os.environ).items()},
             "offers": [records.offer_to_dict(offer) for offer in self.offers],
             "cost": self.estimate.to_dict(),
             "bucket": {

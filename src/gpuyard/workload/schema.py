@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -17,14 +18,17 @@ from pydantic import (
 
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Market, Query
+from gpuyard.tree import Rules
 from gpuyard.workload.values import (
     COMMIT,
     Constraint,
     Count,
+    Extra,
     Folder,
     Iterations,
     Name,
     NotNegative,
+    Pattern,
     PersistentRoot,
     Positive,
     PositiveCount,
@@ -39,6 +43,12 @@ from gpuyard.workload.values import (
     show,
 )
 
+_MOST_SECRET_BYTES = 100_000
+
+
+def _twice(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
 
 class _Part(BaseModel):
     """A mapping of the file; a key that is not listed is a mistake."""
@@ -49,7 +59,8 @@ class _Part(BaseModel):
 class Repository(_Part):
     """Where the code comes from: a local tree or a Git repository at a commit."""
 
-    path: RelativePath | None = None  # relative to the folder that holds workloads/
+    path: SomeWords | None = None  # absolute, below ~, or relative to the folder that holds workloads/
+    include: list[Pattern] = []  # files of path that come although git ignores them, from the repository's root on
     url: Url | None = None
     commit: Words | None = None
     submodules: Switch = False
@@ -67,6 +78,8 @@ class Repository(_Part):
             raise ValueError("must have either path (a local tree) or url and commit")
         if (self.url is None) != (self.commit is None):
             raise ValueError("must have url and commit together, so that a run can be repeated")
+        if self.include and self.url:
+            raise ValueError("must not have include with url: a machine that fetches the commit has nothing else")
         return self
 
 
@@ -99,10 +112,24 @@ class Budget(_Part):
 
 
 class Environment(_Part):
-    """Variables of the stages. ``required`` ones come from the controller's environment and count as secret."""
+    """Variables of the stages.
+
+    ``required`` and ``optional`` ones come from the controller's environment and count as secret. ``files`` are secret
+    files of the controller, by the variable that holds their path on the machine; without a path here, that variable
+    names it on the controller too.
+    """
 
     required: list[Variable] = []
+    optional: list[Variable] = []
     set: dict[Variable, Words] = {}
+    files: dict[Variable, SomeWords | None] = {}
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Environment:
+        names = [*self.required, *self.optional, *self.set, *self.files]
+        for name in _twice(names):
+            raise ValueError(f"must say only once where {name} comes from")
+        return self
 
 
 class Python(_Part):
@@ -110,6 +137,23 @@ class Python(_Part):
 
     version: Constraint = ">=3.10"
     requirements: RelativePath | None = None  # a file in the repository
+    packages: list[SomeWords] = []  # requirements besides the file
+    project: RelativePath | None = None  # the folder of a project in the repository, installed as editable
+    extras: list[Extra] = []  # of the project; without one, of the project that the repository is
+    lock: RelativePath | None = None  # the project's uv.lock: the environment becomes exactly what that names
+
+    @model_validator(mode="after")
+    def _lock(self) -> Python:
+        if self.lock is not None and PurePosixPath(self.lock).name != "uv.lock":
+            raise ValueError(f"must have a lock that is called uv.lock, not {show(self.lock)}")
+        if self.lock is not None and self.requirements is not None:
+            raise ValueError("must not have requirements with lock, which names every version")
+        return self
+
+    @property
+    def project_folder(self) -> str | None:
+        """The folder of the project to install, relative to the repository; ``None`` for none."""
+        return self.project or ("." if self.extras or self.lock else None)
 
 
 class Rust(_Part):
@@ -252,7 +296,7 @@ class Workload(_Part):
 
     @property
     def root(self) -> Path:
-        """The folder that ``repository.path`` is relative to: the one that holds ``workloads/``."""
+        """The folder that holds ``workloads/``: ``repository.path`` and ``environment.files`` are relative to it."""
         folder = self._source.absolute().parent
         return folder.parent if folder.name == "workloads" else folder
 
@@ -261,10 +305,23 @@ class Workload(_Part):
         """The local repository, ``None`` for one that is cloned. Raises :class:`UsageError` when it is not there."""
         if self.repository.path is None:
             return None
-        tree = self.root / self.repository.path
+        tree = self.root / _home(self.repository.path)
         if not tree.is_dir():
             raise UsageError(f"{self._source}: repository.path: there is no folder {tree}.")
         return tree
+
+    @property
+    def tree_rules(self) -> Rules:
+        """Which files of the local repository go to the machine, besides git's own rules."""
+        return Rules(tuple(self.repository.include), self.repository.submodules)
+
+    def secret_files(self, env: Mapping[str, str]) -> dict[str, Path]:
+        """Return the secret files of the controller by their variables, whether they are there or not.
+
+        One without a path is where the variable says in ``env``; one that it does not say either is left out.
+        """
+        named = {name: path or env.get(name) for name, path in self.environment.files.items()}
+        return {name: self.root / _home(path) for name, path in named.items() if path}
 
     def query(self, *, max_price_per_hour_usd: float | None = None, market: str | None = None) -> Query:
         """Return what to ask the market for.
@@ -324,6 +381,15 @@ class Workload(_Part):
                 f"Workload {self.name} needs {', '.join(missing)} in the environment of this machine. "
                 "Nothing was rented."
             )
+        files = self.secret_files(env)
+        for name in self.environment.files:
+            if name not in files:
+                raise UsageError(
+                    f"{self._source}: environment.files: {name} has no path here, so {name} must name the file in the "
+                    "environment of this machine. Nothing was rented."
+                )
+            if why := _why_no_secret_file(files[name]):
+                raise UsageError(f"{self._source}: environment.files: {name}: {why}. Nothing was rented.")
 
     def to_box(self) -> dict[str, object]:
         """Return what the box gets to know, as JSON-able values. It holds no secret and no path of the controller."""
@@ -331,14 +397,30 @@ class Workload(_Part):
             mode="json",
             exclude={
                 **dict.fromkeys(("needs", "market", "pools", "budget", "setup_hours", "image", "description"), True),
+                # Where things lie on this machine says nothing about the box.
+                "repository": {"path"},
+                "environment": {"files"},
                 # Prices and estimates stay here: changing one must not make a box look different from its workload.
                 "stages": {"__all__": {"hours", "market"}},
             },
         )
 
 
-def _twice(names: Iterable[str]) -> list[str]:
-    return sorted(name for name, count in Counter(names).items() if count > 1)
+def _home(path: str) -> Path:
+    """Return the path with ``~`` as the user's home; raise :class:`UsageError` when there is none of that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{path}: nobody of that name has a home on this machine.") from None
+
+
+def _why_no_secret_file(path: Path) -> str:
+    """Return why a file cannot be sent as a secret, ``""`` when it can."""
+    if not path.is_file():
+        return f"there is no file {path}"
+    if path.stat().st_size > _MOST_SECRET_BYTES:
+        return f"{path} is larger than {_MOST_SECRET_BYTES // 1000} kB, so it is no secret but data"
+    return "" if os.access(path, os.R_OK) else f"{path} cannot be read"
 
 
 def _distinct[Named: (Stage, Window)](items: list[Named], what: str) -> list[Named]:

@@ -18,6 +18,7 @@ from gpuyard.formats.label import check_name
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VERSION = re.compile(r"\d+(\.\d+)*")
+_EXTRA = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONSTRAINT = re.compile(r"\s*(?:(?:==|!=|<=|>=|~=|<|>)\s*\d+(?:\.\d+)*(?:\.\*)?\s*(?:,\s*(?!$)|$))+")
 MOST_SHOWN = 60  # characters of a wrong value that go into a message
@@ -167,7 +168,23 @@ def _relative(value: object) -> str:
     return text.rstrip("/")
 
 
+def _extra(value: object) -> str:
+    text = _some_words(value)
+    if not _EXTRA.fullmatch(text):
+        raise ValueError(f"must be the name of an extra, such as 'train', not {show(value)}")
+    return text
+
+
+def _pattern(value: object) -> str:
+    text = _some_words(value)
+    if text.startswith(("!", "#", "~")) or ".." in text.split("/"):
+        raise ValueError(f"must be a pattern inside the repository, such as 'data/*.bin', not {show(value)}")
+    return text
+
+
 Url = Annotated[str, BeforeValidator(_url)]
+Extra = Annotated[str, BeforeValidator(_extra)]
+Pattern = Annotated[str, BeforeValidator(_pattern)]
 Folder = Annotated[str, BeforeValidator(_folder)]
 Positive = Annotated[float, BeforeValidator(_positive)]
 NotNegative = Annotated[float, BeforeValidator(_not_negative)]

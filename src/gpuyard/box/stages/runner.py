@@ -26,6 +26,7 @@ from typing import IO
 from gpuyard.box.checkpoints import Published, answer_soon, publish_or_warn, write_record
 from gpuyard.box.stages import processes
 from gpuyard.box.stages.spec import DEFAULT_GRACE_S, BoxSpec, Stage
+from gpuyard.box.stages.taking_up import take_up
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.formats.journal import (
     NEARLY_FULL_BYTES,
@@ -291,6 +292,8 @@ class Runner:
         for attempt in range(stage.retries + 1):
             if self._stop.is_set():
                 return "interrupted"
+            self.spec = take_up(self.spec, self._say)
+            stage = self.spec.stage(place[1])
             outcome = self._attempt(place, stage)
             if outcome != "failed" or attempt == stage.retries:
                 return outcome
