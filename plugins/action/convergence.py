@@ -29,6 +29,11 @@ else:
 DEFAULT_PATH = "/opt/gpuyard/converged.json"
 
 
+def _words(parts: list[str]) -> str:
+    """Return the names of parts as people read them."""
+    return ", ".join(fingerprint.WORDS.get(part, part) for part in parts)
+
+
 class ActionModule(ActionBase):
     """Compare, and lock a machine that has to be changed until its new state is recorded."""
 
@@ -67,18 +72,17 @@ class ActionModule(ActionBase):
         """Say what happens to a machine on which stages run."""
         if not result["running"] or result["matches"]:
             return
-        what = ", ".join(fingerprint.WORDS.get(part, part) for part in result["differs"]) or "nothing"
+        waiting = result["waiting"]
+        beside = [part for part in result["differs"] if part not in waiting]
         if result["todo"]:
-            self._show(
-                f"Stages run on {name}. What differs ({what}) is prepared beside what the running stage uses; the next "
-                "stage takes it."
-            )
-            return
-        self._show(
-            f"Stages run on {name}, so nothing is changed there. What differs from what they began with: {what}."
-        )
-        if result["differs"]:
+            self._show(f"Stages run on {name}. Prepared beside what the running stage uses: {_words(result['todo'])}.")
+        elif beside:
+            self._show(f"Stages run on {name}, nothing is changed. Here is another state of: {_words(beside)}.")
             self._show("-e update=true prepares it beside what the running stage uses, and the next stage takes it.")
+        else:
+            self._show(f"Stages run on {name}, nothing is changed.")
+        if waiting:
+            self._show(f"This waits until no stage runs: {_words(waiting)}.")
 
     def _command(self, arguments: dict[str, Any], name: str, task_vars: dict[str, Any]) -> list[str] | None:
         """Return the command that holds the lock; ``None`` for a connection over which none can be held."""

@@ -46,6 +46,11 @@ options:
     description: Whether a machine on which stages run is changed, too.
     type: bool
     default: false
+  not_beside:
+    description: The O(parts) that wait until no stage runs, because they cannot be prepared beside what runs.
+    type: list
+    elements: str
+    default: []
   left:
     description: With O(state=recorded), the O(parts) that were left as they are; with any, the machine does not match.
     type: list
@@ -114,6 +119,11 @@ todo:
   elements: str
   returned: always
   sample: [repository, build]
+waiting:
+  description: The O(parts) that differ and wait until no stage runs, by O(not_beside).
+  type: list
+  elements: str
+  returned: always
 differs:
   description: The O(parts) that differ from the machine's record.
   type: list
@@ -229,7 +239,15 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     matches = as_wanted and not options["full"]
     left_alone = running and not options["update"]
     todo = [] if matches or left_alone else list(parts) if options["full"] else differs
-    result: dict[str, Any] = {"matches": matches, "running": running, "todo": todo, "differs": differs}
+    waiting = [name for name in differs if running and name in options["not_beside"]]
+    todo = [name for name in todo if not running or name not in options["not_beside"]]
+    result: dict[str, Any] = {
+        "matches": matches,
+        "running": running,
+        "todo": todo,
+        "waiting": waiting,
+        "differs": differs,
+    }
     after = before if left_alone and state != "recorded" else wanted if matches else ""
     gone: list[str] = []
     if state == "recorded":
@@ -274,6 +292,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["compared", "begun", "recorded"], "default": "compared"},
             "full": {"type": "bool", "default": False},
             "update": {"type": "bool", "default": False},
+            "not_beside": {"type": "list", "elements": "str", "default": []},
             "left": {"type": "list", "elements": "str", "default": []},
             "repository": {"type": "path"},
             "search_path": {"type": "list", "elements": "path", "default": []},
