@@ -111,7 +111,7 @@ def _known(repository: Path) -> set[str]:
     record = repository.with_name(f".{repository.name}.json")
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         files = json.loads(record.read_bytes())["files"]
-        if files and not (repository / ".git").exists():
+        if files:
             return set(files)
     command = ["git", "-C", str(repository), "ls-files", "--recurse-submodules", "-z"]
     with contextlib.suppress(OSError):
