@@ -58,5 +58,5 @@ class LookupModule(LookupBase):
                 with open(path, "rb") as stream:
                     contents[name] = base64.b64encode(stream.read()).decode()
             except OSError as error:
-                raise AnsibleError(f"{name}: {path} cannot be read: {error.strerror}.") from error
+                raise AnsibleError(f"{name}: {path} cannot be read: {error.strerror}.") from None
         return [contents]

@@ -126,6 +126,9 @@ plan:
     fingerprint:
       description: What M(gpuyard.cloud.convergence) recognises a machine by that is in shape already.
       type: str
+    parts:
+      description: The parts of which the fingerprint consists, by name, for M(gpuyard.cloud.convergence).
+      type: dict
     disk_gb:
       description: The disk to rent, in gigabytes.
       type: float
@@ -139,6 +142,13 @@ plan:
       description: The names of the variables that have to reach the machine as secrets.
       type: list
       elements: str
+    environment_optional:
+      description: The names of the variables that reach the machine as secrets when they are set.
+      type: list
+      elements: str
+    environment_files:
+      description: The paths of secret files on the controller, by the variables that are to name them on the machine.
+      type: dict
     offers:
       description: What fits, the best first; empty when the run has a machine.
       type: list

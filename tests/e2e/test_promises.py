@@ -28,13 +28,16 @@ stages:
     command: test -n "$TINY_TOKEN" && mkdir -p $GPUYARD_PERSIST/models && date > $GPUYARD_PERSIST/models/x && sleep 600
     grace_s: 2
 """
+MORE_SECRETS = "{required: [TINY_TOKEN], optional: [TINY_OPTIONAL, TINY_UNSET], files: {TINY_KEY: key.json}}"
+OPTIONAL, IN_A_FILE = "canary-optional-5b1f7ac02d", "canary-file-c0e4d91b66"
 
 
 def secrets(yard: Yard) -> dict[str, str]:
     """Return every secret of the sandbox by name."""
     info = json.loads((yard.state / "sandbox.json").read_text())
     keys = info["keys"]
-    return {"vast": keys["vast"], "vultr": keys["vultr"], "s3": keys["s3"]["secret_key"], "token": CANARY}
+    ours = {"token": CANARY, "optional": OPTIONAL, "file": IN_A_FILE}
+    return {"vast": keys["vast"], "vultr": keys["vultr"], "s3": keys["s3"]["secret_key"], **ours}
 
 
 def tiny(folder: Path, more: str = "") -> str:
@@ -67,7 +70,11 @@ def test_a_dry_run_shows_the_calls_and_makes_none(yard: Yard, tmp_path: Path) ->
 
 
 def test_secrets_are_in_one_file_on_the_machine_and_nowhere_else(yard: Yard, tmp_path: Path) -> None:
-    workload, token = tiny(tmp_path), {"TINY_TOKEN": CANARY}
+    workload, token = tiny(tmp_path), {"TINY_TOKEN": CANARY, "TINY_OPTIONAL": OPTIONAL}
+    text = Path(workload).read_text().replace("{required: [TINY_TOKEN]}", MORE_SECRETS)
+    look = 'test -z "$TINY_UNSET" && test -n "$TINY_OPTIONAL" && test -s "$TINY_KEY" && mkdir'
+    Path(workload).write_text(text.replace("mkdir", look, 1))
+    (tmp_path / "key.json").write_text(IN_A_FILE)
     said = yard.play("launch", "-vvv", provider="vast", run="secret-0", workload=workload, env=token)
     yard.wait("a checkpoint", lambda: yard.manifest("secret-0"), seconds=300)
     wanted = secrets(yard)
@@ -76,10 +83,12 @@ def test_secrets_are_in_one_file_on_the_machine_and_nowhere_else(yard: Yard, tmp
     places = "/opt/gpuyard /mnt /etc /root /home /tmp /var/lib /var/log /run"
     for name, secret in wanted.items():
         files = yard.on_machine("secret-0", f"grep -rlsF -- {secret} {places} || true").split()
-        assert files == (["/opt/gpuyard/run/secrets.env"] if name in ("s3", "token") else []), (name, files)
+        place = {"file": "files/TINY_KEY"}.get(name, "secrets.env")
+        assert files == ([] if name in ("vast", "vultr") else [f"/opt/gpuyard/run/{place}"]), (name, files)
         commands = yard.on_machine("secret-0", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").replace(f"-- {secret}", "")
         assert secret not in commands, name
-    assert yard.on_machine("secret-0", "stat -c %a /opt/gpuyard/run/secrets.env").strip() == "600"
+    modes = yard.on_machine("secret-0", "cd /opt/gpuyard/run; stat -c %a secrets.env files files/TINY_KEY").split()
+    assert modes == ["600", "700", "600"]
     assert CANARY not in yard.on_machine(
         "secret-0", "tmux show-environment -g; tmux list-panes -a -F '#{pane_start_command}'"
     )

@@ -51,7 +51,7 @@ def _what_goes(root: Path, names: Sequence[str]) -> str:
     text = f"{_count(len(names), 'file')}, {_bytes(tree.size(root, names))}, of {root} {_go(len(names))} to the machine"
     open_ones = tree.uncommitted(root, names)
     if open_ones:
-        text += f"; {len(open_ones)} of them {_are(len(open_ones))} not committed as they are: {_some(open_ones)}"
+        text += f"; {_count(len(open_ones), 'file')} {_are(len(open_ones))} not committed ({_some(open_ones)})"
     return f"{text}."
 
 

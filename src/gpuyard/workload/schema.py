@@ -59,8 +59,11 @@ class _Part(BaseModel):
 class Repository(_Part):
     """Where the code comes from: a local tree or a Git repository at a commit."""
 
-    path: SomeWords | None = None  # absolute, below ~, or relative to the folder that holds workloads/
-    include: list[Pattern] = []  # files of path that come although git ignores them, from the repository's root on
+    path: SomeWords | None = None
+    """A folder of the controller: absolute, below ``~``, or relative to the one that holds ``workloads/``. What git
+    ignores, and what its ``.gpuyardignore`` names, is left out."""
+    include: list[Pattern] = []
+    """Patterns, as in ``.gitignore`` but from the repository's root on, of ignored files that come all the same."""
     url: Url | None = None
     commit: Words | None = None
     submodules: Switch = False
@@ -112,17 +115,17 @@ class Budget(_Part):
 
 
 class Environment(_Part):
-    """Variables of the stages.
-
-    ``required`` and ``optional`` ones come from the controller's environment and count as secret. ``files`` are secret
-    files of the controller, by the variable that holds their path on the machine; without a path here, that variable
-    names it on the controller too.
-    """
+    """Variables of the stages. Those that come from the controller's environment count as secret, and so do files."""
 
     required: list[Variable] = []
+    """Variables that must be set where the play runs; they reach the stages through a file of mode 0600."""
     optional: list[Variable] = []
+    """Variables that reach the stages in the same way when they are set where the play runs."""
     set: dict[Variable, Words] = {}
+    """Plain values."""
     files: dict[Variable, SomeWords | None] = {}
+    """Secret files of the controller, by the variable that holds their path on the machine. Without a path here, that
+    variable names the file on the controller too."""
 
     @model_validator(mode="after")
     def _named_once(self) -> Environment:
@@ -136,11 +139,17 @@ class Python(_Part):
     """The Python environment of the stages."""
 
     version: Constraint = ">=3.10"
-    requirements: RelativePath | None = None  # a file in the repository
-    packages: list[SomeWords] = []  # requirements besides the file
-    project: RelativePath | None = None  # the folder of a project in the repository, installed as editable
-    extras: list[Extra] = []  # of the project; without one, of the project that the repository is
-    lock: RelativePath | None = None  # the project's uv.lock: the environment becomes exactly what that names
+    requirements: RelativePath | None = None
+    """A requirements file of the repository; relative paths in it are the repository's."""
+    packages: list[SomeWords] = []
+    """Requirements besides the file."""
+    project: RelativePath | None = None
+    """The folder of a Python project in the repository, which is installed as editable. Default with ``extras`` or
+    ``lock``: the repository itself."""
+    extras: list[Extra] = []
+    """Extras of the project to install too."""
+    lock: RelativePath | None = None
+    """The project's ``uv.lock``: the environment becomes exactly what it names."""
 
     @model_validator(mode="after")
     def _lock(self) -> Python:

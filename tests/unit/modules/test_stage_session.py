@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -182,3 +183,26 @@ def test_a_box_without_tmux_is_told_apart(
     result = run_module("stage_session", **options)
     monkeypatch.setenv("PATH", path)
     assert result["failed"] and result["tmux_missing"] and files(tmp_path) == {}
+
+
+def test_secret_files(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    """Each is a file of mode 0600 that its variable names, and what is in it is shown nowhere."""
+    canary = b"canary-file-8d20c5\xff"
+    options |= {"state": "restored", "secret_files": {"KEY": base64.b64encode(canary).decode(), "OTHER": "eA=="}}
+    first = run_module("stage_session", **options)
+    place = tmp_path / "run/files"
+    assert first["changed"] and (place / "KEY").read_bytes() == canary
+    assert place.stat().st_mode & 0o777 == 0o700 and (place / "KEY").stat().st_mode & 0o777 == 0o600
+    assert f"KEY={place}/KEY" in (tmp_path / "run/secrets.env").read_text()
+    assert not run_module("stage_session", **options)["changed"]
+    (place / "KEY").chmod(0o644)
+    assert run_module("stage_session", **options)["changed"] and (place / "KEY").stat().st_mode & 0o777 == 0o600
+    options["secret_files"] = {"KEY": base64.b64encode(canary + b"2").decode()}
+    second = run_module("stage_session", **options)
+    assert [path.name for path in place.iterdir()] == ["KEY"] and (place / "KEY").read_bytes() == canary + b"2"
+    for result in (first, second):
+        text = json.dumps({**result, "invocation": None})
+        assert "canary" not in text and options["secret_files"]["KEY"] not in text
+    for wrong, said in (({"a b": "eA=="}, "secret_files: 'a b' cannot be"), ({"KEY": "%"}, "for KEY is not Base64")):
+        failed = run_module("stage_session", **{**options, "secret_files": wrong})
+        assert failed["failed"] and said in failed["msg"]

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib
 import json
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -449,6 +451,50 @@ def test_plan_looks_into_the_repository(world: World, verb: Verb, workload: str,
     assert world.calls == []
 
 
+def git(folder: Path, *words: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", "-C", str(folder), *identity, *words], check=True, capture_output=True)
+
+
+def test_plan_says_what_goes_to_the_machine_and_what_does_not(
+    world: World, verb: Verb, workload: str, tmp_path: Path
+) -> None:
+    """Number and size, what is not committed, and the largest that are left out."""
+    world.vast.market = [offer("vast", "1")]
+    code = tmp_path / "code"
+    git(tmp_path, "init", "-q", "code")
+    (code / ".gitignore").write_text("data/\nlogs/\nsmall/\n")
+    git(code, "add", ".")
+    git(code, "commit", "-q", "-m", "first")
+    for name, size in (("data/x", 2_500_000), ("logs/x", 300_000), ("small/x", 10), ("new", 1000)):
+        (code / name).parent.mkdir(exist_ok=True)
+        (code / name).write_bytes(b"x" * size)
+    there = len(list(code.iterdir())) - 4  # .git, data, logs, small
+    text = verb("run_plan", workload=workload, bucket="")["text"]
+    assert f"{there} files, 1.0 kB, of {code} go to the machine; 1 file is not committed (new)." in text
+    assert "Left out: data/ (2.5 MB, git ignores it), logs/ (300 kB, git ignores it); repository.include brings" in text
+    Path(workload).write_text(WORKLOAD.replace("{path: code}", f"{{path: {code}, include: [data/x]}}"))
+    included = verb("run_plan", workload=workload, bucket="")["text"]
+    assert f"{there + 1} files, 2.5 MB, of {code} go to the machine; 1 file is not committed" in included
+    assert "Left out: logs/ (300 kB, git ignores it); " in included
+    Path(workload).write_text(WORKLOAD.replace("{path: code}", "{path: code, include: [weights/]}"))
+    message = sentence(verb("run_plan", workload=workload, bucket=""))
+    assert message == f"{workload}: repository.include: no file in {code} matches 'weights/'."
+
+
+@pytest.mark.parametrize("path", ["~/code", ".", "../{folder}/code", "{tmp}/code"])
+def test_a_repository_may_lie_anywhere(
+    world: World, verb: Verb, workload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    world.vast.market = [offer("vast", "1")]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = path.format(folder=tmp_path.name, tmp=tmp_path)
+    Path(workload).write_text(WORKLOAD.replace("{path: code}", f"{{path: {path}}}"))
+    plan = verb("run_plan", workload=workload, bucket="")["plan"]
+    assert Path(plan["tree"]).resolve() == (tmp_path if path == "." else tmp_path / "code")
+    assert "path" not in plan["workload"]["repository"], "the machine need not know where it lies here"
+
+
 @pytest.mark.parametrize("recorded", [True, False])
 def test_plan_says_which_files_of_the_repository_the_checkpoint_will_replace(
     world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path, *, recorded: bool
@@ -879,6 +925,50 @@ def test_box_secrets(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lookup(bucket="") == {}
     with pytest.raises(AnsibleError, match="Not set in the controller's environment: NOT_THERE"):
         lookup("TINY_TOKEN", "NOT_THERE")
+
+
+def test_box_secrets_that_are_optional(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINY_TOKEN", CANARY)
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    assert lookup(bucket="", optional=["TINY_TOKEN", "EMPTY", "NOT_THERE"]) == {"TINY_TOKEN": CANARY}
+
+
+def test_box_secret_files(tmp_path: Path) -> None:
+    from ansible.plugins.loader import lookup_loader
+
+    (tmp_path / "key.json").write_bytes(b"canary\xff")
+    run = lookup_loader.get("gpuyard.cloud.box_secret_files").run
+    found = run([{"KEY": str(tmp_path / "key.json")}], variables={})[0]
+    assert base64.b64decode(found["KEY"]) == b"canary\xff"
+    assert run([{}], variables={}) == [{}]
+    with pytest.raises(AnsibleError, match=r"KEY: /nowhere cannot be read: No such file or directory\."):
+        run([{"KEY": "/nowhere"}], variables={})
+
+
+def test_secret_files_are_checked_before_anything_is_asked(
+    world: World, verb: Verb, workload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.vast.market = [offer("vast", "1")]
+    monkeypatch.delenv("KEY", raising=False)
+
+    def plan(files: str) -> dict[str, Any]:
+        more = f"{{files: {files}, optional: [WANDB_API_KEY]}}"
+        Path(workload).write_text(WORKLOAD.replace("{required: [TINY_TOKEN]}", more))
+        world.calls.clear()
+        return verb("run_plan", workload=workload, bucket="")
+
+    assert "environment.files: KEY: there is no file" in sentence(plan("{KEY: key.json}")) and world.calls == []
+    assert "KEY has no path here, so KEY must name the file in the environment" in sentence(plan("{KEY: null}"))
+    (tmp_path / "key.json").write_text(CANARY)
+    (tmp_path / "large").write_bytes(b"x" * 200_000)
+    assert "large is larger than 100 kB, so it is no secret but data" in sentence(plan("{KEY: large}"))
+    monkeypatch.setenv("KEY", str(tmp_path / "key.json"))
+    for files in ("{KEY: null}", "{KEY: key.json}", f"{{KEY: {tmp_path}/key.json}}"):
+        result = plan(files)
+        assert result["plan"]["environment_files"] == {"KEY": str(tmp_path / "key.json")}
+        assert result["plan"]["environment_optional"] == ["WANDB_API_KEY"]
+        assert CANARY not in json.dumps(result) and "files" not in result["plan"]["workload"]["environment"]
 
 
 def test_without_the_package_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
