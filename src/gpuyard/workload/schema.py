@@ -124,8 +124,8 @@ class Environment(_Part):
     set: dict[Variable, Words] = {}
     """Plain values."""
     files: dict[Variable, SomeWords | None] = {}
-    """Secret files of the controller, by the variable that holds their path on the machine. Without a path here, that
-    variable names the file on the controller too."""
+    """Secret files of the controller, by the variable that holds their path on the machine. Where that variable is set
+    on the controller, it names the file there, in place of the path here."""
 
     @model_validator(mode="after")
     def _named_once(self) -> Environment:
@@ -327,9 +327,10 @@ class Workload(_Part):
     def secret_files(self, env: Mapping[str, str]) -> dict[str, Path]:
         """Return the secret files of the controller by their variables, whether they are there or not.
 
-        One without a path is where the variable says in ``env``; one that it does not say either is left out.
+        The variable in ``env`` comes before the path of the workload, which may be another controller's. A file that
+        neither names is left out.
         """
-        named = {name: path or env.get(name) for name, path in self.environment.files.items()}
+        named = {name: env.get(name) or path for name, path in self.environment.files.items()}
         return {name: self.root / _home(path) for name, path in named.items() if path}
 
     def query(self, *, max_price_per_hour_usd: float | None = None, market: str | None = None) -> Query:

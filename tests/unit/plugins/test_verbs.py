@@ -964,7 +964,9 @@ def test_secret_files_are_checked_before_anything_is_asked(
     (tmp_path / "large").write_bytes(b"x" * 200_000)
     assert "large is larger than 100 kB, so it is no secret but data" in sentence(plan("{KEY: large}"))
     monkeypatch.setenv("KEY", str(tmp_path / "key.json"))
-    for files in ("{KEY: null}", "{KEY: key.json}", f"{{KEY: {tmp_path}/key.json}}"):
+    for files in ("{KEY: null}", "{KEY: /of/another/controller}", "{KEY: key.json}", f"{{KEY: {tmp_path}/key.json}}"):
+        if "key.json" in files:
+            monkeypatch.delenv("KEY", raising=False)
         result = plan(files)
         assert result["plan"]["environment_files"] == {"KEY": str(tmp_path / "key.json")}
         assert result["plan"]["environment_optional"] == ["WANDB_API_KEY"]
