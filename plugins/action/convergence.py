@@ -55,7 +55,7 @@ class ActionModule(ActionBase):
         if state != "compared" or result.get("failed"):
             return result
         self._tell(result, name)
-        if result["matches"] or not result["todo"] or self._task.check_mode:
+        if not result["to_change"] or self._task.check_mode:
             return result
         if (command := self._command(arguments, name, task_vars or {})) is not None:
             try:
@@ -64,7 +64,7 @@ class ActionModule(ActionBase):
                 raise AnsibleActionFail(str(error)) from None
         # Whoever held the lock may have brought the machine into this very shape.
         result = self._module({**arguments, "state": "begun"}, task_vars)
-        if result.get("failed") or result["matches"] or not result["todo"]:
+        if result.get("failed") or not result["to_change"]:
             converging.release(name, play)
         return result
 

@@ -111,6 +111,10 @@ running:
   description: Whether stages run on the machine.
   type: bool
   returned: always
+to_change:
+  description: Whether roles have to run.
+  type: bool
+  returned: always
 todo:
   description:
     - The O(parts) for which roles have to run. Empty when the machine matches, and when stages run and O(update) is not
@@ -244,6 +248,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     result: dict[str, Any] = {
         "matches": matches,
         "running": running,
+        "to_change": not matches and not left_alone and (bool(todo) or not parts),
         "todo": todo,
         "waiting": waiting,
         "differs": differs,

@@ -21,6 +21,7 @@ def record(tmp_path: Path) -> Path:
 def test_an_empty_machine_does_not_match(run_module, record: Path) -> None:
     result = run_module("convergence", fingerprint="aa", path=str(record))
     assert (result["matches"], result["changed"], result["recorded"]) == (False, False, "")
+    assert result["to_change"], "parts need not be named"
     assert not record.exists()
 
 
@@ -28,7 +29,7 @@ def test_what_was_recorded_matches_and_stays(run_module, record: Path) -> None:
     assert run_module("convergence", fingerprint="aa", state="recorded", path=str(record))["changed"]
     assert not run_module("convergence", fingerprint="aa", state="recorded", path=str(record))["changed"]
     result = run_module("convergence", fingerprint="aa", path=str(record))
-    assert result["matches"] and not result["changed"]
+    assert result["matches"] and not result["changed"] and not result["to_change"]
     assert record.stat().st_mode & 0o777 == 0o644
 
 
@@ -105,7 +106,7 @@ def test_stages_that_run_are_left_alone(compare, running, record: Path) -> None:
     before = record.read_text()
     for state in ("compared", "begun"):
         found = compare(PARTS | {"repository": "r2", "gpuyard": "g2"}, state=state, full=True)
-        assert (found["running"], found["todo"], found["changed"]) == (True, [], False)
+        assert (found["running"], found["todo"], found["changed"], found["to_change"]) == (True, [], False, False)
         assert (found["differs"], found["waiting"]) == (["repository", "gpuyard"], ["gpuyard"])
     assert record.read_text() == before
 
@@ -117,7 +118,7 @@ def test_an_update_beside_them_leaves_what_cannot_lie_beside(compare, running) -
     assert (found["todo"], found["waiting"]) == (["repository"], ["gpuyard"])
     compare(other, state="recorded", left=found["waiting"])
     after = compare(other, update=True)
-    assert (after["matches"], after["differs"], after["todo"]) == (False, ["gpuyard"], [])
+    assert (after["matches"], after["differs"], after["todo"], after["to_change"]) == (False, ["gpuyard"], [], False)
 
 
 def test_what_nobody_needs_any_more_is_removed(compare, tmp_path: Path) -> None:
