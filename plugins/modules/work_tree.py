@@ -210,7 +210,8 @@ class Place:
         for link in outside_links(other.dest, files):
             copy = self.dest / link
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.symlink_to((other.dest / link).readlink())
+            if not os.path.lexists(copy):
+                copy.symlink_to((other.dest / link).readlink())
         behind = {name: content for name, content in files.items() if self.is_linked(name)}
         self.record = {"digest": "", "files": behind}
         self.save()
@@ -608,7 +609,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         dest = dest / folder_name(options, options["commit"] if options["url"] else options["tree"]["digest"])
     place = Place(dest)
     neighbour = place.newest_neighbour() if options["by_content"] else None
-    if neighbour and not dest.exists() and not module.check_mode:
+    if neighbour and not place.record and not module.check_mode:
         place.begin_like(neighbour)
     tree: LocalTree | GitTree
     tree = GitTree(module, place) if options["url"] else LocalTree(place, options["tree"], options["archive"])
@@ -616,7 +617,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     before = place.record.get("digest", "")
     parts = [tree.digest, options["build"], options["environment"], options["path"]]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    is_built = not options["build"] or options["skip_build"] or place.record.get("built") == key
+    wants_build = bool(options["build"]) and not options["skip_build"]
+    is_built = not wants_build or place.record.get("built") == key
     result: dict[str, Any] = {
         "path": str(dest),
         "digest": tree.digest,
@@ -627,8 +629,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         return {**result, "changed": False, "actions": []}
     in_order = tree.in_order
     actions = [] if in_order else tree.actions()
-    must_build = not is_built or (bool(options["build"]) and not options["skip_build"] and options["rebuild"])
-    must_build = must_build or (not in_order and bool(options["build"]) and not options["skip_build"])
+    must_build = wants_build and (not in_order or not is_built or options["rebuild"])
     if isinstance(tree, LocalTree):
         result["kept"] = tree.kept
         to_send = tree.to_send()

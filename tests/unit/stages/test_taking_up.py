@@ -66,7 +66,10 @@ def test_a_stage_keeps_what_it_began_with_and_the_next_takes_the_new(box: Box) -
         f"second new blue /opt/blue/bin {new}",
         "made",
     ]
-    assert f"the code is now that of {new}" in box.screen and f"1 entries that stages wrote into {old}" in box.screen
+    assert (
+        f"the code is now that of {new}" in box.screen
+        and f"what stages wrote into {old} is now in {new}: cache" in box.screen
+    )
     assert json.loads((box.settings / "taken-up.json").read_text()) == {
         "repository": str(new),
         "path": ["/opt/blue/bin"],
@@ -79,6 +82,17 @@ def test_what_stages_wrote_goes_along_when_the_run_is_started_again(box: Box) ->
     assert box.run() == 1
     tell(box, new, [{"name": "first", "command": "cat weights word > $GPUYARD_PERSIST/seen"}])
     assert box.run() == 0 and seen(box) == ["made", "new"]
+
+
+def test_what_another_workload_left_on_the_machine_stays_there(box: Box) -> None:
+    new = code(box, "new", word="new")
+    other = box.base / "other/code"
+    other.mkdir(parents=True)
+    (other / "weights").touch()
+    box.settings.mkdir(exist_ok=True)
+    (box.settings / "taken-up.json").write_text(json.dumps({"repository": str(other), "path": []}))
+    tell(box, new, [{"name": "first", "command": "test ! -e weights"}])
+    assert box.run() == 0 and (other / "weights").exists()
 
 
 def test_settings_that_cannot_be_read_do_not_end_the_run(box: Box) -> None:

@@ -24,6 +24,7 @@ from gpuyard.files import write_whole
 TAKEN_UP = "taken-up.json"
 SETTINGS_LOCK = "settings.lock"  # the module stage_session holds it while it writes several files that belong together
 _LEFT = {".git", "__pycache__"}
+_NAMED = 5  # files and folders that are named when they have moved
 
 
 def take_up(spec: BoxSpec, say: Callable[[str], None]) -> BoxSpec:
@@ -52,14 +53,16 @@ def take_up(spec: BoxSpec, say: Callable[[str], None]) -> BoxSpec:
         stages=tuple(stages.get(stage.name, stage) for stage in spec.stages),
     )
     before = _last(spec.folder)
-    if before and before != taken.repository and before.is_dir() and taken.repository.is_dir():
+    # Another parent is another workload's, whose machine this was before.
+    is_ours = before is not None and before != taken.repository and before.parent == taken.repository.parent
+    if before and is_ours and before.is_dir() and taken.repository.is_dir():
         moved: list[str] = []
         try:
             moved = carry_over(before, taken.repository)
         except OSError as error:
             say(f"Warning: what stages wrote into {before} was not all moved to {taken.repository}: {error}")
         if moved:
-            say(f"{len(moved)} entries that stages wrote into {before} are now in {taken.repository}")
+            say(f"what stages wrote into {before} is now in {taken.repository}: {', '.join(sorted(moved)[:_NAMED])}")
     note = {"repository": str(taken.repository), "path": list(taken.path)}
     with contextlib.suppress(OSError):  # a full disk: the next stage will say so
         write_whole(spec.folder / TAKEN_UP, json.dumps(note).encode(), mode=0o644)
