@@ -353,7 +353,8 @@ class LocalTree:
             if recorded.get(name) == self.files[name]
             and not other.is_linked(name)
             and not self.place.is_linked(name)
-            and stamps.get(name) == other.stamp(name) is not None
+            and other.stamp(name) is not None
+            and stamps.get(name) == other.stamp(name)
         ]
 
     def to_send(self) -> list[str]:

@@ -37,7 +37,7 @@ UNSAID: dict[str, Any] = {
     **dict.fromkeys(
         ("bucket", "ssh_key", "max_price_per_hour", "gpu_count", "gpu_ram_gb", "disk_gb", "restore", "wait_s")
     ),
-    **dict.fromkeys(("follow", "shutdown", "lose"), False),
+    **dict.fromkeys(("follow", "shutdown", "lose", "update"), False),
     "converge": "auto",
 }
 _BEAT_S = 5.0
