@@ -28,7 +28,7 @@ options:
     description: A requirements file on the machine.
     type: path
   packages:
-    description: Requirements besides, or instead of, O(requirements).
+    description: Requirements besides, or instead of, O(requirements), each as a line of a requirements file.
     type: list
     elements: str
     default: []
@@ -272,8 +272,14 @@ class Environment:
         if self.project and not options["lock"]:
             named = f"[{','.join(options['extras'])}]" if options["extras"] else ""
             command += ["--editable", f"{project}{named}"]
-        command += options["packages"]
-        if options["requirements"] or options["packages"] or (self.project and not options["lock"]):
+        if not (options["requirements"] or options["packages"] or (self.project and not options["lock"])):
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            if options["packages"]:
+                # `-e .` is a line of a file, and no word of a command line.
+                packages = Path(scratch, "packages.txt")
+                packages.write_text("".join(f"{line}\n" for line in options["packages"]), encoding="utf-8")
+                command += ["--requirements", str(packages)]
             self.run(command, "Installing requirements")
 
     @property

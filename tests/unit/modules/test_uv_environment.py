@@ -190,12 +190,14 @@ def test_relative_requirements_are_those_of_the_repository(
 ) -> None:
     """`-e .` and `./x.whl` mean the repository, wherever the module runs, and each state of it."""
     monkeypatch.chdir(tmp_path)
-    (code / "requirements.txt").write_text("-e .\n./libs/extra-1.0-py3-none-any.whl\n")
-    options |= {"by_content": True, "repository": str(code), "requirements": str(code / "requirements.txt")}
+    (code / "needs").mkdir()
+    (code / "needs/all.txt").write_text("./libs/extra-1.0-py3-none-any.whl\n")
+    options |= {"by_content": True, "repository": str(code), "requirements": str(code / "needs/all.txt")}
+    options |= {"packages": ["-e ."]}
     first = run_module("uv_environment", **options)
     assert says(first, "mine") + says(first, "extra") == "mineextra", first
     moved = code.rename(tmp_path / "elsewhere")
-    options |= {"repository": str(moved), "requirements": str(moved / "requirements.txt")}
+    options |= {"repository": str(moved), "requirements": str(moved / "needs/all.txt")}
     assert run_module("uv_environment", **options)["path"] != first["path"]
 
 
