@@ -14,7 +14,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
 
@@ -24,6 +24,9 @@ except ImportError:
     GPUYARD_IMPORT_ERROR: str | None = traceback.format_exc()
 else:
     GPUYARD_IMPORT_ERROR = None
+
+if TYPE_CHECKING:
+    from gpuyard.api.site import Site
 
 PROVIDER_OPTIONS: dict[str, Any] = {
     "provider": {"type": "str", "fallback": (env_fallback, ["GPUYARD_PROVIDER"])},
@@ -70,9 +73,14 @@ class Call:
         """Return those of the named options that were said."""
         return {name: value for name in names if (value := self.option(name)) not in (None, [], {})}
 
-    def site(self) -> dict[str, Any]:
-        """Return the options that say where the clouds are, as the core's functions take them."""
-        return {"sandbox": self.option("sandbox"), "sandbox_state": self.option("sandbox_state")}
+    def site(self) -> Site:
+        """Return where the options say that the clouds, the bucket and the SSH key are."""
+        from gpuyard.api.site import Site
+
+        named = {
+            name: self.option(name) for name in ("provider", "sandbox", "sandbox_state", "bucket_endpoint", "ssh_key")
+        }
+        return Site(bucket=self.params.get("bucket"), **named)  # an empty bucket is an answer: there is none
 
 
 Verb = Callable[[Call], dict[str, Any]]

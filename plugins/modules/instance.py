@@ -202,29 +202,24 @@ CONDITIONS = {}
 
 def run(call):
     """Bring the run's machine into the wanted state."""
-    from gpuyard import config, market, records
+    from gpuyard import market, records
     from gpuyard import ssh
-    from gpuyard.renting import ledger, machine, notebook, pending, runs
-
-    def bucket():
-        settings = config.s3_settings(
-            call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site()
-        )
-        return runs.shared_bucket(settings)
+    from gpuyard.renting import ledger, machine, notebook, pending
 
     state = call.params["state"]
-    # What rents may start the sandbox; a misspelt sandbox_state at the end of a run must not become a new one.
-    clouds = config.connect(
-        call.option("provider"), **call.site(), progress=call.progress, start_sandbox=state == "present"
-    )
+    site = call.site()
+    if state == "present":
+        # A misspelt sandbox_state at the end of a run must not become a new sandbox.
+        site.start_sandbox(call.progress)
+    clouds = site.clouds()
     how = {"check": call.check_mode, "progress": call.progress}
-    shared = notebook.Notebook(bucket)
+    shared = notebook.Notebook(site.shared_store)
     book = ledger.Ledger(shared, call.progress)
     notes = pending.PendingNotes(shared, call.progress)
     if state == "absent":
         # First, so that nothing that only other states need can be in the way of ending what bills.
         return report(call, machine.absent(clouds, call.params["run"], ledger=book, notes=notes, **how), {}, clouds)
-    key = config.ssh_key(call.option("ssh_key"))
+    key = site.key()
 
     def offers():
         if call.params["offers"] is not None:
@@ -242,7 +237,7 @@ def run(call):
         replace_preempted=call.params["replace_preempted"],
         wait=call.params["wait"],
         timeout_s=call.params["timeout"],
-        everywhere=config.connect(require=False, **call.site()) if call.option("provider") else clouds,
+        everywhere=site.every_cloud() if site.provider else clouds,
         notes=notes,
         ledger=book,
         **call.given("disk_gb"),

@@ -111,12 +111,12 @@ CONDITIONS = {}
 
 def run(call):
     """Return the machines that the clouds asked list and the options let through."""
-    from gpuyard import config, records
+    from gpuyard import records
     from gpuyard import ssh
     from gpuyard.renting import survey
 
-    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
-    key = config.ssh_key(call.option("ssh_key"))
+    clouds = call.site().clouds()
+    key = call.site().key()
     wanted = call.given("run", "workload", "state")
     found = []
     seen = survey.take(clouds)

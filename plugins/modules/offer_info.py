@@ -88,13 +88,13 @@ CONDITIONS = {}
 
 def run(call):
     """Return what can be rented now, ranked, and why the rest does not fit."""
-    from gpuyard import config, market, records
+    from gpuyard import market, records
     from gpuyard.errors import NoOfferError
     from gpuyard.workload import load_workload
 
     wanted = records.query_to_dict(load_workload(call.option("workload")).query()) if call.option("workload") else {}
     query = records.query_from_dict(wanted | call.given(*QUERY_OPTIONS))
-    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
+    clouds = call.site().clouds()
     verdicts = market.judge(market.collect(clouds, query, progress=call.progress).offers, query)
     ranked = market.rank(verdicts)
     try:

@@ -131,7 +131,7 @@ CONDITIONS = {}
 
 def run(call):
     """End the run."""
-    from gpuyard import config, records
+    from gpuyard import records
     from gpuyard.renting import ending, ledger, notebook, pending, runs
 
     order = ending.Order(
@@ -143,9 +143,9 @@ def run(call):
     )
     # Mistakes come first: not even a question may be on its way when one is found.
     order.check()
-    boxes = ending.OverSsh(config.ssh_key(call.option("ssh_key")))
-    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
-    settings = config.s3_settings(call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site())
+    boxes = ending.OverSsh(call.site().key())
+    clouds = call.site().clouds()
+    settings = call.site().bucket_settings()
     store = runs.open_bucket(settings)
     shared = notebook.Notebook(lambda: runs.shared_bucket(settings))
     done = ending.end(

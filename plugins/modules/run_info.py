@@ -145,14 +145,14 @@ CONDITIONS = {}
 
 def run(call):
     """Return the runs that the clouds and the bucket know."""
-    from gpuyard import config, records
+    from gpuyard import records
     from gpuyard.box import checkpoints
     from gpuyard.renting import runs, survey, watch
 
-    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
+    clouds = call.site().clouds()
     seen = survey.take(clouds)
     machines = seen.answered()
-    settings = config.s3_settings(call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site())
+    settings = call.site().bucket_settings()
     unanswered = seen.unanswered()
     warnings = list(unanswered.values())
     try:
@@ -173,7 +173,7 @@ def run(call):
     if workload := call.option("workload"):
         found = [one for one in found if one.workload == workload]
     if call.params["ask_boxes"] and any(one.is_up for one in found):
-        found = watch.asked(found, config.ssh_key(call.option("ssh_key")))
+        found = watch.asked(found, call.site().key())
     return {
         "runs": [records.run_to_dict(one) for one in found],
         "unanswered": unanswered,

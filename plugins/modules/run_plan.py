@@ -216,14 +216,14 @@ def run(call):
 
     request = planning.PlanRequest(
         mode=call.params["mode"],
-        bucket=call.params["bucket"],
         max_price_per_hour_usd=call.option("max_price_per_hour"),
         shutdown=call.params["shutdown"],
         conditions=call.given(*(name for name in QUERY_OPTIONS if name not in ("market", "max_price_per_hour"))),
-        **call.given("workload", "run", "provider", "market", "ssh_key", "bucket_endpoint", "offer", "restore"),
-        **call.site(),
+        **call.given("workload", "run", "provider", "market", "offer", "restore"),
     )
-    made = planning.make(request, progress=call.progress)
+    checked = planning.check(request)
+    connections = call.site().connections(start_sandbox=request.mode == "launch", progress=call.progress)
+    made = planning.make(request, checked, connections, progress=call.progress)
     machine = made.run.machine
     return {
         "plan": made.to_dict() | {"connection": ssh.ansible_vars(machine, made.key) if machine else {}},

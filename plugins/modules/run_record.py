@@ -72,15 +72,12 @@ CONDITIONS = {}
 
 def run(call):
     """Write the run's end into its record."""
-    from gpuyard import config
     from gpuyard.renting import runs
     from gpuyard.errors import GpuyardError
 
     name = call.params["run"]
     try:
-        settings = config.s3_settings(
-            call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site()
-        )
+        settings = call.site().bucket_settings()
         store = runs.open_bucket(settings)
         changed = store is not None and runs.cancel(store, name, check=call.check_mode)
     except GpuyardError as error:

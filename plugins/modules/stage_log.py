@@ -98,15 +98,14 @@ CONDITIONS = {}
 
 def run(call):
     """Show a log, or follow a run."""
-    from gpuyard import config
     from gpuyard.box import checkpoints
     from gpuyard.renting import runs, survey, watch
     from gpuyard.errors import GpuyardError, UsageError
 
     if call.params["lines"] < 1:
         raise UsageError(f"lines={call.params['lines']} must be at least 1.")
-    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
-    settings = config.s3_settings(call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site())
+    clouds = call.site().clouds()
+    settings = call.site().bucket_settings()
     store = runs.open_bucket(settings)
     seen = survey.take(clouds)
     machines = seen.answered()
@@ -123,7 +122,7 @@ def run(call):
             raise
         call.progress(f"The bucket cannot be read, so runs without a machine are missing: {error}")
     one = watch.choose(runs.join(machines, kept), call.option("run"))
-    key = config.ssh_key(call.option("ssh_key"))
+    key = call.site().key()
     if call.params["follow"]:
         if not one.machine:
             raise UsageError(f"Run {one.name} has no machine, so there is nothing to follow.")

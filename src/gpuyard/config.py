@@ -21,7 +21,7 @@ import yaml
 
 from gpuyard import paths
 from gpuyard.errors import UsageError
-from gpuyard.providers.base import Progress, Provider
+from gpuyard.providers.base import Provider
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
 
@@ -91,8 +91,8 @@ CLOUDS: dict[str, _Cloud] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """Which world we are in."""
+class World:
+    """Whether the real clouds are meant, or which sandbox."""
 
     sandbox: bool
     sandbox_state: Path
@@ -104,8 +104,8 @@ class Site:
         sandbox: bool | None = None,
         sandbox_state: str | Path | None = None,
         env: Mapping[str, str] | None = None,
-    ) -> Site:
-        """Return the site for the given options; ``None`` means: as the environment says."""
+    ) -> World:
+        """Return the world for the given options; ``None`` means: as the environment says."""
         variables = os.environ if env is None else env
         state = Path(sandbox_state).expanduser() if sandbox_state else paths.sandbox_state()
         return cls(_flag(variables, "GPUYARD_SANDBOX") if sandbox is None else sandbox, state, variables)
@@ -144,41 +144,41 @@ class SshKey:
     public_text: str  # one line: type, body, and perhaps a comment
 
 
+def check_provider(provider: str | None) -> None:
+    """Raise :class:`UsageError` for the name of a cloud that there is not; ``None`` stands for all of them."""
+    if provider is not None and provider not in CLOUDS:
+        raise UsageError(f"provider={provider!r} is not known; choose one of: {', '.join(CLOUDS)}.")
+
+
 def connect(
     provider: str | None = None,
     *,
     sandbox: bool | None = None,
     sandbox_state: str | Path | None = None,
     require: bool = True,
-    start_sandbox: bool = False,
     env: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
 ) -> list[Provider]:
     """Return the clouds to talk to: the named one, or all that have a key. Nothing is sent yet.
 
-    A sandbox that is not running is started where ``start_sandbox`` says so: by what rents. Everything else only looks,
-    and a misspelt folder must not become a sandbox. With ``require=False`` (inventories) whatever is not configured or
-    does not run is left out without an error. Raises :class:`UsageError` for an unknown provider, for a missing key,
-    and for a sandbox that does not run.
+    With ``require=False`` (inventories) whatever is not configured or does not run is left out without an error. Raises
+    :class:`UsageError` for an unknown provider, for a missing key, and for a sandbox that does not run.
     """
-    if provider is not None and provider not in CLOUDS:
-        raise UsageError(f"provider={provider!r} is not known; choose one of: {', '.join(CLOUDS)}.")
+    check_provider(provider)
     wanted = [provider] if provider else list(CLOUDS)
-    site = Site.of(sandbox, sandbox_state, env)
-    if site.sandbox:
-        info = read_sandbox(site.sandbox_state)
+    world = World.of(sandbox, sandbox_state, env)
+    if world.sandbox:
+        info = read_sandbox(world.sandbox_state)
         if info is None and not require:
             return []
-        if info is None and not start_sandbox:
-            exists = (site.sandbox_state / "settings.json").exists()
-            raise UsageError((_NOT_RUNNING if exists else _NO_SANDBOX).format(state=site.sandbox_state))
-        info = info or _start_sandbox(site.sandbox_state, progress)
+        if info is None:
+            exists = (world.sandbox_state / "settings.json").exists()
+            raise UsageError((_NOT_RUNNING if exists else _NO_SANDBOX).format(state=world.sandbox_state))
         return [
             CLOUDS[name].make(info.keys[name], base_url=info.endpoints[name], emulated=True, sandbox=info.name)
             for name in wanted
             if name in info.keys and name in info.endpoints
         ]
-    found = {name: key for name in wanted if (key := _key(CLOUDS[name], site.env))}
+    found = {name: key for name in wanted if (key := _key(CLOUDS[name], world.env))}
     if require and not found:
         raise UsageError(_no_key(provider))
     return [CLOUDS[name].make(key) for name, key in found.items()]
@@ -222,12 +222,12 @@ def s3_settings(
     environment; ``""``: none). Credentials come from ``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY``, in the
     sandbox from the sandbox; a sandbox that is not running is an error, never a reason to use the real bucket.
     """
-    site = Site.of(sandbox, sandbox_state, env)
-    info = read_sandbox(site.sandbox_state) if site.sandbox else None
-    if site.sandbox and info is None and (bucket is None or bucket.startswith("s3:")):
-        raise UsageError(_NOT_RUNNING.format(state=site.sandbox_state))
+    world = World.of(sandbox, sandbox_state, env)
+    info = read_sandbox(world.sandbox_state) if world.sandbox else None
+    if world.sandbox and info is None and (bucket is None or bucket.startswith("s3:")):
+        raise UsageError(_NOT_RUNNING.format(state=world.sandbox_state))
     if bucket is None:
-        bucket = f"s3://{info.bucket}" if info else _bucket_of(site.env)
+        bucket = f"s3://{info.bucket}" if info else _bucket_of(world.env)
     if not bucket:
         return BucketSettings()
     parts = urlsplit(bucket)
@@ -255,14 +255,14 @@ def s3_settings(
             secret_key=info.s3_secret_key,
             region="us-east-1",
         )
-    access, secret = site.env.get("AWS_ACCESS_KEY_ID", ""), site.env.get("AWS_SECRET_ACCESS_KEY", "")
+    access, secret = world.env.get("AWS_ACCESS_KEY_ID", ""), world.env.get("AWS_SECRET_ACCESS_KEY", "")
     if not (access and secret):
         raise UsageError(
             f"bucket={bucket!r} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment; without a bucket "
             "(-e bucket='') checkpoints stay on the box."
         )
-    endpoint = bucket_endpoint or site.env.get("AWS_ENDPOINT_URL_S3") or site.env.get("AWS_ENDPOINT_URL") or ""
-    region = site.env.get("AWS_DEFAULT_REGION") or site.env.get("AWS_REGION") or "us-east-1"
+    endpoint = bucket_endpoint or world.env.get("AWS_ENDPOINT_URL_S3") or world.env.get("AWS_ENDPOINT_URL") or ""
+    region = world.env.get("AWS_DEFAULT_REGION") or world.env.get("AWS_REGION") or "us-east-1"
     return BucketSettings(bucket, endpoint, endpoint, access, secret, region)
 
 
@@ -271,8 +271,8 @@ def mirrors(*, sandbox: bool | None = None, sandbox_state: str | Path | None = N
 
     Only the sandbox has such mirrors: its machines may be unable to reach the official servers.
     """
-    site = Site.of(sandbox, sandbox_state)
-    info = read_sandbox(site.sandbox_state) if site.sandbox else None
+    world = World.of(sandbox, sandbox_state)
+    info = read_sandbox(world.sandbox_state) if world.sandbox else None
     rust = info.from_boxes.get("rust_mirror") if info else None
     return {"rust": rust} if rust else {}
 
@@ -325,18 +325,6 @@ def _answers(endpoint: str) -> bool:
             return True
     except OSError:
         return False
-
-
-def _start_sandbox(state: Path, progress: Progress | None) -> SandboxFile:
-    # Imported here: the sandbox brings a web server, which no real run needs.
-    from gpuyard.sandbox import client
-
-    paths.check_state_folder(state)
-    client.ensure_up(state, progress=progress or (lambda _: None))
-    info = read_sandbox(state)
-    if info is None:
-        raise UsageError(_NOT_RUNNING.format(state=state))
-    return info
 
 
 def _bucket_of(env: Mapping[str, str]) -> str:

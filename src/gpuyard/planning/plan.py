@@ -6,25 +6,31 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
-from gpuyard import config, cost, market, records, tree
+from gpuyard import cost, market, records, tree
 from gpuyard.box import checkpoints
 from gpuyard.config import BucketSettings, SshKey
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.fingerprint import fingerprint
 from gpuyard.formats.label import check_name, next_name
 from gpuyard.planning import choose, offers, source
-from gpuyard.planning.request import Mode, PlanRequest
+from gpuyard.planning.request import Connections, Mode, PlanRequest
 from gpuyard.providers.base import Offer, Progress, Provider
 from gpuyard.renting import machine, runs, survey
 from gpuyard.renting.runs import Run
 from gpuyard.workload import Workload, load_workload
 
 
-class _Site(TypedDict):
-    sandbox: bool | None
-    sandbox_state: str | None
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A request without a mistake that could be seen on this machine alone.
+
+    ``workload`` is ``None`` where the run decides which one it is; ``notes`` are what the user should know of its tree.
+    """
+
+    workload: Workload | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,30 +84,37 @@ class Plan:
         }
 
 
-def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress: Progress | None = None) -> Plan:
-    """Return the plan, or raise an error of :mod:`gpuyard.errors` whose one sentence says why there is none.
-
-    Only asks; nothing is rented, written or started, but for the sandbox when a launch wants it and it does not run.
-    """
-    variables = os.environ if env is None else env
-    site: _Site = {"sandbox": request.sandbox, "sandbox_state": request.sandbox_state}
+def check(request: PlanRequest, *, env: Mapping[str, str] | None = None) -> Checked:
+    """Return what can be known before anything is asked; raises :class:`UsageError` for every mistake seen here."""
     if request.run:
         check_name(request.run)
-    # Mistakes that need no answer from anywhere come first.
     if request.restore is not None and request.restore < 1:
         raise UsageError(f"restore={request.restore} is not the number of a checkpoint: those begin at 1.")
     market.check_conditions({**request.conditions, "max_price_per_hour": request.max_price_per_hour_usd})
-    workload = (
-        load_workload(request.workload) if request.workload and request.mode == "launch" and not request.run else None
-    )
-    if workload:
-        workload.check_environment(variables)
-        notes = source.notes(workload)
-    key = config.ssh_key(request.ssh_key)
-    chosen = config.connect(request.provider, progress=progress, start_sandbox=request.mode == "launch", **site)
-    # The run may have a machine at a cloud other than the wanted one, and then must not get a second one.
-    everywhere = chosen if request.provider is None else config.connect(require=False, **site)
-    settings = config.s3_settings(request.bucket, bucket_endpoint=request.bucket_endpoint, **site)
+    if request.mode != "launch" or request.run or not request.workload:
+        return Checked()
+    return _checked(load_workload(request.workload), env)
+
+
+def _checked(workload: Workload, env: Mapping[str, str] | None) -> Checked:
+    workload.check_environment(os.environ if env is None else env)
+    return Checked(workload, source.notes(workload))
+
+
+def make(
+    request: PlanRequest,
+    checked: Checked,
+    connections: Connections,
+    *,
+    env: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Return the plan, or raise an error of :mod:`gpuyard.errors` whose one sentence says why there is none.
+
+    ``checked`` is what :func:`check` returned for this request. Only asks; nothing is rented, written or started.
+    """
+    workload = checked.workload
+    chosen, everywhere, settings = connections.clouds, connections.everywhere, connections.bucket
     if request.shutdown and not settings.url:
         raise UsageError(
             "shutdown=true destroys the machine when the run ends, and without a bucket its results with it: name one "
@@ -129,9 +142,9 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
     if request.mode == "resume":
         run = choose.with_whole_checkpoint(run, store, request.restore, progress)
     if workload is None:
-        workload = choose.workload_of(run, request, progress)
-        workload.check_environment(variables)
-        notes = source.notes(workload)
+        checked = _checked(choose.workload_of(run, request, progress), env)
+        workload = checked.workload
+        assert workload is not None
     choose.refuse_other_cloud(run, request)
     if run.outcome == "done" and not run.machine:
         raise UsageError(
@@ -160,6 +173,7 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         for other in known
         if other.workload == workload.name and other.name != run.name and other.leftovers and not other.machine
     ]
+    notes = list(checked.notes)
     disk_gb = float(request.conditions.get("disk_gb", workload.needs.disk_gb))
     if not run.machine:  # one that is there may have what it needs
         notes += [*(fetched.result() if fetched else source.look(workload)), *source.older(run, workload, store)]
@@ -181,11 +195,11 @@ def make(request: PlanRequest, *, env: Mapping[str, str] | None = None, progress
         run,
         workload,
         settings,
-        key,
+        connections.key,
         fitting,
         estimate,
         text,
-        config.mirrors(**site),
+        connections.mirrors,
         disk_gb,
         choose.where_to_look(run, request),
         request.restore,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gpuyard import cli, config, paths
+from gpuyard.api.site import Site
 from gpuyard.config import BucketSettings
 from gpuyard.errors import UsageError
 from gpuyard.sandbox import client
@@ -128,8 +129,7 @@ def test_only_what_rents_starts_a_sandbox(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(UsageError, match="The sandbox is not running under"):
         config.connect(sandbox=True, sandbox_state=tmp_path)
-    with pytest.raises(UsageError, match="The sandbox is not running under"):
-        config.connect(sandbox=True, sandbox_state=misspelt, start_sandbox=True)  # for the stand-in starts nothing
+    Site(sandbox=True, sandbox_state=str(misspelt)).start_sandbox()
     assert started == [misspelt]
 
 
@@ -147,7 +147,7 @@ def test_a_state_folder_that_can_be_none_is_named(
         said = capsys.readouterr().err
         assert f"cannot be {state}: {reason}." in said and said.count("\n") == 1
         with pytest.raises(UsageError, match=r"cannot be read: Not a directory|cannot be /proc/x"):
-            config.connect(sandbox=True, sandbox_state=state, start_sandbox=True)
+            Site(sandbox=True, sandbox_state=str(state)).start_sandbox()
 
 
 def test_a_file_left_behind_by_a_killed_sandbox_is_not_a_running_one(tmp_path: Path) -> None:
