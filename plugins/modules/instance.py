@@ -172,8 +172,6 @@ failure:
   sample: {kind: NoCapacityError, provider: vast, status: 400, code: no_such_ask, instance_id: null}
 """
 
-import json
-
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
     BUCKET_OPTIONS,
     PROVIDER_OPTIONS,
@@ -268,8 +266,7 @@ def report(call, outcome, connection, clouds):
         result["text"] = f"Run {name} has no machine at {' or '.join(cloud.title for cloud in clouds)}."
     if call.check_mode:
         result["planned_calls"] = [records.call_to_dict(planned) for planned in outcome.planned]
-        words = [f"would {action}" for action in outcome.actions]
-        words += [f"  {one.method} {one.url} {json.dumps(one.body or {})}" for one in outcome.planned]
+        words = records.planned_text(outcome.actions, outcome.planned)
         result["text"] = "\n".join(words) or result.get("text", "")
     return result
 

@@ -111,24 +111,12 @@ CONDITIONS = {}
 
 def run(call):
     """Return the machines that the clouds asked list and the options let through."""
-    from gpuyard import records
-    from gpuyard import ssh
-    from gpuyard.renting import survey
+    from gpuyard.api import instances
 
-    clouds = call.site().clouds()
-    key = call.site().key()
-    wanted = call.given("run", "workload", "state")
-    found = []
-    seen = survey.take(clouds)
-    for one in seen.answered() if call.params["partial"] else seen.complete():
-        values = records.instance_to_dict(one) | {"connection": ssh.ansible_vars(one, key)}
-        if (values["run"] or call.params["all"]) and all(values[name] == value for name, value in wanted.items()):
-            found.append(values)
-    return {
-        "instances": sorted(found, key=lambda one: (one["provider"], one["run"], one["id"])),
-        "unanswered": seen.unanswered(),
-        "text": "\n".join(seen.unanswered().values()),
-    }
+    request = instances.InstancesRequest(
+        **call.given("run", "workload", "state"), foreign=call.params["all"], partial=call.params["partial"]
+    )
+    return instances.find(call.site(), request).to_dict()
 
 
 def main():

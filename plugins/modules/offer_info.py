@@ -88,28 +88,10 @@ CONDITIONS = {}
 
 def run(call):
     """Return what can be rented now, ranked, and why the rest does not fit."""
-    from gpuyard import market, records
-    from gpuyard.errors import NoOfferError
-    from gpuyard.workload import load_workload
+    from gpuyard.api import offers
 
-    wanted = records.query_to_dict(load_workload(call.option("workload")).query()) if call.option("workload") else {}
-    query = records.query_from_dict(wanted | call.given(*QUERY_OPTIONS))
-    clouds = call.site().clouds()
-    verdicts = market.judge(market.collect(clouds, query, progress=call.progress).offers, query)
-    ranked = market.rank(verdicts)
-    try:
-        words = [*records.offer_table(ranked), *market.explain(verdicts)]
-    except NoOfferError as error:
-        words = [str(error)]
-    return {
-        "offers": [records.offer_to_dict(offer) for offer in ranked],
-        "rejected": [
-            {"offer": records.offer_to_dict(verdict.offer), "reasons": [str(reason) for reason in verdict.reasons]}
-            for verdict in verdicts
-            if not verdict.fits
-        ],
-        "text": "\n".join(words),
-    }
+    request = offers.OffersRequest(call.option("workload"), call.given(*QUERY_OPTIONS))
+    return offers.find(call.site(), request, progress=call.progress).to_dict()
 
 
 def main():

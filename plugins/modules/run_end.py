@@ -110,8 +110,6 @@ failure:
   sample: {kind: NotSavedError}
 """
 
-import json
-
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_OPTIONS, PROVIDER_OPTIONS, run_module
 
 ARGUMENT_SPEC = (
@@ -131,45 +129,16 @@ CONDITIONS = {}
 
 def run(call):
     """End the run."""
-    from gpuyard import records
-    from gpuyard.renting import ending, ledger, notebook, pending, runs
+    from gpuyard.api import end
 
-    order = ending.Order(
+    order = end.Order(
         run=call.option("run") or "",
-        lose=bool(call.params["lose"]),
+        lose=call.params["lose"],
         wait_s=call.option("wait_s"),
         only=call.option("only") or "",
         since=call.params["since"],
     )
-    # Mistakes come first: not even a question may be on its way when one is found.
-    order.check()
-    boxes = ending.OverSsh(call.site().key())
-    clouds = call.site().clouds()
-    settings = call.site().bucket_settings()
-    store = runs.open_bucket(settings)
-    shared = notebook.Notebook(lambda: runs.shared_bucket(settings))
-    done = ending.end(
-        clouds,
-        store,
-        order,
-        boxes,
-        ledger=ledger.Ledger(shared, call.progress),
-        notes=pending.PendingNotes(shared, call.progress),
-        check=call.check_mode,
-        progress=call.progress,
-    )
-    text = list(done.text)
-    if not done.before:
-        text.insert(0, f"Run {order.run} has no machine at {' or '.join(cloud.title for cloud in clouds)}.")
-    before, after = {"machines": done.before}, {"machines": done.after}
-    if done.cancelled:
-        before["outcome"], after["outcome"] = None, "cancelled"
-    result = {"changed": done.changed, "actions": done.actions, "diff": {"before": before, "after": after}}
-    if call.check_mode:
-        result["planned_calls"] = [records.call_to_dict(planned) for planned in done.planned]
-        text += [f"would {action}" for action in done.actions]
-        text += [f"  {one.method} {one.url} {json.dumps(one.body or {})}" for one in done.planned]
-    return result | {"text": "\n".join(text)}
+    return end.end(call.site(), order, check=call.check_mode, progress=call.progress).to_dict()
 
 
 def main():

@@ -145,40 +145,10 @@ CONDITIONS = {}
 
 def run(call):
     """Return the runs that the clouds and the bucket know."""
-    from gpuyard import records
-    from gpuyard.box import checkpoints
-    from gpuyard.renting import runs, survey, watch
+    from gpuyard.api import status
 
-    clouds = call.site().clouds()
-    seen = survey.take(clouds)
-    machines = seen.answered()
-    settings = call.site().bucket_settings()
-    unanswered = seen.unanswered()
-    warnings = list(unanswered.values())
-    try:
-        store = runs.open_bucket(settings)
-        runs.check_answers(store)
-        kept = runs.stored(store, costs=True)
-        warnings += kept.complaints
-    except checkpoints.CheckpointError as error:
-        kept = runs.Stored()
-        warnings.append(f"The bucket cannot be read, so runs without a machine are missing: {error}")
-    found = runs.join(machines, kept, [cloud.name for cloud in clouds if cloud.name not in seen.errors])
-    unknown = []
-    if run_name := call.option("run"):
-        names = ", ".join(one.name for one in found) or "none"
-        found = [one for one in found if one.name == run_name]
-        if not found:
-            unknown = [f"run={run_name!r} is not known to the clouds and the bucket; the runs there are: {names}."]
-    if workload := call.option("workload"):
-        found = [one for one in found if one.workload == workload]
-    if call.params["ask_boxes"] and any(one.is_up for one in found):
-        found = watch.asked(found, call.site().key())
-    return {
-        "runs": [records.run_to_dict(one) for one in found],
-        "unanswered": unanswered,
-        "text": "\n".join([*(unknown or records.run_table(found)), *warnings]),
-    }
+    request = status.StatusRequest(**call.given("run", "workload"), ask_boxes=call.params["ask_boxes"])
+    return status.status(call.site(), request).to_dict()
 
 
 def main():

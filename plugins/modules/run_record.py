@@ -72,19 +72,9 @@ CONDITIONS = {}
 
 def run(call):
     """Write the run's end into its record."""
-    from gpuyard.renting import runs
-    from gpuyard.errors import GpuyardError
+    from gpuyard.api import end
 
-    name = call.params["run"]
-    try:
-        settings = call.site().bucket_settings()
-        store = runs.open_bucket(settings)
-        changed = store is not None and runs.cancel(store, name, check=call.check_mode)
-    except GpuyardError as error:
-        told = f"The bucket could not be told that run {name} was ended on purpose, so it still counts as resumable"
-        return {"changed": False, "text": f"{told}: {error}"}
-    before, after = ({"outcome": None}, {"outcome": "cancelled"}) if changed else ({}, {})
-    return {"changed": changed, "diff": {"before": before, "after": after}}
+    return end.cancel(call.site(), call.params["run"], check=call.check_mode).to_dict()
 
 
 def main():

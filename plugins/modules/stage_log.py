@@ -98,57 +98,14 @@ CONDITIONS = {}
 
 def run(call):
     """Show a log, or follow a run."""
-    from gpuyard.box import checkpoints
-    from gpuyard.renting import runs, survey, watch
-    from gpuyard.errors import GpuyardError, UsageError
+    from gpuyard.api import logs
 
-    if call.params["lines"] < 1:
-        raise UsageError(f"lines={call.params['lines']} must be at least 1.")
-    clouds = call.site().clouds()
-    settings = call.site().bucket_settings()
-    store = runs.open_bucket(settings)
-    seen = survey.take(clouds)
-    machines = seen.answered()
-    if call.option("run") not in [one.ref.run for one in survey.owned(machines)]:
-        # It may be at the cloud that does not answer.
-        seen.complete()
-    try:
-        runs.check_answers(store)
-        kept = runs.stored(store)
-    except checkpoints.CheckpointError as error:
-        # A machine can be asked all the same.
-        kept = runs.Stored()
-        if not any(one.machine and call.option("run") in (None, one.name) for one in runs.join(machines, kept)):
-            raise
-        call.progress(f"The bucket cannot be read, so runs without a machine are missing: {error}")
-    one = watch.choose(runs.join(machines, kept), call.option("run"))
-    key = call.site().key()
     if call.params["follow"]:
-        if not one.machine:
-            raise UsageError(f"Run {one.name} has no machine, so there is nothing to follow.")
-        state = ""
-        call.progress(
-            f"Following run {one.name}; Ctrl-C ends the following only: the run goes on, and its machine bills."
-        )
-        for record in watch.progress(one.machine, key):
-            if line := watch.tell(record):
-                call.progress(line)
-            state = str(record.get("state") or state)
-        bills = (
-            f"As long as its machine is there, it bills {one.machine.cost_now_per_hour_usd:.4f} USD an hour: "
-            f"`ansible-playbook teardown.yml -e run={one.name}` ends that."
-        )
-        if state != "finished":
-            raise GpuyardError(f"{watch.how_it_ended(one, one.machine, key, state)}\n{bills}")
-        return {"lines": [], "state": state, "text": bills}
-    query = watch.LogQuery(call.option("stage"), call.option("iteration"), call.params["lines"], call.params["errors"])
-    if one.machine and one.machine.state == "running":
-        lines = list(watch.lines(one.machine, key, query.words()))
-    elif store is None:
-        raise UsageError(f"Run {one.name} has no running machine, and no bucket that could hold its logs.")
-    else:
-        lines = watch.published_log(one, store, query)
-    return {"lines": lines, "text": "\n".join(lines)}
+        return logs.follow(call.site(), call.option("run"), progress=call.progress).to_dict()
+    request = logs.LogRequest(
+        **call.given("run", "stage", "iteration"), lines=call.params["lines"], errors=call.params["errors"]
+    )
+    return logs.read(call.site(), request, progress=call.progress).to_dict()
 
 
 def main():

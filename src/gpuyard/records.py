@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Any
@@ -73,6 +74,12 @@ def instance_to_dict(instance: Instance) -> dict[str, Any]:
 def call_to_dict(call: PlannedCall) -> dict[str, Any]:
     """Return a planned API call as plain values."""
     return {"method": call.method, "url": call.url, "body": dict(call.body) if call.body is not None else None}
+
+
+def planned_text(actions: Sequence[str], planned: Sequence[PlannedCall]) -> list[str]:
+    """Return what check mode would have done, as lines for people."""
+    calls = [f"  {call.method} {call.url} {json.dumps(call.body or {})}" for call in planned]
+    return [*(f"would {action}" for action in actions), *calls]
 
 
 def run_to_dict(one: runs.Run) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""Every verb of the api has the same shape: a site, dataclasses in and out, and a text for people (V1, X2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gpuyard import api
+from gpuyard.api.site import Site
+from gpuyard.providers.base import PlannedCall
+
+
+def verbs() -> list[Callable[..., Any]]:
+    """Return every public function of the api's modules."""
+    found = []
+    for info in pkgutil.iter_modules(api.__path__):
+        module = importlib.import_module(f"gpuyard.api.{info.name}")
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if function.__module__ == module.__name__ and not name.startswith("_"):
+                found.append(function)
+    return found
+
+
+@pytest.mark.parametrize("verb", verbs(), ids=lambda verb: f"{verb.__module__}.{verb.__name__}")
+def test_v1_every_verb_takes_a_site_and_returns_a_dataclass(verb: Callable[..., Any]) -> None:
+    hints = typing.get_type_hints(verb)
+    parameters = list(inspect.signature(verb).parameters.values())
+    assert hints[parameters[0].name] is Site and verb.__doc__
+    result = hints["return"]
+    assert dataclasses.is_dataclass(result) and result.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert result.__doc__ and callable(result.to_dict)  # type: ignore[attr-defined]
+    assert {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY} <= {
+        "check",
+        "progress",
+    }
+
+
+def test_x2_what_check_mode_would_call_is_in_the_answer() -> None:
+    from gpuyard.api.end import Change
+
+    call = PlannedCall("DELETE", "https://cloud.invalid/1")
+    assert Change(True, planned=[call]).to_dict()["planned_calls"] == [
+        {"method": "DELETE", "url": "https://cloud.invalid/1", "body": None}
+    ]
+    assert "planned_calls" not in Change(True).to_dict()
