@@ -9,21 +9,17 @@ from __future__ import annotations
 import os
 import posixpath
 import shlex
+from contextlib import suppress
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.module_utils.basic import missing_required_lib
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gpuyard.cloud.plugins.plugin_utils._verb_action import show_line
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core, show_line
 
-try:
+with suppress(ImportError):  # told when the task runs
     from gpuyard.renting import converging
     from gpuyard.errors import GpuyardError
-except ImportError as error:
-    GPUYARD_IMPORT_ERROR: ImportError | None = error
-else:
-    GPUYARD_IMPORT_ERROR = None
 
 DEFAULT_PATH = "/opt/gpuyard/converged.json"
 
@@ -34,8 +30,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Run the module, once or twice."""
         super().run(tmp, task_vars)
-        if GPUYARD_IMPORT_ERROR is not None:
-            raise AnsibleActionFail(missing_required_lib("gpuyard")) from GPUYARD_IMPORT_ERROR
+        require_core(AnsibleActionFail)
         arguments = {**self._task.args}
         name = str((task_vars or {}).get("inventory_hostname") or "machine")
         # Ansible runs each task in a process forked for it; the play's own process is the parent.

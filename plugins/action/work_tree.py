@@ -10,19 +10,17 @@ import gzip
 import os
 import tarfile
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.module_utils.basic import missing_required_lib
 from ansible.plugins.action import ActionBase
 
-try:
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core
+
+with suppress(ImportError):  # told when the task runs
     from gpuyard import tree as source_tree
-except ImportError as error:
-    GPUYARD_IMPORT_ERROR = error
-else:
-    GPUYARD_IMPORT_ERROR = None
 
 
 def pack(root: Path, names: list[str], target: Path) -> None:
@@ -60,8 +58,7 @@ class ActionModule(ActionBase):
         root = Path(self._loader.path_dwim(source))
         if not root.is_dir():
             raise AnsibleActionFail(f"src={source} is not a folder on the controller ({root}).")
-        if GPUYARD_IMPORT_ERROR is not None:
-            raise AnsibleActionFail(missing_required_lib("gpuyard")) from GPUYARD_IMPORT_ERROR
+        require_core(AnsibleActionFail)
         tree = source_tree.describe(root)
         if not tree.files:
             raise AnsibleActionFail(f"src={source} holds no files ({root}).")

@@ -38,11 +38,12 @@ import time
 
 from ansible import constants as C
 from ansible.plugins.callback import CallbackBase
+from ansible.plugins.loader import module_loader
 
 # The group into which the plays put the machine that they work on.
 TARGET = "gpuyard_target"
-# These tell what they do while they do it.
-TALKATIVE = ("instance", "offer_info", "run_plan", "run_info", "stage_log")
+# What runs through this action tells what it does while it does it.
+TELLING = "gpuyard.cloud.verb"
 
 
 class CallbackModule(CallbackBase):
@@ -61,7 +62,7 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_task_start(self, task, is_conditional):
         """Start the clock of this task, and stop that of the one before."""
         self._ended.set()
-        if self._quiet or str(task.action).rpartition(".")[2] in TALKATIVE:
+        if self._quiet or module_loader.find_plugin_with_context(task.action).action_plugin == TELLING:
             return
         self._ended = threading.Event()
         threading.Thread(target=self._beat, args=(task.get_name(), self._ended), daemon=True).start()

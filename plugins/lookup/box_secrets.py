@@ -62,18 +62,16 @@ _raw:
 """
 
 import os
+from contextlib import suppress
 
 from ansible.errors import AnsibleError
-from ansible.module_utils.basic import missing_required_lib
 from ansible.plugins.lookup import LookupBase
 
-try:
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core
+
+with suppress(ImportError):  # told when the lookup runs
     from gpuyard import config
     from gpuyard.errors import GpuyardError
-except ImportError as error:
-    GPUYARD_IMPORT_ERROR = error
-else:
-    GPUYARD_IMPORT_ERROR = None
 
 
 class LookupModule(LookupBase):
@@ -81,8 +79,7 @@ class LookupModule(LookupBase):
 
     def run(self, terms, variables=None, **kwargs):
         """Return the secrets; raises AnsibleError, naming the variables, when one is not set."""
-        if GPUYARD_IMPORT_ERROR is not None:
-            raise AnsibleError(missing_required_lib("gpuyard")) from GPUYARD_IMPORT_ERROR
+        require_core(AnsibleError)
         self.set_options(var_options=variables, direct=kwargs)
         names = self._flatten(terms)
         missing = [name for name in names if not os.environ.get(name)]

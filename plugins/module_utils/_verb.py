@@ -5,25 +5,23 @@
 """What the neutral modules share: their common options, and how the core's errors become results.
 
 A module is an argument specification and a function from a :class:`Call` to a result. The same function runs in a
-module process and, through the action plugin of the same name, in Ansible's own process, where its progress can be
-shown while it runs. Private to this collection.
+module process and, through the action plugin ``verb``, in Ansible's own process, where its progress can be shown while
+it runs. Private to this collection.
 """
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
+from ansible.module_utils.basic import AnsibleModule, env_fallback
 
-try:
+from ansible_collections.gpuyard.cloud.plugins.module_utils._core import core_problem
+
+with suppress(ImportError):  # told when the module runs
     from gpuyard.errors import GpuyardError, ProviderError
-except ImportError:
-    GPUYARD_IMPORT_ERROR: str | None = traceback.format_exc()
-else:
-    GPUYARD_IMPORT_ERROR = None
 
 if TYPE_CHECKING:
     from gpuyard.api.site import Site
@@ -91,8 +89,8 @@ def attempt(verb: Verb, call: Call) -> dict[str, Any]:
 
     ``failure`` says the same to a program: ``kind`` is the name of the error's class in gpuyard.errors.
     """
-    if GPUYARD_IMPORT_ERROR is not None:
-        return {"failed": True, "msg": missing_required_lib("gpuyard"), "exception": GPUYARD_IMPORT_ERROR}
+    if problem := core_problem():
+        return {"failed": True, "msg": problem}
     try:
         return {"changed": False} | verb(call)
     except GpuyardError as error:

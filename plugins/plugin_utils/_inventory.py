@@ -7,24 +7,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
 from ansible.errors import AnsibleParserError
-from ansible.module_utils.basic import missing_required_lib
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable, to_safe_group_name
 
-try:
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core
+
+with suppress(ImportError):  # told when the inventory is read
     from gpuyard import config, paths
     from gpuyard import ssh
     from gpuyard.config import SshKey
     from gpuyard.errors import GpuyardError, UsageError
     from gpuyard.providers.base import Instance
-except ImportError as error:
-    GPUYARD_IMPORT_ERROR: ImportError | None = error
-else:
-    GPUYARD_IMPORT_ERROR = None
 
 # What the site's configuration can say to this plugin.
 SITE_VARIABLES = ("sandbox", "sandbox_state", "ssh_key")
@@ -112,8 +110,7 @@ class CloudInventory(BaseInventoryPlugin, Constructable, Cacheable):
         """Add the hosts of ``path`` to ``inventory``; ``cache`` is false when a fresh answer is asked for."""
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
-        if GPUYARD_IMPORT_ERROR is not None:
-            raise AnsibleParserError(missing_required_lib("gpuyard")) from GPUYARD_IMPORT_ERROR
+        require_core(AnsibleParserError)
         only = self._vars.get("provider") or self.get_option("provider")
         if only and only != self.provider:
             return

@@ -49,6 +49,7 @@ def test_versions_agree() -> None:
 
     assert yaml.safe_load((ROOT / "galaxy.yml").read_text())["version"] == gpuyard.__version__
     assert f'version = "{gpuyard.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f'VERSION = "{gpuyard.__version__}"' in (ROOT / "plugins/module_utils/_core.py").read_text()
 
 
 def test_plays_run_from_any_folder_by_collection_name(tmp_path: Path) -> None:
@@ -77,12 +78,12 @@ def test_locks_pin_with_hashes_and_name_no_index(file: Path) -> None:
 
 
 def test_runtime_names_every_module_of_ours_in_the_action_group() -> None:
-    group = set(yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["action_groups"]["all"])
-    ours = {path.stem for path in (ROOT / "plugins/action").glob("*.py")} - {"__init__"}
-    documented = {
-        name for name in ours if "gpuyard.cloud.provider" in (ROOT / f"plugins/modules/{name}.py").read_text()
+    runtime = yaml.safe_load((ROOT / "meta/runtime.yml").read_text())
+    verbs = {
+        path.stem for path in (ROOT / "plugins/modules").glob("*.py") if "gpuyard.cloud.provider" in path.read_text()
     }
-    assert group == documented
+    assert set(runtime["action_groups"]["all"]) == verbs
+    assert runtime["plugin_routing"]["modules"] == {name: {"action_plugin": "gpuyard.cloud.verb"} for name in verbs}
 
 
 def test_the_demonstration_depends_on_no_configuration_of_the_user() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 
-action = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.plugin_utils._verb_action")
+action = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.plugin_utils._given")
 
 
 def test_words_that_belong_to_no_variable_are_found() -> None:

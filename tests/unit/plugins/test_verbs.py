@@ -883,7 +883,10 @@ def test_box_secrets(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_the_package_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     shared = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.module_utils._verb")
-    monkeypatch.setattr(shared, "GPUYARD_IMPORT_ERROR", "ImportError")
-    result = shared.attempt(lambda call: {}, shared.Call({}))
-    assert result["failed"]
-    assert "Python library (gpuyard)" in result["msg"]
+    core = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.module_utils._core")
+    for installed, words in ((None, "does not have it"), ("9.9.9", "has 9.9.9")):
+        monkeypatch.setattr(core, "INSTALLED", installed)
+        result = shared.attempt(lambda call: {}, shared.Call({}))
+        assert result["failed"] and f"{words}: pip install gpuyard=={core.VERSION}" in result["msg"]
+    monkeypatch.setattr(core, "INSTALLED", core.VERSION)
+    assert shared.attempt(lambda call: {}, shared.Call({})) == {"changed": False}
