@@ -46,6 +46,11 @@ TARGET = "gpuyard_target"
 TELLING = "gpuyard.cloud.verb"
 
 
+def tells_itself(action):
+    """Return whether a task of this action shows what it does while it does it."""
+    return module_loader.find_plugin_with_context(action).action_plugin == TELLING
+
+
 class CallbackModule(CallbackBase):
     """Prints a line every few seconds while one task goes on."""
 
@@ -62,7 +67,7 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_task_start(self, task, is_conditional):
         """Start the clock of this task, and stop that of the one before."""
         self._ended.set()
-        if self._quiet or module_loader.find_plugin_with_context(task.action).action_plugin == TELLING:
+        if self._quiet or tells_itself(task.action):
             return
         self._ended = threading.Event()
         threading.Thread(target=self._beat, args=(task.get_name(), self._ended), daemon=True).start()
