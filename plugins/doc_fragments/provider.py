@@ -37,47 +37,6 @@ notes:
   - This runs on the controller, whatever host the task is for, in the Python that runs Ansible.
 """
 
-    # What the plugins that list rented machines have in common.
-    INVENTORY = r"""
-options:
-  provider:
-    description:
-      - Ask this plugin's cloud only when it is the one named here.
-      - The extra variable C(provider) (C(-e provider=vast)) wins over this option.
-    type: str
-    env:
-      - name: GPUYARD_PROVIDER
-  sandbox:
-    description:
-      - Whether to list the machines of the clouds that C(gpuyard sandbox) emulates on this machine instead of the
-        real ones.
-      - In order of precedence it is said by the extra variable C(sandbox), by this option, by E(GPUYARD_SANDBOX), and
-        by C(sandbox) in the C(group_vars/all.yml) next to the inventory.
-      - Where nobody says anything, the real cloud is asked when there is a key for it. When there is no key of any
-        cloud, and a sandbox runs in the default state folder, the machines of the sandbox are listed, with
-        C(gpuyard_emulated) set. So C(ansible-inventory --graph) shows what
-        C(ansible-playbook launch.yml -e sandbox=true) has rented.
-      - A sandbox that does not run has no hosts; the inventory never starts it.
-    type: bool
-    env:
-      - name: GPUYARD_SANDBOX
-  sandbox_state:
-    description:
-      - The folder in which the sandbox keeps its state, C(~/.gpuyard/sandbox) when nobody says otherwise.
-      - The extra variable C(sandbox_state) wins over it.
-    type: path
-    env:
-      - name: GPUYARD_SANDBOX_STATE
-  ssh_key:
-    description:
-      - The path of the private SSH key with which the machines are reached, gpuyard's own key when nobody says
-        otherwise.
-      - The extra variable C(ssh_key) wins over it.
-    type: path
-requirements:
-  - gpuyard (the Python package that this collection belongs to), in the Python that runs Ansible
-"""
-
     ATTRIBUTES = r"""
 options: {}
 attributes:

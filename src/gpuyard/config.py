@@ -22,6 +22,7 @@ import yaml
 from gpuyard import paths
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Provider
+from gpuyard.providers.http import Patience
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
 
@@ -39,7 +40,7 @@ _NO_SANDBOX = (
 class _Cloud:
     """What configuration knows of a provider."""
 
-    make: Callable[..., Provider]  # takes the key, base_url=, emulated= and sandbox=
+    make: Callable[..., Provider]  # takes the key, base_url=, emulated=, sandbox= and patience=
     variable: str
     key_file: str  # as shown to people
     read_file: Callable[[Mapping[str, str]], str]
@@ -156,12 +157,14 @@ def connect(
     sandbox: bool | None = None,
     sandbox_state: str | Path | None = None,
     require: bool = True,
+    patience: Patience | None = None,
     env: Mapping[str, str] | None = None,
 ) -> list[Provider]:
     """Return the clouds to talk to: the named one, or all that have a key. Nothing is sent yet.
 
-    With ``require=False`` (inventories) whatever is not configured or does not run is left out without an error. Raises
-    :class:`UsageError` for an unknown provider, for a missing key, and for a sandbox that does not run.
+    With ``require=False`` (inventories) whatever is not configured or does not run is left out without an error.
+    ``patience`` says how often and how long each question is tried. Raises :class:`UsageError` for an unknown provider,
+    for a missing key, and for a sandbox that does not run.
     """
     check_provider(provider)
     wanted = [provider] if provider else list(CLOUDS)
@@ -174,14 +177,16 @@ def connect(
             exists = (world.sandbox_state / "settings.json").exists()
             raise UsageError((_NOT_RUNNING if exists else _NO_SANDBOX).format(state=world.sandbox_state))
         return [
-            CLOUDS[name].make(info.keys[name], base_url=info.endpoints[name], emulated=True, sandbox=info.name)
+            CLOUDS[name].make(
+                info.keys[name], base_url=info.endpoints[name], emulated=True, sandbox=info.name, patience=patience
+            )
             for name in wanted
             if name in info.keys and name in info.endpoints
         ]
     found = {name: key for name in wanted if (key := _key(CLOUDS[name], world.env))}
     if require and not found:
         raise UsageError(_no_key(provider))
-    return [CLOUDS[name].make(key) for name, key in found.items()]
+    return [CLOUDS[name].make(key, patience=patience) for name, key in found.items()]
 
 
 def read_sandbox(state: Path) -> SandboxFile | None:
@@ -277,12 +282,17 @@ def mirrors(*, sandbox: bool | None = None, sandbox_state: str | Path | None = N
     return {"rust": rust} if rust else {}
 
 
+def key_path(path: str | None = None) -> Path:
+    """Return the path of the private SSH key, whether or not it is there; by default that of gpuyard's own one."""
+    return Path(path).expanduser() if path else paths.home() / "keys" / "id_ed25519"
+
+
 def ssh_key(path: str | None = None) -> SshKey:
     """Return the SSH key at ``path``, or gpuyard's own one, which is made when it is not there yet.
 
     Raises :class:`UsageError` when the named key does not exist or is not a private key.
     """
-    private = Path(path).expanduser() if path else paths.home() / "keys" / "id_ed25519"
+    private = key_path(path)
     if not path and not private.exists():
         _make_key(private)
     if private.suffix == ".pub":

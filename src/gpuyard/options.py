@@ -17,7 +17,7 @@ _ALL = (*_RENTING, "logs", "status", "teardown")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "workload": _RENTING,
-    # Where runs are looked for is everywhere; but the inventory, which each play reads, lists only what is asked for.
+    # Runs are looked for everywhere, whatever it says; it may well stand in the configuration of all plays.
     "provider": _ALL,
     "run": _ALL,
     "market": _RENTING,

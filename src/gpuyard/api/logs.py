@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gpuyard.api.site import Site
+from gpuyard.api.site import SURVEY_S, Site
 from gpuyard.box.checkpoints import Store
 from gpuyard.errors import CheckpointError, GpuyardError, UsageError
 from gpuyard.providers.base import Progress
@@ -97,7 +97,7 @@ def _choose(site: Site, name: str | None, progress: Progress) -> tuple[Run, Stor
     """Return the run that is meant, and the bucket. Clouds and bucket are needed only as far as they may hold it."""
     clouds = site.clouds()
     store = site.store()
-    seen = survey.take(clouds)
+    seen = survey.take(clouds, within_s=SURVEY_S)
     instances = seen.answered()
     if name not in [instance.ref.run for instance in survey.owned(instances) if instance.ref]:
         # It may be at the cloud that does not answer.

@@ -15,6 +15,10 @@ from gpuyard.providers.base import Progress, Provider
 from gpuyard.renting import runs
 
 
+SURVEY_S = 30.0
+"""How long the clouds have to say what is rented, for a verb that shows what can be seen and names the rest (seconds)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """The options that say where. The default of each, ``None``, is what the environment says.

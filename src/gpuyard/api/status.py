@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpuyard import records
-from gpuyard.api.site import Site
+from gpuyard.api.site import SURVEY_S, Site
 from gpuyard.errors import CheckpointError
 from gpuyard.renting import runs, survey, watch
 from gpuyard.renting.runs import Run
@@ -60,7 +60,7 @@ def status(site: Site, request: StatusRequest) -> Status:
     none answers.
     """
     clouds = site.clouds()
-    seen = survey.take(clouds)
+    seen = survey.take(clouds, within_s=SURVEY_S)
     instances = seen.answered()
     notes = list(seen.unanswered().values())
     try:

@@ -136,6 +136,11 @@ class Instance:
         return self.state is State.RUNNING
 
     @property
+    def alive(self) -> bool:
+        """Whether it still is its node's machine, stopped or not; one that was taken away or failed is a leftover."""
+        return self.state not in (State.PREEMPTED, State.FAILED)
+
+    @property
     def idle(self) -> bool:
         """Whether it does not run and is not about to."""
         return self.state in (State.STOPPED, State.PREEMPTED, State.FAILED)
