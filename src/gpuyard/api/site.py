@@ -14,9 +14,8 @@ from gpuyard.planning.request import Connections
 from gpuyard.providers.base import Progress, Provider
 from gpuyard.renting import runs
 
-
 SURVEY_S = 30.0
-"""How long the clouds have to say what is rented, for a verb that shows what can be seen and names the rest (seconds)."""
+"""How long the clouds have to say what is rented, for a verb that shows what it can and names the rest (seconds)."""
 
 
 @dataclass(frozen=True, slots=True)
