@@ -88,6 +88,7 @@ class ActionModule(ActionBase):
 
     def _module(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         """Run the module of the same name on the machine."""
-        return self._execute_module(
+        result: dict[str, Any] = self._execute_module(
             module_name="gpuyard.cloud.convergence", module_args=arguments, task_vars=task_vars, wrap_async=False
         )
+        return result

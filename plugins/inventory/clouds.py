@@ -191,7 +191,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
                 return []
             # The same file may stand for the real clouds now and for one of several sandboxes later.
             key = self.get_cache_key(f"{path}|{site}")
-            if cache and self.get_option("cache") and (kept := self._cache.get(key)) is not None:
+            kept: list[Host] | None = self._cache.get(key) if cache and self.get_option("cache") else None
+            if kept is not None:
                 return kept
             answer = hosts.find(site, taken=[*self.inventory.hosts, *self.inventory.groups]).to_dict()
         except GpuyardError as error:
@@ -199,9 +200,10 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
             return []
         for text in dict.fromkeys(answer["unanswered"].values()):
             self.display.warning(f"{self.NAME}: {text}")
+        found: list[Host] = answer["hosts"]
         if self.get_option("cache") and not answer["unanswered"]:
-            self._cache[key] = answer["hosts"]
-        return answer["hosts"]
+            self._cache[key] = found
+        return found
 
     def _site(self, path: str) -> Site | None:
         """Return where to look; ``None`` for nowhere: this file is for another cloud than the one that is wanted."""

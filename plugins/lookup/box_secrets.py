@@ -63,6 +63,7 @@ _raw:
 
 import os
 from contextlib import suppress
+from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
@@ -77,7 +78,7 @@ with suppress(ImportError):  # told when the lookup runs
 class LookupModule(LookupBase):
     """The lookup gpuyard.cloud.box_secrets."""
 
-    def run(self, terms, variables=None, **kwargs):
+    def run(self, terms: list[Any], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[dict[str, str]]:
         """Return the secrets; raises AnsibleError, naming the variables, when one is not set."""
         require_core(AnsibleError)
         self.set_options(var_options=variables, direct=kwargs)
@@ -88,7 +89,7 @@ class LookupModule(LookupBase):
         secrets = {name: os.environ[name] for name in names}
         return [secrets | self._bucket_keys()]
 
-    def _bucket_keys(self):
+    def _bucket_keys(self) -> dict[str, str]:
         """Return the bucket's keys under the names that Amazon's own tools read, nothing for a bucket without keys."""
         options = {name: self.get_option(name) for name in ("bucket_endpoint", "sandbox", "sandbox_state")}
         try:

@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
-try:
+INSTALLED: str | None = None
+with suppress(ImportError):
     from gpuyard import __version__ as INSTALLED
-except ImportError:
-    INSTALLED = None
 
 VERSION = "0.1.0"
 """The version of this collection, and of the package that belongs to it."""

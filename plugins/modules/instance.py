@@ -172,14 +172,21 @@ failure:
   sample: {kind: NoCapacityError, provider: vast, status: 400, code: no_such_ask, instance_id: null}
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
     BUCKET_OPTIONS,
     PROVIDER_OPTIONS,
     QUERY_OPTIONS,
+    Call,
     run_module,
 )
 
-ARGUMENT_SPEC = (
+if TYPE_CHECKING:
+    from gpuyard.providers.base import Offer, Provider
+    from gpuyard.renting.machine import Outcome
+
+ARGUMENT_SPEC: dict[str, Any] = (
     PROVIDER_OPTIONS
     | QUERY_OPTIONS
     | BUCKET_OPTIONS
@@ -195,10 +202,10 @@ ARGUMENT_SPEC = (
         "timeout": {"type": "int", "default": 900},
     }
 )
-CONDITIONS = {}
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """Bring the run's machine into the wanted state."""
     from gpuyard import market, records
     from gpuyard import ssh
@@ -210,7 +217,7 @@ def run(call):
         # A misspelt sandbox_state at the end of a run must not become a new sandbox.
         site.start_sandbox(call.progress)
     clouds = site.clouds()
-    how = {"check": call.check_mode, "progress": call.progress}
+    how: dict[str, Any] = {"check": call.check_mode, "progress": call.progress}
     shared = notebook.Notebook(site.shared_store)
     book = ledger.Ledger(shared, call.progress)
     notes = pending.PendingNotes(shared, call.progress)
@@ -219,7 +226,7 @@ def run(call):
         return report(call, machine.absent(clouds, call.params["run"], ledger=book, notes=notes, **how), {}, clouds)
     key = site.key()
 
-    def offers():
+    def offers() -> list[Offer]:
         if call.params["offers"] is not None:
             return [records.offer_from_dict(offer) for offer in call.params["offers"]]
         query = records.query_from_dict(call.given(*QUERY_OPTIONS))
@@ -247,7 +254,7 @@ def run(call):
     return report(call, outcome, ssh.ansible_vars(outcome.instance, key) if outcome.instance else {}, clouds)
 
 
-def report(call, outcome, connection, clouds):
+def report(call: Call, outcome: Outcome, connection: dict[str, Any], clouds: list[Provider]) -> dict[str, Any]:
     """Return what was done, or in check mode would be, as the module's result."""
     from gpuyard import paths, records
 
@@ -271,7 +278,7 @@ def report(call, outcome, connection, clouds):
     return result
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 

@@ -96,9 +96,11 @@ unanswered:
   sample: {}
 """
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PROVIDER_OPTIONS, run_module
+from typing import Any
 
-ARGUMENT_SPEC = PROVIDER_OPTIONS | {
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PROVIDER_OPTIONS, Call, run_module
+
+ARGUMENT_SPEC: dict[str, Any] = PROVIDER_OPTIONS | {
     "run": {"type": "str"},
     "workload": {"type": "str"},
     "state": {"type": "str", "choices": ["pending", "running", "stopped", "preempted", "failed", "unknown"]},
@@ -106,10 +108,10 @@ ARGUMENT_SPEC = PROVIDER_OPTIONS | {
     "partial": {"type": "bool", "default": False},
     "ssh_key": {"type": "path", "no_log": False},
 }
-CONDITIONS = {}
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """Return the machines that the clouds asked list and the options let through."""
     from gpuyard.api import instances
 
@@ -119,7 +121,7 @@ def run(call):
     return instances.find(call.site(), request).to_dict()
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 

@@ -80,13 +80,20 @@ text:
   type: str
 """
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PROVIDER_OPTIONS, QUERY_OPTIONS, run_module
+from typing import Any
 
-ARGUMENT_SPEC = PROVIDER_OPTIONS | QUERY_OPTIONS | {"workload": {"type": "str"}}
-CONDITIONS = {}
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
+    PROVIDER_OPTIONS,
+    QUERY_OPTIONS,
+    Call,
+    run_module,
+)
+
+ARGUMENT_SPEC: dict[str, Any] = PROVIDER_OPTIONS | QUERY_OPTIONS | {"workload": {"type": "str"}}
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """Return what can be rented now, ranked, and why the rest does not fit."""
     from gpuyard.api import offers
 
@@ -94,7 +101,7 @@ def run(call):
     return offers.find(call.site(), request, progress=call.progress).to_dict()
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 

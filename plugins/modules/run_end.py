@@ -110,9 +110,16 @@ failure:
   sample: {kind: NotSavedError}
 """
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_OPTIONS, PROVIDER_OPTIONS, run_module
+from typing import Any
 
-ARGUMENT_SPEC = (
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
+    BUCKET_OPTIONS,
+    PROVIDER_OPTIONS,
+    Call,
+    run_module,
+)
+
+ARGUMENT_SPEC: dict[str, Any] = (
     PROVIDER_OPTIONS
     | BUCKET_OPTIONS
     | {
@@ -124,10 +131,10 @@ ARGUMENT_SPEC = (
         "ssh_key": {"type": "path", "no_log": False},
     }
 )
-CONDITIONS = {}
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """End the run."""
     from gpuyard.api import end
 
@@ -141,7 +148,7 @@ def run(call):
     return end.end(call.site(), order, check=call.check_mode, progress=call.progress).to_dict()
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 

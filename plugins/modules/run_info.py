@@ -128,9 +128,16 @@ text:
   type: str
 """
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_OPTIONS, PROVIDER_OPTIONS, run_module
+from typing import Any
 
-ARGUMENT_SPEC = (
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
+    BUCKET_OPTIONS,
+    PROVIDER_OPTIONS,
+    Call,
+    run_module,
+)
+
+ARGUMENT_SPEC: dict[str, Any] = (
     PROVIDER_OPTIONS
     | BUCKET_OPTIONS
     | {
@@ -140,10 +147,10 @@ ARGUMENT_SPEC = (
         "ssh_key": {"type": "path", "no_log": False},
     }
 )
-CONDITIONS = {}
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """Return the runs that the clouds and the bucket know."""
     from gpuyard.api import status
 
@@ -151,7 +158,7 @@ def run(call):
     return status.status(call.site(), request).to_dict()
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 

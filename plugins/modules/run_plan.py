@@ -183,14 +183,17 @@ text:
   type: str
 """
 
+from typing import Any
+
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
     BUCKET_OPTIONS,
     PROVIDER_OPTIONS,
     QUERY_OPTIONS,
+    Call,
     run_module,
 )
 
-ARGUMENT_SPEC = (
+ARGUMENT_SPEC: dict[str, Any] = (
     PROVIDER_OPTIONS
     | BUCKET_OPTIONS
     | QUERY_OPTIONS
@@ -206,10 +209,10 @@ ARGUMENT_SPEC = (
         "shutdown": {"type": "bool", "default": False},
     }
 )
-CONDITIONS = {}
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """Return the plan."""
     from gpuyard import planning
     from gpuyard import ssh
@@ -231,7 +234,7 @@ def run(call):
     }
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 

@@ -57,9 +57,16 @@ text:
   type: str
 """
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_OPTIONS, PROVIDER_OPTIONS, run_module
+from typing import Any
 
-ARGUMENT_SPEC = (
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
+    BUCKET_OPTIONS,
+    PROVIDER_OPTIONS,
+    Call,
+    run_module,
+)
+
+ARGUMENT_SPEC: dict[str, Any] = (
     PROVIDER_OPTIONS
     | BUCKET_OPTIONS
     | {
@@ -67,17 +74,17 @@ ARGUMENT_SPEC = (
         "outcome": {"type": "str", "choices": ["cancelled"], "default": "cancelled"},
     }
 )
-CONDITIONS = {}
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """Write the run's end into its record."""
     from gpuyard.api import end
 
     return end.cancel(call.site(), call.params["run"], check=call.check_mode).to_dict()
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 

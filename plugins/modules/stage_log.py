@@ -78,9 +78,16 @@ state:
   type: str
 """
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_OPTIONS, PROVIDER_OPTIONS, run_module
+from typing import Any
 
-ARGUMENT_SPEC = (
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
+    BUCKET_OPTIONS,
+    PROVIDER_OPTIONS,
+    Call,
+    run_module,
+)
+
+ARGUMENT_SPEC: dict[str, Any] = (
     PROVIDER_OPTIONS
     | BUCKET_OPTIONS
     | {
@@ -93,10 +100,10 @@ ARGUMENT_SPEC = (
         "ssh_key": {"type": "path", "no_log": False},
     }
 )
-CONDITIONS = {}
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """Show a log, or follow a run."""
     from gpuyard.api import logs
 
@@ -108,7 +115,7 @@ def run(call):
     return logs.read(call.site(), request, progress=call.progress).to_dict()
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 
