@@ -14,25 +14,22 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import Call, attempt
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core, show_line
-from ansible_collections.gpuyard.cloud.plugins.plugin_utils._given import check_play
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._given import check_play, wrong_values
+
+with suppress(ImportError):  # told when the task runs
+    from gpuyard.errors import UsageError, listed
 
 _MODULES = "ansible_collections.gpuyard.cloud.plugins.modules"
-_TYPES: dict[str, tuple[Callable[[str], Any], str]] = {
-    "int": (int, "a whole number"),
-    "float": (float, "a number"),
-    "bool": (boolean, "true or false"),
-}
 
 
 class ActionModule(ActionBase):
@@ -63,8 +60,6 @@ class ActionModule(ActionBase):
 
     def _check_options(self, variables: dict[str, Any]) -> None:
         """In a play of ours, which says its name, refuse every variable that it would take no notice of."""
-        from gpuyard.errors import UsageError
-
         if not (play := variables.get("gpuyard_play")):
             return
         try:
@@ -73,16 +68,9 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(str(error)) from None
 
     def _check_values(self, module: ModuleType) -> None:
-        """Refuse what has not the type in a sentence with option and value; Ansible's own names its internal types."""
-        for name, spec in module.ARGUMENT_SPEC.items():
-            value = self._task.args.get(name)
-            if spec["type"] not in _TYPES or value in (None, ""):
-                continue
-            convert, words = _TYPES[spec["type"]]
-            try:
-                convert(str(value))
-            except (TypeError, ValueError):
-                raise AnsibleActionFail(f"{name}={str(value)!r} must be {words}.") from None
+        """Refuse what does not fit the module's specification, in our words."""
+        if wrong := wrong_values(module.ARGUMENT_SPEC, self._task.args):
+            raise AnsibleActionFail(listed(wrong))
 
     @contextmanager
     def _environment(self) -> Iterator[None]:

@@ -83,6 +83,7 @@ def check(
     configured: Iterable[str] = (),
     environment: Iterable[str] = (),
     undefined: Mapping[str, str] | None = None,
+    wrong: Sequence[str] = (),
     run: object = None,
     others: Collection[str] = (),
     role_options: Callable[[], Collection[str]] = tuple,
@@ -91,11 +92,13 @@ def check(
 
     ``extra`` are the names of the extra variables (``-e``); ``lost`` the words that belong to none, with the one that
     they follow; ``configured`` the names of all other variables, such as those of group_vars; ``environment`` those of
-    the environment. ``undefined`` says by option why its value cannot be worked out, ``run`` is that option's value.
+    the environment. ``undefined`` says by option why its value cannot be worked out, ``wrong`` has the sentences
+    about values of the wrong type, ``run`` is that option's value.
     ``others`` are names that the user needs for something else, ``role_options`` returns those of our roles.
     """
     mistakes = [_lost(option, words) for option, words in lost]
     mistakes += [f"{option} cannot be worked out: {reason}" for option, reason in (undefined or {}).items()]
+    mistakes += wrong
     unknown = [name for name in extra if name not in others and not name.startswith(_FREE) and name not in OPTIONS]
     if unknown:
         unknown = [name for name in unknown if name not in role_options()]

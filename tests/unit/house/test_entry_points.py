@@ -127,6 +127,9 @@ def test_the_options_are_those_that_the_plays_read_and_the_readme_explains() -> 
     of_the_inventory = {"provider", "sandbox", "sandbox_state", "ssh_key"}
     for play, names in read.items():
         assert names | of_the_inventory == set(options.taken_by(play)), play
+        # What the first task checks types and choices by.
+        specs = yaml.safe_load((ROOT / "playbooks/plays.meta.yaml").read_text())["argument_specs"]
+        assert set(specs[play]["options"]) == set(options.taken_by(play)), play
     table = (ROOT / "README.md").read_text().split("| option |")[1].split("\n\n")[0]
     explained = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     assert explained == set(options.OPTIONS)
@@ -147,11 +150,20 @@ def test_a_play_of_ours_says_what_it_would_take_no_notice_of(tmp_path: Path, mon
     site = {
         "max_price_per_hor": 1,
         "workload": "{{ nobody_said_it }}",
+        "shutdown": "perhaps",
         "stages": "needed by a play of the user",
         "gpuyard_other_variables": ["stages", "mine"],
     }
     (tmp_path / "inventory/group_vars/all.yml").write_text(yaml.safe_dump(site))
-    given = ("gpu_name=RTX 4090", "worklaod=x", "mine=1", "rust_version=1.90", "sandbox=true")
+    given = (
+        "gpu_name=RTX 4090",
+        "worklaod=x",
+        "mine=1",
+        "rust_version=1.90",
+        "sandbox=true",
+        "market=spot",
+        "follow=x",
+    )
     words = [word for text in given for word in ("-e", text)]
     done = run("ansible-playbook", "-i", str(tmp_path / "inventory"), "gpuyard.cloud.launch", *words)
     said = done.stdout + done.stderr
@@ -162,6 +174,8 @@ def test_a_play_of_ours_says_what_it_would_take_no_notice_of(tmp_path: Path, mon
         "-e worklaod=… is no option of launch.yml; did you mean workload?",
         "max_price_per_hor, in group_vars or the like, is no option; did you mean max_price_per_hour?",
         "did you mean GPUYARD_SANDBOX?",
+        "market='spot' must be one of: on-demand, interruptible, any.",
+        "shutdown='perhaps' must be true or false.",
     ):
         assert part in said, said
     assert "stages" not in said and "mine=" not in said and "rust_version" not in said
