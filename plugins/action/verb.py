@@ -22,9 +22,9 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import Call, attempt
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import SITE_OPTIONS, Call, attempt
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core, show_line
-from ansible_collections.gpuyard.cloud.plugins.plugin_utils._given import check_play, wrong_values
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._given import given_to, wrong_values
 
 with suppress(ImportError):  # told when the task runs
     from gpuyard.errors import UsageError, listed
@@ -48,7 +48,7 @@ class ActionModule(ActionBase):
         name = str(self._task.resolved_action).rpartition(".")[2]
         module = importlib.import_module(f"{_MODULES}.{name}")
         with self._environment():
-            self._check_options(task_vars or {})
+            self._take_options(module, task_vars or {})
             self._check_values(module)
             _result, options = self.validate_argument_spec(module.ARGUMENT_SPEC, **module.CONDITIONS)
             # The core gets the plain values that a module process would get, without Ansible's tags on them.
@@ -58,14 +58,19 @@ class ActionModule(ActionBase):
             self._show(line)
         return result
 
-    def _check_options(self, variables: dict[str, Any]) -> None:
-        """In a play of ours, which says its name, refuse every variable that it would take no notice of."""
+    def _take_options(self, module: ModuleType, variables: dict[str, Any]) -> None:
+        """In a play of ours, which says its name, check all that it was given.
+
+        Where clouds, bucket and key are goes to each of its verbs, unless the task says otherwise.
+        """
         if not (play := variables.get("gpuyard_play")):
             return
         try:
-            check_play(play, variables, self._templar, self._loader)
+            given = given_to(play, variables, self._templar, self._loader)
         except UsageError as error:
             raise AnsibleActionFail(str(error)) from None
+        where = {name: given[name] for name in SITE_OPTIONS if name in given and name in module.ARGUMENT_SPEC}
+        self._task.args = where | self._task.args
 
     def _check_values(self, module: ModuleType) -> None:
         """Refuse what does not fit the module's specification, in our words."""

@@ -49,6 +49,9 @@ QUERY_OPTIONS: dict[str, Any] = {
     "max_price_per_hour": {"type": "float"},
 }
 
+SITE_OPTIONS = ("sandbox", "sandbox_state", "bucket", "bucket_endpoint", "ssh_key")
+"""Where the clouds, the bucket and the SSH key are: the same for all verbs of a play."""
+
 
 def _silent(line: str) -> None:
     """Show no progress: a module process has nobody to show it to."""

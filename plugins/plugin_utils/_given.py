@@ -88,8 +88,11 @@ def wrong_values(spec: Mapping[str, Mapping[str, Any]], values: Mapping[str, Any
     return found
 
 
-def check_play(play: str, variables: Mapping[str, Any], templar: Templar, loader: DataLoader) -> None:
-    """Raise :class:`gpuyard.errors.UsageError` for what ``play``, by its name, takes no notice of or cannot use."""
+def given_to(play: str, variables: Mapping[str, Any], templar: Templar, loader: DataLoader) -> dict[str, Any]:
+    """Return the options that ``play``, by its name, was given.
+
+    Raises :class:`gpuyard.errors.UsageError` for what the play takes no notice of or cannot use.
+    """
     from gpuyard import options
 
     values: dict[str, Any] = {}
@@ -115,3 +118,4 @@ def check_play(play: str, variables: Mapping[str, Any], templar: Templar, loader
         others=others if isinstance(others, list) else str(others).replace(",", " ").split(),
         role_options=role_options,
     )
+    return {name: values[name] for name in spec if name in variables}

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -50,17 +51,21 @@ PLAY = """
 """
 
 
-def test_one_action_serves_all_verbs_with_their_own_defaults_and_environment(tmp_path: Path) -> None:
-    (tmp_path / "play.yml").write_text(PLAY)
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run ansible-playbook in ``folder``, without any account."""
     environment = {
         "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
+        "HOME": str(folder),
         "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
         "ANSIBLE_NOCOLOR": "1",
     }
-    done = subprocess.run(
-        ["ansible-playbook", "play.yml"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    command = ["ansible-playbook", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_one_action_serves_all_verbs_with_their_own_defaults_and_environment(tmp_path: Path) -> None:
+    (tmp_path / "play.yml").write_text(PLAY)
+    done = run(tmp_path, "play.yml")
     failures = re.findall(r'"msg": "(.*?)[.;]', done.stdout)
     assert [text.split(" is not")[0] for text in failures[:3]] == [
         "provider='of-the-group'",
@@ -69,6 +74,17 @@ def test_one_action_serves_all_verbs_with_their_own_defaults_and_environment(tmp
     ], done.stdout + done.stderr
     # Of two items in a loop the second one goes without the environment of the first.
     assert failures[3].startswith("The Vast") and failures[4].startswith("There is no key of any cloud"), done.stdout
+
+
+def test_where_clouds_and_bucket_are_goes_to_each_verb_of_a_play_of_ours(tmp_path: Path) -> None:
+    tasks = [{"gpuyard.cloud.instance_info": {}}, {"gpuyard.cloud.instance_info": {"sandbox_state": "/of/the/task"}}]
+    play = {"hosts": "localhost", "gather_facts": False, "ignore_errors": True, "tasks": tasks}
+    plays = [{**play, "vars": {"gpuyard_play": "status"}}, play]
+    (tmp_path / "play.yml").write_text(json.dumps(plays))
+    said = run(tmp_path, "play.yml", "-e", "sandbox=true", "-e", "sandbox_state=/of/the/play").stdout
+    failures = re.findall(r'"msg": "(.*?)[:;]', said)
+    no_key = "There is no key of any cloud"
+    assert failures == ["sandbox_state=/of/the/play", "sandbox_state=/of/the/task", no_key, no_key], said
 
 
 def test_what_tells_itself_needs_no_sign_of_life() -> None:
