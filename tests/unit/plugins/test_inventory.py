@@ -74,6 +74,7 @@ ALIASES = {"vast.yml": "plugin: gpuyard.cloud.vast\n", "vultr.yml": "plugin: gpu
 
 
 def test_host_groups_and_variables(world: World, parse: Parse, warnings: list[str]) -> None:
+    """X15: the run's name is the host's name."""
     world.vast.held["77"] = instance("vast", "77", "miniprover-0")
     inventory = parse()
     assert names(inventory) == ["miniprover-0"]
