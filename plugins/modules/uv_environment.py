@@ -28,7 +28,9 @@ options:
     description: A requirements file on the machine.
     type: path
   packages:
-    description: Requirements besides, or instead of, O(requirements).
+    description:
+      - Requirements besides, or instead of, O(requirements), each as a line of a requirements file, which may end in
+        hashes as in V(six==1.17.0 --hash=sha256:…). What has a hash is installed only when it matches.
     type: list
     elements: str
     default: []
@@ -190,7 +192,6 @@ class Environment:
                 "--disable-pip-version-check",
                 "install",
                 "--quiet",
-                "--require-hashes",
             ]
             command += ["--require-hashes", "--only-binary", ":all:", "-r", str(wanted)]
             self.run(command, f"Installing uv {version}")
@@ -216,7 +217,13 @@ class Environment:
         command = [str(self.uv), "pip", "install", "--python", str(self.path / "bin" / "python")]
         if self.options["requirements"]:
             command += ["--requirements", self.options["requirements"]]
-        self.run([*command, *self.options["packages"]], "Installing requirements")
+        with tempfile.TemporaryDirectory() as scratch:
+            if self.options["packages"]:
+                # A hash may stand in a file only, not on a command line.
+                packages = Path(scratch, "packages.txt")
+                packages.write_text("".join(f"{line}\n" for line in self.options["packages"]), encoding="utf-8")
+                command += ["--requirements", str(packages)]
+            self.run(command, "Installing requirements")
 
     def wanted(self) -> dict[str, Any]:
         """Return what is asked for. Two environments with the same answer are the same."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import zipfile
@@ -70,6 +71,21 @@ def test_a_new_requirement_is_added_to_what_there_is(run_module: Any, options: d
     assert says(options, "first") + says(options, "second") == "firstsecond"
     (tmp_path / "more.txt").write_text("# nothing more\n")
     assert run_module("uv_environment", **options)["changed"], "a file that is included counts too"
+
+
+def test_a_package_with_a_hash_is_installed_only_when_it_matches(
+    run_module: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = wheel(tmp_path, "third")
+    monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path))
+    right = hashlib.sha256(file.read_bytes()).hexdigest()
+    del options["requirements"]
+    options["packages"] = [f"third==1.0 --hash=sha256:{'0' * 64}"]
+    refused = run_module("uv_environment", **options)
+    assert refused["failed"] and "Hash mismatch" in refused["msg"]
+    options["packages"] = [f"third==1.0 --hash=sha256:{'0' * 64} --hash=sha256:{right}"]
+    assert run_module("uv_environment", **options)["changed"]
+    assert says(options, "third") == "third"
 
 
 def test_one_that_was_cut_off_does_not_count(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:
