@@ -6,10 +6,8 @@ Options win over the environment, the environment over the files where the provi
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -24,6 +22,8 @@ from gpuyard.errors import UsageError
 from gpuyard.providers.base import Progress, Provider
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
+from gpuyard.sandbox import info as sandbox_info
+from gpuyard.sandbox.info import SandboxInfo
 
 _PREFIX = re.compile(r"(/[^/\s\x00-\x1f]+)*/?")
 _TRUE = {"1", "true", "yes", "on"}
@@ -112,19 +112,6 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class SandboxFile:
-    """The part of ``<state>/sandbox.json`` that a client of the sandbox needs."""
-
-    endpoints: Mapping[str, str]
-    from_boxes: Mapping[str, str]
-    keys: Mapping[str, str] = field(repr=False)  # by provider
-    s3_access_key: str = field(repr=False)
-    s3_secret_key: str = field(repr=False)
-    bucket: str
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class BucketSettings:
     """Where checkpoints go. ``url`` is ``s3://name[/prefix]``, ``file:///folder``, or ``""`` for none."""
 
@@ -166,7 +153,7 @@ def connect(
     wanted = [provider] if provider else list(CLOUDS)
     site = Site.of(sandbox, sandbox_state, env)
     if site.sandbox:
-        info = read_sandbox(site.sandbox_state)
+        info = sandbox_info.read(site.sandbox_state)
         if info is None and not require:
             return []
         if info is None and not start_sandbox:
@@ -184,30 +171,6 @@ def connect(
     return [CLOUDS[name].make(key) for name, key in found.items()]
 
 
-def read_sandbox(state: Path) -> SandboxFile | None:
-    """Return what the sandbox under ``state`` wrote about itself, or ``None`` when it is not running."""
-    file = state / "sandbox.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        keys = content["keys"]
-        info = SandboxFile(
-            endpoints=dict(content["endpoints"]),
-            from_boxes=dict(content.get("from_boxes") or {}),
-            keys={name: str(keys[name]) for name in CLOUDS if name in keys},
-            s3_access_key=str(keys["s3"]["access_key"]),
-            s3_secret_key=str(keys["s3"]["secret_key"]),
-            bucket=str(content["bucket"]),
-            name=str(content.get("name") or ""),
-        )
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{file} is damaged; run `gpuyard sandbox down` and `gpuyard sandbox up`.") from None
-    return info if _answers(info.endpoints.get("vast", "")) else None
-
-
 def s3_settings(
     bucket: str | None = None,
     *,
@@ -223,7 +186,7 @@ def s3_settings(
     sandbox from the sandbox; a sandbox that is not running is an error, never a reason to use the real bucket.
     """
     site = Site.of(sandbox, sandbox_state, env)
-    info = read_sandbox(site.sandbox_state) if site.sandbox else None
+    info = sandbox_info.read(site.sandbox_state) if site.sandbox else None
     if site.sandbox and info is None and (bucket is None or bucket.startswith("s3:")):
         raise UsageError(_NOT_RUNNING.format(state=site.sandbox_state))
     if bucket is None:
@@ -272,7 +235,7 @@ def mirrors(*, sandbox: bool | None = None, sandbox_state: str | Path | None = N
     Only the sandbox has such mirrors: its machines may be unable to reach the official servers.
     """
     site = Site.of(sandbox, sandbox_state)
-    info = read_sandbox(site.sandbox_state) if site.sandbox else None
+    info = sandbox_info.read(site.sandbox_state) if site.sandbox else None
     rust = info.from_boxes.get("rust_mirror") if info else None
     return {"rust": rust} if rust else {}
 
@@ -317,23 +280,13 @@ def _flag(env: Mapping[str, str], name: str) -> bool:
     raise UsageError(f"{name}={env[name]!r} is neither yes nor no; use 1 or 0.")
 
 
-def _answers(endpoint: str) -> bool:
-    """Say whether something listens at ``endpoint``; a file left behind by a killed sandbox says it all the same."""
-    parts = urlsplit(endpoint)
-    try:
-        with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=10):
-            return True
-    except OSError:
-        return False
-
-
-def _start_sandbox(state: Path, progress: Progress | None) -> SandboxFile:
+def _start_sandbox(state: Path, progress: Progress | None) -> SandboxInfo:
     # Imported here: the sandbox brings a web server, which no real run needs.
     from gpuyard.sandbox import client
 
     paths.check_state_folder(state)
     client.ensure_up(state, progress=progress or (lambda _: None))
-    info = read_sandbox(state)
+    info = sandbox_info.read(state)
     if info is None:
         raise UsageError(_NOT_RUNNING.format(state=state))
     return info

@@ -1,6 +1,6 @@
 """Vast.ai: a marketplace of containers on other people's machines.
 
-Facts: ``reference/provider-apis.md`` section 1. The traps that shape this file:
+Facts: ``docs/reference/vast.md``. The traps that shape this file:
 
 * Success is 2xx *and* ``success`` not ``false``; a wrong key is a 404, a gone offer 410, 404 or 400.
 * A search returns at most 64 offers and has no cursor; the next page is asked for by a higher price floor.
@@ -64,7 +64,7 @@ _BROKEN = ("oci runtime create failed", "manifest unknown", "pull access denied"
 
 
 def classify(answer: Answer) -> ProviderError | None:
-    """Return the error that a Vast answer means, ``None`` for a success (provider-apis.md 1.3)."""
+    """Return the error that a Vast answer means, ``None`` for a success (docs/reference/vast.md, Errors)."""
     fields = answer.fields
     ok = 200 <= answer.status < 300
     contract = fields.get("new_contract")

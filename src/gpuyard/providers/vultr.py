@@ -1,6 +1,6 @@
 """Vultr: virtual machines with whole GPUs or slices of one.
 
-Facts: ``reference/provider-apis.md`` section 2. The traps that shape this file:
+Facts: ``docs/reference/vultr.md``. The traps that shape this file:
 
 * An offer is a plan in a region that has it in stock; prices differ by region, ``gpu_vram_gb`` is the plan's total, and
   ``gpu_count`` may be ``"1/8"``.
@@ -62,7 +62,7 @@ _NO_ADDRESS = {"", "0.0.0.0"}
 
 
 def classify(answer: Answer) -> ProviderError | None:
-    """Return the error that a Vultr answer means, ``None`` for a success (provider-apis.md 2.1).
+    """Return the error that a Vultr answer means, ``None`` for a success (docs/reference/vultr.md).
 
     Vultr has no error codes, and what it says when a region is sold out or a quota reached is not documented; the words
     are matched liberally, capacity before credit.
