@@ -2,8 +2,7 @@
 
 Five verbs are at its centre: discover offers, provision an instance, attach storage, run a bootstrap, destroy. A
 provider knows nothing of workloads; it gets a :class:`Query` or a :class:`CreateSpec` and gives back neutral records.
-Facts about each API: ``reference/provider-apis.md`` of the project's design notes; its sections are named where they
-matter.
+Facts about each API: ``docs/reference``.
 """
 
 from __future__ import annotations
