@@ -13,7 +13,7 @@ from gpuyard.sandbox import cli as sandbox_cli
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all sub-commands; each sets ``handler``, which returns the exit code."""
-    top = argparse.ArgumentParser(prog="gpuyard", description="Rent GPUs, train on them, leave nothing billing.")
+    top = argparse.ArgumentParser(prog="gpuyard", description="Rent GPUs, train on them, know what bills.")
     top.add_argument("--version", action="version", version=f"gpuyard {__version__}")
     commands = top.add_subparsers(dest="command", required=True)
     sandbox_cli.add_parser(commands)

@@ -1,4 +1,4 @@
-"""What a run is expected to cost, before anything is rented: stage hours times the all-in hourly price."""
+"""What a run is expected to cost, before anything is rented: stage hours times the hourly price."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Estimate:
 
 
 def estimate(workload: Workload, price_per_hour_usd: float, *, iterations: int | None = None) -> Estimate:
-    """Return what ``workload`` takes and costs at an all-in price in dollars an hour, the machine's set-up included."""
+    """Return what ``workload`` takes and costs, set-up included, at a price in dollars an hour (disk included)."""
     count = workload.iterations if iterations is None else iterations
     setup = _line("setup", Span(workload.setup_hours.expected, workload.setup_hours.worst), price_per_hour_usd)
     stages = [

@@ -143,7 +143,7 @@ def judge(offers: Iterable[Offer], query: Query, *, avoid_machines: Collection[s
 
 
 def rank(verdicts: Iterable[Verdict]) -> list[Offer]:
-    """Return the fitting offers, best first: cheapest all-in, then most reliable, then most GPU memory."""
+    """Return the fitting offers, best first: cheapest with its disk, then most reliable, then most GPU memory."""
     return sorted((verdict.offer for verdict in verdicts if verdict.fits), key=_rank_key)
 
 
@@ -211,7 +211,7 @@ def no_offer(verdicts: Sequence[Verdict]) -> NoOfferError:
 
 
 def describe(offer: Offer) -> str:
-    """Return an offer in one line: where, what, and the all-in price."""
+    """Return an offer in one line: where, what, and the price with the disk."""
     name = f"{offer.gpu_name or 'GPU'} {offer.gpu_ram_gb:g} GB"
     bid = " interruptible" if offer.market == "interruptible" else ""
     emulated = " (emulated)" if offer.emulated else ""
@@ -265,7 +265,7 @@ def _conditions(query: Query, avoid: frozenset[str]) -> list[_Condition]:
                 lambda offer: offer.gpu_name or "not said",
             )
         )
-    # A slice of a GPU is one GPU to the machine that has it; how large it is, is a question of memory.
+    # A machine with a slice of a GPU sees one GPU. How large the slice is shows in its memory.
     least: list[tuple[str, float | None, Callable[[Offer], float | None]]] = [
         ("gpu_count", query.gpu_count, lambda offer: max(1.0, offer.gpu_count)),
         ("gpu_ram_gb", query.gpu_ram_gb, lambda offer: offer.gpu_ram_gb),

@@ -11,7 +11,7 @@ Mode = Literal["launch", "resume"]
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What the user asked for. ``None`` is: not said; only ``bucket`` tells it from ``""``, which is: no bucket."""
+    """What the user asked for. ``None``: nothing was asked for. Of ``bucket``, ``""`` means that none is to be used."""
 
     mode: Mode = "launch"
     workload: str | None = None

@@ -73,7 +73,7 @@ class Offer:
     disk_gb: float  # the most that can be had
     region: str
     market: Market
-    price_per_hour_usd: float  # all-in: GPU plus the disk that the query asked for
+    price_per_hour_usd: float  # GPU plus the disk that the query asked for; no traffic
     disk_price_per_hour_usd: float = 0.0  # the part of it that is disk (kept billing while stopped)
     traffic_price_per_gb_usd: float = 0.0
     reliability: float | None = None

@@ -153,7 +153,7 @@ class Vultr(Provider):
 
     def _offer(self, plan: Mapping[str, object], region: str) -> Offer:
         on_demand, preemptible = _prices(plan, region)
-        # No create field asks for preemptible pricing, so a plan is sold that way only where it is sold no other way.
+        # A create cannot ask for the preemptible price, so only a plan without another price counts as interruptible.
         market: Market = "on-demand" if plan.get("deploy_ondemand", True) else "interruptible"
         count, ram = _gpu(plan)
         return Offer(

@@ -41,7 +41,7 @@ def destroy_all(
             by_name[instance.provider].destroy(instance.id, progress=tell)
         except ProviderError as error:
             return error
-        # A line too many in that file does no harm; what became of the other machines must be told.
+        # A stale line in that file does no harm. An error here would hide what became of the other machines.
         with suppress(OSError):
             ssh.forget_host_key(instance)
         return None

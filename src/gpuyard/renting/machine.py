@@ -49,7 +49,7 @@ class Order:
     key: SshKey
     disk_gb: float = 20.0
     image: str = ""
-    planned: bool = False  # whoever chose the offers has seen that the run has no machine
+    planned: bool = False  # the caller has seen already that the run has no machine
     replace_preempted: bool = False
     wait: bool = True
     timeout_s: float = 900.0

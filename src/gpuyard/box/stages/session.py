@@ -24,7 +24,7 @@ from gpuyard.errors import GpuyardError, UsageError
 WINDOWS = ("gpu", "log", "disk")
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "USER", "SHELL", "PYTHONPATH", "TMUX_TMPDIR")
 _START_WAIT_S = 60.0
-# A tmux server without a session leaves, and may still take a call while it does: what the call was for is not done.
+# A tmux server exits after its last session. A call that reaches it meanwhile is answered so, and is not carried out.
 _LEAVING = ("server exited", "lost server")
 
 
