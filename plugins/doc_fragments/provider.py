@@ -13,21 +13,20 @@ options:
   provider:
     description:
       - Ask only this cloud, for example V(vast) or V(vultr).
-      - When it is not said, every cloud is asked for which a key is found.
+      - By default, the environment variable E(GPUYARD_PROVIDER) says it, and without that every cloud is asked for which a key
+        is found.
       - A key is never an option, so that it cannot end up in a log, a fact cache or a command line. It comes from the
         environment (E(VAST_API_KEY), E(VULTR_API_KEY)) or from the file in which the provider's own tool keeps it.
-      - When it is not said, the environment variable E(GPUYARD_PROVIDER) is used.
     type: str
   sandbox:
     description:
       - Whether to use the clouds that C(gpuyard sandbox) emulates on this machine instead of the real ones.
-      - When it is not said, the environment variable E(GPUYARD_SANDBOX) decides, and without that it is off.
+      - By default, the environment variable E(GPUYARD_SANDBOX) decides, and without that it is off.
     type: bool
   sandbox_state:
     description:
       - The folder in which the sandbox keeps its state; it names one of several sandboxes.
-      - When it is not said, the environment variable E(GPUYARD_SANDBOX_STATE) is used, and without that
-        C(~/.gpuyard/sandbox).
+      - By default, the environment variable E(GPUYARD_SANDBOX_STATE) is used, and without that C(~/.gpuyard/sandbox).
       - What plans a launch or rents starts a sandbox that does not run; to everything else, one that does not run is an
         error, so that a misspelt folder does not become another sandbox.
     type: path

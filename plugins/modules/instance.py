@@ -63,7 +63,7 @@ options:
     description:
       - The offers to try, the best first, as RV(gpuyard.cloud.offer_info#module:offers) or
         RV(gpuyard.cloud.run_plan#module:plan) say them.
-      - When it is not said, the clouds are asked with the conditions given here.
+      - By default, the clouds are asked for what fits the conditions given here.
     type: list
     elements: dict
   image:
@@ -73,7 +73,7 @@ options:
   ssh_key:
     description:
       - The path of the private SSH key with which the machine is reached.
-      - When it is not said, gpuyard uses a key of its own, C(~/.gpuyard/keys/id_ed25519).
+      - By default, gpuyard uses a key of its own, C(~/.gpuyard/keys/id_ed25519).
       - A machine that another controller has rented knows that controller's key only, and the task fails with a
         sentence that names the keys.
     type: path

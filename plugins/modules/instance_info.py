@@ -48,7 +48,7 @@ options:
     type: bool
     default: false
   ssh_key:
-    description: The path of the private SSH key for the connections. When it is not said, gpuyard's own key.
+    description: The path of the private SSH key for the connections. By default, gpuyard's own key.
     type: path
 seealso:
   - module: gpuyard.cloud.instance

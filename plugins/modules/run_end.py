@@ -49,7 +49,7 @@ options:
   wait_s:
     description:
       - How many seconds the stages have to end.
-      - When it is not said, it is the running stage's own C(grace_s), and five minutes for the last checkpoint.
+      - By default, the running stage's own C(grace_s), and five minutes for the last checkpoint.
     type: float
   only:
     description:
@@ -66,7 +66,7 @@ options:
     default: 0
   ssh_key:
     description:
-      - The path of the private SSH key with which the machines are reached. When it is not said, gpuyard's own.
+      - The path of the private SSH key with which the machines are reached. By default, gpuyard's own.
     type: path
 seealso:
   - module: gpuyard.cloud.instance

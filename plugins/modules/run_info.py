@@ -41,7 +41,7 @@ options:
     default: true
   ssh_key:
     description:
-      - The path of the private SSH key with which the machines are reached. When it is not said, gpuyard's own.
+      - The path of the private SSH key with which the machines are reached. By default, gpuyard's own.
     type: path
 seealso:
   - module: gpuyard.cloud.instance_info

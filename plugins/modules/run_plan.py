@@ -44,12 +44,12 @@ options:
   workload:
     description:
       - The workload, a name in C(workloads/) or the path of a YAML file.
-      - When it is not said, the workload is the one of the run.
+      - By default, the workload is the one of the run.
     type: str
   run:
     description:
       - The name of the run.
-      - When it is not said, a launch takes the one run of this workload that has a machine, else the first free name.
+      - By default, a launch takes the one run of this workload that has a machine, else the first free name.
     type: str
   offer:
     description: The id of the one offer to take, as RV(gpuyard.cloud.offer_info#module:offers) says it.
@@ -61,8 +61,8 @@ options:
     type: int
   ssh_key:
     description:
-      - The path of the private SSH key with which the machine will be reached. When it is not said, gpuyard uses a
-        key of its own.
+      - The path of the private SSH key with which the machine will be reached. By default, gpuyard uses a key
+        of its own.
     type: path
   converge:
     description:

@@ -27,13 +27,13 @@ attributes:
     support: none
 options:
   run:
-    description: The name of the run. When it is not said, it is the only one there is.
+    description: The name of the run. By default, the only one that there is.
     type: str
   stage:
-    description: The stage. When it is not said, it is the one whose log was written to last.
+    description: The stage. By default, the one whose log was written to last.
     type: str
   iteration:
-    description: The iteration. When it is not said, it is the last one of the stage.
+    description: The iteration. By default, the last one of the stage.
     type: int
   lines:
     description: How many lines to show, from the end of the log.
@@ -48,7 +48,7 @@ options:
     type: bool
     default: false
   ssh_key:
-    description: The path of the private SSH key with which the machine is reached. When it is not said, gpuyard's own.
+    description: The path of the private SSH key with which the machine is reached. By default, gpuyard's own.
     type: path
 seealso:
   - module: gpuyard.cloud.run_info
