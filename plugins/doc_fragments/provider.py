@@ -13,8 +13,8 @@ options:
   provider:
     description:
       - Ask only this cloud, for example V(vast) or V(vultr).
-      - By default, the environment variable E(GPUYARD_PROVIDER) says it, and without that every cloud is asked for which
-        a key is found.
+      - By default, the environment variable E(GPUYARD_PROVIDER) says it, and without that every cloud is asked for
+        which a key is found.
       - A key is never an option, so that it cannot end up in a log, a fact cache or a command line. It comes from the
         environment (E(VAST_API_KEY), E(VULTR_API_KEY)) or from the file in which the provider's own tool keeps it.
     type: str

@@ -57,8 +57,13 @@ def test_plays_run_from_any_folder_by_collection_name(tmp_path: Path) -> None:
     assert "Plan the run" in listed.stdout
 
 
-def test_root_group_vars_reach_imported_plays(tmp_path: Path) -> None:
+def test_root_group_vars_reach_imported_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trap: an imported playbook's folder, not the root, decides which group_vars lie next to it."""
+    # The inventory of the checkout is used, which would list the developer's own account.
+    for name in ("VAST_API_KEY", "VULTR_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "XDG_CONFIG_HOME", "GPUYARD_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
     play = {"hosts": "localhost", "gather_facts": False, "tasks": [{"ansible.builtin.debug": {"var": "workload"}}]}
     (tmp_path / "playbooks").mkdir()
     (tmp_path / "playbooks" / "probe.yml").write_text(yaml.safe_dump([play]))
