@@ -81,6 +81,17 @@ def test_locks_pin_with_hashes_and_name_no_index(file: Path) -> None:
     assert "--index-url" not in text and "://" not in text
 
 
+def test_what_a_box_installs_is_pinned_hashed_and_what_the_tests_have() -> None:
+    """`make lock` writes both. The runtime of a box must not be another version than the one that is tested."""
+    packages = yaml.safe_load((ROOT / "roles/checkpoints/vars/main.yml").read_text())["checkpoints__packages"]
+    tested = (ROOT / "requirements/dev.txt").read_text().splitlines()
+    for package in packages:
+        pin, *hashes = package.split()
+        assert f"{pin} \\" in tested, pin
+        assert hashes and all(word.startswith("--hash=sha256:") for word in hashes), package
+    assert [package.split("==")[0] for package in packages if package.startswith("boto")] == ["boto3", "botocore"]
+
+
 def test_runtime_names_every_module_of_ours_in_the_action_group() -> None:
     group = set(yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["action_groups"]["all"])
     ours = {path.stem for path in (ROOT / "plugins/action").glob("*.py")} - {"__init__"}
