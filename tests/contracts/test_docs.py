@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
+
+from gpuyard.cli import parser
+from gpuyard.options import OPTIONS
+from gpuyard.workload import load_workload
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = {"_build", "collection", "generated"}
@@ -43,6 +48,31 @@ def test_every_page_of_the_clouds_that_the_code_points_to_is_there() -> None:
         assert "provider-apis" not in text, file
         pages |= set(re.findall(r"docs/reference/\w+\.md", text))
     assert pages and all((ROOT / page).is_file() for page in pages)
+
+
+def test_the_workload_of_the_tutorial_is_one(tmp_path: Path) -> None:
+    block = (ROOT / "docs/tutorial.md").read_text().split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "my/workloads").mkdir(parents=True)
+    (tmp_path / "my/my-training").mkdir()
+    (tmp_path / "my/workloads/mine.yml").write_text(block)
+    workload = load_workload(str(tmp_path / "my/workloads/mine.yml"))
+    assert (workload.name, workload.stages[0].resume_if) == ("mine", "checkpoints/*.pt")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_play_and_option_that_a_page_shows_is_one(page: Path) -> None:
+    for play, words in re.findall(r"ansible-playbook (?:gpuyard\.cloud\.)?(\w+)(?:\.yml)?( .*)?", page.read_text()):
+        assert (ROOT / f"playbooks/{play}.yml").is_file(), play
+        for option in re.findall(r"-e (\w+)=", words.split("#")[0]):
+            assert play in OPTIONS[option], f"{play} does not take {option}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_that_a_page_shows_is_one(page: Path) -> None:
+    for line in re.findall(r"^ {4}gpuyard (.*)", page.read_text(), re.MULTILINE):
+        words = shlex.split(line.split("#")[0])
+        if not {"|", "…"} & set(words):
+            parser().parse_args(words)
 
 
 def test_every_decision_is_listed() -> None:
