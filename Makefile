@@ -56,4 +56,4 @@ lock: setup ## Pin the newest versions that fit, with hashes
 	@scripts/lock
 
 clean: ## Remove what was built in the checkout (the sandbox: gpuyard sandbox down)
-	@rm -rf .venv .tools dist build .ansible .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf .venv .tools dist build .ansible .mypy_cache .ruff_cache .pytest_cache docs/_build docs/collection docs/generated
