@@ -5,7 +5,7 @@ VENV := .venv/bin
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test check lint types unit integration molecule e2e sanity bench lock clean
+.PHONY: help setup demo test check lint types unit floor integration molecule e2e sanity docs bench lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ types: setup
 unit: setup
 	@scripts/test unit
 
+floor: setup ## Plugins, modules and plays with the oldest ansible-core that is supported
+	@scripts/test floor
+
 integration: setup ## Modules, clients and the sandbox against each other
 	@scripts/test integration
 
@@ -43,6 +46,9 @@ e2e: setup ## The whole story on both emulated clouds
 sanity: setup ## ansible-test sanity
 	@scripts/test sanity
 
+docs: setup ## The documentation as a site, in docs/_build/html; a warning is an error
+	@scripts/docs
+
 bench: setup ## The measures of benchmarks/, as ratios to a floor taken in the same run
 	@python benchmarks/run.py
 
@@ -50,4 +56,4 @@ lock: setup ## Pin the newest versions that fit, with hashes
 	@scripts/lock
 
 clean: ## Remove what was built in the checkout (the sandbox: gpuyard sandbox down)
-	@rm -rf .venv .tools dist build .ansible .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf .venv .tools dist build .ansible .mypy_cache .ruff_cache .pytest_cache docs/_build docs/collection docs/generated

@@ -9,23 +9,25 @@ from __future__ import annotations
 import os
 import posixpath
 import shlex
+from contextlib import suppress
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.module_utils.basic import missing_required_lib
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gpuyard.cloud.plugins.plugin_utils._verb_action import show_line
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core, show_line
 
-try:
-    from gpuyard.renting import converging
+with suppress(ImportError):  # told when the task runs
+    from gpuyard import fingerprint
     from gpuyard.errors import GpuyardError
-except ImportError as error:
-    GPUYARD_IMPORT_ERROR: ImportError | None = error
-else:
-    GPUYARD_IMPORT_ERROR = None
+    from gpuyard.renting import converging
 
 DEFAULT_PATH = "/opt/gpuyard/converged.json"
+
+
+def _words(parts: list[str]) -> str:
+    """Return the names of parts as people read them."""
+    return ", ".join(fingerprint.WORDS.get(part, part) for part in parts)
 
 
 class ActionModule(ActionBase):
@@ -34,8 +36,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Run the module, once or twice."""
         super().run(tmp, task_vars)
-        if GPUYARD_IMPORT_ERROR is not None:
-            raise AnsibleActionFail(missing_required_lib("gpuyard")) from GPUYARD_IMPORT_ERROR
+        require_core(AnsibleActionFail)
         arguments = {**self._task.args}
         name = str((task_vars or {}).get("inventory_hostname") or "machine")
         # Ansible runs each task in a process forked for it; the play's own process is the parent.
@@ -46,7 +47,10 @@ class ActionModule(ActionBase):
             converging.release(name, play)
             return result
         result = self._module(arguments, task_vars)
-        if state != "compared" or result.get("failed") or result.get("matches") or self._task.check_mode:
+        if state != "compared" or result.get("failed"):
+            return result
+        self._tell(result, name)
+        if not result["to_change"] or self._task.check_mode:
             return result
         if (command := self._command(arguments, name, task_vars or {})) is not None:
             try:
@@ -55,9 +59,25 @@ class ActionModule(ActionBase):
                 raise AnsibleActionFail(str(error)) from None
         # Whoever held the lock may have brought the machine into this very shape.
         result = self._module({**arguments, "state": "begun"}, task_vars)
-        if result.get("matches") or result.get("failed"):
+        if result.get("failed") or not result["to_change"]:
             converging.release(name, play)
         return result
+
+    def _tell(self, result: dict[str, Any], name: str) -> None:
+        """Say what happens to a machine on which stages run."""
+        if not result["running"] or result["matches"]:
+            return
+        waiting = result["waiting"]
+        beside = [part for part in result["differs"] if part not in waiting]
+        if result["todo"]:
+            self._show(f"Stages run on {name}. Prepared beside what the running stage uses: {_words(result['todo'])}.")
+        elif beside:
+            self._show(f"Stages run on {name}, nothing is changed. Here is another state of: {_words(beside)}.")
+            self._show("-e update=true prepares it beside what the running stage uses, and the next stage takes it.")
+        else:
+            self._show(f"Stages run on {name}, nothing is changed.")
+        if waiting:
+            self._show(f"This waits until no stage runs: {_words(waiting)}.")
 
     def _command(self, arguments: dict[str, Any], name: str, task_vars: dict[str, Any]) -> list[str] | None:
         """Return the command that holds the lock; ``None`` for a connection over which none can be held."""
@@ -93,6 +113,7 @@ class ActionModule(ActionBase):
 
     def _module(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         """Run the module of the same name on the machine."""
-        return self._execute_module(
+        result: dict[str, Any] = self._execute_module(
             module_name="gpuyard.cloud.convergence", module_args=arguments, task_vars=task_vars, wrap_async=False
         )
+        return result

@@ -2,47 +2,25 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The controller's half of the module ``work_tree``: reads the folder, and sends it when the machine asks for it."""
+"""The controller's half of the module ``work_tree``: reads the folder, and sends what the machine asks for."""
 
 from __future__ import annotations
 
-import gzip
-import os
-import tarfile
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.module_utils.basic import missing_required_lib
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
-try:
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core
+
+with suppress(ImportError):  # told when the task runs
     from gpuyard import tree as source_tree
-except ImportError as error:
-    GPUYARD_IMPORT_ERROR = error
-else:
-    GPUYARD_IMPORT_ERROR = None
-
-
-def pack(root: Path, names: list[str], target: Path) -> None:
-    """Write the tree as a compressed archive that depends on nothing but the content."""
-    with (
-        target.open("wb") as raw,
-        gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
-    ):
-        for name in names:
-            path = root / name
-            entry = tarfile.TarInfo(name)
-            if path.is_symlink():
-                entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, os.fspath(path.readlink()), 0o777
-                archive.addfile(entry)
-                continue
-            entry.mode = 0o755 if path.stat().st_mode & 0o111 else 0o644
-            with path.open("rb") as content:
-                entry.size = path.stat().st_size
-                archive.addfile(entry, content)
+    from gpuyard.archive import pack
+    from gpuyard.errors import GpuyardError
 
 
 class ActionModule(ActionBase):
@@ -60,27 +38,34 @@ class ActionModule(ActionBase):
         root = Path(self._loader.path_dwim(source))
         if not root.is_dir():
             raise AnsibleActionFail(f"src={source} is not a folder on the controller ({root}).")
-        if GPUYARD_IMPORT_ERROR is not None:
-            raise AnsibleActionFail(missing_required_lib("gpuyard")) from GPUYARD_IMPORT_ERROR
-        tree = source_tree.describe(root)
+        require_core(AnsibleActionFail)
+        rules = source_tree.Rules(
+            include=tuple(arguments.get("include") or ()), submodules=boolean(arguments.get("submodules") or False)
+        )
+        try:
+            tree = source_tree.describe(root, rules)
+        except GpuyardError as error:
+            raise AnsibleActionFail(str(error)) from None
         if not tree.files:
             raise AnsibleActionFail(f"src={source} holds no files ({root}).")
         arguments["tree"] = {"digest": tree.digest, "files": tree.files}
         result = self._module(arguments, task_vars)
-        if not result.pop("needs_archive", False):
+        wanted = result.pop("needs_archive", None)
+        if not wanted:
             return result
         shell = self._connection._shell
         if not shell.tmpdir:
             self._make_tmp_path()  # removed when the task ends
         with tempfile.TemporaryDirectory() as scratch:
             archive = Path(scratch, "tree.tar.gz")
-            pack(root, list(tree.files), archive)
+            pack(root, wanted, archive)
             remote = self._transfer_file(str(archive), shell.join_path(shell.tmpdir, "tree.tar.gz"))
         self._fixup_perms2([shell.tmpdir, remote])
         return self._module({**arguments, "archive": remote}, task_vars)
 
     def _module(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         """Run the module of the same name on the machine."""
-        return self._execute_module(
+        result: dict[str, Any] = self._execute_module(
             module_name="gpuyard.cloud.work_tree", module_args=arguments, task_vars=task_vars, wrap_async=False
         )
+        return result

@@ -35,14 +35,22 @@ options:
 
 import threading
 import time
+from typing import Any
 
 from ansible import constants as C
+from ansible.playbook.task import Task
 from ansible.plugins.callback import CallbackBase
+from ansible.plugins.loader import module_loader
 
 # The group into which the plays put the machine that they work on.
 TARGET = "gpuyard_target"
-# These tell what they do while they do it.
-TALKATIVE = ("instance", "offer_info", "run_plan", "run_info", "stage_log")
+# What runs through this action tells what it does while it does it.
+TELLING = "gpuyard.cloud.verb"
+
+
+def tells_itself(action: str) -> bool:
+    """Return whether a task of this action shows what it does while it does it."""
+    return bool(module_loader.find_plugin_with_context(action).action_plugin == TELLING)
 
 
 class CallbackModule(CallbackBase):
@@ -53,35 +61,36 @@ class CallbackModule(CallbackBase):
     CALLBACK_NAME = "gpuyard.cloud.heartbeat"
     CALLBACK_NEEDS_ENABLED = True
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._ended = threading.Event()
         self._quiet = "json" in C.DEFAULT_STDOUT_CALLBACK
 
-    def v2_playbook_on_task_start(self, task, is_conditional):
+    def v2_playbook_on_task_start(self, task: Task, is_conditional: bool) -> None:
         """Start the clock of this task, and stop that of the one before."""
         self._ended.set()
-        if self._quiet or str(task.action).rpartition(".")[2] in TALKATIVE:
+        if self._quiet or tells_itself(task.action):
             return
         self._ended = threading.Event()
         threading.Thread(target=self._beat, args=(task.get_name(), self._ended), daemon=True).start()
 
-    def v2_runner_on_unreachable(self, result):
+    def v2_runner_on_unreachable(self, result: Any) -> None:
         """Say what can be done about a run's machine that does not answer."""
         if self._quiet or result.task.ignore_unreachable or TARGET not in [group.name for group in result.host.groups]:
             return
-        run = result.host.get_name()
+        name = result.host.get_name()
+        run = name.partition(".")[0]  # a node of several is <run>.<node>
         self._display.display(
-            f"  {run} does not answer any more, and its machine may still bill. `ansible-playbook status.yml` shows "
+            f"  {name} does not answer any more, and its machine may still bill. `ansible-playbook status.yml` shows "
             f"whether it was taken away: `ansible-playbook resume_search.yml -e run={run}` then goes on with another "
             f"one, and `ansible-playbook teardown.yml -e run={run}` ends the run."
         )
 
-    def v2_playbook_on_stats(self, stats):
+    def v2_playbook_on_stats(self, stats: Any) -> None:
         """Stop the clock of the last task."""
         self._ended.set()
 
-    def _beat(self, name, ended):
+    def _beat(self, name: str, ended: threading.Event) -> None:
         every, begun = float(self.get_option("every")), time.monotonic()
         while every > 0 and not ended.wait(every):
             self._display.display(f"  … {name} ({time.monotonic() - begun:.0f} s)")

@@ -13,8 +13,7 @@ options:
   bucket:
     description:
       - Where checkpoints are kept, V(s3://name/prefix) or V(file:///folder). Empty for nowhere but the machine.
-      - When it is not said, the environment says it (E(CLOUD_BUCKET)), and in the sandbox it is the sandbox's own
-        bucket.
+      - By default, the environment says it (E(CLOUD_BUCKET)), and in the sandbox it is the sandbox's own bucket.
       - Its keys come from the environment (E(AWS_ACCESS_KEY_ID), E(AWS_SECRET_ACCESS_KEY)).
     type: str
   bucket_endpoint:

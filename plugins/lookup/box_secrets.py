@@ -22,6 +22,11 @@ options:
     description: Names of environment variables that have to be set on the controller.
     type: list
     elements: str
+  optional:
+    description: Names of environment variables that are returned when they are set on the controller.
+    type: list
+    elements: str
+    default: []
   bucket:
     description:
       - The bucket's address, as in M(gpuyard.cloud.run_plan). An S3 bucket adds C(AWS_ACCESS_KEY_ID),
@@ -62,36 +67,35 @@ _raw:
 """
 
 import os
+from contextlib import suppress
+from typing import Any
 
 from ansible.errors import AnsibleError
-from ansible.module_utils.basic import missing_required_lib
 from ansible.plugins.lookup import LookupBase
 
-try:
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core
+
+with suppress(ImportError):  # told when the lookup runs
     from gpuyard import config
     from gpuyard.errors import GpuyardError
-except ImportError as error:
-    GPUYARD_IMPORT_ERROR = error
-else:
-    GPUYARD_IMPORT_ERROR = None
 
 
 class LookupModule(LookupBase):
     """The lookup gpuyard.cloud.box_secrets."""
 
-    def run(self, terms, variables=None, **kwargs):
+    def run(self, terms: list[Any], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[dict[str, str]]:
         """Return the secrets; raises AnsibleError, naming the variables, when one is not set."""
-        if GPUYARD_IMPORT_ERROR is not None:
-            raise AnsibleError(missing_required_lib("gpuyard")) from GPUYARD_IMPORT_ERROR
+        require_core(AnsibleError)
         self.set_options(var_options=variables, direct=kwargs)
         names = self._flatten(terms)
         missing = [name for name in names if not os.environ.get(name)]
         if missing:
             raise AnsibleError(f"Not set in the controller's environment: {', '.join(missing)}.")
-        secrets = {name: os.environ[name] for name in names}
+        optional = [name for name in self.get_option("optional") if os.environ.get(name)]
+        secrets = {name: os.environ[name] for name in [*names, *optional]}
         return [secrets | self._bucket_keys()]
 
-    def _bucket_keys(self):
+    def _bucket_keys(self) -> dict[str, str]:
         """Return the bucket's keys under the names that Amazon's own tools read, nothing for a bucket without keys."""
         options = {name: self.get_option(name) for name in ("bucket_endpoint", "sandbox", "sandbox_state")}
         try:

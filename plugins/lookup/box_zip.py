@@ -30,17 +30,17 @@ _raw:
   elements: path
 """
 
+from contextlib import suppress
+import hashlib
 from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
 
-try:
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core
+
+with suppress(ImportError):  # told when the lookup runs
     from gpuyard import boxzip, paths
-except ImportError as error:
-    _MISSING: ImportError | None = error
-else:
-    _MISSING = None
 
 
 class LookupModule(LookupBase):
@@ -48,12 +48,10 @@ class LookupModule(LookupBase):
 
     def run(self, terms: list[Any], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[str]:
         """Return the path of the archive that belongs to this gpuyard."""
-        if _MISSING is not None:
-            raise AnsibleError(
-                "gpuyard.cloud.box_zip needs the Python package gpuyard on the controller: pip install gpuyard."
-            ) from _MISSING
+        require_core(AnsibleError)
         try:
-            path = paths.cache() / "box.zip"
+            # By its content: another gpuyard of the same user may be at work, and must not have its archive replaced.
+            path = paths.cache() / f"box-{hashlib.sha256(boxzip.content()).hexdigest()[:16]}.zip"
             boxzip.build(path)
         except OSError as problem:
             raise AnsibleError(f"The archive for rented machines cannot be written: {problem}.") from problem

@@ -128,15 +128,20 @@ def execute(
 
 
 def run(
-    module: AnsibleModule, command: Sequence[str], *, purpose: str, environment: Mapping[str, str] | None = None
+    module: AnsibleModule,
+    command: Sequence[str],
+    *,
+    purpose: str,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> str:
-    """Run a program and return its standard output.
+    """Run a program in ``folder`` and return its standard output.
 
     ``environment`` is added to the module's own. Raises :class:`BoxError` that begins with ``purpose`` ("Installing …")
     and ends with the program's last lines.
     """
     try:
-        code, output, errors = execute(module, command, environment=environment)
+        code, output, errors = execute(module, command, environment=environment, folder=folder)
     except OSError as error:
         raise BoxError(f"{purpose} failed: {command[0]}: {error.strerror}.") from error
     if code:
@@ -186,13 +191,13 @@ def download(url: str, target: Path, accepted: Sequence[str]) -> None:
         raise BoxError(f"{url} has the SHA-256 {found}, but {' or '.join(accepted)} is pinned: nothing was installed.")
 
 
-def write_file(path: Path, content: str, mode: int = 0o644) -> None:
+def write_file(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     """Write a small file so that a reader sees the old content or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(content)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
         Path(scratch).chmod(mode)
         Path(scratch).replace(path)
     except BaseException:

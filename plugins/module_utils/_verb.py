@@ -5,25 +5,27 @@
 """What the neutral modules share: their common options, and how the core's errors become results.
 
 A module is an argument specification and a function from a :class:`Call` to a result. The same function runs in a
-module process and, through the action plugin of the same name, in Ansible's own process, where its progress can be
-shown while it runs. Private to this collection.
+module process and, through the action plugin ``verb``, in Ansible's own process, where its progress can be shown while
+it runs. Private to this collection.
 """
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
+from ansible.module_utils.basic import AnsibleModule, env_fallback
 
-try:
+from ansible_collections.gpuyard.cloud.plugins.module_utils._core import core_problem
+
+with suppress(ImportError):  # told when the module runs
     from gpuyard.errors import GpuyardError, ProviderError
-except ImportError:
-    GPUYARD_IMPORT_ERROR: str | None = traceback.format_exc()
-else:
-    GPUYARD_IMPORT_ERROR = None
+
+if TYPE_CHECKING:
+    from gpuyard.api.site import Site
+    from gpuyard.planning import PlanRequest
 
 PROVIDER_OPTIONS: dict[str, Any] = {
     "provider": {"type": "str", "fallback": (env_fallback, ["GPUYARD_PROVIDER"])},
@@ -48,6 +50,33 @@ QUERY_OPTIONS: dict[str, Any] = {
     "max_price_per_hour": {"type": "float"},
 }
 
+SITE_OPTIONS = ("sandbox", "sandbox_state", "bucket", "bucket_endpoint", "ssh_key")
+"""Where the clouds, the bucket and the SSH key are: the same for all verbs of a play."""
+
+PLAN_OPTIONS: dict[str, Any] = (
+    PROVIDER_OPTIONS
+    | BUCKET_OPTIONS
+    | QUERY_OPTIONS
+    | {
+        "mode": {"type": "str", "choices": ["launch", "resume"], "default": "launch"},
+        "workload": {"type": "str"},
+        "run": {"type": "str"},
+        "profiles": {"type": "list", "elements": "str", "default": []},
+        "overrides": {"type": "raw"},
+        "iterations": {"type": "int"},
+        "stage": {"type": "str"},
+        "from_stage": {"type": "str"},
+        "iteration": {"type": "int"},
+        "offer": {"type": "str"},
+        "restore": {"type": "int"},
+        "update": {"type": "bool", "default": False},
+        "ssh_key": {"type": "path", "no_log": False},
+        "converge": {"type": "str", "choices": ["auto", "full"], "default": "auto"},
+        "follow": {"type": "bool", "default": False},
+        "shutdown": {"type": "bool", "default": False},
+    }
+)
+
 
 def _silent(line: str) -> None:
     """Show no progress: a module process has nobody to show it to."""
@@ -70,9 +99,33 @@ class Call:
         """Return those of the named options that were said."""
         return {name: value for name in names if (value := self.option(name)) not in (None, [], {})}
 
-    def site(self) -> dict[str, Any]:
-        """Return the options that say where the clouds are, as the core's functions take them."""
-        return {"sandbox": self.option("sandbox"), "sandbox_state": self.option("sandbox_state")}
+    def site(self) -> Site:
+        """Return where the options say that the clouds, the bucket and the SSH key are."""
+        from gpuyard.api.site import Site
+
+        named = {
+            name: self.option(name) for name in ("provider", "sandbox", "sandbox_state", "bucket_endpoint", "ssh_key")
+        }
+        return Site(bucket=self.params.get("bucket"), **named)  # an empty bucket is an answer: there is none
+
+
+def plan_request(call: Call) -> PlanRequest:
+    """Return what the options of :data:`PLAN_OPTIONS` ask for."""
+    from gpuyard.box.stages.choice import Choice
+    from gpuyard.planning import PlanRequest
+
+    return PlanRequest(
+        mode=call.params["mode"],
+        max_price_per_hour_usd=call.option("max_price_per_hour"),
+        shutdown=call.params["shutdown"],
+        update=call.params["update"],
+        # Whoever asks for an end with the run stays until then.
+        follow=call.params["follow"] or call.params["shutdown"],
+        conditions=call.given(*(name for name in QUERY_OPTIONS if name not in ("market", "max_price_per_hour"))),
+        choice=Choice(call.option("from_stage"), call.option("stage"), call.option("iteration")),
+        **call.given("profiles", "overrides", "iterations"),
+        **call.given("workload", "run", "provider", "market", "offer", "restore"),
+    )
 
 
 Verb = Callable[[Call], dict[str, Any]]
@@ -83,8 +136,8 @@ def attempt(verb: Verb, call: Call) -> dict[str, Any]:
 
     ``failure`` says the same to a program: ``kind`` is the name of the error's class in gpuyard.errors.
     """
-    if GPUYARD_IMPORT_ERROR is not None:
-        return {"failed": True, "msg": missing_required_lib("gpuyard"), "exception": GPUYARD_IMPORT_ERROR}
+    if problem := core_problem():
+        return {"failed": True, "msg": problem}
     try:
         return {"changed": False} | verb(call)
     except GpuyardError as error:

@@ -14,14 +14,17 @@ version_added: 0.1.0
 author:
   - gpuyard contributors (@gpuyard)
 description:
-  - Brings the machine of a run into a state. A run has one machine; its name is on the machine from the first moment,
-    as the label or the tags of the provider.
+  - Brings the machine of a run, or of one node of it, into a state. A node has one machine; the names of both are on
+    the machine from the first moment, as the label or the tags of the provider.
   - Nothing is rented twice. A run that has a machine keeps it. A create whose answer was lost is looked up by its label
     for 30 seconds, as long as a new machine may be missing from its cloud's list, and adopted when it is there.
   - A request without an answer is noted in the bucket, or below C(~/.gpuyard) where there is none, so that the next
     task for the run, on any controller, looks for its machine before it rents.
   - When an offer turns out to be sold out, the next one is taken. Any other refusal ends the task, with what was
     rented destroyed.
+  - With O(offers) and a bucket, the right to rent for the run is claimed in the bucket (C(<run>/claims/)). A second
+    controller waits for the first one, and then finds its machine. A claim whose controller was killed ends by itself
+    after a minute.
   - After renting, every cloud with a key is asked once more, whichever O(provider) says. When another controller has
     rented for the run at the same moment, the younger of the two machines goes back and its task fails; the other task
     says what it saw.
@@ -46,6 +49,13 @@ options:
     description: The name of the run.
     type: str
     required: true
+  node:
+    description:
+      - The node of the run that the machine serves, C(<pool>-<number>). The default is the one node of a run whose
+        workload names no pools of several.
+      - O(state=absent) ends all nodes of the run, whatever this says.
+    type: str
+    default: main-0
   state:
     description:
       - With V(present), the run has a machine that runs and answers over SSH.
@@ -63,7 +73,7 @@ options:
     description:
       - The offers to try, the best first, as RV(gpuyard.cloud.offer_info#module:offers) or
         RV(gpuyard.cloud.run_plan#module:plan) say them.
-      - When it is not said, the clouds are asked with the conditions given here.
+      - By default, the clouds are asked for what fits the conditions given here.
     type: list
     elements: dict
   image:
@@ -73,7 +83,7 @@ options:
   ssh_key:
     description:
       - The path of the private SSH key with which the machine is reached.
-      - When it is not said, gpuyard uses a key of its own, C(~/.gpuyard/keys/id_ed25519).
+      - By default, gpuyard uses a key of its own, C(~/.gpuyard/keys/id_ed25519).
       - A machine that another controller has rented knows that controller's key only, and the task fails with a
         sentence that names the keys.
     type: path
@@ -172,21 +182,27 @@ failure:
   sample: {kind: NoCapacityError, provider: vast, status: 400, code: no_such_ask, instance_id: null}
 """
 
-import json
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
     BUCKET_OPTIONS,
     PROVIDER_OPTIONS,
     QUERY_OPTIONS,
+    Call,
     run_module,
 )
 
-ARGUMENT_SPEC = (
+if TYPE_CHECKING:
+    from gpuyard.providers.base import Offer, Provider
+    from gpuyard.renting.machine import Outcome
+
+ARGUMENT_SPEC: dict[str, Any] = (
     PROVIDER_OPTIONS
     | QUERY_OPTIONS
     | BUCKET_OPTIONS
     | {
         "run": {"type": "str", "required": True},
+        "node": {"type": "str", "default": "main-0"},
         "state": {"type": "str", "choices": ["present", "absent", "started", "stopped"], "default": "present"},
         "workload": {"type": "str"},
         "offers": {"type": "list", "elements": "dict"},
@@ -197,36 +213,32 @@ ARGUMENT_SPEC = (
         "timeout": {"type": "int", "default": 900},
     }
 )
-CONDITIONS = {}
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """Bring the run's machine into the wanted state."""
-    from gpuyard import config, market, records
+    from gpuyard import market, records
     from gpuyard import ssh
-    from gpuyard.renting import ledger, machine, notebook, pending, runs
-
-    def bucket():
-        settings = config.s3_settings(
-            call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site()
-        )
-        return runs.shared_bucket(settings)
+    from gpuyard.formats.label import check_node
+    from gpuyard.renting import claim, ledger, machine, notebook, pending
 
     state = call.params["state"]
-    # What rents may start the sandbox; a misspelt sandbox_state at the end of a run must not become a new one.
-    clouds = config.connect(
-        call.option("provider"), **call.site(), progress=call.progress, start_sandbox=state == "present"
-    )
-    how = {"check": call.check_mode, "progress": call.progress}
-    shared = notebook.Notebook(bucket)
+    site = call.site()
+    if state == "present":
+        # A misspelt sandbox_state at the end of a run must not become a new sandbox.
+        site.start_sandbox(call.progress)
+    clouds = site.clouds()
+    how: dict[str, Any] = {"check": call.check_mode, "progress": call.progress}
+    shared = notebook.Notebook(site.shared_store)
     book = ledger.Ledger(shared, call.progress)
     notes = pending.PendingNotes(shared, call.progress)
     if state == "absent":
         # First, so that nothing that only other states need can be in the way of ending what bills.
         return report(call, machine.absent(clouds, call.params["run"], ledger=book, notes=notes, **how), {}, clouds)
-    key = config.ssh_key(call.option("ssh_key"))
+    key = site.key()
 
-    def offers():
+    def offers() -> list[Offer]:
         if call.params["offers"] is not None:
             return [records.offer_from_dict(offer) for offer in call.params["offers"]]
         query = records.query_from_dict(call.given(*QUERY_OPTIONS))
@@ -234,6 +246,7 @@ def run(call):
 
     order = machine.Order(
         run=call.params["run"],
+        node=check_node(call.params["node"]),
         workload=call.option("workload"),
         offers=offers,
         key=key,
@@ -242,23 +255,26 @@ def run(call):
         replace_preempted=call.params["replace_preempted"],
         wait=call.params["wait"],
         timeout_s=call.params["timeout"],
-        everywhere=config.connect(require=False, **call.site()) if call.option("provider") else clouds,
+        everywhere=site.every_cloud() if site.provider else clouds,
         notes=notes,
         ledger=book,
+        claims=claim.Claims(shared, call.progress),
         **call.given("disk_gb"),
     )
     if state == "stopped":
-        outcome = machine.stopped(clouds, order.run, ledger=book, **how)
+        outcome = machine.stopped(clouds, order.run, node=order.node, ledger=book, **how)
     else:
         outcome = (machine.started if state == "started" else machine.present)(clouds, order, **how)
     return report(call, outcome, ssh.ansible_vars(outcome.instance, key) if outcome.instance else {}, clouds)
 
 
-def report(call, outcome, connection, clouds):
+def report(call: Call, outcome: Outcome, connection: dict[str, Any], clouds: list[Provider]) -> dict[str, Any]:
     """Return what was done, or in check mode would be, as the module's result."""
     from gpuyard import paths, records
+    from gpuyard.hosts import host_name
 
-    name = call.params["run"]
+    run = call.params["run"]
+    name = host_name(run, call.params["node"], [call.params["node"]])
     result = {
         "changed": outcome.changed,
         "actions": outcome.actions,
@@ -270,16 +286,15 @@ def report(call, outcome, connection, clouds):
     if outcome.instance and call.params["wait"] and not call.check_mode:
         result["text"] = f"Reach it by its name: ssh -F {paths.home() / 'ssh_config'} {name}"
     if call.params["state"] == "absent" and not outcome.changed:
-        result["text"] = f"Run {name} has no machine at {' or '.join(cloud.title for cloud in clouds)}."
+        result["text"] = f"Run {run} has no machine at {' or '.join(cloud.title for cloud in clouds)}."
     if call.check_mode:
         result["planned_calls"] = [records.call_to_dict(planned) for planned in outcome.planned]
-        words = [f"would {action}" for action in outcome.actions]
-        words += [f"  {one.method} {one.url} {json.dumps(one.body or {})}" for one in outcome.planned]
+        words = records.planned_text(outcome.actions, outcome.planned)
         result["text"] = "\n".join(words) or result.get("text", "")
     return result
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 

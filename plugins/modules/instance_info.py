@@ -48,7 +48,7 @@ options:
     type: bool
     default: false
   ssh_key:
-    description: The path of the private SSH key for the connections. When it is not said, gpuyard's own key.
+    description: The path of the private SSH key for the connections. By default, gpuyard's own key.
     type: path
 seealso:
   - module: gpuyard.cloud.instance
@@ -96,9 +96,11 @@ unanswered:
   sample: {}
 """
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PROVIDER_OPTIONS, run_module
+from typing import Any
 
-ARGUMENT_SPEC = PROVIDER_OPTIONS | {
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PROVIDER_OPTIONS, Call, run_module
+
+ARGUMENT_SPEC: dict[str, Any] = PROVIDER_OPTIONS | {
     "run": {"type": "str"},
     "workload": {"type": "str"},
     "state": {"type": "str", "choices": ["pending", "running", "stopped", "preempted", "failed", "unknown"]},
@@ -106,32 +108,20 @@ ARGUMENT_SPEC = PROVIDER_OPTIONS | {
     "partial": {"type": "bool", "default": False},
     "ssh_key": {"type": "path", "no_log": False},
 }
-CONDITIONS = {}
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """Return the machines that the clouds asked list and the options let through."""
-    from gpuyard import config, records
-    from gpuyard import ssh
-    from gpuyard.renting import survey
+    from gpuyard.api import instances
 
-    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
-    key = config.ssh_key(call.option("ssh_key"))
-    wanted = call.given("run", "workload", "state")
-    found = []
-    seen = survey.take(clouds)
-    for one in seen.answered() if call.params["partial"] else seen.complete():
-        values = records.instance_to_dict(one) | {"connection": ssh.ansible_vars(one, key)}
-        if (values["run"] or call.params["all"]) and all(values[name] == value for name, value in wanted.items()):
-            found.append(values)
-    return {
-        "instances": sorted(found, key=lambda one: (one["provider"], one["run"], one["id"])),
-        "unanswered": seen.unanswered(),
-        "text": "\n".join(seen.unanswered().values()),
-    }
+    request = instances.InstancesRequest(
+        **call.given("run", "workload", "state"), foreign=call.params["all"], partial=call.params["partial"]
+    )
+    return instances.find(call.site(), request).to_dict()
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 

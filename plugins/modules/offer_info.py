@@ -80,39 +80,28 @@ text:
   type: str
 """
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PROVIDER_OPTIONS, QUERY_OPTIONS, run_module
+from typing import Any
 
-ARGUMENT_SPEC = PROVIDER_OPTIONS | QUERY_OPTIONS | {"workload": {"type": "str"}}
-CONDITIONS = {}
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
+    PROVIDER_OPTIONS,
+    QUERY_OPTIONS,
+    Call,
+    run_module,
+)
+
+ARGUMENT_SPEC: dict[str, Any] = PROVIDER_OPTIONS | QUERY_OPTIONS | {"workload": {"type": "str"}}
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """Return what can be rented now, ranked, and why the rest does not fit."""
-    from gpuyard import config, market, records
-    from gpuyard.errors import NoOfferError
-    from gpuyard.workload import load_workload
+    from gpuyard.api import offers
 
-    wanted = records.query_to_dict(load_workload(call.option("workload")).query()) if call.option("workload") else {}
-    query = records.query_from_dict(wanted | call.given(*QUERY_OPTIONS))
-    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
-    verdicts = market.judge(market.collect(clouds, query, progress=call.progress).offers, query)
-    ranked = market.rank(verdicts)
-    try:
-        words = [*records.offer_table(ranked), *market.explain(verdicts)]
-    except NoOfferError as error:
-        words = [str(error)]
-    return {
-        "offers": [records.offer_to_dict(offer) for offer in ranked],
-        "rejected": [
-            {"offer": records.offer_to_dict(verdict.offer), "reasons": [str(reason) for reason in verdict.reasons]}
-            for verdict in verdicts
-            if not verdict.fits
-        ],
-        "text": "\n".join(words),
-    }
+    request = offers.OffersRequest(call.option("workload"), call.given(*QUERY_OPTIONS))
+    return offers.find(call.site(), request, progress=call.progress).to_dict()
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 

@@ -40,6 +40,11 @@ options:
   run:
     description: The name of the run. Without it the task fails, and lists the runs that have machines.
     type: str
+  node:
+    description:
+      - The one node of the run to end, C(<pool>-<number>). The run goes on without it, and the bucket is not told of an
+        end. By default, all of them.
+    type: str
   lose:
     description:
       - Destroy the machines whatever is lost with them. Their stages are asked to end first, but a machine that does
@@ -49,15 +54,16 @@ options:
   wait_s:
     description:
       - How many seconds the stages have to end.
-      - When it is not said, it is the running stage's own C(grace_s), and five minutes for the last checkpoint.
+      - By default, the running stage's own C(grace_s), and five minutes for the last checkpoint.
     type: float
   only:
     description:
       - With V(ended), a machine goes only when its run has ended, well or not; nothing is stopped.
       - With V(not-begun), a machine goes only when no stage has begun on it; nothing is stopped, and the bucket is not
         told of an end.
+      - With V(left), a machine goes only when its stages wait for a machine of another pool, or none has begun on it.
     type: str
-    choices: [ended, not-begun]
+    choices: [ended, not-begun, left]
   since:
     description:
       - With O(only=ended), the number of the newest checkpoint before the launch that has followed the run, as
@@ -66,7 +72,9 @@ options:
     default: 0
   ssh_key:
     description:
-      - The path of the private SSH key with which the machines are reached. When it is not said, gpuyard's own.
+      - The path of the private SSH key with which the machines are reached. By default, gpuyard's own.
+      - A running machine that this controller has never reached gets this key as well, where its provider can add one
+        to a machine that lives.
     type: path
 seealso:
   - module: gpuyard.cloud.instance
@@ -98,7 +106,9 @@ planned_calls:
   type: list
   elements: dict
 text:
-  description: That the run had no machine, or why the bucket could not be told, if so.
+  description:
+    - What each machine that has ended has cost, and the run in all, as the ledger in the bucket says.
+    - That the run had no machine, or why the bucket could not be told, if so.
   returned: success
   type: str
 failure:
@@ -110,69 +120,47 @@ failure:
   sample: {kind: NotSavedError}
 """
 
-import json
+from typing import Any
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_OPTIONS, PROVIDER_OPTIONS, run_module
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
+    BUCKET_OPTIONS,
+    PROVIDER_OPTIONS,
+    Call,
+    run_module,
+)
 
-ARGUMENT_SPEC = (
+ARGUMENT_SPEC: dict[str, Any] = (
     PROVIDER_OPTIONS
     | BUCKET_OPTIONS
     | {
         "run": {"type": "str"},
+        "node": {"type": "str"},
         "lose": {"type": "bool", "default": False},
         "wait_s": {"type": "float"},
-        "only": {"type": "str", "choices": ["ended", "not-begun"]},
+        "only": {"type": "str", "choices": ["ended", "not-begun", "left"]},
         "since": {"type": "int", "default": 0},
         "ssh_key": {"type": "path", "no_log": False},
     }
 )
-CONDITIONS = {}
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """End the run."""
-    from gpuyard import config, records
-    from gpuyard.renting import ending, ledger, notebook, pending, runs
+    from gpuyard.api import end
 
-    order = ending.Order(
+    order = end.Order(
         run=call.option("run") or "",
-        lose=bool(call.params["lose"]),
+        node=call.option("node"),
+        lose=call.params["lose"],
         wait_s=call.option("wait_s"),
         only=call.option("only") or "",
         since=call.params["since"],
     )
-    # Mistakes come first: not even a question may be on its way when one is found.
-    order.check()
-    boxes = ending.OverSsh(config.ssh_key(call.option("ssh_key")))
-    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
-    settings = config.s3_settings(call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site())
-    store = runs.open_bucket(settings)
-    shared = notebook.Notebook(lambda: runs.shared_bucket(settings))
-    done = ending.end(
-        clouds,
-        store,
-        order,
-        boxes,
-        ledger=ledger.Ledger(shared, call.progress),
-        notes=pending.PendingNotes(shared, call.progress),
-        check=call.check_mode,
-        progress=call.progress,
-    )
-    text = list(done.text)
-    if not done.before:
-        text.insert(0, f"Run {order.run} has no machine at {' or '.join(cloud.title for cloud in clouds)}.")
-    before, after = {"machines": done.before}, {"machines": done.after}
-    if done.cancelled:
-        before["outcome"], after["outcome"] = None, "cancelled"
-    result = {"changed": done.changed, "actions": done.actions, "diff": {"before": before, "after": after}}
-    if call.check_mode:
-        result["planned_calls"] = [records.call_to_dict(planned) for planned in done.planned]
-        text += [f"would {action}" for action in done.actions]
-        text += [f"  {one.method} {one.url} {json.dumps(one.body or {})}" for one in done.planned]
-    return result | {"text": "\n".join(text)}
+    return end.end(call.site(), order, check=call.check_mode, progress=call.progress).to_dict()
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 

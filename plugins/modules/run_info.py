@@ -41,7 +41,9 @@ options:
     default: true
   ssh_key:
     description:
-      - The path of the private SSH key with which the machines are reached. When it is not said, gpuyard's own.
+      - The path of the private SSH key with which the machines are reached. By default, gpuyard's own.
+      - A running machine that this controller has never reached gets this key as well, where its provider can add one
+        to a machine that lives.
     type: path
 seealso:
   - module: gpuyard.cloud.instance_info
@@ -70,11 +72,12 @@ runs:
     state:
       description:
         - Of a machine that runs, what its stages do. V(not-started), V(running), V(idle) when nothing runs though
-          stages are left, V(interrupted), V(failed) or V(finished); V(unreachable) when it does not answer in time. It
-          bills in each of these states.
+          stages are left, V(waiting) when a machine of another pool has to go on, V(interrupted), V(failed) or
+          V(finished); V(unreachable) when it does not answer in time. It bills in each of these states.
         - Else V(pending) or V(stopped), as its machine is; V(preempted) when the provider has taken the machine away;
           V(interrupted) when it has no machine and its checkpoints do not say that it ended; V(cancelled) when it was
           torn down, or when all its machines were ended before it had a checkpoint.
+        - Of several nodes it is the state of the one that most needs somebody.
         - V(finished) or V(failed), as its checkpoints say it ended, when no machine says otherwise.
       type: str
     resumable:
@@ -109,6 +112,14 @@ runs:
       description: Its machines.
       type: list
       elements: dict
+    nodes:
+      description:
+        - Its nodes, by pool and number, each with its C(node), C(state), C(progress), C(checkpoint), C(problem),
+          C(price_per_hour_usd), C(hours), C(spent_usd), C(instances) and C(stages), as they are here for the run.
+        - C(machines) says what each of its machines has cost, those that are gone included.
+        - What is said here of C(progress), C(checkpoint), C(problem) and C(stages) is that of the first node.
+      type: list
+      elements: dict
     stages:
       description:
         - What its machine says of its stages, as C(gpuyard.box.stages status --json) prints it there. C(state) is one
@@ -128,9 +139,16 @@ text:
   type: str
 """
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_OPTIONS, PROVIDER_OPTIONS, run_module
+from typing import Any
 
-ARGUMENT_SPEC = (
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
+    BUCKET_OPTIONS,
+    PROVIDER_OPTIONS,
+    Call,
+    run_module,
+)
+
+ARGUMENT_SPEC: dict[str, Any] = (
     PROVIDER_OPTIONS
     | BUCKET_OPTIONS
     | {
@@ -140,48 +158,18 @@ ARGUMENT_SPEC = (
         "ssh_key": {"type": "path", "no_log": False},
     }
 )
-CONDITIONS = {}
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """Return the runs that the clouds and the bucket know."""
-    from gpuyard import config, records
-    from gpuyard.box import checkpoints
-    from gpuyard.renting import runs, survey, watch
+    from gpuyard.api import status
 
-    clouds = config.connect(call.option("provider"), **call.site(), progress=call.progress)
-    seen = survey.take(clouds)
-    machines = seen.answered()
-    settings = config.s3_settings(call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site())
-    unanswered = seen.unanswered()
-    warnings = list(unanswered.values())
-    try:
-        store = runs.open_bucket(settings)
-        runs.check_answers(store)
-        kept = runs.stored(store, costs=True)
-        warnings += kept.complaints
-    except checkpoints.CheckpointError as error:
-        kept = runs.Stored()
-        warnings.append(f"The bucket cannot be read, so runs without a machine are missing: {error}")
-    found = runs.join(machines, kept, [cloud.name for cloud in clouds if cloud.name not in seen.errors])
-    unknown = []
-    if run_name := call.option("run"):
-        names = ", ".join(one.name for one in found) or "none"
-        found = [one for one in found if one.name == run_name]
-        if not found:
-            unknown = [f"run={run_name!r} is not known to the clouds and the bucket; the runs there are: {names}."]
-    if workload := call.option("workload"):
-        found = [one for one in found if one.workload == workload]
-    if call.params["ask_boxes"] and any(one.is_up for one in found):
-        found = watch.asked(found, config.ssh_key(call.option("ssh_key")))
-    return {
-        "runs": [records.run_to_dict(one) for one in found],
-        "unanswered": unanswered,
-        "text": "\n".join([*(unknown or records.run_table(found)), *warnings]),
-    }
+    request = status.StatusRequest(**call.given("run", "workload"), ask_boxes=call.params["ask_boxes"])
+    return status.status(call.site(), request).to_dict()
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 

@@ -27,58 +27,12 @@ extends_documentation_fragment:
   - gpuyard.cloud.provider.attributes
   - gpuyard.cloud.bucket
   - gpuyard.cloud.query
+  - gpuyard.cloud.plan
 attributes:
   check_mode:
     support: full
   diff_mode:
     support: none
-options:
-  mode:
-    description:
-      - With V(launch), a run is started, or looked at again when it has a machine.
-      - With V(resume), a run that was interrupted goes on. When no run is named, it is the one that can be resumed;
-        when there are several, they are listed and nothing is done.
-    type: str
-    choices: [launch, resume]
-    default: launch
-  workload:
-    description:
-      - The workload, a name in C(workloads/) or the path of a YAML file.
-      - When it is not said, the workload is the one of the run.
-    type: str
-  run:
-    description:
-      - The name of the run.
-      - When it is not said, a launch takes the one run of this workload that has a machine, else the first free name.
-    type: str
-  offer:
-    description: The id of the one offer to take, as RV(gpuyard.cloud.offer_info#module:offers) says it.
-    type: str
-  restore:
-    description:
-      - The number of the checkpoint to go on from, in place of the newest one. It has to be in the bucket.
-      - The way on when the newest one cannot be read.
-    type: int
-  ssh_key:
-    description:
-      - The path of the private SSH key with which the machine will be reached. When it is not said, gpuyard uses a
-        key of its own.
-    type: path
-  converge:
-    description:
-      - How much of the machine the play will look at. The plan does not depend on it.
-      - The play's own switches are options here so that a wrong value is refused before anything is rented.
-    type: str
-    choices: [auto, full]
-    default: auto
-  follow:
-    description: Whether the play will show the stages' progress. The plan does not depend on it.
-    type: bool
-    default: false
-  shutdown:
-    description: Whether the play will end the rental when the run ends. It is refused where there is no bucket.
-    type: bool
-    default: false
 seealso:
   - module: gpuyard.cloud.instance
   - module: gpuyard.cloud.run_info
@@ -89,6 +43,14 @@ EXAMPLES = r"""
   gpuyard.cloud.run_plan:
     workload: miniprover
     max_price_per_hour: 0.50
+  register: planned
+
+- name: Plan a smaller run of one stage
+  gpuyard.cloud.run_plan:
+    workload: prover
+    profiles: [small]
+    overrides: [epochs=1, training.batch_size=4]
+    stage: finetune
   register: planned
 
 - name: Plan how the interrupted run goes on
@@ -123,9 +85,17 @@ plan:
     tree:
       description: The folder with the workload's repository on the controller; empty for one that is cloned.
       type: str
+    record:
+      description:
+        - What the run is made of, for O(gpuyard.cloud.instance#module:record). Empty where there is no bucket, and when
+          the bucket has it already.
+      type: dict
     fingerprint:
       description: What M(gpuyard.cloud.convergence) recognises a machine by that is in shape already.
       type: str
+    parts:
+      description: The parts of which the fingerprint consists, by name, for M(gpuyard.cloud.convergence).
+      type: dict
     disk_gb:
       description: The disk to rent, in gigabytes.
       type: float
@@ -139,8 +109,23 @@ plan:
       description: The names of the variables that have to reach the machine as secrets.
       type: list
       elements: str
+    environment_optional:
+      description: The names of the variables that reach the machine as secrets when they are set.
+      type: list
+      elements: str
+    environment_files:
+      description: The paths of secret files on the controller, by the variables that are to name them on the machine.
+      type: dict
+    nodes:
+      description:
+        - The nodes of the run, each with its C(node) (V(main-0) for the one node of a run), the C(pools) whose stages
+          it runs, the C(place) of its checkpoints in the bucket, and its C(offers), C(disk_gb), C(instance),
+          C(provider), C(replace_preempted) and C(price_per_hour_usd).
+        - A node whose stages are done and that has no machine is not among them.
+      type: list
+      elements: dict
     offers:
-      description: What fits, the best first; empty when the run has a machine.
+      description: What fits the first node to be rented, the best first; empty when every node has a machine.
       type: list
       elements: dict
     cost:
@@ -165,12 +150,47 @@ plan:
     mirrors:
       description: Where the machine gets toolchains from instead of their official servers, by toolchain.
       type: dict
+    origins:
+      description:
+        - The values of the workload that are not its file's own, each with its C(key), its C(value) and the C(layer)
+          that says it, such as C(profile small) or C(-e overrides).
+      type: list
+      elements: dict
+    choice:
+      description: Which stages are to run.
+      type: dict
+      contains:
+        stage:
+          description: The one stage; empty for all.
+          type: str
+        from_stage:
+          description: The stage from which on everything runs; empty for what is left.
+          type: str
+        iteration:
+          description: The iteration that is meant; V(-1) for the current one.
+          type: int
     progress:
       description: The progress in the newest checkpoint; empty when there is none.
       type: dict
     restore:
       description: The number of the checkpoint that O(restore) asks for; V(-1) for the newest one.
       type: int
+    node:
+      description: The node whose machine the run goes on with.
+      type: str
+    turn_pools:
+      description: The pools whose stages that machine runs, of a run that moves; empty for every stage.
+      type: list
+      elements: str
+    behind:
+      description: The nodes whose machines the run leaves.
+      type: list
+      elements: str
+    by_pools:
+      description:
+        - On which machines a run of several pools goes on, what moving between them costs and saves, and the C(reason).
+          Empty for a run of one pool, and where nothing has to be rented.
+      type: dict
     instance:
       description: The run's machine; empty when it has none.
       type: dict
@@ -183,47 +203,28 @@ text:
   type: str
 """
 
+from typing import Any
+
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
-    BUCKET_OPTIONS,
-    PROVIDER_OPTIONS,
-    QUERY_OPTIONS,
+    PLAN_OPTIONS,
+    Call,
+    plan_request,
     run_module,
 )
 
-ARGUMENT_SPEC = (
-    PROVIDER_OPTIONS
-    | BUCKET_OPTIONS
-    | QUERY_OPTIONS
-    | {
-        "mode": {"type": "str", "choices": ["launch", "resume"], "default": "launch"},
-        "workload": {"type": "str"},
-        "run": {"type": "str"},
-        "offer": {"type": "str"},
-        "restore": {"type": "int"},
-        "ssh_key": {"type": "path", "no_log": False},
-        "converge": {"type": "str", "choices": ["auto", "full"], "default": "auto"},
-        "follow": {"type": "bool", "default": False},
-        "shutdown": {"type": "bool", "default": False},
-    }
-)
-CONDITIONS = {}
+ARGUMENT_SPEC: dict[str, Any] = PLAN_OPTIONS
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """Return the plan."""
     from gpuyard import planning
     from gpuyard import ssh
 
-    request = planning.PlanRequest(
-        mode=call.params["mode"],
-        bucket=call.params["bucket"],
-        max_price_per_hour_usd=call.option("max_price_per_hour"),
-        shutdown=call.params["shutdown"],
-        conditions=call.given(*(name for name in QUERY_OPTIONS if name not in ("market", "max_price_per_hour"))),
-        **call.given("workload", "run", "provider", "market", "ssh_key", "bucket_endpoint", "offer", "restore"),
-        **call.site(),
-    )
-    made = planning.make(request, progress=call.progress)
+    request = plan_request(call)
+    checked = planning.check(request)
+    connections = call.site().connections(start_sandbox=request.mode == "launch", progress=call.progress)
+    made = planning.make(request, checked, connections, progress=call.progress)
     machine = made.run.machine
     return {
         "plan": made.to_dict() | {"connection": ssh.ansible_vars(machine, made.key) if machine else {}},
@@ -231,7 +232,7 @@ def run(call):
     }
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 

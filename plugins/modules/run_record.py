@@ -57,9 +57,16 @@ text:
   type: str
 """
 
-from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import BUCKET_OPTIONS, PROVIDER_OPTIONS, run_module
+from typing import Any
 
-ARGUMENT_SPEC = (
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
+    BUCKET_OPTIONS,
+    PROVIDER_OPTIONS,
+    Call,
+    run_module,
+)
+
+ARGUMENT_SPEC: dict[str, Any] = (
     PROVIDER_OPTIONS
     | BUCKET_OPTIONS
     | {
@@ -67,30 +74,17 @@ ARGUMENT_SPEC = (
         "outcome": {"type": "str", "choices": ["cancelled"], "default": "cancelled"},
     }
 )
-CONDITIONS = {}
+CONDITIONS: dict[str, Any] = {}
 
 
-def run(call):
+def run(call: Call) -> dict[str, Any]:
     """Write the run's end into its record."""
-    from gpuyard import config
-    from gpuyard.renting import runs
-    from gpuyard.errors import GpuyardError
+    from gpuyard.api import end
 
-    name = call.params["run"]
-    try:
-        settings = config.s3_settings(
-            call.params["bucket"], bucket_endpoint=call.option("bucket_endpoint"), **call.site()
-        )
-        store = runs.open_bucket(settings)
-        changed = store is not None and runs.cancel(store, name, check=call.check_mode)
-    except GpuyardError as error:
-        told = f"The bucket could not be told that run {name} was ended on purpose, so it still counts as resumable"
-        return {"changed": False, "text": f"{told}: {error}"}
-    before, after = ({"outcome": None}, {"outcome": "cancelled"}) if changed else ({}, {})
-    return {"changed": changed, "diff": {"before": before, "after": after}}
+    return end.cancel(call.site(), call.params["run"], check=call.check_mode).to_dict()
 
 
-def main():
+def main() -> None:
     """Run as a module."""
     run_module(run, ARGUMENT_SPEC, **CONDITIONS)
 

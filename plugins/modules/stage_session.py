@@ -32,6 +32,21 @@ options:
   workload:
     description: The workload's specification for the machine, without secrets. Required to start and to restore.
     type: dict
+  node:
+    description: The node that the machine serves, C(<pool>-<number>). Empty for the one node of a run.
+    type: str
+    default: ""
+  pools:
+    description: The pools whose stages the machine runs. Empty for all stages.
+    type: list
+    elements: str
+    default: []
+  place:
+    description:
+      - Where in the bucket the checkpoints of the node lie, C(<run>/nodes/<node>). Empty for the run's own place.
+      - A node that has no checkpoint there yet begins with the run's newest one.
+    type: str
+    default: ""
   bucket:
     description: Where checkpoints go, C(s3://name/prefix) or C(file:///folder); empty to keep them on the machine.
     type: str
@@ -44,11 +59,31 @@ options:
     description: The region of the bucket.
     type: str
     default: ""
+  instance:
+    description:
+      - The instance that the machine is, as M(gpuyard.cloud.instance) returns it. Stages are told its node, provider,
+        id, region, market and price per hour in environment variables such as E(GPUYARD_PROVIDER).
+    type: dict
+    default: {}
+  expected_checkpoint:
+    description:
+      - The number of the run's newest checkpoint, as the controller has seen it in the bucket; V(0) for none.
+      - With V(0) the stages start also when this machine cannot reach the bucket. With another number, a bucket in
+        which this machine finds no checkpoint is an error.
+      - When it is not said, a bucket that does not answer is an error, since there may be a checkpoint in it.
+    type: int
   secrets:
     description:
       - Secret environment variables of the stages, among them the keys of the bucket (E(AWS_ACCESS_KEY_ID),
         E(AWS_SECRET_ACCESS_KEY)). They go into a file that only the user may read.
       - Never shown. A difference shows the names that changed.
+    type: dict
+    default: {}
+  secret_files:
+    description:
+      - Secret files of the stages, their content in Base64, by the environment variable that is to hold their path.
+      - Each becomes a file that only the user may read, in C(files) below O(settings). Files of an earlier call that
+        are not named any more are removed.
     type: dict
     default: {}
   repository:
@@ -58,6 +93,14 @@ options:
     description: Folders that go in front of E(PATH) for the stages.
     type: list
     elements: path
+    default: []
+  turn_pools:
+    description:
+      - For a run that moves from box to box, the pools whose stages this machine runs. Where a stage of another pool
+        comes next, the session ends, and the run waits for another machine. Empty for all stages.
+      - A machine was rented for certain pools, so one that has been told of this run keeps what it was told first.
+    type: list
+    elements: str
     default: []
   restore:
     description: Whether O(state=started) first brings back the newest checkpoint, when the machine has no journal.
@@ -125,7 +168,8 @@ RETURN = r"""
 session:
   description:
     - Where the run stands. Empty when the machine has not been told of any run. C(state) is V(not-started), V(running),
-      V(idle) (what was asked for is done, stages are left), V(interrupted), V(failed) (C(failure) says how) or
+      V(idle) (what was asked for is done, stages are left), V(waiting) (for a machine of the pool C(waits_for)),
+      V(interrupted), V(failed) (C(failure) says how) or
       V(finished).
   type: dict
   returned: success
@@ -160,6 +204,8 @@ tmux_missing:
   returned: failure
 """
 
+import base64
+import fcntl
 import json
 import os
 import re
@@ -171,7 +217,44 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
 
+# What stages are told of their instance; gpuyard.box.stages.surroundings has the variables.
+FACTS = ("node", "provider", "id", "region", "market", "price_per_hour_usd")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class SecretFiles:
+    """The files that only the user may read. ``contents`` holds them in Base64 by the variables that name them."""
+
+    def __init__(self, folder: Path, contents: dict[str, Any]) -> None:
+        self.folder = folder
+        self.contents: dict[str, bytes] = {}
+        for name, text in sorted(contents.items()):
+            try:
+                self.contents[name] = base64.b64decode(str(text), validate=True)
+            except ValueError:
+                raise _box.BoxError(f"secret_files: the content for {name} is not Base64.") from None
+        self.variables = {name: str(folder / name) for name in self.contents}
+        present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        self.gone = sorted(present - set(self.contents))
+        self.stale = [name for name in self.contents if not self.is_there(name)]
+
+    def is_there(self, name: str) -> bool:
+        """Return whether a file is as it is to be, and read by nobody else."""
+        path = self.folder / name
+        try:
+            return path.stat().st_mode & 0o777 == 0o600 and path.read_bytes() == self.contents[name]
+        except OSError:
+            return False
+
+    def write(self) -> None:
+        """Write what differs, and remove what is not named any more."""
+        if self.stale:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            self.folder.chmod(0o700)
+        for name in self.stale:
+            _box.write_file(self.folder / name, self.contents[name], 0o600)
+        for name in self.gone:
+            (self.folder / name).unlink()
 
 
 class Settings:
@@ -181,13 +264,20 @@ class Settings:
         if not options["run"] or not options["workload"]:
             raise _box.BoxError("run and workload must not be empty: they say what this machine is to do.")
         self.folder = Path(options["settings"])
-        settings = {name: options[name] for name in ("run", "bucket", "bucket_endpoint", "bucket_region", "path")}
+        settings: dict[str, Any] = {"turn_pools": self._turn_pools(options)}
+        settings |= {name: options[name] for name in ("run", "bucket", "bucket_endpoint", "bucket_region", "path")}
+        settings["instance"] = {name: options["instance"][name] for name in FACTS if name in options["instance"]}
+        # What a run of one node does not need to know stays unsaid.
+        settings.update({name: options[name] for name in ("node", "pools", "place") if options[name]})
         if options["repository"]:
             settings["repository"] = options["repository"]
-        self.secrets: dict[str, str] = {name: str(value) for name, value in sorted(options["secrets"].items())}
-        for name in self.secrets:
-            if not VARIABLE.fullmatch(name):
-                raise _box.BoxError(f"secrets: {name!r} cannot be the name of an environment variable.")
+        for option in ("secrets", "secret_files"):
+            for name in options[option]:
+                if not VARIABLE.fullmatch(name):
+                    raise _box.BoxError(f"{option}: {name!r} cannot be the name of an environment variable.")
+        self.files = SecretFiles(self.folder / "files", options["secret_files"])
+        secrets = {name: str(value) for name, value in options["secrets"].items()} | self.files.variables
+        self.secrets: dict[str, str] = dict(sorted(secrets.items()))
         self.content = {
             "workload.json": json.dumps(options["workload"], indent=1, sort_keys=True) + "\n",
             "settings.json": json.dumps(settings, indent=1, sort_keys=True) + "\n",
@@ -208,6 +298,19 @@ class Settings:
     def write(self) -> None:
         """Write what is stale."""
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # A stage that begins at this moment takes up all of them or none, see gpuyard.box.stages.taking_up.
+        with (self.folder / "settings.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.write_stale()
+
+    @property
+    def changes(self) -> list[str]:
+        """What differs, secret files as well."""
+        return [*self.stale, *self.files.stale]
+
+    def write_stale(self) -> None:
+        """Write the files that differ."""
+        self.files.write()
         for name in self.stale:
             _box.write_file(self.folder / name, self.content[name], 0o600 if name == "secrets.env" else 0o644)
 
@@ -223,7 +326,19 @@ class Settings:
                 after = "".join(f"{key}{' (another value)' if key in changed else ''}\n" for key in self.secrets)
             place = str(self.folder / name)
             shown.append({"before_header": place, "after_header": place, "before": before, "after": after})
+        for name in self.files.stale:
+            place = str(self.files.folder / name)
+            shown.append({"before_header": place, "after_header": place, "before": "", "after": "(another content)\n"})
         return shown
+
+    def _turn_pools(self, options: dict[str, Any]) -> list[str]:
+        try:
+            told = json.loads(self._read("settings.json") or "{}")
+            if told["run"] == options["run"]:
+                return [str(name) for name in told["turn_pools"]]
+        except (ValueError, KeyError, TypeError):
+            pass  # it was told nothing that can be read, or by an older version
+        return list(options["turn_pools"])
 
     @staticmethod
     def _values(text: str) -> dict[str, str]:
@@ -287,7 +402,7 @@ def start(module: AnsibleModule) -> dict[str, Any]:
     options = module.params
     wanted = options["state"] == "started"
     settings = Settings(options)
-    changed_files, diff = settings.stale, settings.diff()
+    changed_files, diff = settings.changes, settings.diff()
     chosen = [
         word
         for option, name in (("--from", "from_stage"), ("--only", "only"), ("--iteration", "iteration"))
@@ -305,11 +420,16 @@ def start(module: AnsibleModule) -> dict[str, Any]:
     restore = ["--restore"] if options["restore"] or not wanted else []
     if options["restore_sequence"] is not None:
         restore += ["--restore-sequence", str(options["restore_sequence"])]
+    if options["expected_checkpoint"] is not None:
+        restore += ["--expected-checkpoint", str(options["expected_checkpoint"])]
     answer = ask(module, "start", "--state", options["state"], *restore, *chosen)
     for warning in (answer["restored"] or {}).get("warnings", ()):
         module.warn(warning)
     if changed_files and answer["session"]["state"] == "running" and not answer["changed"]:
-        module.warn(f"{options['run']} is running already; it takes up the new settings when it is next started.")
+        module.warn(
+            f"{options['run']} is running already: its next stage takes up the code, the environment and the commands "
+            "of the new settings, and the run takes up everything else when it is next started."
+        )
     return {
         "changed": bool(changed_files) or answer["changed"],
         "session": answer["session"],
@@ -333,12 +453,19 @@ def main() -> None:
             "state": {"type": "str", "choices": ["started", "restored", "stopped", "status"], "default": "started"},
             "run": {"type": "str"},
             "workload": {"type": "dict"},
+            "node": {"type": "str", "default": ""},
+            "pools": {"type": "list", "elements": "str", "default": []},
+            "place": {"type": "str", "default": ""},
             "bucket": {"type": "str", "default": ""},
             "bucket_endpoint": {"type": "str", "default": ""},
             "bucket_region": {"type": "str", "default": ""},
+            "instance": {"type": "dict", "default": {}},
+            "expected_checkpoint": {"type": "int"},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
+            "secret_files": {"type": "dict", "default": {}, "no_log": True},
             "repository": {"type": "path"},
             "path": {"type": "list", "elements": "path", "default": []},
+            "turn_pools": {"type": "list", "elements": "str", "default": []},
             "restore": {"type": "bool", "default": True},
             "restore_sequence": {"type": "int"},
             "from_stage": {"type": "str"},

@@ -28,10 +28,40 @@ options:
     description: A requirements file on the machine.
     type: path
   packages:
-    description: Requirements besides, or instead of, O(requirements).
+    description:
+      - Requirements besides, or instead of, O(requirements), each as a line of a requirements file, which may end in
+        hashes as in V(six==1.17.0 --hash=sha256:…). What has a hash is installed only when it matches.
     type: list
     elements: str
     default: []
+  repository:
+    description: The folder that relative paths in O(requirements) and O(packages) refer to, such as V(-e .).
+    type: path
+  project:
+    description:
+      - The folder of a Python project, relative to O(repository). It is installed as editable, with O(extras).
+    type: path
+  extras:
+    description: Extras of O(project) to install too.
+    type: list
+    elements: str
+    default: []
+  lock:
+    description:
+      - The project's C(uv.lock), relative to O(repository). It names every version, so the environment becomes exactly
+        that, as C(uv sync --frozen) without development dependencies makes it, and O(base) is not used.
+      - The lock of a workspace lies above the O(project) of its member.
+    type: path
+  by_content:
+    description:
+      - Whether each state of what is asked for has an environment of its own below O(path), so that what runs in one is
+        never changed. An environment of the image (O(base)) stays one.
+    type: bool
+    default: false
+  beside:
+    description: Whether something runs in an environment below O(path). The image's own is then not changed.
+    type: bool
+    default: false
   base:
     description:
       - A virtual environment of the machine's image, such as V(/venv/main). Where it exists, O(path) becomes a link to
@@ -80,6 +110,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+path:
+  description: The environment.
+  type: str
+  returned: success
+  sample: /opt/gpuyard/envs/miniprover/5b1d6a0e3c7f9821
 uv:
   description: The C(uv) that is used; empty in check mode where it has yet to be installed.
   type: str
@@ -101,6 +136,7 @@ actions:
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -114,6 +150,9 @@ UV_RECORD = "gpuyard-uv.json"
 PTH = "gpuyard.pth"
 # Where images keep a uv that a non-interactive shell's PATH does not name.
 USUAL_PLACES = ("/usr/local/bin/uv", ".local/bin/uv", "/opt/uv/bin/uv")  # relative ones lie in the home folder
+
+# A requirement that is a file or folder of the machine and not of an index.
+LOCAL = re.compile(r"^\s*(?:-e\b|--editable\b|[./~])|file:|@\s*[./~]|^\s*[^:\s]+\.(?:whl|tar\.gz|zip)\s*$")
 
 
 def included(requirements: Path) -> list[Path]:
@@ -140,20 +179,26 @@ class Environment:
     def __init__(self, module: AnsibleModule) -> None:
         options: dict[str, Any] = module.params
         self.module, self.options = module, options
-        self.path = Path(options["path"])
-        # Beside the environment, not in it: two workloads may share an image's environment.
-        self.record = self.path.with_name(f".{self.path.name}.json")
         base = options["base"]
-        self.base = Path(base) if base and Path(base, "bin", "python").exists() else None
+        fits = bool(base) and not options["lock"] and Path(base, "bin", "python").exists()
+        self.base = Path(base) if fits else None
+        self.place(Path(options["path"]))
+        self.repository = Path(options["repository"]) if options["repository"] else None
         self.uv = self.find_uv()
         # Certificates as everything else on the machine has them, behind a company's proxy too.
         self.settings = {"UV_NATIVE_TLS": "true", "UV_NO_PROGRESS": "1"}
         if _box.CERTIFICATES.exists():
             self.settings["PIP_CERT"] = str(_box.CERTIFICATES)
 
+    def place(self, path: Path) -> None:
+        """Say where the environment is."""
+        self.path = path
+        # Beside the environment, not in it: two workloads may share an image's environment.
+        self.record = path.with_name(f".{path.name}.json")
+
     def run(self, command: list[str], purpose: str) -> None:
-        """Run pip or uv with its settings, see :func:`_box.run`."""
-        _box.run(self.module, command, purpose=purpose, environment=self.settings)
+        """Run pip or uv with its settings, see :func:`_box.run`; relative paths are the repository's."""
+        _box.run(self.module, command, purpose=purpose, environment=self.settings, folder=self.repository)
 
     def find_uv(self) -> Path | None:
         """Return the uv to use, or None when our own has yet to be installed in the wanted version."""
@@ -191,8 +236,11 @@ class Environment:
                 "install",
                 "--quiet",
                 "--require-hashes",
+                "--only-binary",
+                ":all:",
+                "-r",
+                str(wanted),
             ]
-            command += ["--require-hashes", "--only-binary", ":all:", "-r", str(wanted)]
             self.run(command, f"Installing uv {version}")
         _box.write_record(root / UV_RECORD, {"uv": version})
         self.uv = root / "bin" / "uv"
@@ -212,28 +260,77 @@ class Environment:
         self.run(command, f"Creating a Python {wanted} environment")
 
     def install(self) -> None:
-        """Let uv install what is missing."""
-        command = [str(self.uv), "pip", "install", "--python", str(self.path / "bin" / "python")]
-        if self.options["requirements"]:
-            command += ["--requirements", self.options["requirements"]]
-        self.run([*command, *self.options["packages"]], "Installing requirements")
+        """Let uv install what is missing; with a lock, exactly what that names."""
+        uv, options = str(self.uv), self.options
+        project = str(self.project or ".")
+        extras = [word for extra in options["extras"] for word in ("--extra", extra)]
+        if options["lock"]:
+            self.settings["UV_PROJECT_ENVIRONMENT"] = str(self.path)
+            command = [uv, "sync", "--frozen", "--no-dev", "--project", project, *extras]
+            self.run(command, f"Installing what {options['lock']} names")
+        command = [uv, "pip", "install", "--python", str(self.path / "bin" / "python")]
+        if options["requirements"]:
+            command += ["--requirements", options["requirements"]]
+        if self.project and not options["lock"]:
+            named = f"[{','.join(options['extras'])}]" if options["extras"] else ""
+            command += ["--editable", f"{project}{named}"]
+        if not (options["requirements"] or options["packages"] or (self.project and not options["lock"])):
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            if options["packages"]:
+                # A hash, and `-e .`, are words of a file's line, and none of a command line.
+                packages = Path(scratch, "packages.txt")
+                packages.write_text("".join(f"{line}\n" for line in options["packages"]), encoding="utf-8")
+                command += ["--requirements", str(packages)]
+            self.run(command, "Installing requirements")
+
+    @property
+    def project(self) -> Path | None:
+        """The folder of the project to install, ``None`` for none."""
+        options = self.options
+        if not (options["project"] or options["extras"] or options["lock"]):
+            return None
+        return Path(self.repository or Path.cwd(), options["project"] or ".")
+
+    @property
+    def has_requirements(self) -> bool:
+        """Whether anything is to be installed."""
+        return bool(self.options["requirements"] or self.options["packages"] or self.project)
 
     def wanted(self) -> dict[str, Any]:
         """Return what is asked for. Two environments with the same answer are the same."""
+        options = self.options
         digest = hashlib.sha256()
-        count = len(self.options["packages"])
-        if self.options["requirements"]:
-            for file in included(Path(self.options["requirements"])):
-                content = file.read_bytes()
-                digest.update(b"%d " % len(content) + content)
-                count += sum(line[:1].isalnum() for line in content.decode(errors="replace").splitlines())
-        digest.update(json.dumps(self.options["packages"]).encode())
-        return {
-            "python": self.options["python"],
+        count = len(options["packages"])
+        local = any(LOCAL.search(package) for package in options["packages"])
+        files = included(Path(options["requirements"])) if options["requirements"] else []
+        project = self.project
+        if project:
+            files.append(project / "pyproject.toml")
+        if options["lock"]:
+            files.append(Path(self.repository or Path.cwd(), options["lock"]))
+        for file in files:
+            if not file.is_file():
+                raise _box.BoxError(f"The file {file} does not exist on this machine.")
+            content = file.read_bytes()
+            digest.update(b"%d " % len(content) + content)
+            lines = content.decode(errors="replace").splitlines()
+            if file.suffix not in (".toml", ".lock"):
+                count += sum(line[:1].isalnum() for line in lines)
+                local = local or any(LOCAL.search(line) for line in lines)
+        digest.update(json.dumps(options["packages"]).encode())
+        wanted = {
+            "python": options["python"],
             "base": str(self.base or ""),
-            "requirements": count,
+            "requirements": count + bool(project),
             "requirements_sha256": digest.hexdigest(),
         }
+        if project:
+            wanted |= {"project": str(project), "extras": sorted(options["extras"]), "lock": options["lock"] or ""}
+        if local:
+            # What is installed from the repository itself belongs to this state of it.
+            wanted["repository"] = str(self.repository or "")
+        return wanted
 
     def state(self) -> dict[str, Any]:
         """Return the answer that was recorded when the environment was last complete; ``{}`` when it is not."""
@@ -242,9 +339,7 @@ class Environment:
         recorded = _box.read_record(self.record)
         if os.path.realpath(self.path) != os.path.realpath(self.base or self.path):
             return {}
-        return {
-            key: recorded[key] for key in ("python", "base", "requirements", "requirements_sha256") if key in recorded
-        }
+        return recorded
 
     def import_paths(self) -> list[str]:
         """Return the import paths that the environment has from us."""
@@ -261,6 +356,7 @@ class Environment:
 
 def work(module: AnsibleModule) -> dict[str, Any]:
     """Bring the environment to the wanted state, or in check mode say what that would take."""
+    options = module.params
     environment = Environment(module)
     try:
         wanted = environment.wanted()
@@ -269,18 +365,25 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         if not module.check_mode:
             raise
         wanted = {}
+    if options["by_content"]:
+        name = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
+        environment.place(Path(options["path"], "image" if environment.base else name))
     before = environment.state()
     same = before == wanted and bool(before)
     keep = bool(before) and all(before.get(key) == wanted.get(key) for key in ("python", "base"))
+    if not same and environment.base and options["beside"]:
+        raise _box.BoxError(
+            f"Other packages are asked for, and {environment.base}, the environment of this machine's image, is in use "
+            "by the stage that runs: they can be installed when the stages have ended."
+        )
     paths_before = environment.import_paths()
-    paths_differ = paths_before != module.params["import_paths"]
+    paths_differ = paths_before != options["import_paths"]
     count = wanted.get("requirements", 0)
-    has_requirements = bool(module.params["requirements"] or module.params["packages"])
     install_uv = environment.uv is None and not same
-    actions = [f"install uv {module.params['uv_version']}"] if install_uv else []
+    actions = [f"install uv {options['uv_version']}"] if install_uv else []
     if not same:
         actions += [] if keep else [f"link {environment.base}" if environment.base else "create the environment"]
-        actions += [f"install {count} requirements"] if has_requirements else []
+        actions += [f"install {count} requirements"] if environment.has_requirements else []
     if paths_differ:
         actions.append("write import paths")
     if not module.check_mode:
@@ -291,7 +394,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             environment.record.unlink(missing_ok=True)
             if not keep:
                 environment.create()
-            if has_requirements:
+            if environment.has_requirements:
                 environment.install()
             _box.write_record(environment.record, wanted)
         if paths_differ:
@@ -299,11 +402,12 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     return {
         "changed": bool(actions),
         "actions": actions,
+        "path": str(environment.path),
         "uv": str(environment.uv or ""),
         "base": str(environment.base or ""),
         "diff": {
             "before": {**before, "import_paths": paths_before},
-            "after": {**wanted, "import_paths": module.params["import_paths"]},
+            "after": {**wanted, "import_paths": options["import_paths"]},
         },
     }
 
@@ -316,6 +420,12 @@ def main() -> None:
             "python": {"type": "str", "default": ">=3.10"},
             "requirements": {"type": "path"},
             "packages": {"type": "list", "elements": "str", "default": []},
+            "repository": {"type": "path"},
+            "project": {"type": "path"},
+            "extras": {"type": "list", "elements": "str", "default": []},
+            "lock": {"type": "path"},
+            "by_content": {"type": "bool", "default": False},
+            "beside": {"type": "bool", "default": False},
             "base": {"type": "path"},
             "import_paths": {"type": "list", "elements": "path", "default": []},
             "uv": {"type": "path"},

@@ -11,13 +11,14 @@ short_description: Bring a repository to a machine and build it once
 description:
   - Brings a folder of the controller (O(src)), or a git repository at a full commit (O(url), O(commit)), to O(dest).
   - Of a folder under git, what git tracks and what it does not ignore is taken; of another one, everything but caches.
-    It crosses the network only when the machine has something else.
+    Only what differs crosses the network, as one archive.
   - Files that are gone from the source are removed. What the source never had is left alone, so build outputs and files
     behind links to a persistent volume stay.
   - A newer version of a file that lies behind such a link is brought when the file is still as it was brought before.
     One that was changed there stays, and is named in a warning. What was brought is noted on the volume, see
     M(gpuyard.cloud.persistent_links).
   - Runs the build commands once for each state of the tree, and shows the end of the log when one of them fails.
+  - With O(by_content), each state of the tree has a folder of its own, so that what runs in one is never rewritten.
 version_added: "0.1.0"
 author: gpuyard contributors (@gpuyard)
 options:
@@ -38,7 +39,30 @@ options:
     description: The full commit, 40 hexadecimal digits.
     type: str
   submodules:
-    description: Whether to bring submodules too, at the commits that the repository names.
+    description:
+      - Whether to bring submodules too. Those of O(url) are fetched at the commits that the repository names, those of
+        O(src) come as they are on the controller.
+    type: bool
+    default: false
+  include:
+    description: Patterns, as in C(.gitignore), of files of O(src) that are brought although git ignores them.
+    type: list
+    elements: str
+    default: []
+  by_content:
+    description:
+      - Whether the repository goes to a folder of its own below O(dest), named after what is in it and how it is built.
+      - A new folder takes from the newest of its neighbours what has not changed, its links to folders outside, and
+        C(target), which cargo builds into.
+    type: bool
+    default: false
+  variant:
+    description: What else has a folder of its own with O(by_content), such as the environment that it is built with.
+    type: raw
+  beside:
+    description:
+      - Whether something runs in one of the folders of O(by_content). A folder that is complete is then left as it is,
+        whatever has become of its files.
     type: bool
     default: false
   build:
@@ -57,6 +81,10 @@ options:
     default: []
   rebuild:
     description: Build again although nothing changed.
+    type: bool
+    default: false
+  skip_build:
+    description: Only bring the repository; a later task builds it.
     type: bool
     default: false
   tree:
@@ -93,6 +121,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+path:
+  description: The folder that holds the repository.
+  type: str
+  returned: success
+  sample: /opt/gpuyard/src/miniprover/0d7c1f3a9be24c55
 digest:
   description: The SHA-256 of the tree, or the commit.
   type: str
@@ -114,8 +147,9 @@ log:
   returned: success
   sample: /opt/gpuyard/src/.miniprover.build.log
 needs_archive:
-  description: Whether the content has to be sent. Only for the action plugin.
-  type: bool
+  description: The files whose content has to be sent. Only for the action plugin.
+  type: list
+  elements: str
   returned: when the content differs
 """
 
@@ -123,8 +157,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tarfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +194,28 @@ class Place:
         """Write the record."""
         _box.write_record(self.record_file, self.record)
 
+    def newest_neighbour(self) -> Place | None:
+        """Return the folder beside this one that was brought last and is whole, ``None`` when there is none."""
+        files = sorted(self.dest.parent.glob(".*.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+        for file in files:
+            place = Place(file.with_name(file.name[1 : -len(".json")]))
+            if place.dest != self.dest and place.record.get("digest") and place.dest.is_dir():
+                return place
+        return None
+
+    def begin_like(self, other: Place) -> None:
+        """Have the links to folders outside that ``other`` has, and know what of the repository lies behind them."""
+        self.dest.mkdir(parents=True, exist_ok=True)
+        files = other.record.get("files") or {}
+        for link in outside_links(other.dest, files):
+            copy = self.dest / link
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if not os.path.lexists(copy):
+                copy.symlink_to((other.dest / link).readlink())
+        behind = {name: content for name, content in files.items() if self.is_linked(name)}
+        self.record = {"digest": "", "files": behind}
+        self.save()
+
     def is_linked(self, name: str) -> bool:
         """Return whether ``name`` lies behind a link inside the tree, such as one to the persistent volume."""
         return any((self.dest / parent).is_symlink() for parent in Path(name).parents if parent != Path("."))
@@ -184,6 +242,19 @@ class Place:
                 volumes.setdefault(root, {})[name] = _box.file_sha256(path)
         for root, found in volumes.items():
             _box.note_brought(root, found)
+
+
+def outside_links(root: Path, files: Collection[str]) -> list[Path]:
+    """Return the links to folders elsewhere that are no entries of the repository, such as persistent_links makes."""
+    found: list[Path] = []
+    for folder, folders, _names in os.walk(root):
+        for name in folders:
+            path = Path(folder, name)
+            relative = path.relative_to(root)
+            if path.is_symlink() and os.path.isabs(path.readlink()) and relative.as_posix() not in files:
+                found.append(relative)
+        folders[:] = [name for name in folders if name not in (".git", "target")]
+    return found
 
 
 def check_names(files: dict[str, str]) -> None:
@@ -216,10 +287,16 @@ class LocalTree:
 
     def __init__(self, place: Place, tree: dict[str, Any], archive: str | None) -> None:
         self.place = place
+        self.neighbour: Place | None = None
         self.digest: str = tree["digest"]
         self.files: dict[str, str] = tree["files"]
         self.archive = archive
         check_names(self.files)
+        self.compare()
+
+    def compare(self) -> None:
+        """Find out what differs from what was brought last."""
+        place = self.place
         recorded = place.record.get("files") or {}
         stamps = place.record.get("stamps") or {}
         # What lies behind a link is on the volume, where the run may change it: only what it left alone is replaced.
@@ -264,9 +341,31 @@ class LocalTree:
         """Return what the diff shows besides the digest."""
         return {"write": self.stale, "remove": self.gone}
 
+    def to_copy(self) -> list[str]:
+        """Return what the neighbour has as the source has it, so that it need not be sent."""
+        if self.neighbour is None:
+            return []
+        other = self.neighbour
+        recorded, stamps = other.record.get("files") or {}, other.record.get("stamps") or {}
+        return [
+            name
+            for name in self.stale
+            if recorded.get(name) == self.files[name]
+            and not other.is_linked(name)
+            and not self.place.is_linked(name)
+            and other.stamp(name) is not None
+            and stamps.get(name) == other.stamp(name)
+        ]
+
+    def to_send(self) -> list[str]:
+        """Return what has to come from the controller."""
+        copied = set(self.to_copy())
+        return [name for name in self.stale if name not in copied]
+
     def bring(self) -> None:
         """Write what differs and remove what is gone. Unchanged files keep their times, which build tools go by."""
-        if self.stale and not self.archive:
+        copied = self.to_copy()
+        if len(copied) < len(self.stale) and not self.archive:
             raise _box.BoxError("The module work_tree needs its action plugin to send the content of src.")
         place = self.place
         place.record = {**place.record, "digest": ""}
@@ -274,9 +373,14 @@ class LocalTree:
         place.save()
         for name in self.gone:
             self.remove(place.dest / name)
-        if self.stale:
-            self.unpack(set(self.stale))
-            place.note_brought(self.stale)
+        if self.neighbour is not None:
+            for name in copied:
+                target = place.dest / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(self.neighbour.dest / name, target, follow_symlinks=False)
+        if self.archive:
+            self.unpack(set(self.stale) - set(copied))
+        place.note_brought(self.stale)
         stamps = {name: place.stamp(name) for name in self.files}
         linked = {name for name in self.files if place.is_linked(name)} - set(self.stale)
         place.record = {
@@ -347,6 +451,7 @@ class GitTree:
             raise _box.BoxError(f"commit={commit!r} must be a full commit of 40 hexadecimal digits.")
         check_url(module.params["url"])
         self.module, self.place, self.digest = module, place, commit
+        self.neighbour: Place | None = None
         self.url: str = module.params["url"]
         self.submodules: bool = module.params["submodules"]
 
@@ -392,6 +497,7 @@ class GitTree:
         place = self.place
         built = place.record.get("built")
         place.dest.mkdir(parents=True, exist_ok=True)
+        self.take_objects()
         place.record = {"built": built}
         place.save()
         purpose = f"Fetching {self.url} at {self.digest[:12]}"
@@ -406,6 +512,17 @@ class GitTree:
             self.git(*update, purpose=f"Fetching the submodules of {self.url}")
         place.record |= {"digest": self.digest, "url": self.url, "submodules": self.submodules}
         place.save()
+
+    def take_objects(self) -> None:
+        """Begin with what the neighbour has fetched, so that only the difference crosses the network."""
+        theirs = self.neighbour.dest / ".git" if self.neighbour else None
+        ours = self.place.dest / ".git"
+        if theirs is None or not theirs.is_dir() or ours.exists():
+            return
+        scratch = self.place.dest / ".git.incoming"
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.copytree(theirs, scratch, symlinks=True, ignore=lambda _folder, _names: ["index", "index.lock"])
+        scratch.rename(ours)
 
     def renew_linked(self) -> None:
         """Bring the new version of files behind links, where the volume still has the one of the commit before."""
@@ -466,39 +583,70 @@ def warn_of_kept(module: AnsibleModule, names: list[str]) -> None:
         )
 
 
+def folder_name(options: dict[str, Any], digest: str) -> str:
+    """Return the name of the folder for this content, built in this way."""
+    parts = [digest, *(options[name] for name in ("url", "submodules", "build", "environment", "variant"))]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def take_cargo_target(module: AnsibleModule, place: Place, neighbour: Place) -> None:
+    """Copy what cargo has built in the neighbour: it builds anew only what differs. Other tools' folders stay there."""
+    theirs, ours = neighbour.dest / "target", place.dest / "target"
+    if (theirs / "CACHEDIR.TAG").is_file() and not theirs.is_symlink() and not os.path.lexists(ours):
+        scratch = place.dest / ".target.incoming"
+        shutil.rmtree(scratch, ignore_errors=True)
+        command = ["cp", "-a", "--reflink=auto", str(theirs), str(scratch)]
+        _box.run(module, command, purpose=f"Copying {theirs}")
+        scratch.rename(ours)
+
+
 def work(module: AnsibleModule) -> dict[str, Any]:
     """Bring the tree and build it, or in check mode say what that would take."""
     options = module.params
-    place = Place(Path(options["dest"]))
-    tree: LocalTree | GitTree
-    if options["url"]:
-        tree = GitTree(module, place)
-    elif options["tree"]:
-        tree = LocalTree(place, options["tree"], options["archive"])
-    else:
+    if not options["url"] and not options["tree"]:
         raise _box.BoxError("The module work_tree needs its action plugin to read src.")
+    dest = Path(options["dest"])
+    if options["by_content"]:
+        dest = dest / folder_name(options, options["commit"] if options["url"] else options["tree"]["digest"])
+    place = Place(dest)
+    neighbour = place.newest_neighbour() if options["by_content"] else None
+    if neighbour and not place.record and not module.check_mode:
+        place.begin_like(neighbour)
+    tree: LocalTree | GitTree
+    tree = GitTree(module, place) if options["url"] else LocalTree(place, options["tree"], options["archive"])
+    tree.neighbour = neighbour
     before = place.record.get("digest", "")
-    actions = [] if tree.in_order else tree.actions()
     parts = [tree.digest, options["build"], options["environment"], options["path"]]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    must_build = bool(options["build"]) and (bool(actions) or place.record.get("built") != key or options["rebuild"])
+    wants_build = bool(options["build"]) and not options["skip_build"]
+    is_built = not wants_build or place.record.get("built") == key
     result: dict[str, Any] = {
+        "path": str(dest),
         "digest": tree.digest,
         "log": str(place.log),
         "diff": {"before": {"digest": before}, "after": {"digest": tree.digest, **tree.plan()}},
     }
+    if options["by_content"] and options["beside"] and before == tree.digest and is_built:
+        return {**result, "changed": False, "actions": []}
+    in_order = tree.in_order
+    actions = [] if in_order else tree.actions()
+    must_build = wants_build and (not in_order or not is_built or options["rebuild"])
     if isinstance(tree, LocalTree):
         result["kept"] = tree.kept
-        if tree.stale and not options["archive"] and not module.check_mode:
-            return {**result, "changed": False, "actions": [], "needs_archive": True}
+        to_send = tree.to_send()
+        if to_send and not options["archive"] and not module.check_mode:
+            return {**result, "changed": False, "actions": [], "needs_archive": to_send}
         warn_of_kept(module, tree.kept)
     if must_build:
         count = len(options["build"])
         actions = [*actions, f"run {count} build command{'s' * (count != 1)}"]
     if not module.check_mode:
-        if not tree.in_order:
+        if not in_order:
+            place.record["built"] = None
             tree.bring()
         if must_build:
+            if neighbour:
+                take_cargo_target(module, place, neighbour)
             place.record["built"] = None
             place.save()
             build(module, place)
@@ -516,10 +664,15 @@ def main() -> None:
             "url": {"type": "str"},
             "commit": {"type": "str"},
             "submodules": {"type": "bool", "default": False},
+            "include": {"type": "list", "elements": "str", "default": []},
+            "by_content": {"type": "bool", "default": False},
+            "variant": {"type": "raw"},
+            "beside": {"type": "bool", "default": False},
             "build": {"type": "list", "elements": "str", "default": []},
             "environment": {"type": "dict", "default": {}},
             "path": {"type": "list", "elements": "path", "default": []},
             "rebuild": {"type": "bool", "default": False},
+            "skip_build": {"type": "bool", "default": False},
             "tree": {"type": "dict"},
             "archive": {"type": "path"},
         },

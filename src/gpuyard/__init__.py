@@ -1,4 +1,4 @@
-"""gpuyard: rent GPUs, bring them into shape, train on them, and leave nothing billing.
+"""gpuyard: rent GPUs, bring them into shape, train on them, and know what bills.
 
 The package is the typed core under the Ansible collection ``gpuyard.cloud``. It can be imported without Ansible.
 """

@@ -13,13 +13,22 @@ from gpuyard.sandbox import cli as sandbox_cli
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all sub-commands; each sets ``handler``, which returns the exit code."""
-    top = argparse.ArgumentParser(prog="gpuyard", description="Rent GPUs, train on them, leave nothing billing.")
+    top = argparse.ArgumentParser(prog="gpuyard", description="Rent GPUs, train on them, know what bills.")
     top.add_argument("--version", action="version", version=f"gpuyard {__version__}")
     commands = top.add_subparsers(dest="command", required=True)
     sandbox_cli.add_parser(commands)
     demo = commands.add_parser("demo", help="show the main job on two emulated clouds, from renting to the bill")
     demo.set_defaults(handler=_demo)
+    schema = commands.add_parser("schema", help="print the format of a workload file as a JSON Schema, for editors")
+    schema.set_defaults(handler=_schema)
     return top
+
+
+def _schema(_: argparse.Namespace) -> int:
+    from gpuyard.workload.schema import json_schema  # which the other commands do without
+
+    sys.stdout.write(json_schema())
+    return 0
 
 
 def _demo(_: argparse.Namespace) -> int:

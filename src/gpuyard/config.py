@@ -6,26 +6,24 @@ Options win over the environment, the environment over the files where the provi
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import yaml
 
 from gpuyard import paths
 from gpuyard.errors import UsageError
-from gpuyard.providers.base import Progress, Provider
+from gpuyard.formats.location import DEFAULT_REGION, Location
+from gpuyard.providers.base import Provider
+from gpuyard.providers.http import Patience
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
+from gpuyard.sandbox import info as sandbox_info
 
-_PREFIX = re.compile(r"(/[^/\s\x00-\x1f]+)*/?")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 _NOT_RUNNING = "The sandbox is not running under {state}: run `gpuyard sandbox up`."
@@ -39,7 +37,7 @@ _NO_SANDBOX = (
 class _Cloud:
     """What configuration knows of a provider."""
 
-    make: Callable[..., Provider]  # takes the key, base_url=, emulated= and sandbox=
+    make: Callable[..., Provider]  # takes the key, base_url=, emulated=, sandbox= and patience=
     variable: str
     key_file: str  # as shown to people
     read_file: Callable[[Mapping[str, str]], str]
@@ -91,8 +89,8 @@ CLOUDS: dict[str, _Cloud] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """Which world we are in."""
+class World:
+    """Whether the real clouds are meant, or which sandbox."""
 
     sandbox: bool
     sandbox_state: Path
@@ -104,24 +102,11 @@ class Site:
         sandbox: bool | None = None,
         sandbox_state: str | Path | None = None,
         env: Mapping[str, str] | None = None,
-    ) -> Site:
-        """Return the site for the given options; ``None`` means: as the environment says."""
+    ) -> World:
+        """Return the world for the given options; ``None`` means: as the environment says."""
         variables = os.environ if env is None else env
         state = Path(sandbox_state).expanduser() if sandbox_state else paths.sandbox_state()
         return cls(_flag(variables, "GPUYARD_SANDBOX") if sandbox is None else sandbox, state, variables)
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxFile:
-    """The part of ``<state>/sandbox.json`` that a client of the sandbox needs."""
-
-    endpoints: Mapping[str, str]
-    from_boxes: Mapping[str, str]
-    keys: Mapping[str, str] = field(repr=False)  # by provider
-    s3_access_key: str = field(repr=False)
-    s3_secret_key: str = field(repr=False)
-    bucket: str
-    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +120,11 @@ class BucketSettings:
     secret_key: str = field(default="", repr=False)
     region: str = ""
 
+    @property
+    def location(self) -> Location:
+        """Where it is, as this controller reaches it."""
+        return Location.parse(self.url, endpoint=self.endpoint, region=self.region)
+
 
 @dataclass(frozen=True, slots=True)
 class SshKey:
@@ -144,68 +134,48 @@ class SshKey:
     public_text: str  # one line: type, body, and perhaps a comment
 
 
+def check_provider(provider: str | None) -> None:
+    """Raise :class:`UsageError` for the name of a cloud that there is not; ``None`` stands for all of them."""
+    if provider is not None and provider not in CLOUDS:
+        raise UsageError(f"provider={provider!r} is not known; choose one of: {', '.join(CLOUDS)}.")
+
+
 def connect(
     provider: str | None = None,
     *,
     sandbox: bool | None = None,
     sandbox_state: str | Path | None = None,
     require: bool = True,
-    start_sandbox: bool = False,
+    patience: Patience | None = None,
     env: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
 ) -> list[Provider]:
     """Return the clouds to talk to: the named one, or all that have a key. Nothing is sent yet.
 
-    A sandbox that is not running is started where ``start_sandbox`` says so: by what rents. Everything else only looks,
-    and a misspelt folder must not become a sandbox. With ``require=False`` (inventories) whatever is not configured or
-    does not run is left out without an error. Raises :class:`UsageError` for an unknown provider, for a missing key,
-    and for a sandbox that does not run.
+    With ``require=False`` (inventories) whatever is not configured or does not run is left out without an error.
+    ``patience`` says how often and how long each question is tried. Raises :class:`UsageError` for an unknown provider,
+    for a missing key, and for a sandbox that does not run.
     """
-    if provider is not None and provider not in CLOUDS:
-        raise UsageError(f"provider={provider!r} is not known; choose one of: {', '.join(CLOUDS)}.")
+    check_provider(provider)
     wanted = [provider] if provider else list(CLOUDS)
-    site = Site.of(sandbox, sandbox_state, env)
-    if site.sandbox:
-        info = read_sandbox(site.sandbox_state)
+    world = World.of(sandbox, sandbox_state, env)
+    if world.sandbox:
+        info = sandbox_info.read(world.sandbox_state)
         if info is None and not require:
             return []
-        if info is None and not start_sandbox:
-            exists = (site.sandbox_state / "settings.json").exists()
-            raise UsageError((_NOT_RUNNING if exists else _NO_SANDBOX).format(state=site.sandbox_state))
-        info = info or _start_sandbox(site.sandbox_state, progress)
+        if info is None:
+            exists = (world.sandbox_state / "settings.json").exists()
+            raise UsageError((_NOT_RUNNING if exists else _NO_SANDBOX).format(state=world.sandbox_state))
         return [
-            CLOUDS[name].make(info.keys[name], base_url=info.endpoints[name], emulated=True, sandbox=info.name)
+            CLOUDS[name].make(
+                info.keys[name], base_url=info.endpoints[name], emulated=True, sandbox=info.name, patience=patience
+            )
             for name in wanted
             if name in info.keys and name in info.endpoints
         ]
-    found = {name: key for name in wanted if (key := _key(CLOUDS[name], site.env))}
+    found = {name: key for name in wanted if (key := _key(CLOUDS[name], world.env))}
     if require and not found:
         raise UsageError(_no_key(provider))
-    return [CLOUDS[name].make(key) for name, key in found.items()]
-
-
-def read_sandbox(state: Path) -> SandboxFile | None:
-    """Return what the sandbox under ``state`` wrote about itself, or ``None`` when it is not running."""
-    file = state / "sandbox.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        keys = content["keys"]
-        info = SandboxFile(
-            endpoints=dict(content["endpoints"]),
-            from_boxes=dict(content.get("from_boxes") or {}),
-            keys={name: str(keys[name]) for name in CLOUDS if name in keys},
-            s3_access_key=str(keys["s3"]["access_key"]),
-            s3_secret_key=str(keys["s3"]["secret_key"]),
-            bucket=str(content["bucket"]),
-            name=str(content.get("name") or ""),
-        )
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{file} is damaged; run `gpuyard sandbox down` and `gpuyard sandbox up`.") from None
-    return info if _answers(info.endpoints.get("vast", "")) else None
+    return [CLOUDS[name].make(key, patience=patience) for name, key in found.items()]
 
 
 def s3_settings(
@@ -222,48 +192,33 @@ def s3_settings(
     environment; ``""``: none). Credentials come from ``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY``, in the
     sandbox from the sandbox; a sandbox that is not running is an error, never a reason to use the real bucket.
     """
-    site = Site.of(sandbox, sandbox_state, env)
-    info = read_sandbox(site.sandbox_state) if site.sandbox else None
-    if site.sandbox and info is None and (bucket is None or bucket.startswith("s3:")):
-        raise UsageError(_NOT_RUNNING.format(state=site.sandbox_state))
+    world = World.of(sandbox, sandbox_state, env)
+    info = sandbox_info.read(world.sandbox_state) if world.sandbox else None
+    if world.sandbox and info is None and (bucket is None or bucket.startswith("s3:")):
+        raise UsageError(_NOT_RUNNING.format(state=world.sandbox_state))
     if bucket is None:
-        bucket = f"s3://{info.bucket}" if info else _bucket_of(site.env)
-    if not bucket:
-        return BucketSettings()
-    parts = urlsplit(bucket)
-    if parts.scheme == "file":
-        if parts.netloc or not parts.path.startswith("/") or ".." in parts.path.split("/"):
-            raise UsageError(f"bucket={bucket!r} must name an absolute folder, without '..': file:///folder.")
-        return BucketSettings(url=bucket)
-    if parts.scheme != "s3" or not parts.netloc:
-        raise UsageError(
-            f"bucket={bucket!r} is no bucket that gpuyard can use: write s3://name or s3://name/prefix, "
-            "file:///folder, or nothing for none."
-        )
-    if not _PREFIX.fullmatch(parts.path) or {".", ".."} & set(parts.path.split("/")) or parts.query or parts.fragment:
-        raise UsageError(
-            f"bucket={bucket!r} must be s3://name or s3://name/prefix; the prefix has no '.', '..' or empty part, and "
-            "no space, '?' or '#'."
-        )
+        bucket = f"s3://{info.bucket}" if info else _bucket_of(world.env)
+    location = Location.parse(bucket, endpoint=bucket_endpoint or "")
+    if location.scheme != "s3":
+        return BucketSettings(location.url)
     if info and not bucket_endpoint:
         endpoint = info.endpoints["s3"]
         return BucketSettings(
-            url=bucket,
+            url=location.url,
             endpoint=endpoint,
             endpoint_from_boxes=info.from_boxes.get("s3", endpoint),
             access_key=info.s3_access_key,
             secret_key=info.s3_secret_key,
-            region="us-east-1",
+            region=DEFAULT_REGION,
         )
-    access, secret = site.env.get("AWS_ACCESS_KEY_ID", ""), site.env.get("AWS_SECRET_ACCESS_KEY", "")
+    access, secret = world.env.get("AWS_ACCESS_KEY_ID", ""), world.env.get("AWS_SECRET_ACCESS_KEY", "")
     if not (access and secret):
         raise UsageError(
             f"bucket={bucket!r} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment; without a bucket "
             "(-e bucket='') checkpoints stay on the box."
         )
-    endpoint = bucket_endpoint or site.env.get("AWS_ENDPOINT_URL_S3") or site.env.get("AWS_ENDPOINT_URL") or ""
-    region = site.env.get("AWS_DEFAULT_REGION") or site.env.get("AWS_REGION") or "us-east-1"
-    return BucketSettings(bucket, endpoint, endpoint, access, secret, region)
+    location = location.completed(world.env)
+    return BucketSettings(location.url, location.endpoint, location.endpoint, access, secret, location.region)
 
 
 def mirrors(*, sandbox: bool | None = None, sandbox_state: str | Path | None = None) -> dict[str, str]:
@@ -271,10 +226,15 @@ def mirrors(*, sandbox: bool | None = None, sandbox_state: str | Path | None = N
 
     Only the sandbox has such mirrors: its machines may be unable to reach the official servers.
     """
-    site = Site.of(sandbox, sandbox_state)
-    info = read_sandbox(site.sandbox_state) if site.sandbox else None
+    world = World.of(sandbox, sandbox_state)
+    info = sandbox_info.read(world.sandbox_state) if world.sandbox else None
     rust = info.from_boxes.get("rust_mirror") if info else None
     return {"rust": rust} if rust else {}
+
+
+def key_path(path: str | None = None) -> Path:
+    """Return the path of the private SSH key, whether or not it is there; by default that of gpuyard's own one."""
+    return Path(path).expanduser() if path else paths.home() / "keys" / "id_ed25519"
 
 
 def ssh_key(path: str | None = None) -> SshKey:
@@ -282,7 +242,7 @@ def ssh_key(path: str | None = None) -> SshKey:
 
     Raises :class:`UsageError` when the named key does not exist or is not a private key.
     """
-    private = Path(path).expanduser() if path else paths.home() / "keys" / "id_ed25519"
+    private = key_path(path)
     if not path and not private.exists():
         _make_key(private)
     if private.suffix == ".pub":
@@ -317,40 +277,11 @@ def _flag(env: Mapping[str, str], name: str) -> bool:
     raise UsageError(f"{name}={env[name]!r} is neither yes nor no; use 1 or 0.")
 
 
-def _answers(endpoint: str) -> bool:
-    """Say whether something listens at ``endpoint``; a file left behind by a killed sandbox says it all the same."""
-    parts = urlsplit(endpoint)
-    try:
-        with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=10):
-            return True
-    except OSError:
-        return False
-
-
-def _start_sandbox(state: Path, progress: Progress | None) -> SandboxFile:
-    # Imported here: the sandbox brings a web server, which no real run needs.
-    from gpuyard.sandbox import client
-
-    paths.check_state_folder(state)
-    client.ensure_up(state, progress=progress or (lambda _: None))
-    info = read_sandbox(state)
-    if info is None:
-        raise UsageError(_NOT_RUNNING.format(state=state))
-    return info
-
-
 def _bucket_of(env: Mapping[str, str]) -> str:
     """Return the bucket URL of ``CLOUD_PROVIDER`` and ``CLOUD_BUCKET`` (a name or a URL), ``""`` for local only."""
-    kind, name = env.get("CLOUD_PROVIDER", "").strip().lower(), env.get("CLOUD_BUCKET", "").strip()
-    if kind in ("gcs", "azure"):
-        raise UsageError(f"CLOUD_PROVIDER={kind} is not supported for checkpoints; use s3 or local.")
-    if kind not in ("", "s3", "local"):
-        raise UsageError(f"CLOUD_PROVIDER={kind!r} is not known; use s3 or local.")
-    if kind == "local" or not name:
-        if kind == "s3":
-            raise UsageError("CLOUD_PROVIDER=s3 needs a bucket: set CLOUD_BUCKET.")
-        return ""
-    return name if "://" in name else f"s3://{name}"
+    kind = env.get("CLOUD_PROVIDER", "").strip().lower()
+    # A folder of the controller's own says nothing about where machines are to publish.
+    return "" if kind == "local" else Location.from_environment(env).url
 
 
 def _make_key(private: Path) -> None:

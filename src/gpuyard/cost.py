@@ -1,11 +1,14 @@
-"""What a run is expected to cost, before anything is rented: stage hours times the all-in hourly price."""
+"""What a run is expected to cost, before anything is rented: stage hours times the hourly price."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from gpuyard.workload import Workload
+from gpuyard.formats.journal import Position
+from gpuyard.workload import Workload, schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +38,42 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a run takes and costs at one hourly price.
+class Part:
+    """Iterations that cost the same: ``count`` of them, each with these stages and this ``total``."""
 
-    ``unknown`` names the stages without ``hours``: the sums are then a lower bound, and the texts say so.
+    name: str
+    count: int
+    stages: tuple[Line, ...]
+    total: Line
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What the bucket holds after the run (10^9 bytes), and what that costs a month."""
+
+    gb: float
+    dollars_per_month: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What is to run takes and costs at one hourly price.
+
+    ``iterations`` is how many the workload has, ``stages`` what each stage takes in all of them, ``parts`` the same by
+    iteration. ``what`` says in words what is counted. ``unknown`` names the stages without ``hours``: the sums are then
+    a lower bound, and the texts say so.
     """
 
     workload: str
     price_per_hour_usd: float
     iterations: int
+    what: str
     setup: Line
+    parts: tuple[Part, ...]
     stages: tuple[Line, ...]
-    iteration: Line
     run: Line
     unknown: tuple[str, ...]
+    storage: Storage | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Return the estimate as JSON-able values: hours and dollars."""
@@ -57,29 +82,39 @@ class Estimate:
             "price_per_hour_usd": self.price_per_hour_usd,
             "iterations": self.iterations,
             "setup": _line_dict(self.setup),
+            "parts": [
+                {
+                    "name": part.name,
+                    "iterations": part.count,
+                    "stages": [_line_dict(stage) for stage in part.stages],
+                    "iteration": _line_dict(part.total),
+                }
+                for part in self.parts
+            ],
             "stages": [_line_dict(stage) for stage in self.stages],
-            "iteration": _line_dict(self.iteration),
             "run": _line_dict(self.run),
             "stages_without_hours": list(self.unknown),
+            "storage": {"gb": self.storage.gb, "usd_per_month": self.storage.dollars_per_month} if self.storage else {},
         }
 
     def to_table(self) -> str:
         """Return the estimate as a plain-text table, with a line about what it leaves out."""
         rows = [("", "hours", "worst", "USD", "worst")]
         rows.append(_row(self.setup))
-        rows += [_row(stage, indent="  ") for stage in self.stages]
-        rows.append(_row(self.iteration))
+        for part in self.parts:
+            rows += [_row(stage, indent="  ") for stage in part.stages]
+            rows.append(_row(part.total))
         rows.append(_row(self.run))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = []
-        for name, *cells in rows:
-            padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-            lines.append("  ".join([name.ljust(widths[0]), *padded]))
-        return "\n".join(line.rstrip() for line in [*lines, *self.notes()])
+        return "\n".join([*_aligned(rows), *self.notes()])
 
     def notes(self) -> list[str]:
         """Return what a reader of the numbers has to know."""
         notes = [f"At ${self.price_per_hour_usd:.4f} an hour for GPU and disk; traffic and bucket are not in it."]
+        if self.storage:
+            notes.append(
+                f"The bucket then holds {self.storage.gb:g} GB, for "
+                f"${dollars_text(self.storage.dollars_per_month)} a month until it is cleared."
+            )
         if self.unknown:
             notes.append(
                 f"The workload gives no hours for {', '.join(self.unknown)}: the sums are without, so a lower bound."
@@ -90,38 +125,166 @@ class Estimate:
         """Return the estimate in one sentence."""
         least = "at least " if self.unknown else ""
         hours, dollars = self.run.hours or NOTHING, self.run.dollars or NOTHING
-        rounds = f"{self.iterations} iteration{'' if self.iterations == 1 else 's'}"
         return (
-            f"{self.workload} is expected to take {least}{_hours(hours.expected)} h and to cost {least}"
-            f"${_dollars(dollars.expected)} for {rounds}, "
-            f"at worst {_hours(hours.worst)} h and ${_dollars(dollars.worst)}."
+            f"{self.workload} is expected to take {least}{hours_text(hours.expected)} h and to cost {least}"
+            f"${dollars_text(dollars.expected)} for {self.what}, "
+            f"at worst {hours_text(hours.worst)} h and ${dollars_text(dollars.worst)}."
         )
 
 
-def estimate(workload: Workload, price_per_hour_usd: float, *, iterations: int | None = None) -> Estimate:
-    """Return what ``workload`` takes and costs at an all-in price in dollars an hour, the machine's set-up included."""
-    count = workload.iterations if iterations is None else iterations
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """What the nodes of a run take and cost, by their names; at least one. They are at work at the same time."""
+
+    nodes: Mapping[str, Estimate]
+
+    @property
+    def first(self) -> Estimate:
+        """The estimate of the first node."""
+        return next(iter(self.nodes.values()))
+
+    @property
+    def price_per_hour_usd(self) -> float:
+        """What all nodes cost an hour, all-in."""
+        return sum(one.price_per_hour_usd for one in self.nodes.values())
+
+    @property
+    def run(self) -> Line:
+        """The whole run: as long as its longest node, for the dollars of all."""
+        lines = [one.run for one in self.nodes.values()]
+        hours = [line.hours or NOTHING for line in lines]
+        longest = Span(max(one.expected for one in hours), max(one.worst for one in hours))
+        return Line("run", longest, _sum([line.dollars for line in lines]))
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the estimate of a run of one node as it is; of several nodes each, and their sum as ``run``."""
+        if len(self.nodes) == 1:
+            return self.first.to_dict()
+        return {
+            "workload": self.first.workload,
+            "price_per_hour_usd": self.price_per_hour_usd,
+            "iterations": self.first.iterations,
+            "nodes": {name: one.to_dict() for name, one in self.nodes.items()},
+            "run": _line_dict(self.run),
+        }
+
+    def to_table(self) -> str:
+        """Return the estimate as a plain-text table; of several nodes, a line for each and their sum."""
+        if len(self.nodes) == 1:
+            return self.first.to_table()
+        rows = [("", "hours", "worst", "USD", "worst")]
+        rows += [_row(dataclasses.replace(one.run, name=name)) for name, one in self.nodes.items()]
+        rows.append(_row(dataclasses.replace(self.run, name=f"run of {len(self.nodes)} nodes")))
+        notes = dict.fromkeys(note for one in self.nodes.values() for note in one.notes()[1:])
+        price = f"At ${self.price_per_hour_usd:.4f} an hour for GPU and disk of all; traffic and bucket are not in it."
+        return "\n".join([*_aligned(rows), price, *notes])
+
+    def summary(self) -> str:
+        """Return the estimate in one sentence."""
+        if len(self.nodes) == 1:
+            return self.first.summary()
+        least = "at least " if any(one.unknown for one in self.nodes.values()) else ""
+        hours, dollars = self.run.hours or NOTHING, self.run.dollars or NOTHING
+        return (
+            f"{self.first.workload} is expected to take {least}{hours_text(hours.expected)} h and to cost {least}"
+            f"${dollars_text(dollars.expected)} on {len(self.nodes)} nodes, "
+            f"at worst {hours_text(hours.worst)} h and ${dollars_text(dollars.worst)}."
+        )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines: names on the left, numbers on the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for name, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *padded]).rstrip())
+    return lines
+
+
+def of_pools(
+    workload: Workload,
+    pools: Collection[str],
+    price_per_hour_usd: float,
+    *,
+    gpu_name: str = "",
+    places: Sequence[Position] | None = None,
+) -> Estimate:
+    """Return the estimate of a node that runs the stages of ``pools``; the rest is as for :func:`estimate`."""
+    stages = [stage for stage in workload.stages if stage.pool in pools]
+    names = {stage.name for stage in stages}
+    own = None if places is None else [place for place in places if place[1] in names]
+    return estimate(workload.model_copy(update={"stages": stages}), price_per_hour_usd, gpu_name=gpu_name, places=own)
+
+
+def estimate(
+    workload: Workload,
+    price_per_hour_usd: float,
+    *,
+    gpu_name: str = "",
+    places: Sequence[Position] | None = None,
+) -> Estimate:
+    """Return what ``workload`` takes and costs, set-up included, at a price in dollars an hour (disk included).
+
+    ``places`` are the stages that are to run (pairs of iteration and stage name); default: all. ``gpu_name`` is the
+    GPU of the offer, for stages that have other hours on it.
+    """
+    order = workload.order
+    chosen = order if places is None else list(places)
+    by_name = {stage.name: stage for stage in workload.stages}
     setup = _line("setup", Span(workload.setup_hours.expected, workload.setup_hours.worst), price_per_hour_usd)
-    stages = [
-        _line(
-            stage.name,
-            Span(stage.hours.expected, stage.hours.worst) if stage.hours else None,
-            price_per_hour_usd,
+    parts: list[Part] = []
+    began = 0
+    for iteration, group in itertools.groupby(chosen, key=lambda place: place[0]):
+        lines = tuple(
+            _line(name, _span(by_name[name].hours_in(iteration, gpu_name)), price_per_hour_usd) for _, name in group
         )
-        for stage in workload.stages
-    ]
-    one = _sum([stage.hours for stage in stages])
-    whole = (setup.hours or NOTHING) + one * count
+        if parts and parts[-1].stages == lines:
+            count = parts[-1].count + 1
+            name = f"each of iterations {began} to {iteration}"
+        else:
+            began, count, name = iteration, 1, f"iteration {iteration}"
+        total = _line(name, _sum([line.hours for line in lines]), price_per_hour_usd)
+        part = Part(name, count, lines, total)
+        parts[-1 if count > 1 else len(parts) :] = [part]
+    if len(parts) == 1 and parts[0].count == workload.iterations:
+        total = dataclasses.replace(parts[0].total, name="one iteration")
+        parts = [Part("one iteration", parts[0].count, parts[0].stages, total)]
+    spans: dict[str, list[Span | None]] = {}
+    for part in parts:
+        for line in part.stages:
+            spans.setdefault(line.name, []).append(None if line.hours is None else line.hours * part.count)
+    rounds = f"{workload.iterations} iteration{'' if workload.iterations == 1 else 's'}"
+    whole = len(chosen) == len(order)
     return Estimate(
         workload=workload.name,
         price_per_hour_usd=price_per_hour_usd,
-        iterations=count,
+        iterations=workload.iterations,
+        what=rounds if whole else f"what is to run, {len(chosen)} of {len(order)} stages",
         setup=setup,
-        stages=tuple(stages),
-        iteration=_line("one iteration", one, price_per_hour_usd),
-        run=_line(f"run of {count}", whole, price_per_hour_usd),
-        unknown=tuple(stage.name for stage in stages if stage.hours is None),
+        parts=tuple(parts),
+        stages=tuple(
+            _line(name, None if None in found else _sum(found), price_per_hour_usd) for name, found in spans.items()
+        ),
+        run=_line(
+            f"run of {workload.iterations}" if whole else "what is to run",
+            _sum([setup.hours, *((part.total.hours or NOTHING) * part.count for part in parts)]),
+            price_per_hour_usd,
+        ),
+        unknown=tuple(name for name, found in spans.items() if None in found),
+        storage=_storage(workload),
     )
+
+
+def _storage(workload: Workload) -> Storage | None:
+    if workload.storage is None:
+        return None
+    gb = workload.storage.gb_per_iteration * workload.iterations
+    return Storage(gb, gb * workload.storage.price_per_gb_month)
+
+
+def _span(said: schema.Span | None) -> Span | None:
+    return Span(said.expected, said.worst) if said else None
 
 
 def _line(name: str, hours: Span | None, price: float) -> Line:
@@ -148,17 +311,18 @@ def _row(line: Line, indent: str = "") -> tuple[str, str, str, str, str]:
         return (indent + line.name, "not said", "", "", "")
     return (
         indent + line.name,
-        _hours(line.hours.expected),
-        _hours(line.hours.worst),
-        _dollars(line.dollars.expected),
-        _dollars(line.dollars.worst),
+        hours_text(line.hours.expected),
+        hours_text(line.hours.worst),
+        dollars_text(line.dollars.expected),
+        dollars_text(line.dollars.worst),
     )
 
 
-def _hours(hours: float) -> str:
+def hours_text(hours: float) -> str:
+    """Return hours with two digits, and with three below an hour."""
     return f"{hours:.2f}" if hours >= 1 or hours == 0 else f"{hours:.3f}"
 
 
-def _dollars(dollars: float) -> str:
+def dollars_text(dollars: float) -> str:
     """Return dollars with cents, and with more digits below a dollar, where cents would hide everything."""
     return f"{dollars:.2f}" if dollars >= 1 or dollars == 0 else f"{dollars:.4f}"

@@ -33,11 +33,15 @@ LOSE_IN_ITERATION = 0
 LOSE_AFTER_SETS = 3
 # What the user has configured for good (group_vars) is for the user's runs, not for this one.
 UNSAID: dict[str, Any] = {
-    **dict.fromkeys(("provider", "workload", "run", "offer", "market", "gpu_name", "region", "bucket_endpoint"), ""),
+    **dict.fromkeys(
+        ("provider", "workload", "run", "node", "offer", "market", "gpu_name", "region", "bucket_endpoint"), ""
+    ),
+    **dict.fromkeys(("profile", "overrides", "stage", "from_stage"), ""),
+    **dict.fromkeys(("iterations", "iteration")),
     **dict.fromkeys(
         ("bucket", "ssh_key", "max_price_per_hour", "gpu_count", "gpu_ram_gb", "disk_gb", "restore", "wait_s")
     ),
-    **dict.fromkeys(("follow", "shutdown", "lose"), False),
+    **dict.fromkeys(("follow", "shutdown", "lose", "update"), False),
     "converge": "auto",
 }
 _BEAT_S = 5.0

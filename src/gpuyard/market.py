@@ -143,7 +143,7 @@ def judge(offers: Iterable[Offer], query: Query, *, avoid_machines: Collection[s
 
 
 def rank(verdicts: Iterable[Verdict]) -> list[Offer]:
-    """Return the fitting offers, best first: cheapest all-in, then most reliable, then most GPU memory."""
+    """Return the fitting offers, best first: cheapest with its disk, then most reliable, then most GPU memory."""
     return sorted((verdict.offer for verdict in verdicts if verdict.fits), key=_rank_key)
 
 
@@ -211,7 +211,7 @@ def no_offer(verdicts: Sequence[Verdict]) -> NoOfferError:
 
 
 def describe(offer: Offer) -> str:
-    """Return an offer in one line: where, what, and the all-in price."""
+    """Return an offer in one line: where, what, and the price with the disk."""
     name = f"{offer.gpu_name or 'GPU'} {offer.gpu_ram_gb:g} GB"
     bid = " interruptible" if offer.market == "interruptible" else ""
     emulated = " (emulated)" if offer.emulated else ""
@@ -265,7 +265,7 @@ def _conditions(query: Query, avoid: frozenset[str]) -> list[_Condition]:
                 lambda offer: offer.gpu_name or "not said",
             )
         )
-    # A slice of a GPU is one GPU to the machine that has it; how large it is, is a question of memory.
+    # A machine with a slice of a GPU sees one GPU. How large the slice is shows in its memory.
     least: list[tuple[str, float | None, Callable[[Offer], float | None]]] = [
         ("gpu_count", query.gpu_count, lambda offer: max(1.0, offer.gpu_count)),
         ("gpu_ram_gb", query.gpu_ram_gb, lambda offer: offer.gpu_ram_gb),
@@ -326,10 +326,10 @@ def _cuda(wanted: str) -> _Condition:
         return offer.cuda or "not said"
 
     def holds(offer: Offer) -> bool:
-        return offer.cuda is None or _version(offer.cuda) >= _version(wanted)
+        return offer.cuda is None or version_of(offer.cuda) >= version_of(wanted)
 
     def nearness(offer: Offer) -> float:
-        major, minor = (*_version(offer.cuda or "0"), 0, 0)[:2]
+        major, minor = (*version_of(offer.cuda or "0"), 0, 0)[:2]
         return major * 1000 + minor
 
     return _Condition(f"cuda >= {wanted}", holds, shows, nearness)
@@ -344,7 +344,8 @@ def _best_seen(removed: Sequence[Reason]) -> str:
     return ", ".join(distinct[:4]) + (", …" if len(distinct) > 4 else "")
 
 
-def _version(version: str) -> tuple[int, ...]:
+def version_of(version: str) -> tuple[int, ...]:
+    """Return a version such as ``12.4`` in a form that can be compared."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 

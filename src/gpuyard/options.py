@@ -17,7 +17,7 @@ _ALL = (*_RENTING, "logs", "status", "teardown")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "workload": _RENTING,
-    # Where runs are looked for is everywhere; but the inventory, which each play reads, lists only what is asked for.
+    # Runs are looked for everywhere, whatever it says; it may well stand in the configuration of all plays.
     "provider": _ALL,
     "run": _ALL,
     "market": _RENTING,
@@ -29,14 +29,20 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "region": _RENTING,
     "offer": _RENTING,
     "restore": _RENTING,
+    "update": _RENTING,
     "bucket": _ALL,
     "bucket_endpoint": _ALL,
     "ssh_key": _ALL,
     "converge": _RENTING,
     "follow": (*_RENTING, "logs"),
     "shutdown": _RENTING,
-    "stage": ("logs",),
-    "iteration": ("logs",),
+    "node": ("logs",),
+    "profile": _RENTING,
+    "overrides": _RENTING,
+    "iterations": _RENTING,
+    "stage": (*_RENTING, "logs"),
+    "from_stage": _RENTING,
+    "iteration": (*_RENTING, "logs"),
     "lines": ("logs",),
     "errors": ("logs",),
     "wait_s": ("teardown",),
@@ -54,10 +60,20 @@ ENVIRONMENT = (
     "GPUYARD_SANDBOX",
     "GPUYARD_SANDBOX_STATE",
     # What stages see, and may start a play with.
+    "GPUYARD_BUCKET",
+    "GPUYARD_BUCKET_ENDPOINT",
     "GPUYARD_CHECKPOINT_COMMAND",
+    "GPUYARD_INSTANCE_ID",
+    "GPUYARD_LIBRARIES",
+    "GPUYARD_MARKET",
+    "GPUYARD_NODE",
     "GPUYARD_PERSIST",
+    "GPUYARD_POOL",
+    "GPUYARD_PRICE_PER_HOUR_USD",
+    "GPUYARD_REGION",
     "GPUYARD_RUN",
     "GPUYARD_STAGE_TOKEN",
+    "GPUYARD_WORKLOAD",
     # What the checkout's own tests set.
     "GPUYARD_VASTAI",
 )
@@ -78,11 +94,12 @@ def taken_by(play: str) -> list[str]:
 def check(
     play: str,
     *,
-    extra: Iterable[str] = (),
+    extra: Collection[str] = (),
     lost: Sequence[tuple[str, str]] = (),
     configured: Iterable[str] = (),
     environment: Iterable[str] = (),
     undefined: Mapping[str, str] | None = None,
+    wrong: Sequence[str] = (),
     run: object = None,
     others: Collection[str] = (),
     role_options: Callable[[], Collection[str]] = tuple,
@@ -91,15 +108,18 @@ def check(
 
     ``extra`` are the names of the extra variables (``-e``); ``lost`` the words that belong to none, with the one that
     they follow; ``configured`` the names of all other variables, such as those of group_vars; ``environment`` those of
-    the environment. ``undefined`` says by option why its value cannot be worked out, ``run`` is that option's value.
+    the environment. ``undefined`` says by option why its value cannot be worked out, ``wrong`` has the sentences
+    about values of the wrong type, ``run`` is that option's value.
     ``others`` are names that the user needs for something else, ``role_options`` returns those of our roles.
     """
     mistakes = [_lost(option, words) for option, words in lost]
     mistakes += [f"{option} cannot be worked out: {reason}" for option, reason in (undefined or {}).items()]
+    mistakes += wrong
     unknown = [name for name in extra if name not in others and not name.startswith(_FREE) and name not in OPTIONS]
     if unknown:
         unknown = [name for name in unknown if name not in role_options()]
-    mistakes += [_unknown(name, play) for name in unknown]
+    cut = "; overrides are apart by commas: -e overrides=a=1,b=2" if "overrides" in extra else ""
+    mistakes += [_unknown(name, play, cut) for name in unknown]
     mistakes += [
         f"-e {name}=… is an option of {_plays(name)}, not of {play}.yml."
         for name in extra
@@ -131,9 +151,10 @@ def check(
     raise UsageError(f"{text}\nNothing was asked, rented or ended.")
 
 
-def _unknown(name: str, play: str) -> str:
+def _unknown(name: str, play: str, otherwise: str) -> str:
     near = difflib.get_close_matches(name, taken_by(play), n=1) or difflib.get_close_matches(name, OPTIONS, n=1)
-    return f"-e {name}=… is no option of {play}.yml" + (f"; did you mean {near[0]}?" if near else ".")
+    hint = f"; did you mean {near[0]}?" if near else f"{otherwise}."
+    return f"-e {name}=… is no option of {play}.yml{hint}"
 
 
 def _near(name: str, cutoff: float) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from gpuyard import market
 from gpuyard.errors import UsageError
+from gpuyard.hosts import host_name
 from gpuyard.providers.base import Instance, Offer, PlannedCall, Query
 from gpuyard.renting import machine, runs, watch
 
@@ -64,6 +67,7 @@ def instance_to_dict(instance: Instance) -> dict[str, Any]:
         "state": str(instance.state),
         "run": instance.ref.run if instance.ref else "",
         "workload": instance.ref.workload if instance.ref else "",
+        "node": instance.ref.node if instance.ref else "",
         "host_key_alias": instance.host_key_alias,
         "idle_price_per_hour_usd": instance.idle_price,
         "cost_now_per_hour_usd": instance.cost_now_per_hour_usd,
@@ -75,23 +79,52 @@ def call_to_dict(call: PlannedCall) -> dict[str, Any]:
     return {"method": call.method, "url": call.url, "body": dict(call.body) if call.body is not None else None}
 
 
+def planned_text(actions: Sequence[str], planned: Sequence[PlannedCall]) -> list[str]:
+    """Return what check mode would have done, as lines for people."""
+    calls = [f"  {call.method} {call.url} {json.dumps(call.body or {})}" for call in planned]
+    return [*(f"would {action}" for action in actions), *calls]
+
+
 def run_to_dict(one: runs.Run) -> dict[str, Any]:
-    """Return a run as plain values. Costs are what prices and hours say; ``spent_usd`` is of all its machines."""
+    """Return a run as plain values. Costs are what prices and hours say; ``spent_usd`` is of all its machines.
+
+    ``progress``, ``checkpoint`` and ``stages`` are those of its first node, ``nodes`` has them of each.
+    """
+    nodes = [_node_to_dict(node) for node in one.nodes]
     return {
+        **nodes[0],
         "run": one.name,
         "workload": one.workload,
         "state": one.state,
         "resumable": one.resumable,
-        "progress": dict(one.progress),
-        "problem": one.problem,
-        "checkpoint": {"sequence": one.manifest.sequence, "time": one.manifest.time} if one.manifest else {},
         "provider": one.instances[0].provider if one.instances else "",
         "price_per_hour_usd": one.price_per_hour_usd,
         "hours": one.hours(),
         "cost_usd": one.cost_usd(),
         "spent_usd": one.spent_usd(),
         "instances": [instance_to_dict(instance) for instance in one.instances],
-        "stages": dict(one.stages),
+        "nodes": nodes,
+    }
+
+
+def _node_to_dict(node: runs.Node) -> dict[str, Any]:
+    now = time.time()
+    return {
+        "node": node.name,
+        "state": node.state,
+        "resumable": node.resumable,
+        "progress": dict(node.progress),
+        "problem": node.problem,
+        "checkpoint": {"sequence": node.manifest.sequence, "time": node.manifest.time} if node.manifest else {},
+        "price_per_hour_usd": node.price_per_hour_usd,
+        "hours": node.hours(now),
+        "spent_usd": node.spent_usd(now),
+        "machines": [
+            {"provider": entry.provider, "id": entry.id, "spent_usd": entry.cost_usd(now), "ended": entry.ended}
+            for entry in node.accounts(now)
+        ],
+        "instances": [instance_to_dict(instance) for instance in node.instances],
+        "stages": dict(node.stages),
     }
 
 
@@ -124,31 +157,42 @@ def offer_table(offers: Sequence[Offer], *, limit: int = 8) -> list[str]:
 
 
 def run_table(found: Sequence[runs.Run]) -> list[str]:
-    """Return runs as a table for people; one that ended and still has a machine is pointed out, since it bills."""
+    """Return runs as a table for people; one that ended and still has a machine is pointed out, since it bills.
+
+    A run of several nodes has a line for their sum, and one for each.
+    """
     if not found:
         return ["There are no runs."]
     rows = [["run", "state", "at", "machine", "$/hour", "hours", "$ so far", "checkpoint"]]
     notes = []
     for one in found:
-        held = one.instances[0] if one.instances else None
-        rows.append(
-            [
-                one.name,
-                one.state.replace("-", " "),
-                runs.place_text(one),
-                machine.describe(held) if held else "-",
-                f"{one.price_per_hour_usd:.4f}" if held else "-",
-                f"{one.hours():.2f}" if held else "-",
-                f"{one.spent_usd():.4f}" if held or one.entries else "-",
-                f"{one.manifest.sequence} of {one.manifest.time}" if one.manifest else "-",
-            ]
-        )
+        if len(one.nodes) == 1:
+            rows.append(_row(one.name, one.nodes[0]))
+        else:
+            names = [node.name for node in one.nodes]
+            alive = sum(node.machine is not None for node in one.nodes)
+            rows.append(
+                [
+                    one.name,
+                    one.state.replace("-", " "),
+                    "-",
+                    f"{alive} of {len(names)} nodes",
+                    *_money(one, held=bool(one.instances)),
+                    "-",
+                ]
+            )
+            rows += [_row(host_name(one.name, node.name, names), node) for node in one.nodes]
         notes += [
-            f"{one.name} also has {machine.describe(more)}, which may bill as well." for more in one.instances[1:]
+            f"{one.name} also has {machine.describe(more)}, which may bill as well."
+            for node in one.nodes
+            for more in node.instances[1:]
         ]
-        if one.problem:
-            notes.append(f"{one.name} has a checkpoint that cannot be read: {one.problem}")
-        if one.resumable and not one.problem:
+        notes += [
+            f"{one.name} has something in the bucket that cannot be read: {node.problem}"
+            for node in one.nodes
+            if node.problem
+        ]
+        if one.resumable and not any(node.problem for node in one.nodes):
             notes.append(f"{one.name} can go on: ansible-playbook resume_search.yml -e run={one.name}")
         else:
             notes += _what_bills(one)
@@ -157,20 +201,48 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
     return [*table(rows), *notes, sums]
 
 
+def _row(name: str, node: runs.Node) -> list[str]:
+    held = node.instances[0] if node.instances else None
+    return [
+        name,
+        node.state.replace("-", " "),
+        runs.place_text(node),
+        machine.describe(held) if held else "-",
+        *_money(node, held=held is not None),
+        f"{node.manifest.sequence} of {node.manifest.time}" if node.manifest else "-",
+    ]
+
+
+def _money(one: runs.Run | runs.Node, *, held: bool) -> list[str]:
+    return [
+        f"{one.price_per_hour_usd:.4f}" if held else "-",
+        f"{one.hours():.2f}" if held else "-",
+        f"{one.spent_usd():.4f}" if held or one.entries else "-",
+    ]
+
+
 def _what_bills(one: runs.Run) -> list[str]:
-    """Return what a person has to know of a machine that bills and on which nothing is at work."""
-    end = f"ansible-playbook teardown.yml -e run={one.name}"
-    again = f"ansible-playbook launch.yml -e run={one.name}"
-    if not one.instances or one.state in ("running", "pending", "stopped", "preempted", "unknown"):
+    """Return what a person has to know of machines that bill and on which nothing is at work."""
+    names = [node.name for node in one.nodes]
+    return [line for node in one.nodes for line in _node_bills(one.name, host_name(one.name, node.name, names), node)]
+
+
+def _node_bills(run: str, name: str, node: runs.Node) -> list[str]:
+    end = f"ansible-playbook teardown.yml -e run={run}"
+    again = f"ansible-playbook launch.yml -e run={run}"
+    if not node.instances or node.state in ("running", "pending", "stopped", "preempted", "unknown"):
         return []
-    match one.state:
+    match node.state:
         case "finished":
-            return [f"{one.name} has ended and still bills: {end}"]
+            return [f"{name} has ended and still bills: {end}"]
         case "failed":
-            return [f"{one.name} has failed{watch.failure_text(one.stages)}, and still bills: {end}"]
+            return [f"{name} has failed{watch.failure_text(node.stages)}, and still bills: {end}"]
         case "not-started":
-            return [f"No stage has begun on {one.name}, and its machine bills: {again} starts them, {end} ends it"]
+            return [f"No stage has begun on {name}, and its machine bills: {again} starts them, {end} ends it"]
+        case "waiting":
+            pool = node.stages.get("waits_for")
+            return [f"{name} waits for a machine of pool {pool}, and bills: {again} moves it there, {end} ends it"]
         case "unreachable":
-            return [f"The machine of {one.name} does not answer, and bills: {end} ends what can be ended safely"]
+            return [f"The machine of {name} does not answer, and bills: {end} ends what can be ended safely"]
         case _:  # idle, interrupted
-            return [f"Nothing runs on {one.name} ({one.state}), and it bills: {again} goes on, {end} ends it"]
+            return [f"Nothing runs on {name} ({node.state}), and it bills: {again} goes on, {end} ends it"]

@@ -116,18 +116,31 @@ def _git(folder: str, *words: str, timeout_s: float) -> subprocess.CompletedProc
     return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
 
-def check_tree(
-    root: Path, names: Collection[str], *, requirements: str | None, persist: str, folders: list[str]
+def check_python(
+    root: Path, names: Collection[str], *, requirements: str | None, project: str | None, lock: str | None
 ) -> None:
-    """Raise :class:`UsageError` for what would only fail on the machine: ``names`` is what goes there of ``root``.
+    """Raise :class:`UsageError` when a file that the Python environment needs does not go to the machine.
 
-    ``requirements`` is Python's file of that name, ``folders`` become links to the same folders below ``persist``.
+    ``names`` is what goes there of ``root``; ``requirements``, ``project`` and ``lock`` are the workload's.
     """
     listed = set(names)
-    if requirements and posixpath.normpath(requirements) not in listed:
-        exists = (root / requirements).is_file()
-        why = "is ignored by git, so it does not go to the machine" if exists else f"is not in {root}"
-        raise UsageError(f"python.requirements: the file {requirements} {why}.")
+    needed = {"python.requirements": requirements, "python.lock": lock}
+    if project is not None:
+        needed["python.project"] = posixpath.join(project, "pyproject.toml")
+    for key, name in needed.items():
+        if name is None or posixpath.normpath(name) in listed:
+            continue
+        exists = (root / name).is_file()
+        why = "is ignored by git or .gpuyardignore, so it does not go to the machine" if exists else f"is not in {root}"
+        raise UsageError(f"{key}: the file {name} {why}.")
+
+
+def check_tree(root: Path, names: Collection[str], *, persist: str, folders: list[str]) -> None:
+    """Raise :class:`UsageError` for what would only fail on the machine: ``names`` is what goes there of ``root``.
+
+    ``folders`` become links to the same folders below ``persist``.
+    """
+    listed = set(names)
     for folder in folders:
         parts = folder.split("/")
         for end in range(1, len(parts) + 1):

@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import shlex
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from gpuyard.errors import (
     UsageError,
 )
 from gpuyard.files import write_whole
+from gpuyard.formats.label import FIRST_NODE
+from gpuyard.hosts import host_name
 from gpuyard.providers.base import Instance, Provider, alias_prefix, sandbox_prefix
 
 _SSH_CONNECT_TIMEOUT_S = 10
@@ -81,16 +83,15 @@ def host_key_fingerprint(instance: Instance, known_hosts: Path | None = None) ->
 
 
 def add_ssh_host(instance: Instance, key: SshKey, known_hosts: Path | None = None) -> None:
-    """Let ``ssh -F ~/.gpuyard/ssh_config <run>`` reach the instance, with its pinned host key and nothing else.
+    """Let ``ssh -F ~/.gpuyard/ssh_config <host>`` reach the instance, with its pinned host key and nothing else.
 
-    ssh, scp, rsync and editors take it; whoever includes that file in their own configuration can leave out ``-F``.
+    The host is called as in the inventory (:mod:`gpuyard.hosts`). ssh, scp, rsync and editors take it; whoever includes
+    that file in their own configuration can leave out ``-F``.
     """
-    if instance.ref is None:
+    ref = instance.ref
+    if ref is None:
         return
     file = known_hosts or paths.known_hosts()
-    # One file a run: a machine that replaces a lost one takes over its name.
-    entry = _ssh_entries(file) / f"{instance.ref.run}.conf"
-    paths.ensure_private(entry.parent)
     options = {
         "HostName": instance.ssh_host,
         "Port": str(instance.ssh_port),
@@ -98,11 +99,37 @@ def add_ssh_host(instance: Instance, key: SshKey, known_hosts: Path | None = Non
         "IdentityFile": _ssh_path(key.private_path),
         **_ssh_settings(instance, file, first_contact=False),
     }
-    lines = [f"Host {instance.ref.run}", *(f"  {name} {value}" for name, value in options.items())]
-    write_whole(entry, "\n".join(lines) + "\n")
-    top = file.parent / "ssh_config"
-    if not top.exists():
-        write_whole(top, f"# Written by gpuyard: one file a run.\nInclude {_ssh_path(entry.parent)}/*.conf\n")
+    with locked(file):
+        # One file a run, and in it one entry a node: a machine that replaces a lost one takes over its name.
+        entry = _ssh_entries(file) / f"{ref.run}.conf"
+        paths.ensure_private(entry.parent)
+        lines = [f"  {name} {value}" for name, value in options.items()]
+        _write_nodes(entry, {**_nodes_of(entry), ref.node: lines})
+        top = file.parent / "ssh_config"
+        if not top.exists():
+            write_whole(top, f"# Written by gpuyard: one file a run.\nInclude {_ssh_path(entry.parent)}/*.conf\n")
+
+
+def _nodes_of(entry: Path) -> dict[str, list[str]]:
+    """Return the lines of a run's file for ssh, by the node that they reach."""
+    found: dict[str, list[str]] = {}
+    node = ""
+    for line in _known_lines(entry):
+        if line.startswith("Host "):
+            name = line.removeprefix("Host ").strip()
+            node = name.removeprefix(f"{entry.stem}.") if name != entry.stem else FIRST_NODE
+            found[node] = []
+        elif node:
+            found[node].append(line)
+    return found
+
+
+def _write_nodes(entry: Path, nodes: Mapping[str, Sequence[str]]) -> None:
+    if not nodes:
+        entry.unlink(missing_ok=True)
+        return
+    blocks = [[f"Host {host_name(entry.stem, node, nodes)}", *lines] for node, lines in sorted(nodes.items())]
+    write_whole(entry, "".join(line + "\n" for block in blocks for line in block))
 
 
 def _ssh_entries(known_hosts: Path) -> Path:
@@ -114,14 +141,17 @@ def forget_host_key(instance: Instance, known_hosts: Path | None = None) -> None
     _forget(lambda alias: alias == instance.host_key_alias, known_hosts or paths.known_hosts())
 
 
-def forget_run(run: str, clouds: Iterable[Provider], known_hosts: Path | None = None) -> None:
-    """Remove what is kept for reaching the last machine of ``run``, where ``clouds`` list no machine of it any more.
+def forget_run(run: str, clouds: Iterable[Provider], known_hosts: Path | None = None, *, node: str = "") -> None:
+    """Remove what is kept for reaching the last machines of ``run``, or of one ``node`` of it.
 
-    Only this run's: another account of the same user may hold the machines of other runs.
+    For machines that ``clouds`` do not list any more. Only this run's: another account of the same user may hold the
+    machines of other runs.
     """
     file = known_hosts or paths.known_hosts()
     prefixes = tuple(alias_prefix(cloud.name, cloud.sandbox) for cloud in clouds)
-    aliases = {alias for alias in _aliases(_ssh_entries(file) / f"{run}.conf") if alias.startswith(prefixes)}
+    kept = _nodes_of(_ssh_entries(file) / f"{run}.conf")
+    lines = [line for name, lines in kept.items() if node in ("", name) for line in lines]
+    aliases = {alias for alias in _aliases(lines) if alias.startswith(prefixes)}
     if aliases:
         _forget(lambda alias: alias in aliases, file)
 
@@ -137,17 +167,19 @@ def _forget(unwanted: Callable[[str], bool], file: Path) -> None:
     """Remove the pinned keys, and the entries for ssh, whose alias is ``unwanted``."""
     with locked(file):
         for entry in _ssh_entries(file).glob("*.conf"):
-            if any(map(unwanted, _aliases(entry))):
-                entry.unlink()
+            nodes = _nodes_of(entry)
+            left = {node: lines for node, lines in nodes.items() if not any(map(unwanted, _aliases(lines)))}
+            if len(left) != len(nodes):
+                _write_nodes(entry, left)
         lines = _known_lines(file)
         kept = [line for line in lines if not (line.split() and unwanted(line.split()[0]))]
         if len(kept) != len(lines):
             write_whole(file, "".join(line + "\n" for line in kept))
 
 
-def _aliases(entry: Path) -> set[str]:
-    """Return the aliases that an entry for ssh names."""
-    return {words[1] for line in _known_lines(entry) if (words := line.split())[:1] == ["HostKeyAlias"]}
+def _aliases(lines: Iterable[str]) -> set[str]:
+    """Return the aliases that lines of an entry for ssh name."""
+    return {words[1] for line in lines if (words := line.split())[:1] == ["HostKeyAlias"]}
 
 
 def _ssh_settings(instance: Instance, known_hosts: Path, first_contact: bool) -> dict[str, str]:
@@ -175,8 +207,11 @@ def _ssh_path(path: Path) -> str:
     return f'"{escaped}"' if " " in escaped else escaped
 
 
-def try_once(command: Sequence[str]) -> str | None:
-    """Run ``command``; return ``None`` for success, else what ssh complained about in one line."""
+def try_once(command: Sequence[str], *, within_s: float = 3 * _SSH_CONNECT_TIMEOUT_S) -> str | None:
+    """Run ``command``; return ``None`` for success, else what ssh complained about in one line.
+
+    It has ``within_s`` seconds, and never more than half a minute.
+    """
     try:
         done = subprocess.run(
             command,
@@ -184,7 +219,7 @@ def try_once(command: Sequence[str]) -> str | None:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=3 * _SSH_CONNECT_TIMEOUT_S,
+            timeout=min(within_s, 3 * _SSH_CONNECT_TIMEOUT_S),
         )
     except FileNotFoundError:
         raise UsageError("ssh is not installed; install the OpenSSH client.") from None

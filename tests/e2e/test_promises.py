@@ -28,13 +28,16 @@ stages:
     command: test -n "$TINY_TOKEN" && mkdir -p $GPUYARD_PERSIST/models && date > $GPUYARD_PERSIST/models/x && sleep 600
     grace_s: 2
 """
+MORE_SECRETS = "{required: [TINY_TOKEN], optional: [TINY_OPTIONAL, TINY_UNSET], files: {TINY_KEY: key.json}}"
+OPTIONAL, IN_A_FILE = "canary-optional-5b1f7ac02d", "canary-file-c0e4d91b66"
 
 
 def secrets(yard: Yard) -> dict[str, str]:
     """Return every secret of the sandbox by name."""
     info = json.loads((yard.state / "sandbox.json").read_text())
     keys = info["keys"]
-    return {"vast": keys["vast"], "vultr": keys["vultr"], "s3": keys["s3"]["secret_key"], "token": CANARY}
+    ours = {"token": CANARY, "optional": OPTIONAL, "file": IN_A_FILE}
+    return {"vast": keys["vast"], "vultr": keys["vultr"], "s3": keys["s3"]["secret_key"], **ours}
 
 
 def tiny(folder: Path, more: str = "") -> str:
@@ -67,7 +70,11 @@ def test_a_dry_run_shows_the_calls_and_makes_none(yard: Yard, tmp_path: Path) ->
 
 
 def test_secrets_are_in_one_file_on_the_machine_and_nowhere_else(yard: Yard, tmp_path: Path) -> None:
-    workload, token = tiny(tmp_path), {"TINY_TOKEN": CANARY}
+    workload, token = tiny(tmp_path), {"TINY_TOKEN": CANARY, "TINY_OPTIONAL": OPTIONAL}
+    text = Path(workload).read_text().replace("{required: [TINY_TOKEN]}", MORE_SECRETS)
+    look = 'test -z "$TINY_UNSET" && test -n "$TINY_OPTIONAL" && test -s "$TINY_KEY" && mkdir'
+    Path(workload).write_text(text.replace("mkdir", look, 1))
+    (tmp_path / "key.json").write_text(IN_A_FILE)
     said = yard.play("launch", "-vvv", provider="vast", run="secret-0", workload=workload, env=token)
     yard.wait("a checkpoint", lambda: yard.manifest("secret-0"), seconds=300)
     wanted = secrets(yard)
@@ -76,10 +83,12 @@ def test_secrets_are_in_one_file_on_the_machine_and_nowhere_else(yard: Yard, tmp
     places = "/opt/gpuyard /mnt /etc /root /home /tmp /var/lib /var/log /run"
     for name, secret in wanted.items():
         files = yard.on_machine("secret-0", f"grep -rlsF -- {secret} {places} || true").split()
-        assert files == (["/opt/gpuyard/run/secrets.env"] if name in ("s3", "token") else []), (name, files)
+        place = {"file": "files/TINY_KEY"}.get(name, "secrets.env")
+        assert files == ([] if name in ("vast", "vultr") else [f"/opt/gpuyard/run/{place}"]), (name, files)
         commands = yard.on_machine("secret-0", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").replace(f"-- {secret}", "")
         assert secret not in commands, name
-    assert yard.on_machine("secret-0", "stat -c %a /opt/gpuyard/run/secrets.env").strip() == "600"
+    modes = yard.on_machine("secret-0", "cd /opt/gpuyard/run; stat -c %a secrets.env files files/TINY_KEY").split()
+    assert modes == ["600", "700", "600"]
     assert CANARY not in yard.on_machine(
         "secret-0", "tmux show-environment -g; tmux list-panes -a -F '#{pane_start_command}'"
     )
@@ -90,7 +99,7 @@ def test_secrets_are_in_one_file_on_the_machine_and_nowhere_else(yard: Yard, tmp
             assert secret.encode() not in content, (name, path)
     yard.play("teardown", run="secret-0", env=token)
     # Nobody has followed it, so the last words are what it costs and how that ends.
-    last_words = said.text.partition("TASK [Say what the run does now")[2]
+    last_words = said.text.partition("TASK [Follow the run to its end")[2]
     assert "Run secret-0 is at work" in last_words and "teardown.yml -e run=secret-0" in last_words
     for name, secret in wanted.items():
         for text in yard.printed:
@@ -229,3 +238,44 @@ def test_the_default_workload_is_known_in_any_folder(yard: Yard, tmp_path: Path)
     said = yard.run("ansible-playbook", "gpuyard.cloud.launch", "-e", "sandbox=true", "--check", cwd=tmp_path)
     assert said.code == 0, said.text
     assert "of workload miniprover" in said.text
+
+
+CHOSEN = """\
+schema: 1
+name: chosen
+repository: {path: tree}
+needs: {gpu_ram_gb: 8}
+persist: {directories: [models]}
+parameters: {epochs: 3, size: {type: str, default: big, choices: [big, small]}}
+profiles: {small: {parameters: {size: small}}}
+iterations: 2
+stages:
+  - {name: data, command: echo data >> models/marks, run: once}
+  - name: train
+    command: "train() { echo train-$ITERATION $EPOCHS $SIZE $MODE $@ >> models/marks; }; train"
+    overrides: true
+    environment: {MODE: later}
+    first: {environment: {MODE: first}}
+  - {name: export, command: echo export-$ITERATION >> models/marks; sleep 600, timeout: 1s, run: later}
+"""
+
+
+def test_v12_f6_a_run_with_values_and_stages_of_its_own(yard: Yard, tmp_path: Path) -> None:
+    workload = tiny(tmp_path)
+    Path(workload).write_text(CHOSEN)
+    options = {"provider": "vast", "run": "chosen-0", "workload": workload, "profile": "small", "follow": "true"}
+    said = yard.play(
+        "launch", ok=False, **options, overrides="epochs=1,batch.size=4", from_stage="train", iteration="1"
+    )
+    assert said.code != 0 and "export was ended after 1 s, its timeout" in " ".join(said.text.split()), said.text
+    marks = "cat /opt/gpuyard/src/chosen/models/marks"
+    # It began at iteration 1, and what runs once in the run was not passed over.
+    assert yard.on_machine("chosen-0", marks).split("\n")[:3] == [
+        "data",
+        "train-1 1 small later batch.size=4",
+        "export-1",
+    ]
+    said = yard.play("launch", **options, overrides="epochs=2", stage="train", iteration="0")
+    assert "Only train of iteration 0 is to run." in said.text
+    assert yard.on_machine("chosen-0", marks).split("\n")[3:4] == ["train-0 2 small first"]
+    yard.play("teardown", run="chosen-0")

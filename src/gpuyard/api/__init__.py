@@ -1,1 +1,6 @@
-"""What the fronts call: one function a verb, with dataclasses in and out."""
+"""What gpuyard can do, one function a verb: dataclasses in, dataclasses out, progress as a callback.
+
+A front (the Ansible modules, the command line, a program of your own) gives a :class:`gpuyard.api.site.Site` and a
+request, and words what comes back. Everything raises only the errors of :mod:`gpuyard.errors`, whose text is one
+sentence for a person.
+"""

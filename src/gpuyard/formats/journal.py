@@ -10,17 +10,22 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from gpuyard.errors import CheckpointError
 from gpuyard.formats.manifest import TIME_FORMAT, timestamp
+from gpuyard.formats.versions import mark, why_too_new
 
 Position = tuple[int, str]
 """An iteration's number, from 0, and a stage's name."""
 Event = Mapping[str, Any]
+VERSION = 1
+BEGIN = "run-start"
+"""The event with which each runner begins; it says of which version the lines are."""
 # How json.dumps writes the kind of the commonest event.
 _PUBLISHED = b'"event": "published"'
 
@@ -56,7 +61,8 @@ class Journal:
 
     def append(self, event: str, **fields: Any) -> dict[str, Any]:
         """Write one event, wait until it is on disk, and return it as written. ``OSError`` when that cannot be done."""
-        record = {"time": timestamp(), "event": event, **fields}
+        begins = mark(VERSION) if event == BEGIN else {}
+        record = {"time": timestamp(), "event": event, **begins, **fields}
         line = json.dumps(record).encode() + b"\n"
         while True:
             try:
@@ -121,7 +127,10 @@ class Journal:
 
 
 def parse(data: bytes) -> list[Event]:
-    """Return the events of a journal's bytes; a line that is not a whole event is passed over."""
+    """Return the events of a journal's bytes; a line that is not a whole event is passed over.
+
+    Raises :class:`CheckpointError` when a newer gpuyard wrote it: what is passed over then might have been done.
+    """
     events: list[Event] = []
     for line in data.split(b"\n"):
         try:
@@ -129,6 +138,9 @@ def parse(data: bytes) -> list[Event]:
         except ValueError:
             continue
         if isinstance(record, dict) and "event" in record:
+            with contextlib.suppress(ValueError):  # a version that is none says nothing
+                if record["event"] == BEGIN and (refusal := why_too_new(record, VERSION, "The journal of this run")):
+                    raise CheckpointError(refusal)
             events.append(record)
     return events
 
@@ -145,6 +157,8 @@ class Attempts:
     ended: str | None = None
     seconds: float | None = None
     exit_code: int | None = None
+    reason: str | None = None
+    """Why it was ended, where it did not end by itself."""
     token: str | None = None
     began_ns: int | None = None
     """When its first attempt began, in nanoseconds since 1970."""
@@ -159,10 +173,10 @@ class Attempts:
 class Progress:
     """The journal, folded: where the run stands.
 
-    ``outcome`` is how the last run ended: ``done``, ``failed``, ``interrupted``, or ``None`` when it has not ended (or
-    has no recorded end), and ``reason`` says why, where it is not a stage's own exit code. ``begun`` tells whether
-    there was a run at all. ``running`` is the stage that has begun and has no recorded end, ``failed`` the one whose
-    failure ended the last run.
+    ``outcome`` is how the last run ended: ``done``, ``failed``, ``interrupted``, ``waiting`` (for a box of another
+    pool), or ``None`` when it has not ended (or has no recorded end), and ``reason`` says why, where it is not a
+    stage's own exit code. ``begun`` tells whether there was a run at all. ``running`` is the stage that has begun and
+    has no recorded end, ``failed`` the one whose failure ended the last run.
     """
 
     order: Sequence[Position]
@@ -205,7 +219,7 @@ def fold(events: Iterable[Event], order: Sequence[Position]) -> Progress:
     for event in events:
         kind = event["event"]
         place = (event.get("iteration", 0), event.get("stage", ""))
-        if kind == "run-start":
+        if kind == BEGIN:
             progress.begun, progress.outcome, progress.reason = True, None, None
             progress.running = progress.failed = None
         elif kind == "run-end":
@@ -217,15 +231,16 @@ def fold(events: Iterable[Event], order: Sequence[Position]) -> Progress:
             entry.attempts += 1
             entry.began_ns = entry.began_ns or _began_ns(event)
             entry.started, entry.token = event.get("time"), event.get("token")
-            entry.ended = entry.seconds = entry.outcome = entry.exit_code = None
+            entry.ended = entry.seconds = entry.outcome = entry.exit_code = entry.reason = None
         elif kind == "stage-end":
             entry = progress.stages.setdefault(place, Attempts(*place))
             entry.outcome, entry.ended = event.get("outcome"), event.get("time")
             entry.seconds, entry.exit_code = event.get("seconds"), event.get("exit_code")
+            entry.reason = event.get("reason")
             progress.running = None
             progress.failed = place if entry.outcome == "failed" else None
         elif kind == "rewind":
-            _rewind(progress, place, only=bool(event.get("only")))
+            _rewind(progress, place, only=bool(event.get("only")), keeps=event.get("keeps") or ())
         elif kind == "published":
             progress.last_published = {name: value for name, value in event.items() if name != "event"}
     return progress
@@ -242,12 +257,17 @@ def _began_ns(event: Event) -> int | None:
     return (int(second.timestamp()) + 1) * 1_000_000_000
 
 
-def _rewind(progress: Progress, place: Position, *, only: bool) -> None:
-    """Forget that the stage at ``place`` is done (with all after it, and pass over all before it, unless ``only``)."""
+def _rewind(progress: Progress, place: Position, *, only: bool, keeps: Collection[str]) -> None:
+    """Forget that the stage at ``place`` is done (with all after it, and pass over all before it, unless ``only``).
+
+    The stages of ``keeps``, which run once in a run, stay as they are: done, or still to run.
+    """
     if place not in progress.order:
         return
     here = list(progress.order).index(place)
     for number, other in enumerate(progress.order):
+        if number != here and other[1] in keeps:
+            continue
         if number == here or (number > here and not only):
             progress.stages.pop(other, None)
         elif number < here and not only and progress.at(other).outcome != "done":

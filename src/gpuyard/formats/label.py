@@ -100,6 +100,18 @@ def _node(said: Sequence[str]) -> str:
     return next((name for name in said if NODE_NAME.fullmatch(name)), FIRST_NODE)
 
 
+def check_node(node: str) -> str:
+    """Return ``node`` when a label can hold it, else raise :class:`UsageError`."""
+    if not NODE_NAME.fullmatch(node):
+        raise UsageError(f"node={node!r} cannot be a node: that is a pool and a number, for example node=search-1.")
+    return node
+
+
+def pool_of(node: str) -> str:
+    """Return the pool of a node, which is called ``<pool>-<number>``."""
+    return node.rpartition("-")[0]
+
+
 def next_name(workload: str, taken: Iterable[str]) -> str:
     """Return the first of ``<workload>-0``, ``<workload>-1``, … that is not in ``taken``."""
     used = set(taken)

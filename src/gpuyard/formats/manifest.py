@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint and the record of a run: the two JSON documents that a bucket holds beside the files."""
+"""The manifest of a checkpoint: the JSON document that a bucket holds beside the files of a set."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 
 from gpuyard.errors import UnreadableManifestError
 from gpuyard.files import has_control_characters, inner_path
+from gpuyard.formats.versions import mark, why_too_new
 
 VERSION = 1
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 STATE = ".gpuyard"
 SCRATCH = f"{STATE}/tmp"
+JOURNAL = f"{STATE}/journal.jsonl"
 BROUGHT = f"{STATE}/brought.json"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 # As many as Linux follows.
@@ -77,7 +79,7 @@ class Manifest:
             for entry in self.files
         ]
         document = {
-            "version": VERSION,
+            **mark(VERSION),
             "run": self.run,
             "sequence": self.sequence,
             "time": self.time,
@@ -97,14 +99,10 @@ class Manifest:
             raise UnreadableManifestError(f"{where} is empty.")
         try:
             document = json.loads(data)
-            version = document["version"]
-            if isinstance(version, int) and version > VERSION:
-                raise UnreadableManifestError(
-                    f"{where} is of version {version}, and this gpuyard reads version {VERSION}: use the newer gpuyard "
-                    "that wrote it."
-                )
-            if version != VERSION:
-                raise ValueError(f"version {version!r}")
+            if "version" not in document:
+                raise ValueError("it names no version")
+            if refusal := why_too_new(document, VERSION, where):
+                raise UnreadableManifestError(refusal)
             if run is not None and document["run"] != run:
                 raise ValueError(f"it is one of the run {document['run']!r}")
             files = tuple(_entry(item, str(document["run"])) for item in document["files"])
@@ -121,40 +119,6 @@ class Manifest:
             raise UnreadableManifestError(
                 f"{where} is not a manifest of gpuyard: {reason or type(error).__name__}."
             ) from error
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What a bucket knows of a run (``<run>/run.json``). Times are UTC; ``outcome`` is ``None`` until the run ended.
-
-    ``outcome`` is one of ``done``, ``failed``, ``interrupted``, and ``cancelled`` when the user tore the run down. A
-    run whose record was never written (its first box died at once) appears with ``workload`` and ``created`` empty.
-    """
-
-    run: str
-    workload: str = ""
-    created: str = ""
-    finished: str | None = None
-    outcome: str | None = None
-
-    def to_bytes(self) -> bytes:
-        """Render the record as the JSON document of the bucket."""
-        return json.dumps({"version": VERSION, **asdict(self)}, indent=1, sort_keys=True).encode()
-
-    @classmethod
-    def from_bytes(cls, run: str, data: bytes) -> RunRecord:
-        """Read a record. A damaged one counts as never written: the checkpoints beside it are what matters."""
-        try:
-            document = json.loads(data)
-            return cls(
-                run=run,
-                workload=str(document.get("workload") or ""),
-                created=str(document.get("created") or ""),
-                finished=document.get("finished"),
-                outcome=document.get("outcome"),
-            )
-        except MALFORMED:
-            return cls(run=run)
 
 
 def _entry(item: Mapping[str, Any], run: str) -> FileEntry:

@@ -16,6 +16,7 @@ from gpuyard.renting.runs import Run
 from gpuyard.workload import Workload
 
 _NAMED = 3  # files that are named before the rest is counted
+_WORTH_NAMING_BYTES = 100_000  # what is left out and smaller is told to nobody
 
 
 def notes(workload: Workload) -> list[str]:
@@ -23,19 +24,68 @@ def notes(workload: Workload) -> list[str]:
     root = workload.local_tree
     if root is None:
         return []
-    names, folders = tree.names(root), workload.persist.directories
-    requirements = workload.python.requirements if workload.python else None
+    rules, folders = workload.tree_rules, workload.persist.directories
+    python = workload.python
     try:
-        repository.check_tree(root, names, requirements=requirements, persist=workload.persist.root, folders=folders)
+        names = tree.names(root, rules)
+        if python:
+            repository.check_python(
+                root, names, requirements=python.requirements, project=python.project_folder, lock=python.lock
+            )
+        repository.check_tree(root, names, persist=workload.persist.root, folders=folders)
     except UsageError as error:
         raise UsageError(f"{workload.source}: {error}") from None
+    lines = [_what_goes(root, names), *_what_stays(root, rules)]
     inside = repository.kept(names, folders)
     if not inside:
-        return []
+        return lines
     return [
+        *lines,
         f"{_some(inside)} of the repository {'lie' if len(inside) > 1 else 'lies'} in a persisted folder: a newer "
-        "version is brought to the machine only where the run has not changed the file."
+        "version is brought to the machine only where the run has not changed the file.",
     ]
+
+
+def _what_goes(root: Path, names: Sequence[str]) -> str:
+    """Return how much of the local repository goes to the machine, and what of it no commit holds."""
+    text = f"{_count(len(names), 'file')}, {_bytes(tree.size(root, names))}, of {root} {_go(len(names))} to the machine"
+    open_ones = tree.uncommitted(root, names)
+    if open_ones:
+        text += f"; {_count(len(open_ones), 'file')} {_are(len(open_ones))} not committed ({_some(open_ones)})"
+    return f"{text}."
+
+
+def _what_stays(root: Path, rules: tree.Rules) -> list[str]:
+    """Return the largest of what the machine does not get, where it is more than a few files."""
+    out = [entry for entry in tree.left_out(root, rules) if entry.size >= _WORTH_NAMING_BYTES or not entry.whole]
+    if not out:
+        return []
+    shown = [
+        f"{entry.name} ({'' if entry.whole else 'more than '}{_bytes(entry.size)}, {entry.why})"
+        for entry in out[:_NAMED]
+    ]
+    more = f" and {len(out) - _NAMED} more" if len(out) > _NAMED else ""
+    return [f"Left out: {', '.join(shown)}{more}; repository.include brings what is needed of it."]
+
+
+def _bytes(count: int) -> str:
+    """Return a size as people read it, in units of 1000."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.{0 if count >= 10 * size else 1}f} {unit}"
+    return f"{count} bytes"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _go(number: int) -> str:
+    return "goes" if number == 1 else "go"
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def older(run: Run, workload: Workload, store: checkpoints.Store | None) -> list[str]:
@@ -44,7 +94,7 @@ def older(run: Run, workload: Workload, store: checkpoints.Store | None) -> list
     if root is None or run.manifest is None or store is None:
         return []
     restored = {entry.path: entry for entry in run.manifest.files}
-    inside = repository.kept(tree.names(root), workload.persist.directories)
+    inside = repository.kept(tree.names(root, workload.tree_rules), workload.persist.directories)
     other = [name for name in inside if name in restored and not _same(root / name, restored[name])]
     if not other:
         return []

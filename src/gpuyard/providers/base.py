@@ -2,8 +2,7 @@
 
 Five verbs are at its centre: discover offers, provision an instance, attach storage, run a bootstrap, destroy. A
 provider knows nothing of workloads; it gets a :class:`Query` or a :class:`CreateSpec` and gives back neutral records.
-Facts about each API: ``reference/provider-apis.md`` of the project's design notes; its sections are named where they
-matter.
+Facts about each API: ``docs/reference``.
 """
 
 from __future__ import annotations
@@ -74,13 +73,18 @@ class Offer:
     disk_gb: float  # the most that can be had
     region: str
     market: Market
-    price_per_hour_usd: float  # all-in: GPU plus the disk that the query asked for
+    price_per_hour_usd: float  # GPU plus the disk that the query asked for; no traffic
     disk_price_per_hour_usd: float = 0.0  # the part of it that is disk (kept billing while stopped)
     traffic_price_per_gb_usd: float = 0.0
     reliability: float | None = None
     cuda: str | None = None  # newest CUDA the driver supports; None: not said
     machine_id: str = ""  # the physical host where the provider names it, to avoid one just lost
     emulated: bool = False
+
+    @property
+    def is_one_machine(self) -> bool:
+        """Whether it stands for one physical machine, so that only one can rent it; else it can be had repeatedly."""
+        return bool(self.machine_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,11 @@ class Instance:
     def runs(self) -> bool:
         """Whether it is up, so that the whole price is asked for it."""
         return self.state is State.RUNNING
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still is its node's machine, stopped or not; one that was taken away or failed is a leftover."""
+        return self.state not in (State.PREEMPTED, State.FAILED)
 
     @property
     def idle(self) -> bool:
@@ -227,6 +236,10 @@ class Provider(ABC):
     def ssh_keys(self) -> list[str]:
         """Return the public SSH keys that the account holds, each as ``type body name``."""
         return []
+
+    def add_ssh_key(self, instance_id: str, public_key: str) -> None:
+        """Let a public key, as ``type body name``, into an instance that lives; one that it knows is no error."""
+        raise UnsupportedError(f"{self.title} cannot add an SSH key to an instance that lives.", provider=self.name)
 
     def start(self, instance_id: str) -> None:
         """Start a stopped instance."""

@@ -1,6 +1,6 @@
 """Vast.ai: a marketplace of containers on other people's machines.
 
-Facts: ``reference/provider-apis.md`` section 1. The traps that shape this file:
+Facts: ``docs/reference/vast.md``. The traps that shape this file:
 
 * Success is 2xx *and* ``success`` not ``false``; a wrong key is a 404, a gone offer 410, 404 or 400.
 * A search returns at most 64 offers and has no cursor; the next page is asked for by a higher price floor.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
@@ -64,7 +65,7 @@ _BROKEN = ("oci runtime create failed", "manifest unknown", "pull access denied"
 
 
 def classify(answer: Answer) -> ProviderError | None:
-    """Return the error that a Vast answer means, ``None`` for a success (provider-apis.md 1.3)."""
+    """Return the error that a Vast answer means, ``None`` for a success (docs/reference/vast.md, Errors)."""
     fields = answer.fields
     ok = 200 <= answer.status < 300
     contract = fields.get("new_contract")
@@ -119,6 +120,7 @@ class Vast(Provider):
         self.emulated = emulated
         self.sandbox = sandbox
         self._waits = waits or Waits()
+        self._creating = threading.Lock()  # one request at a time gets its turn, and one adds our SSH key
         self._last_create: float | None = None
         self._api = Client(self.name, self.title, base_url, key, classify, patience or Patience())
 
@@ -207,9 +209,11 @@ class Vast(Provider):
     def create(self, offer: Offer, spec: CreateSpec, *, progress: Progress | None = None) -> Instance:
         """Rent the ask ``offer.id``; see :func:`gpuyard.providers.rental.create_once` for what may go wrong."""
         body = _create_body(offer, spec)
-        self._space_creates()
-        if not self._has_key(spec.ssh_public_key):
-            self._add_key(spec.ssh_public_key)
+        with self._creating:
+            self._space_creates()
+            if not self._has_key(spec.ssh_public_key):
+                self._add_key(spec.ssh_public_key)
+            self._last_create = self._waits.clock()
 
         def send() -> Instance:
             self._last_create = self._waits.clock()
@@ -370,6 +374,11 @@ class Vast(Provider):
         """Stop an instance; its disk keeps billing. The label is marked first, so that this reads as our own stop."""
         self._mark(instance_id, stopped=True)
         self._put(instance_id, {"state": "stopped"})
+
+    def add_ssh_key(self, instance_id: str, public_key: str) -> None:
+        """Add the key to the instance's own ones, which its host takes over at once."""
+        # Twice the same key does no harm.
+        self._api.call("POST", f"/api/v0/instances/{instance_id}/ssh/", body={"ssh_key": public_key}, repeatable=True)
 
     def credit_usd(self) -> float | None:
         """Return the account's credit."""

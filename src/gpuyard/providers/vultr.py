@@ -1,6 +1,6 @@
 """Vultr: virtual machines with whole GPUs or slices of one.
 
-Facts: ``reference/provider-apis.md`` section 2. The traps that shape this file:
+Facts: ``docs/reference/vultr.md``. The traps that shape this file:
 
 * An offer is a plan in a region that has it in stock; prices differ by region, ``gpu_vram_gb`` is the plan's total, and
   ``gpu_count`` may be ``"1/8"``.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -33,7 +34,7 @@ from gpuyard.errors import (
     ProviderDownError,
     ProviderError,
 )
-from gpuyard.formats.label import RunRef
+from gpuyard.formats.label import FIRST_NODE, RunRef
 from gpuyard.providers.base import (
     Capability,
     CreateSpec,
@@ -62,7 +63,7 @@ _NO_ADDRESS = {"", "0.0.0.0"}
 
 
 def classify(answer: Answer) -> ProviderError | None:
-    """Return the error that a Vultr answer means, ``None`` for a success (provider-apis.md 2.1).
+    """Return the error that a Vultr answer means, ``None`` for a success (docs/reference/vultr.md).
 
     Vultr has no error codes, and what it says when a region is sold out or a quota reached is not documented; the words
     are matched liberally, capacity before credit.
@@ -113,6 +114,7 @@ class Vultr(Provider):
         self._waits = waits or Waits()
         self._api = Client(self.name, self.title, base_url, key, classify, patience or Patience())
         self._plans: dict[str, dict[str, object]] | None = None
+        self._creating = threading.Lock()  # only one request at a time adds our SSH key
 
     def __repr__(self) -> str:
         return f"Vultr({self._api.base_url!r})"
@@ -153,7 +155,7 @@ class Vultr(Provider):
 
     def _offer(self, plan: Mapping[str, object], region: str) -> Offer:
         on_demand, preemptible = _prices(plan, region)
-        # No create field asks for preemptible pricing, so a plan is sold that way only where it is sold no other way.
+        # A create cannot ask for the preemptible price, so only a plan without another price counts as interruptible.
         market: Market = "on-demand" if plan.get("deploy_ondemand", True) else "interruptible"
         count, ram = _gpu(plan)
         return Offer(
@@ -175,7 +177,8 @@ class Vultr(Provider):
 
     def create(self, offer: Offer, spec: CreateSpec, *, progress: Progress | None = None) -> Instance:
         """Rent the plan and region of ``offer.id``; see :func:`gpuyard.providers.rental.create_once`."""
-        key_id = self._key_id(spec.ssh_public_key) or self._add_key(spec.ssh_public_key)
+        with self._creating:
+            key_id = self._key_id(spec.ssh_public_key) or self._add_key(spec.ssh_public_key)
         body = _create_body(offer, spec, key_id)
 
         def send() -> Instance:
@@ -321,15 +324,19 @@ class Vultr(Provider):
         return self._plans.get(plan_id, {})
 
 
+_LONGEST_HOSTNAME = 63
+
+
 def _create_body(offer: Offer, spec: CreateSpec, key_id: str) -> dict[str, object]:
     plan, _, region = offer.id.partition("@")
+    name = spec.ref.run if spec.ref.node == FIRST_NODE else f"{spec.ref.run}.{spec.ref.node}"
     body: dict[str, object] = {
         "region": region,
         "plan": plan,
         "os_id": UBUNTU_22_04,
         "sshkey_id": [key_id],
-        "label": spec.ref.run,
-        "hostname": spec.ref.run,
+        "label": name,
+        "hostname": name.replace(".", "-")[:_LONGEST_HOSTNAME].rstrip("-"),
         "tags": spec.ref.tags,
         "backups": "disabled",
         "activation_email": False,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from queue import Empty, SimpleQueue
 
 from gpuyard import ssh
 from gpuyard.errors import (
@@ -14,6 +12,7 @@ from gpuyard.errors import (
     UsageError,
 )
 from gpuyard.providers.base import Instance, Progress, Provider
+from gpuyard.renting import together
 from gpuyard.renting.ledger import Ledger
 
 
@@ -41,14 +40,14 @@ def destroy_all(
             by_name[instance.provider].destroy(instance.id, progress=tell)
         except ProviderError as error:
             return error
-        # A line too many in that file does no harm; what became of the other machines must be told.
+        # A stale line in that file does no harm. An error here would hide what became of the other machines.
         with suppress(OSError):
             ssh.forget_host_key(instance)
         return None
 
     # Until a cloud no longer lists a machine it may take a while for which nothing is asked.
     asked_at = ledger.now() if ledger else 0.0
-    answers = _at_once(destroy, wanted, progress or _silent)
+    answers = together.at_once(destroy, wanted, progress or _silent)
     for instance, answer in zip(wanted, answers, strict=True):
         if ledger is not None and answer is None:
             ledger.ended(instance, asked_at)
@@ -57,25 +56,6 @@ def destroy_all(
         raise errors[0]
     if errors:
         raise LeakError(" ".join(str(error) for error in errors), provider=errors[0].provider)
-
-
-def _at_once(
-    work: Callable[[Instance, Progress], ProviderError | None], instances: Sequence[Instance], progress: Progress
-) -> list[ProviderError | None]:
-    """Apply ``work`` to all instances at the same time, and return what it returned, in their order.
-
-    What it tells is told from this thread. A signal is handled here, too, so it finds no other thread in the middle of
-    a line, with the lock of whoever shows it.
-    """
-    told: SimpleQueue[str] = SimpleQueue()
-    with ThreadPoolExecutor(max_workers=min(8, len(instances))) as pool:
-        answers = [pool.submit(work, instance, told.put) for instance in instances]
-        while not all(answer.done() for answer in answers):
-            with suppress(Empty):
-                progress(told.get(timeout=0.1))
-        while not told.empty():
-            progress(told.get())
-        return [answer.result() for answer in answers]
 
 
 def _name(instance: Instance) -> str:

@@ -28,11 +28,14 @@ from gpuyard.errors import (
     ProviderError,
     UsageError,
 )
-from gpuyard.formats.label import check_name
+from gpuyard.formats.label import FIRST_NODE, check_name
+from gpuyard.formats.run_record import RunRecord
+from gpuyard.hosts import host_name
 from gpuyard.providers.base import Instance, PlannedCall, Progress, Provider, State
-from gpuyard.renting import destroy, machine, rent, runs, survey, watch
-from gpuyard.renting.ledger import Ledger
+from gpuyard.renting import access, destroy, machine, rent, runs, survey, together, watch
+from gpuyard.renting.ledger import Ledger, entry_of
 from gpuyard.renting.pending import PendingNotes
+from gpuyard.renting.places import newest_of
 
 LOSE_WAIT_S = 30.0
 """How long a machine has to end its stages that is destroyed whatever it says (seconds)."""
@@ -46,14 +49,16 @@ class Order:
 
     ``lose``: destroy also what is not saved. ``wait_s``: how long a machine has to end its stages; ``None``: as long as
     the running stage's own grace time and publishing need. ``only`` limits what is destroyed: to a machine whose run
-    has ``ended`` (and nothing is stopped), or to one on which it has ``not-begun``. ``since`` is the number of the
-    newest checkpoint before the launch that has followed the run: a later one holds its work.
+    has ``ended`` (and nothing is stopped), to one on which it has ``not-begun``, or to one on which no stage runs any
+    more since the run goes on elsewhere (``left``). ``since`` is the number of the newest checkpoint before the launch
+    that has followed the run: a later one holds its work. With ``node`` only that node of the run is ended.
     """
 
     run: str
+    node: str | None = None
     lose: bool = False
     wait_s: float | None = None
-    only: Literal["", "ended", "not-begun"] = ""
+    only: Literal["", "ended", "not-begun", "left"] = ""
     since: int = 0
 
     def check(self) -> None:
@@ -111,12 +116,14 @@ class Boxes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OverSsh:
-    """The machines' stages, reached over SSH with ``key``."""
+    """The machines' stages, reached over SSH with ``key``; through their ``clouds`` also where nobody has been yet."""
 
     key: SshKey
+    clouds: Sequence[Provider] = ()
 
     def status(self, instance: Instance) -> Mapping[str, Any]:
         """Return what the machine's stages do."""
+        access.let_in(self.clouds, [instance], self.key)
         return watch.status(instance, self.key, timeout_s=_STATUS_S)
 
     def stop(
@@ -128,6 +135,7 @@ class OverSsh:
         tell: Progress,
     ) -> Mapping[str, Any]:
         """Let the machine's stages end in good order, and return whether all is saved."""
+        access.let_in(self.clouds, [instance], self.key, progress=tell)
         return watch.stop(instance, self.key, wait_s=wait_s, limit_s=limit_s, tell=tell)
 
 
@@ -151,7 +159,7 @@ def end(
     """
     order.check()
     tell = progress or _silent
-    judge = _Judge(order, store if order.run and not check else None, boxes, tell)
+    judge = _Judge(order, store if order.run and not check else None, boxes)
     if order.run and not check:
         if judge.store is not None and judge.bucket.trouble is not None:
             tell(f"{judge.bucket.trouble} The machine may have another way to it.")
@@ -165,19 +173,20 @@ def end(
                 rent.await_noted(providers, order.run, notes, progress=tell, clock=pace.Clock())
     seen = survey.take(providers)
     ours = survey.owned(seen.answered())
-    held = [one for one in ours if one.ref and one.ref.run == order.run]
+    held = survey.owned(ours, order.run, order.node)
     others = sorted({one.ref.run for one in ours if one.ref} - {order.run})
     if not order.run:
         raise UsageError(
             f"Name the run to end with -e run=…; the runs with machines are: {', '.join(others) or 'none'}."
         )
-    if others and not held:
+    if others and not survey.owned(ours, order.run):
         # A slip in the name would otherwise look like the end of a rental that goes on.
         tell(f"Runs that have machines: {', '.join(others)}.")
     words = [machine.describe(one) for one in held]
     if check:
         return _plan(providers, held, order, words, seen)
-    verdicts = [judge.of(one) for one in held]
+    # Side by side: each machine may take minutes to end its stages.
+    verdicts = together.at_once(judge.of, held, tell)
     doomed = [verdict.instance for verdict in verdicts if verdict.may_go or order.lose]
     kept = [_kept(verdict, order) for verdict in verdicts if verdict.instance not in doomed]
     for verdict in verdicts:
@@ -192,7 +201,8 @@ def end(
     except ProviderError as error:
         leak = error
     if ledger is not None and not ledger.bucket.failed:
-        ledger.gone(order.run, held, [provider.name for provider in providers if provider.name not in seen.errors])
+        answered = [provider.name for provider in providers if provider.name not in seen.errors]
+        ledger.gone(order.run, held, answered, node=order.node)
     if leak and not kept and not seen.errors:
         raise leak
     if kept or seen.errors:
@@ -204,10 +214,12 @@ def end(
         raise LeakError(trouble, provider=leak.provider) if leak else NotSavedError(trouble)
     # A machine whose end could not be confirmed the last time may be gone now, with nothing left to destroy.
     with suppress(OSError):
-        ssh.forget_run(order.run, providers)
+        ssh.forget_run(order.run, providers, node=order.node or "")
     cancelled, text = False, list[str]()
-    if not order.only or (order.only == "ended" and gone):
+    if order.node is None and (not order.only or (order.only == "ended" and gone)):
         cancelled, text = _cancel(judge, order, destroyed=bool(gone))
+    if not order.only or gone:
+        text += _spent(order.run, doomed, ledger)
     return Ending(words, [], [f"destroy {name}" for name in gone], text=text, cancelled=cancelled)
 
 
@@ -219,11 +231,35 @@ def _plan(
         raise LeakError(" ".join(seen.unanswered().values()), provider=next(iter(seen.errors)))
     by_name = {provider.name: provider for provider in providers}
     condition = "" if order.lose else " if nothing is lost with it"
-    living = [one for one in held if one.state in runs.LIVE and one.state is not State.STOPPED]
+    living = [one for one in held if not one.idle]
     actions = [f"end the stages on {one.provider} {one.id} in good order" for one in living if not order.only]
     actions += [f"destroy {machine.describe(one)}{condition}" for one in held]
     planned = [call for one in held for call in by_name[one.provider].plan_destroy(one.id)]
     return Ending(words, [], actions, planned)
+
+
+def _spent(run: str, ended: Sequence[Instance], ledger: Ledger | None) -> list[str]:
+    """Return what the machines that have just ended have cost, and the run in all, as far as that is known."""
+    if ledger is None:
+        return []
+    entries = {entry.place: entry for entry in ledger.entries(run)}
+    now = ledger.now()
+    for one in ended:
+        # Without a bucket there is only what the machine itself says.
+        entries.setdefault(one.place, entry_of(one, now).changed("ended", 0.0, now))
+    places = {one.place for one in ended}
+    nodes = {entry.node for entry in entries.values()}
+    lines = [
+        f"{entry.provider} {entry.id} has cost ${entry.cost_usd(now):.4f}"
+        + (f", as {host_name(run, entry.node, nodes)}." if len(nodes) > 1 else ".")
+        for entry in entries.values()
+        if entry.place in places
+    ]
+    if not entries:
+        return []
+    count = f"{len(entries)} machine{'' if len(entries) == 1 else 's'}"
+    total = sum(entry.cost_usd(now) for entry in entries.values())
+    return [*lines, f"Run {run} has cost ${total:.4f} in all, on {count}; the clouds' own bills count."]
 
 
 def _kept(verdict: Verdict, order: Order) -> str:
@@ -276,13 +312,15 @@ class _Bucket:
 
     def _knows(self) -> bool:
         """Tell whether the run has ever begun: other notes about it may be written before that."""
-        if "checkpoints" in self._store.folders(f"{self._run}/"):
+        folders = self._store.folders(f"{self._run}/")
+        if "checkpoints" in folders or "nodes" in folders:
             return True
         try:
-            self._store.get(f"{self._run}/run.json")
+            record = RunRecord.from_bytes(self._run, self._store.get(f"{self._run}/run.json"))
         except MissingObjectError:
             return False
-        return True
+        # A launch writes the record before it rents, the box when the first stage begins; what cannot be read counts.
+        return bool(record.created or not record.launched)
 
     def known(self) -> bool:
         """Tell whether the bucket knows of the run; raises :class:`CheckpointError` when it did not answer."""
@@ -290,16 +328,22 @@ class _Bucket:
             raise self.trouble
         return self._known
 
-    def whole(self) -> Manifest | None:
-        """Return the newest checkpoint whose every object is in the bucket; raises :class:`CheckpointError`."""
-        return checkpoints.latest_whole_manifest(self._store, self._run) if self.known() else None
+    def whole(self, instance: Instance) -> Manifest | None:
+        """Return the newest checkpoint of a machine's node whose every object is in the bucket.
+
+        Raises :class:`CheckpointError`.
+        """
+        if not self.known():
+            return None
+        node = instance.ref.node if instance.ref else FIRST_NODE
+        return newest_of(self._store, self._run, node, checkpoints.latest_whole_manifest)
 
 
 class _Judge:
     """Decides of one machine after another whether it may go."""
 
-    def __init__(self, order: Order, store: Store | None, boxes: Boxes, tell: Progress) -> None:
-        self.order, self.store, self._boxes, self._tell = order, store, boxes, tell
+    def __init__(self, order: Order, store: Store | None, boxes: Boxes) -> None:
+        self.order, self.store, self._boxes = order, store, boxes
         self._asked: _Bucket | None = None
         if store is not None:
             self._asked = _Bucket(store, order.run)
@@ -310,7 +354,7 @@ class _Judge:
         assert self._asked is not None
         return self._asked
 
-    def of(self, instance: Instance) -> Verdict:
+    def of(self, instance: Instance, tell: Progress) -> Verdict:
         """Return the verdict on one machine; one that lives has its stages stopped for it."""
         if instance.state in (State.PREEMPTED, State.FAILED):
             return self._lost(instance)
@@ -326,7 +370,7 @@ class _Judge:
             wait_s = LOSE_WAIT_S if wait_s is None else wait_s
             limit_s = wait_s + _LOSE_PUBLISH_S
         try:
-            answer = self._boxes.stop(instance, wait_s=wait_s, limit_s=limit_s, tell=self._tell)
+            answer = self._boxes.stop(instance, wait_s=wait_s, limit_s=limit_s, tell=tell)
         except ConnectionLostError as error:
             return self._unanswering(instance, str(error), began=not (error.silent or instance.state is State.PENDING))
         except NothingBegunError:
@@ -344,11 +388,14 @@ class _Judge:
         if state == "unreachable":
             if self.order.only == "ended":
                 return self._unanswering(instance, f"{name} does not answer.", began=True)
+            if self.order.only == "left":
+                return self._silent_behind(instance)
             return Verdict(instance, False, f"{name} does not answer, so its stages may be at work.")
         if self.order.only == "not-begun":
             begun = state != "not-started"
             return Verdict(instance, False, f"The stages have begun on {name} ({state}).") if begun else None
-        if state in ("finished", "failed"):
+        ended = ("waiting", "not-started") if self.order.only == "left" else (*watch.AS_ASKED, "failed")
+        if state in ended:
             return None
         words = "goes on" if state == "running" else f"has not ended ({state})"
         return Verdict(instance, False, f"Run {self.order.run} {words} on {name}.")
@@ -382,7 +429,7 @@ class _Judge:
                 return Verdict(instance, True, f"{name} has never run, so nothing is lost with it.")
             return Verdict(instance, False, f"There is no bucket, so the disk of {name} may hold the only copy.")
         try:
-            whole = self._asked.whole()
+            whole = self._asked.whole(instance)
             if whole is None and _never_ran(instance) and not self._asked.known():
                 return Verdict(instance, True, f"{name} has never run, so nothing is lost with it.")
         except CheckpointError as error:
@@ -406,7 +453,7 @@ class _Judge:
                 return Verdict(instance, True, f"{why} It has never run, so nothing is lost with it.")
             return Verdict(instance, False, f"{why} There is no bucket, so it may hold the only copy.")
         try:
-            whole = self._asked.whole()
+            whole = self._asked.whole(instance)
             if not began and whole is None and _never_ran(instance) and not self._asked.known():
                 words = f"{why} It has never been reached, and the bucket knows nothing of run {self.order.run}"
                 return Verdict(instance, True, f"{words}, so nothing is lost with it.")
@@ -416,6 +463,19 @@ class _Judge:
             return Verdict(instance, True, f"{why} But {_checkpoint(whole)} is in the bucket, and is the run's end.")
         last = f"The newest whole one in the bucket is {_checkpoint(whole)}." if whole else "The bucket holds none."
         return Verdict(instance, False, f"{why} What it has done since its last checkpoint may be lost with it. {last}")
+
+    def _silent_behind(self, instance: Instance) -> Verdict:
+        """Return the verdict on a machine that the run leaves and that does not answer."""
+        why = f"{_name(instance)} does not answer."
+        try:
+            whole = self._asked.whole(instance) if self._asked else None
+        except CheckpointError as error:
+            return Verdict(instance, False, f"{why} What it has done may not be in the bucket: {error}")
+        if whole is not None and whole.progress.get("outcome") == "waiting":
+            return Verdict(
+                instance, True, f"{why} But {_checkpoint(whole)} is in the bucket, and is all that it had to do."
+            )
+        return Verdict(instance, False, f"{why} What it has done since its last checkpoint may be lost with it.")
 
     def _is_end(self, whole: Manifest) -> bool:
         """Tell whether nothing of the run can come after this checkpoint."""

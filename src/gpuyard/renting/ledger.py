@@ -9,146 +9,57 @@ price from the beginning. The provider's invoice counts, not this.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Literal
 
-from gpuyard.box.checkpoints import Manifest, Store, latest_manifest
+from gpuyard.box.checkpoints import Manifest, Store
 from gpuyard.errors import BucketError, CheckpointError, GpuyardError, MissingObjectError
+from gpuyard.formats.label import FIRST_NODE
+from gpuyard.formats.ledger import FOLDER, Change, Entry, entry_key
 from gpuyard.providers.base import Instance, Progress, State
 from gpuyard.renting.notebook import Notebook
-
-FOLDER = "ledger"
-VERSION = 1
-
-What = Literal["rented", "running", "stopped", "lost", "gone", "ended"]
+from gpuyard.renting.places import newest_of
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """From ``time`` on (seconds since 1970) the machine costs ``price_per_hour_usd``, since it was ``what``."""
+def entry_of(instance: Instance, now: float) -> Entry:
+    """Return the entry of a machine of which nothing is written yet."""
+    began = now if instance.created_at is None else min(instance.created_at, now)
+    ref = instance.ref
+    price = instance.idle_price if instance.state is State.PENDING else instance.price_per_hour_usd
+    return Entry(
+        run=ref.run if ref else "",
+        workload=ref.workload if ref else "",
+        provider=instance.provider,
+        id=instance.id,
+        gpu_name=instance.gpu_name,
+        region=instance.region,
+        market=instance.market,
+        price_per_hour_usd=instance.price_per_hour_usd,
+        idle_price_per_hour_usd=instance.idle_price,
+        changes=(Change(began, "rented", price),),
+        last_seen=began,
+        node=ref.node if ref else FIRST_NODE,
+    )
 
-    time: float
-    what: What
-    price_per_hour_usd: float
 
+def settled(entry: Entry, instance: Instance | None, alive_at: float) -> Entry:
+    """Return the entry as its machine is now, ``None`` for one that its provider does not list any more.
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One machine. ``changes`` begin with its rental; ``last_seen`` is when it was last seen alive by a command."""
-
-    run: str
-    workload: str
-    provider: str
-    id: str
-    gpu_name: str
-    region: str
-    market: str
-    price_per_hour_usd: float
-    idle_price_per_hour_usd: float
-    changes: tuple[Change, ...]
-    last_seen: float
-
-    @classmethod
-    def of(cls, instance: Instance, now: float) -> Entry:
-        """Return the entry of a machine of which nothing is written yet."""
-        began = now if instance.created_at is None else min(instance.created_at, now)
-        new = instance.state is State.PENDING
-        price = instance.idle_price if new else instance.price_per_hour_usd
-        return cls(
-            run=instance.ref.run if instance.ref else "",
-            workload=instance.ref.workload if instance.ref else "",
-            provider=instance.provider,
-            id=instance.id,
-            gpu_name=instance.gpu_name,
-            region=instance.region,
-            market=instance.market,
-            price_per_hour_usd=instance.price_per_hour_usd,
-            idle_price_per_hour_usd=instance.idle_price,
-            changes=(Change(began, "rented", price),),
-            last_seen=began,
-        )
-
-    @property
-    def key(self) -> str:
-        """Where it lies in the bucket."""
-        return _key(self.run, self.provider, self.id)
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """Its provider and its id there: what makes it the same machine."""
-        return self.provider, self.id
-
-    @property
-    def began_at(self) -> float:
-        """When it was rented."""
-        return self.changes[0].time
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is known to cost nothing any more."""
-        return self.changes[-1].what in ("gone", "ended")
-
-    @property
-    def ended_by_us(self) -> bool:
-        """Whether a command has destroyed it."""
-        return self.changes[-1].what == "ended"
-
-    def changed(self, what: What, price_per_hour_usd: float, when: float) -> Entry:
-        """Return the entry with one more change, never earlier than the last one."""
-        change = Change(max(when, self.changes[-1].time), what, price_per_hour_usd)
-        return replace(self, changes=(*self.changes, change))
-
-    def settled(self, instance: Instance | None, alive_at: float) -> Entry:
-        """Return the entry as its machine is now, ``None`` for one that its provider does not list any more.
-
-        ``alive_at`` is when it was last seen alive by others than commands, 0 when nobody else knows.
-        """
-        if self.ended:
-            return self
-        last, seen = self.changes[-1], max(self.last_seen, alive_at)
-        if instance is None:
-            return self.changed("gone", 0.0, seen)
-        if instance.runs and last.what == "rented":
-            return replace(self, changes=(*self.changes[:-1], Change(last.time, "running", self.price_per_hour_usd)))
-        if instance.idle and last.what in ("rented", "running"):
-            return self.changed("lost", self.idle_price_per_hour_usd, seen)
-        return self
-
-    def cost_usd(self, now: float) -> float:
-        """Return what it has cost until ``now``."""
-        ends = [*(change.time for change in self.changes[1:]), now]
-        spans = zip(self.changes, ends, strict=True)
-        return sum(max(0.0, end - change.time) / 3600 * change.price_per_hour_usd for change, end in spans)
-
-    def to_bytes(self) -> bytes:
-        """Render the entry as the JSON document of the bucket."""
-        return json.dumps({"version": VERSION, **asdict(self)}, indent=1).encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes, *, where: str) -> Entry:
-        """Read an entry; fields that this version does not know are passed over.
-
-        Raises :class:`CheckpointError` for what is none, naming it by ``where``.
-        """
-        try:
-            document: dict[str, Any] = json.loads(data)
-            if document["version"] != VERSION:
-                raise CheckpointError(f"{where} has version {document['version']}; this gpuyard reads {VERSION} only.")
-            changes = tuple(
-                Change(float(one["time"]), one["what"], float(one["price_per_hour_usd"])) for one in document["changes"]
-            )
-            if not changes:
-                raise ValueError("it has no changes")
-            types: dict[str, type] = {one.name: float if one.type == "float" else str for one in fields(cls)}
-            del types["changes"]
-            return cls(**{name: kind(document[name]) for name, kind in types.items()}, changes=changes)
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{where} is not an entry of gpuyard's ledger: {error!r}.") from error
+    ``alive_at`` is when it was last seen alive by others than commands, 0 when nobody else knows.
+    """
+    if entry.ended:
+        return entry
+    last, seen = entry.changes[-1], max(entry.last_seen, alive_at)
+    if instance is None:
+        return entry.changed("gone", 0.0, seen)
+    if instance.runs and last.what == "rented":
+        return replace(entry, changes=(*entry.changes[:-1], Change(last.time, "running", entry.price_per_hour_usd)))
+    if instance.idle and last.what in ("rented", "running"):
+        return entry.changed("lost", entry.idle_price_per_hour_usd, seen)
+    return entry
 
 
 def alive_at(manifest: Manifest | None) -> float:
@@ -185,9 +96,17 @@ class Ledger:
     progress: Progress = lambda _: None
     now: Callable[[], float] = time.time
 
+    def entries(self, run: str) -> list[Entry]:
+        """Return what is written of the machines of ``run``; nothing when the bucket cannot say so now."""
+        try:
+            store = None if self.bucket.failed else self.bucket.store()
+            return entries(store, run, self.progress) if store is not None else []
+        except GpuyardError:
+            return []
+
     def rented(self, instance: Instance) -> None:
         """Write down that ``instance`` has just been rented, or found to have been."""
-        self._write(instance, lambda store: Entry.of(instance, self.now()))
+        self._write(instance, lambda store: entry_of(instance, self.now()))
 
     def running(self, instance: Instance) -> None:
         """Write down that ``instance`` has been seen running."""
@@ -195,7 +114,7 @@ class Ledger:
         def seen(store: Store) -> Entry:
             now, known = self.now(), self._read(store, instance)
             if known is None or known.ended:
-                known = Entry.of(instance, now)
+                known = entry_of(instance, now)
             # What was asked for at the rental was the offer's price.
             known = replace(
                 known, price_per_hour_usd=instance.price_per_hour_usd, idle_price_per_hour_usd=instance.idle_price
@@ -212,7 +131,7 @@ class Ledger:
 
         def halted(store: Store) -> Entry:
             now = self.now()
-            known = self._read(store, instance) or Entry.of(instance, now)
+            known = self._read(store, instance) or entry_of(instance, now)
             return replace(known.changed("stopped", known.idle_price_per_hour_usd, now), last_seen=now)
 
         self._write(instance, halted)
@@ -221,40 +140,42 @@ class Ledger:
         """Write down that ``instance``, which was as given here, is confirmed gone; its end was asked for then."""
 
         def over(store: Store) -> Entry:
-            known = self._read(store, instance) or Entry.of(instance, asked_at)
-            alive = _alive(store, known.run) if instance.idle else 0.0
-            known = known.settled(instance, min(alive, asked_at))
+            known = self._read(store, instance) or entry_of(instance, asked_at)
+            alive = _alive(store, known) if instance.idle else 0.0
+            known = settled(known, instance, min(alive, asked_at))
             return known if known.ended else known.changed("ended", 0.0, asked_at)
 
         self._write(instance, over)
 
     def given_back(self, mine: Instance, known_ids: Collection[str]) -> list[Entry]:
-        """Return the other machines of the run that have been ended since ``mine`` was rented.
+        """Return the other machines of the same node that have been ended since ``mine`` was rented.
 
         ``known_ids`` are left out: those that the run had before, and those that this very command has ended.
         """
         assert mine.ref is not None  # it was rented for a run
-        try:
-            store = self.bucket.store()
-            known = entries(store, mine.ref.run) if store is not None else []
-        except GpuyardError:
-            return []  # told where something is written
+        known = self.entries(mine.ref.run)
         began = next((one.began_at for one in known if one.place == mine.place), math.inf)
-        others = [one for one in known if one.place != mine.place and one.id not in known_ids]
+        others = [
+            one for one in known if one.node == mine.ref.node and one.place != mine.place and one.id not in known_ids
+        ]
         return [one for one in others if one.changes[-1].what == "ended" and one.changes[-1].time >= began]
 
-    def gone(self, run: str, listed: Iterable[Instance], clouds: Collection[str]) -> None:
-        """Write down which machines of ``run`` are gone though nobody has ended them: ``clouds`` list all they have."""
+    def gone(self, run: str, listed: Iterable[Instance], clouds: Collection[str], *, node: str | None = None) -> None:
+        """Write down which machines of ``run`` are gone though nobody has ended them: ``clouds`` list all they have.
+
+        With ``node`` only that node's machines are looked at.
+        """
         here = {instance.place for instance in listed}
 
         def close(store: Store) -> None:
-            known = entries(store, run)
+            known = [one for one in entries(store, run) if node in (None, one.node)]
             lost = [one for one in known if not one.ended and one.place not in here]
-            alive = _alive(store, run) if lost else 0.0
+            newest = {one.node: one for one in known}
             for one in lost:
                 if one.provider in clouds:
-                    settled = one.settled(None, min(alive, self.now()) if one is known[-1] else 0.0)
-                    store.put(one.key, settled.to_bytes())
+                    # Its node's newest checkpoint was made on the machine that was rented last for it.
+                    alive = _alive(store, one) if one is newest[one.node] else 0.0
+                    store.put(one.key, settled(one, None, min(alive, self.now())).to_bytes())
 
         self._with_bucket(f"which machines of run {run} are gone", close)
 
@@ -280,17 +201,17 @@ class Ledger:
 
     def _read(self, store: Store, instance: Instance) -> Entry | None:
         assert instance.ref is not None  # asked by _write
-        key = _key(instance.ref.run, instance.provider, instance.id)
+        key = entry_key(instance.ref.run, instance.provider, instance.id)
         try:
             return Entry.from_bytes(store.get(key), where=f"{store.url}/{key}")
         except MissingObjectError:
             return None
 
 
-def _alive(store: Store, run: str) -> float:
-    """Return when the run's newest checkpoint was made, 0 when there is none that can be read."""
+def _alive(store: Store, entry: Entry) -> float:
+    """Return when the newest checkpoint of the entry's node was made, 0 when there is none that can be read."""
     try:
-        return alive_at(latest_manifest(store, run))
+        return alive_at(newest_of(store, entry.run, entry.node))
     except BucketError:
         raise
     except CheckpointError:
@@ -299,7 +220,3 @@ def _alive(store: Store, run: str) -> float:
 
 def _put(store: Store, entry: Entry) -> None:
     store.put(entry.key, entry.to_bytes())
-
-
-def _key(run: str, provider: str, instance_id: str) -> str:
-    return f"{run}/{FOLDER}/{provider}-{instance_id}.json"

@@ -1,4 +1,4 @@
-"""The machine of a run, brought into a state: there and reachable, stopped, or gone.
+"""The machine of a node, brought into a state: there and reachable, stopped, or gone.
 
 Each function first looks at what the clouds list, then does the least that leads to the wanted state. With ``check`` it
 says what it would do, down to the writing API calls, and does none of it.
@@ -9,22 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from gpuyard import market, pace, ssh
 from gpuyard.config import SshKey
-from gpuyard.errors import GpuyardError, LeakError, NoCapacityError, ProviderError, UnreachableError, UsageError
-from gpuyard.formats.label import RunRef, check_name
+from gpuyard.errors import GpuyardError, LeakError, ProviderError, UsageError
+from gpuyard.formats.label import FIRST_NODE, RunRef, check_name
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
-from gpuyard.renting import destroy, locks, ready, rent, rivals, survey
+from gpuyard.renting import claim, destroy, ready, rent, rivals, survey
 from gpuyard.renting.ledger import Ledger
 from gpuyard.renting.pending import PendingNotes
-
-_IN_USE = (State.RUNNING, State.PENDING, State.UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was done, or with ``check`` would be: in words, as API calls, and the run's machine before and after."""
+    """What was done, or with ``check`` would be: in words, as API calls, and the node's machine before and after."""
 
     before: list[str]
     after: list[str]
@@ -49,14 +48,28 @@ class Order:
     key: SshKey
     disk_gb: float = 20.0
     image: str = ""
-    planned: bool = False  # whoever chose the offers has seen that the run has no machine
+    planned: bool = False  # the caller has seen already that the run has no machine
     replace_preempted: bool = False
+    node: str = FIRST_NODE
     wait: bool = True
     timeout_s: float = 900.0
     everywhere: Sequence[Provider] = ()  # every cloud that is configured, those asked for or not
     notes: PendingNotes = field(default_factory=PendingNotes)
     ledger: Ledger = field(default_factory=Ledger)
+    claims: claim.Claims = field(default_factory=claim.Claims)  # held while a machine that was planned is rented
+    keep: Callable[[], None] = lambda: None  # writes into the bucket what the run is made of, before anything is rented
     clock: pace.Clock = field(default_factory=pace.Clock)
+    shared: rent.Shared = field(default_factory=rent.Shared)  # with the nodes that are rented at the same time
+
+    @property
+    def whose(self) -> str:
+        """For whom the machine is, in words."""
+        return whose(self.run, self.node)
+
+
+def whose(run: str, node: str) -> str:
+    """Return a node of a run in words: the run, where it is the one that names no pools."""
+    return f"Run {run}" if node == FIRST_NODE else f"Node {node} of run {run}"
 
 
 def describe(instance: Instance) -> str:
@@ -69,31 +82,41 @@ def describe(instance: Instance) -> str:
 def present(
     providers: Sequence[Provider], order: Order, *, check: bool = False, progress: Progress | None = None
 ) -> Outcome:
-    """Make the run have a machine that runs and, with ``order.wait``, answers over SSH under its pinned host key.
+    """Make the node have a machine that runs and, with ``order.wait``, answers over SSH under its pinned host key.
 
-    A machine that the run has is kept, and started when it was stopped. One that was taken away is replaced only with
+    A machine that it has is kept, and started when it was stopped. One that was taken away is replaced only with
     ``order.replace_preempted``; otherwise :class:`UsageError` says what to do. A new machine that never becomes usable
     is destroyed, and the next offer is taken.
     """
     check_name(order.run)
     if check:
-        return _present(providers, order, check=True, progress=progress)
-    with locks.exclusive(order.run, progress) as waited:
-        if waited and order.planned and (current := _current(order.run, survey.find(providers, order.run))):
-            raise UsageError(
-                f"Another command has just rented {describe(current)} for run {order.run}, and brings it into shape. "
-                f"`ansible-playbook logs.yml -e run={order.run}` shows what it does; for a machine beside it, name "
-                "another run with -e run=…."
-            )
-        return _present(providers, order, check=False, progress=progress)
+        return present_alone(providers, order, check=True, progress=progress)
+    with claim.alone(order.run, order.claims if order.planned else None, progress) as waited:
+        if waited:
+            refuse_after_another(providers, order)
+        order.keep()
+        return present_alone(providers, order, progress=progress)
 
 
-def _present(providers: Sequence[Provider], order: Order, *, check: bool, progress: Progress | None) -> Outcome:
+def refuse_after_another(providers: Sequence[Provider], order: Order) -> None:
+    """Refuse what was planned before another command, for which this one has waited, rented for the same node."""
+    if order.planned and (current := _current(order, survey.find(providers, order.run))):
+        raise UsageError(
+            f"Another command has just rented {describe(current)} for run {order.run}, and brings it into shape. "
+            f"`ansible-playbook logs.yml -e run={order.run}` shows what it does; for a machine beside it, name "
+            "another run with -e run=…."
+        )
+
+
+def present_alone(
+    providers: Sequence[Provider], order: Order, *, check: bool = False, progress: Progress | None = None
+) -> Outcome:
+    """Do what :func:`present` does, for a caller that is the only one on this controller who rents for the run."""
     held = _held(providers, order, progress)
-    current = _current(order.run, held)
+    current = _current(order, held)
     if current is None and not check and _noted(providers, order, progress):
         held = _held(providers, order, progress)
-        current = _current(order.run, held)
+        current = _current(order, held)
     if current and current.state is State.STOPPED:
         return started(providers, order, check=check, progress=progress)
     if current:
@@ -101,14 +124,14 @@ def _present(providers: Sequence[Provider], order: Order, *, check: bool, progre
         return Outcome(_words(held), _words(held), instance=instance)
     if held and not order.replace_preempted:
         raise UsageError(
-            f"Run {order.run} has lost its machine ({describe(held[0])}), whose disk may hold what no checkpoint has. "
+            f"{order.whose} has lost its machine ({describe(held[0])}), whose disk may hold what no checkpoint has. "
             f"`ansible-playbook resume_search.yml -e run={order.run}` goes on from its newest checkpoint on another "
             f"machine, `ansible-playbook teardown.yml -e run={order.run}` gives it up."
         )
     if not order.workload:
-        raise UsageError(f"Run {order.run} has no machine, and to rent one its workload has to be named.")
+        raise UsageError(f"{order.whose} has no machine, and to rent one its workload has to be named.")
     spec = CreateSpec(
-        ref=RunRef(order.run, order.workload),
+        ref=RunRef(order.run, order.workload, order.node),
         ssh_public_key=order.key.public_text,
         disk_gb=order.disk_gb,
         image=order.image,
@@ -122,14 +145,14 @@ def _present(providers: Sequence[Provider], order: Order, *, check: bool, progre
         return _plan(providers, held, offers, spec)
     actions = [f"destroy {describe(instance)}" for instance in held]
     destroy.destroy_all(providers, held, ledger=order.ledger, progress=progress)
-    order.ledger.gone(order.run, [], [provider.name for provider in providers])
+    order.ledger.gone(order.run, [], [provider.name for provider in providers], node=order.node)
     instance = _new(providers, offers, spec, order, progress)
     actions.append(f"rent {describe(instance)}")
     return Outcome(_words(held), [describe(instance)], actions, instance=instance, rented=True)
 
 
 def _held(providers: Sequence[Provider], order: Order, progress: Progress | None) -> list[Instance]:
-    """Return the run's machines at ``providers``; one that it has at another cloud must not get company."""
+    """Return the node's machines at ``providers``; one that it has at another cloud must not get company."""
     asked = [provider.name for provider in providers]
     seen = survey.take(order.everywhere or providers)
     for name, error in seen.errors.items():
@@ -137,20 +160,22 @@ def _held(providers: Sequence[Provider], order: Order, progress: Progress | None
             raise error
         if progress:
             progress(f"{name} was not asked for and does not answer, so a machine there would be overlooked: {error}")
-    everything = survey.owned(seen.instances, order.run)
-    current = _current(order.run, everything)
+    everything = survey.owned(seen.instances, order.run, order.node)
+    current = _current(order, everything)
     if current and current.provider not in asked:
         raise UsageError(
-            f"Run {order.run} has a machine at another cloud ({describe(current)}), and nothing more is rented: leave "
+            f"{order.whose} has a machine at another cloud ({describe(current)}), and nothing more is rented: leave "
             f"out provider={asked[0]}, name another run, or tear this one down."
         )
     return [one for one in everything if one.provider in asked]
 
 
 def _noted(providers: Sequence[Provider], order: Order, progress: Progress | None) -> bool:
-    """Say whether the run has got a machine from a request that another command has not seen answered."""
+    """Say whether the node has got a machine from a request that another command has not seen answered."""
     everywhere = order.everywhere or providers
-    return bool(rent.await_noted(everywhere, order.run, order.notes, progress=progress, clock=order.clock))
+    return bool(
+        rent.await_noted(everywhere, order.run, order.notes, node=order.node, progress=progress, clock=order.clock)
+    )
 
 
 def absent(
@@ -212,9 +237,9 @@ def absent(
 def started(
     providers: Sequence[Provider], order: Order, *, check: bool = False, progress: Progress | None = None
 ) -> Outcome:
-    """Start the run's machine when it is stopped; raises :class:`UsageError` when the run has none."""
-    held = survey.find(providers, order.run)
-    current = _must(order.run, held)
+    """Start the node's machine when it is stopped; raises :class:`UsageError` when it has none."""
+    held = survey.find(providers, order.run, order.node)
+    current = _the_machine(order.run, order.node, held)
     if current.state is not State.STOPPED:
         instance = current if check else _usable(providers, current, order, progress)
         return Outcome(_words(held), _words(held), instance=instance)
@@ -228,16 +253,17 @@ def stopped(
     providers: Sequence[Provider],
     run: str,
     *,
+    node: str = FIRST_NODE,
     ledger: Ledger | None = None,
     check: bool = False,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Stop the run's machine; raises :class:`UsageError` when the run has none.
+    """Stop the node's machine; raises :class:`UsageError` when it has none.
 
     Raises :class:`gpuyard.errors.UnsupportedError` where the cloud can only destroy.
     """
-    held = survey.find(providers, run)
-    current = _must(run, held)
+    held = survey.find(providers, run, node)
+    current = _the_machine(run, node, held)
     if current.state is State.STOPPED:
         return Outcome(_words(held), _words(held), instance=current)
     if not check:
@@ -249,22 +275,31 @@ def stopped(
     return Outcome(_words(held), [_as(current, State.STOPPED)], [f"stop {current.provider} {current.id}"], [], current)
 
 
-def _current(run: str, held: Sequence[Instance]) -> Instance | None:
-    """Return the machine that the run uses, or could use again once started."""
-    in_use = [instance for instance in held if instance.state in _IN_USE]
-    if len(in_use) > 1:
+def in_use(run: str, node: str, held: Sequence[Instance]) -> Instance | None:
+    """Return the machine among ``held`` that the node uses, or could use again once started.
+
+    Raises :class:`LeakError` when it has two that bill.
+    """
+    served = survey.owned(held, run, node)
+    working = [instance for instance in served if not instance.idle]
+    if len(working) > 1:
         raise LeakError(
-            f"Run {run} has {len(in_use)} machines, and all of them bill: {'; '.join(map(describe, in_use))}. "
-            "Destroy those that are too many at their cloud, or tear the run down."
+            f"{whose(run, node)} has {len(working)} machines, and all of them bill: "
+            f"{'; '.join(map(describe, working))}. Destroy those that are too many at their cloud, or tear the run "
+            "down."
         )
-    stopped_ones = [instance for instance in held if instance.state is State.STOPPED]
-    return next(iter(in_use or stopped_ones), None)
+    stopped_ones = [instance for instance in served if instance.state is State.STOPPED]
+    return next(iter(working or stopped_ones), None)
 
 
-def _must(run: str, held: Sequence[Instance]) -> Instance:
-    current = _current(check_name(run), held)
+def _current(order: Order, held: Sequence[Instance]) -> Instance | None:
+    return in_use(order.run, order.node, held)
+
+
+def _the_machine(run: str, node: str, held: Sequence[Instance]) -> Instance:
+    current = in_use(check_name(run), node, held)
     if current is None:
-        raise UsageError(f"Run {run} has no machine at the clouds that were asked.")
+        raise UsageError(f"{whose(run, node)} has no machine at the clouds that were asked.")
     return current
 
 
@@ -291,7 +326,13 @@ def _usable(
         instance = ready.wait_ready(provider, instance, timeout_s=order.timeout_s, progress=progress)
     order.ledger.running(instance)
     ready.wait_ssh(
-        instance, order.key, new=new, account_keys=provider.ssh_keys, timeout_s=order.timeout_s, progress=progress
+        instance,
+        order.key,
+        new=new,
+        account_keys=provider.ssh_keys,
+        add_key=partial(provider.add_ssh_key, instance.id, order.key.public_text),
+        timeout_s=order.timeout_s,
+        progress=progress,
     )
     return instance
 
@@ -305,18 +346,13 @@ def _new(
 ) -> Instance:
     """Rent the first offer that can be had and becomes usable. What does not become usable is destroyed.
 
-    Another command may rent for the run at the same moment, and lists lag: the clouds are asked for its machine right
+    Another command may rent for the node at the same moment, and lists lag: the clouds are asked for its machine right
     after renting and once more when the machine can be used.
     """
     everywhere = order.everywhere or providers
     known_ids = set(spec.known_ids)
-    trouble: list[GpuyardError] = []
-    for offer in rent.worth_trying(offers):
-        try:
-            instance = rent.rent(providers, [offer], spec, notes=order.notes, progress=progress)
-        except NoCapacityError as error:
-            trouble.append(error)
-            continue
+
+    def make_usable(instance: Instance) -> Instance:
         order.ledger.rented(instance)
         rivals.settle(everywhere, instance, known_ids, ledger=order.ledger, last=not order.wait, progress=progress)
         try:
@@ -325,19 +361,21 @@ def _new(
             if progress:
                 progress(f"{error} Giving it back.")
             destroy.destroy_all(providers, [instance], ledger=order.ledger, progress=progress)
-            if not isinstance(error, UnreachableError):
-                raise
-            trouble.append(error)
             known_ids.add(instance.id)
-            continue
+            raise
         if order.wait:
             rivals.settle(everywhere, usable, known_ids, ledger=order.ledger, last=True, progress=progress)
         return usable
-    if len(trouble) == 1:
-        raise trouble[0]
-    last = trouble[-1]
-    kind = NoCapacityError if isinstance(last, NoCapacityError) else UnreachableError
-    raise kind(f"None of the {len(trouble)} best offers could be had; the last answer was: {last} Nothing is rented.")
+
+    return rent.rent(
+        providers,
+        offers,
+        spec,
+        notes=order.notes,
+        shared=order.shared,
+        make_usable=make_usable,
+        progress=progress,
+    )
 
 
 def _plan(

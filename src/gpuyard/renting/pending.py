@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from gpuyard import paths
 from gpuyard.box.checkpoints import LocalStore, Store
 from gpuyard.errors import CheckpointError, GpuyardError, MissingObjectError
-from gpuyard.formats.label import RunRef
+from gpuyard.formats.label import FIRST_NODE, RunRef
 from gpuyard.providers.base import Progress
 from gpuyard.renting.notebook import Notebook
 
@@ -37,6 +37,12 @@ class Note:
     sent_at: float
     controller: str
     key: str = ""  # under which it lies in its store
+
+    @property
+    def node(self) -> str:
+        """The node for which the machine was asked."""
+        ref = RunRef.from_label(self.label)
+        return ref.node if ref else FIRST_NODE
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from gpuyard.errors import (
     ProviderError,
     ThrottledError,
     UnreachableError,
+    UnsupportedError,
 )
 from gpuyard.pace import Clock
 from gpuyard.providers.base import Instance, Progress, Provider, State
@@ -86,6 +87,7 @@ def wait_ssh(
     *,
     new: bool = True,
     account_keys: Callable[[], Sequence[str]] = list,
+    add_key: Callable[[], None] | None = None,
     timeout_s: float = 300.0,
     progress: Progress | None = None,
     clock: Clock | None = None,
@@ -95,7 +97,8 @@ def wait_ssh(
     The first key that answers is trusted, filed under the instance's own alias, and the only one accepted from then on.
     Raises :class:`UnreachableError` after ``timeout_s``, and at once when the host answers with another key than the
     pinned one. A machine that refuses our own key is given time to learn it when it is ``new``, rented by this very
-    command; of another one that is soon an error, which names the ``account_keys``.
+    command. Of another one that is soon an error, which names the ``account_keys``; where ``add_key`` can bring the key
+    to a machine that lives, it does so first.
     """
     tell = progress or _silent
     clock = clock or Clock(first_delay=0.2, longest_delay=2.0)
@@ -108,7 +111,7 @@ def wait_ssh(
     refused_until: float | None = None
     for delay in clock.delays():
         with ssh.locked(file, shared=True):
-            complaint = ssh.try_once(command)
+            complaint = ssh.try_once(command, within_s=timeout_s)
         elapsed = clock.now() - start
         if complaint is None:
             fingerprint = ssh.host_key_fingerprint(instance, file)
@@ -129,7 +132,8 @@ def wait_ssh(
             refused_until = None
         elif refused_until is None:
             known = [] if new else _account_keys(account_keys)
-            patience = KEY_ARRIVES_S if new else _key_may_arrive_s(instance, key, known, clock)
+            added = not new and add_key is not None and _added(add_key, instance, tell)
+            patience = KEY_ARRIVES_S if new or added else _key_may_arrive_s(instance, key, known, clock)
             refused_until = clock.now() + patience
         elif clock.now() >= refused_until:
             raise UnreachableError(_refused(instance, key, known, new))
@@ -147,6 +151,19 @@ def _account_keys(ask: Callable[[], Sequence[str]]) -> Sequence[str]:
         return ask()
     except ProviderError:
         return []  # they only make a sentence clearer
+
+
+def _added(add_key: Callable[[], None], instance: Instance, tell: Progress) -> bool:
+    """Let the key be added to a machine that another controller has rented; return whether it is."""
+    try:
+        add_key()
+    except UnsupportedError:
+        return False
+    except ProviderError as error:
+        tell(f"{_name(instance)} was not given the SSH key of this controller: {error}")
+        return False
+    tell(f"{_name(instance)} was rented by another controller, and is given the SSH key of this one, too.")
+    return True
 
 
 def _key_may_arrive_s(instance: Instance, key: SshKey, known: Sequence[str], clock: Clock) -> float:

@@ -1,35 +1,64 @@
-"""From a ranked list of offers to a machine that answers over SSH, and back to nothing; the same for every cloud.
+"""From a ranked list of offers to a machine; the same for every cloud.
 
-At most one machine a run: :func:`rent` looks for the run's instances first, tries one offer after another only where
-the last one was refused for lack of capacity, and never sends a second create while the first one's fate is unknown.
+At most one machine a node: :func:`rent` looks for the node's instances first, tries one offer after another only where
+the last one was refused for lack of capacity or its machine was given back, and never sends a second create while the
+first one's fate is unknown.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from gpuyard import ssh
 from gpuyard.errors import (
     AmbiguousError,
+    GpuyardError,
     LeakError,
     NoCapacityError,
     ProviderError,
+    UnreachableError,
     UsageError,
 )
 from gpuyard.market import describe
 from gpuyard.pace import Clock
-from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider, State
+from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider
 from gpuyard.providers.rental import UNLISTED_S
 from gpuyard.renting import survey
 from gpuyard.renting.pending import Note, PendingNotes
 
 MOST_OFFERS = 8  # tried in one rent; Vast allows one create in 4.5 s
 MOST_AT_ONE_CLOUD = 3  # tried there before the other clouds have their turn
-_LIVE = (State.PENDING, State.RUNNING, State.UNKNOWN)
+GAVE_UP = "Another node of the run cannot be had, so no further offer was tried for this one."
 _TOLD_EVERY_S = 10.0
+
+
+class Shared:
+    """What the nodes that are rented side by side know of each other: which offers are taken, and whether to go on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken: set[tuple[str, str]] = set()
+        self._failed = False
+
+    def take(self, offer: Offer) -> bool:
+        """Say whether an offer is this node's now; one that stands for a single machine is only one node's."""
+        with self._lock:
+            free = not offer.is_one_machine or (offer.provider, offer.id) not in self._taken
+            self._taken.add((offer.provider, offer.id))
+            return free
+
+    def fail(self) -> None:
+        """Say that a node could not be had, so that the others try no further offers."""
+        self._failed = True
+
+    @property
+    def failed(self) -> bool:
+        """Whether another node could not be had."""
+        return self._failed
 
 
 def rent(
@@ -38,37 +67,88 @@ def rent(
     spec: CreateSpec,
     *,
     notes: PendingNotes | None = None,
+    shared: Shared | None = None,
+    make_usable: Callable[[Instance], Instance] = lambda instance: instance,
     progress: Progress | None = None,
 ) -> Instance:
-    """Return a new machine for the run, from the first offer that can be had.
+    """Return a new machine for the node, from the first offer that can be had and used.
 
-    ``offers`` are in order of preference; ``notes`` keep each request until its answer is certain. When the run has a
-    machine, :class:`UsageError` says so: one that lives is enough, and the disk of one that was preempted, failed or
-    was stopped may hold what no checkpoint has. Raises :class:`NoCapacityError` when all offers are gone, and whatever
-    :meth:`Provider.create` raises.
+    ``offers`` are in order of preference; ``notes`` keep each request until its answer is certain. ``make_usable``
+    returns a new machine as it is when it can be used, or gives it back and raises :class:`UnreachableError`, which
+    leads to the next offer. When the node has a machine, :class:`UsageError` says so: one that lives is enough, and the
+    disk of one that was preempted, failed or was stopped may hold what no checkpoint has. Raises
+    :class:`NoCapacityError` when all offers are gone, and whatever :meth:`Provider.create` and ``make_usable`` raise.
     """
     tell = progress or _silent
-    existing = survey.find(providers, spec.ref.run)
-    live = [instance for instance in existing if instance.state in _LIVE]
-    if len(live) > 1:
-        names = ", ".join(_name(instance) for instance in live)
-        raise LeakError(
-            f"Run {spec.ref.run} has {len(live)} machines, and all of them bill: {names}. "
-            f"Destroy those that are too many, or tear the run down.",
-            provider=live[0].provider,
+    between = shared or Shared()
+    by_name = {provider.name: provider for provider in providers}
+    trouble: list[GpuyardError] = []
+    for offer in worth_trying(offers):
+        if between.failed or not between.take(offer):
+            continue
+        _check_has_none(providers, spec)
+        tell(f"Renting {describe(offer)}.")
+        try:
+            instance = _create(by_name[offer.provider], offer, spec, notes or PendingNotes(), tell)
+        except NoCapacityError as refusal:
+            tell(f"Not to be had any more: {refusal}")
+            trouble.append(refusal)
+            continue
+        # Ids of a sandbox that is gone may come again, and a pin of theirs would make this machine a stranger.
+        with suppress(OSError):
+            ssh.forget_host_key(instance)
+            ssh.forget_run(spec.ref.run, providers, node=spec.ref.node)
+        tell(
+            f"Rented {_name(instance)} for run {spec.ref.run}; it bills until `ansible-playbook teardown.yml "
+            f"-e run={spec.ref.run}` ends that."
         )
-    if live:
+        try:
+            return make_usable(instance)
+        except UnreachableError as error:
+            trouble.append(error)
+    raise _none_to_be_had(offers, trouble, between)
+
+
+def _none_to_be_had(offers: Sequence[Offer], trouble: Sequence[GpuyardError], between: Shared) -> GpuyardError:
+    """Return the error of a node for which every offer was tried."""
+    if not offers:
+        return UsageError("There is no offer to rent.")
+    if between.failed:
+        return NoCapacityError(GAVE_UP)
+    if not trouble:
+        return NoCapacityError("Every offer that fits has gone to another node of the run.")
+    if len(trouble) == 1:
+        return trouble[0]
+    last = trouble[-1]
+    words = f"None of the {len(trouble)} best offers could be had; the last answer: {last} Nothing is rented."
+    if isinstance(last, NoCapacityError):
+        return NoCapacityError(words, provider=last.provider)
+    return UnreachableError(words)
+
+
+def _check_has_none(providers: Sequence[Provider], spec: CreateSpec) -> None:
+    """Refuse to rent for a node that has a machine, or whose last one may hold what no checkpoint has."""
+    run = spec.ref.run
+    existing = survey.find(providers, run, spec.ref.node)
+    working = [instance for instance in existing if not instance.idle]
+    if len(working) > 1:
+        names = ", ".join(_name(instance) for instance in working)
+        raise LeakError(
+            f"Run {run} has {len(working)} machines, and all of them bill: {names}. "
+            f"Destroy those that are too many, or tear the run down.",
+            provider=working[0].provider,
+        )
+    if working:
         raise UsageError(
-            f"Run {spec.ref.run} has got {_name(live[0])} from another command meanwhile, and nothing more is rented: "
+            f"Run {run} has got {_name(working[0])} from another command meanwhile, and nothing more is rented: "
             "the next launch finds that machine."
         )
     if existing:
         names = ", ".join(f"{_name(instance)} ({instance.state})" for instance in existing)
         raise UsageError(
-            f"Run {spec.ref.run} still has {names}, whose disk may hold what no checkpoint has. Resume the run to "
+            f"Run {run} still has {names}, whose disk may hold what no checkpoint has. Resume the run to "
             "replace it, or tear the run down to destroy it."
         )
-    return _first_to_be_had(providers, offers, spec, notes or PendingNotes(), tell)
 
 
 def worth_trying(offers: Sequence[Offer]) -> list[Offer]:
@@ -84,37 +164,6 @@ def worth_trying(offers: Sequence[Offer]) -> list[Offer]:
         seen[offer.provider] += 1
         (first if seen[offer.provider] <= MOST_AT_ONE_CLOUD else later).append(offer)
     return [*first, *later][:MOST_OFFERS]
-
-
-def _first_to_be_had(
-    providers: Sequence[Provider], offers: Sequence[Offer], spec: CreateSpec, notes: PendingNotes, tell: Progress
-) -> Instance:
-    if not offers:
-        raise UsageError("There is no offer to rent.")
-    by_name = {provider.name: provider for provider in providers}
-    refusals: list[NoCapacityError] = []
-    for offer in worth_trying(offers):
-        tell(f"Renting {describe(offer)}.")
-        provider = by_name[offer.provider]
-        try:
-            instance = _create(provider, offer, spec, notes, tell)
-        except NoCapacityError as refusal:
-            tell(f"Not to be had any more: {refusal}")
-            refusals.append(refusal)
-            continue
-        # Ids of a sandbox that is gone may come again, and a pin of theirs would make this machine a stranger.
-        with suppress(OSError):
-            ssh.forget_host_key(instance)
-            ssh.forget_run(spec.ref.run, providers)
-        tell(
-            f"Rented {_name(instance)} for run {spec.ref.run}; it bills until `ansible-playbook teardown.yml "
-            f"-e run={spec.ref.run}` ends that."
-        )
-        return instance
-    raise NoCapacityError(
-        f"None of the {len(refusals)} best offers could be had; the last answer: {refusals[-1]} Nothing was rented.",
-        provider=refusals[-1].provider,
-    )
 
 
 def _create(provider: Provider, offer: Offer, spec: CreateSpec, notes: PendingNotes, tell: Progress) -> Instance:
@@ -139,17 +188,26 @@ def _create(provider: Provider, offer: Offer, spec: CreateSpec, notes: PendingNo
 
 
 def await_noted(
-    providers: Sequence[Provider], run: str, notes: PendingNotes, *, progress: Progress | None = None, clock: Clock
+    providers: Sequence[Provider],
+    run: str,
+    notes: PendingNotes,
+    *,
+    node: str | None = None,
+    progress: Progress | None = None,
+    clock: Clock,
 ) -> list[Instance]:
     """Wait while a request that another command has sent for ``run``, and not seen answered, may still show a machine.
 
-    Comes back with the run's machines as soon as one lives, and with none when a machine of the last such request can
-    no longer be unlisted. Raises the error of a cloud that cannot be asked at that moment.
+    With ``node`` only that node's requests and machines count. Comes back with the machines as soon as one lives for
+    which there is such a request, and with none when a machine of the last such request can no longer be unlisted.
+    Raises the error of a cloud that cannot be asked at that moment.
     """
     tell = progress or _silent
     by_name = {provider.name: provider for provider in providers}
     waiting: list[Note] = []
     for one in notes.read(run):
+        if node not in (None, one.node):
+            continue
         if clock.date() - one.sent_at >= UNLISTED_S:
             notes.clear(one)
         elif one.provider not in by_name:
@@ -173,7 +231,11 @@ def await_noted(
     live: list[Instance] = []
     for delay in clock.delays():
         seen = survey.take(asked)
-        live = [one for one in survey.owned(seen.instances, run) if one.state in _LIVE]
+        live = [
+            one
+            for one in survey.owned(seen.instances, run)
+            if not one.idle and one.ref and one.ref.node in {note.node for note in waiting}
+        ]
         if live:
             tell(f"That request has rented {_name(live[0])}.")
             break

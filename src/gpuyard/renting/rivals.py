@@ -1,4 +1,4 @@
-"""One machine a run, also when two commands on two controllers rent for it at the same moment.
+"""One machine a node, also when two commands on two controllers rent for it at the same moment.
 
 The lock that keeps two commands apart is one controller's. What two controllers both see is what the clouds list: after
 renting, each command asks all of them once more, and of two machines the younger one goes back. Both commands compare
@@ -25,7 +25,7 @@ def settle(
     last: bool,
     progress: Progress | None = None,
 ) -> None:
-    """Look for another new machine of the run at all ``clouds``, and give ``mine`` back when that one is older.
+    """Look for another new machine of the same node at all ``clouds``, and give ``mine`` back when that one is older.
 
     ``known_ids`` are machines that the run had before. ``last``: there is no later look, so a younger machine that is
     still there is named as one that bills. A cloud that does not answer is told. Raises :class:`UsageError` when
@@ -37,7 +37,7 @@ def settle(
     seen = survey.take(clouds)
     for name, error in seen.errors.items():
         tell(f"{name} does not answer now, so a second machine of run {run} there would be overlooked: {error}")
-    held = survey.owned(seen.instances, run)
+    held = survey.owned(seen.instances, run, mine.ref.node)
     rivals = [one for one in held if one.place != mine.place and one.id not in known_ids and not one.idle]
     if not rivals:
         # Both commands say so, also the one that has never seen the other machine.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-from gpuyard.errors import (
-    ProviderError,
-)
+from gpuyard.errors import ProviderDownError, ProviderError
 from gpuyard.providers.base import Instance, Provider
 
 
@@ -38,33 +37,48 @@ class Survey:
         }
 
 
-def take(providers: Sequence[Provider]) -> Survey:
-    """Ask all ``providers`` for their instances at the same time."""
+def take(providers: Sequence[Provider], *, within_s: float | None = None) -> Survey:
+    """Ask all ``providers`` for their instances at the same time.
 
-    def ask(provider: Provider) -> list[Instance] | ProviderError:
+    One that has not answered after ``within_s`` seconds counts as one that does not answer.
+    """
+    answers: dict[str, list[Instance] | Exception] = {}
+
+    def ask(provider: Provider) -> None:
         try:
-            return provider.instances()
-        except ProviderError as error:
-            return error
+            answers[provider.name] = provider.instances()
+        except Exception as error:  # whatever it is: it is raised by whoever waits
+            answers[provider.name] = error
 
+    asking = [threading.Thread(target=ask, args=(provider,), daemon=True) for provider in providers]
+    for thread in asking:
+        thread.start()
+    deadline = None if within_s is None else time.monotonic() + within_s
+    for thread in asking:
+        thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
     found = Survey(len(providers))
-    with ThreadPoolExecutor(max_workers=max(1, len(providers))) as pool:
-        for provider, answer in zip(providers, pool.map(ask, providers), strict=True):
-            if isinstance(answer, ProviderError):
-                found.errors[provider.name] = answer
-            else:
-                found.instances.extend(answer)
+    for provider in providers:
+        answer = answers.get(provider.name)
+        if answer is None:
+            silent = f"{provider.title} has not answered within {within_s:g} s."
+            answer = ProviderDownError(silent, provider=provider.name)
+        if isinstance(answer, ProviderError):
+            found.errors[provider.name] = answer
+        elif isinstance(answer, Exception):
+            raise answer
+        else:
+            found.instances.extend(answer)
     return found
 
 
-def find(providers: Sequence[Provider], run: str | None = None) -> list[Instance]:
-    """Return the instances of ``run`` in all clouds, or of all runs of gpuyard when none is named.
+def find(providers: Sequence[Provider], run: str | None = None, node: str | None = None) -> list[Instance]:
+    """Return the instances of ``run`` (of one ``node`` of it) in all clouds, or of all runs of gpuyard.
 
     One cloud that cannot be asked raises its error: without it nobody can say what a run has.
     """
-    return owned(take(providers).complete(), run)
+    return owned(take(providers).complete(), run, node)
 
 
-def owned(instances: Iterable[Instance], run: str | None = None) -> list[Instance]:
-    """Return those of ``instances`` that belong to ``run``, or to any run when none is named."""
-    return [one for one in instances if one.ref is not None and run in (None, one.ref.run)]
+def owned(instances: Iterable[Instance], run: str | None = None, node: str | None = None) -> list[Instance]:
+    """Return those of ``instances`` that belong to ``run``, or to any run; with ``node`` only that node's."""
+    return [one for one in instances if one.ref and run in (None, one.ref.run) and node in (None, one.ref.node)]

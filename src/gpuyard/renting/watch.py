@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -25,7 +25,8 @@ from gpuyard.box.stages.report import ERRORS
 from gpuyard.config import SshKey
 from gpuyard.errors import CheckpointError, ConnectionLostError, GpuyardError, NothingBegunError, UsageError
 from gpuyard.providers.base import Instance, Progress
-from gpuyard.renting.runs import Run
+from gpuyard.renting import together
+from gpuyard.renting.runs import Node, Run
 
 BOX_PYTHON = "/opt/gpuyard/venv/bin/python"
 BOX_SETTINGS = "/opt/gpuyard/run/settings.json"
@@ -49,6 +50,15 @@ _SPARE_S = 180.0
 _TOLD_EVERY_S = 15.0
 _JOIN_S = 5.0
 _PATIENT_S = 20.0
+AS_ASKED = ("finished", "idle")
+"""The states of a run that has done what it was asked for: all of it, or the stages that were chosen."""
+
+
+def as_asked(states: Iterable[str], text: str) -> tuple[str, str]:
+    """Return the state of a run whose machines have done what they were asked for, and ``text`` with what is left."""
+    if "idle" not in states:
+        return "finished", text
+    return "idle", f"What was to run is done; the run has other stages left.\n{text}".rstrip()
 
 
 def command(instance: Instance, key: SshKey, words: list[str]) -> list[str]:
@@ -93,19 +103,26 @@ def asked(found: Sequence[Run], key: SshKey, *, timeout_s: float = ASK_S) -> lis
     def ask(instance: Instance) -> Mapping[str, Any]:
         return status(instance, key, timeout_s=deadline - time.monotonic())
 
-    up = {one.name: one.machine for one in found if one.machine and one.is_up}
+    up = {(run.name, node.name): node.machine for run in found for node in run.nodes if node.machine and node.is_up}
     with ThreadPoolExecutor(max_workers=max(1, len(up))) as pool:
         said = dict(zip(up, pool.map(ask, up.values()), strict=True))
-    return [replace(one, stages=said.get(one.name, one.stages)) for one in found]
+    return [
+        replace(run, stages={**run.stages, **{node: said[name, node] for name, node in up if name == run.name}})
+        for run in found
+    ]
 
 
-def how_it_ended(one: Run, instance: Instance, key: SshKey, state: str) -> str:
-    """Return how a run ended that was followed, in words: with the stage that failed, and its last lines."""
+def how_it_ended(whose: str, instance: Instance, key: SshKey, state: str) -> str:
+    """Return how a run or node ended that was followed, in words: with the stage that failed, and its last lines."""
     stages = status(instance, key, timeout_s=_PATIENT_S)
     failure = stages.get("failure")
+    if state == "waiting":
+        run = instance.ref.run if instance.ref else ""
+        moves = f"`ansible-playbook launch.yml -e run={run} -e follow=true` moves it there"
+        return f"{whose} waits for a machine of pool {stages.get('waits_for')}: {moves}."
     if state != "failed" or not isinstance(failure, Mapping):
-        return f"Run {one.name} {'has failed' if state == 'failed' else f'is {state}' if state else 'is out of reach'}."
-    words = f"Run {one.name} has failed{failure_text({'failure': {**failure, 'last_line': ''}})}."
+        return f"{whose} {'has failed' if state == 'failed' else f'is {state}' if state else 'is out of reach'}."
+    words = f"{whose} has failed{failure_text({'failure': {**failure, 'last_line': ''}})}."
     if not failure.get("stage"):
         return words
     query = LogQuery(str(failure["stage"]), failure.get("iteration"), lines=10)
@@ -315,6 +332,8 @@ def tell(record: Mapping[str, Any]) -> str:
         case "published":
             sent = int(record.get("bytes_sent") or 0) / 1024
             return f"  ⇡ checkpoint {record.get('sequence')} is in the bucket ({sent:.0f} KiB sent)"
+        case "end" if record.get("waits_for"):
+            return f"The run waits for a machine of pool {record['waits_for']}."
         case "end":
             return f"The run is {record.get('state')}."
         case _:
@@ -342,8 +361,8 @@ class LogQuery:
 _LOG_FILE = re.compile(r"\.gpuyard/logs/(\d+)-(.+)\.log")
 
 
-def published_log(one: Run, store: Store, query: LogQuery) -> list[str]:
-    """Return the wanted log from the run's newest checkpoint, for a run whose machine is gone.
+def published_log(whose: str, one: Node, store: Store, query: LogQuery) -> list[str]:
+    """Return the wanted log from the newest checkpoint of a node whose machine is gone; ``whose`` names it in words.
 
     Raises :class:`UsageError` that lists the logs there are when the wanted one is not among them.
     """
@@ -358,7 +377,7 @@ def published_log(one: Run, store: Store, query: LogQuery) -> list[str]:
         names = ", ".join(f"{iteration}-{stage}" for iteration, stage in sorted(found)) or "none"
         where = "" if query.iteration is None else f" in iteration {query.iteration}"
         raise UsageError(
-            f"The newest checkpoint of run {one.name} has no log of {query.stage or 'any stage'}{where}. "
+            f"The newest checkpoint of {whose} has no log of {query.stage or 'any stage'}{where}. "
             f"Logs (iteration-stage): {names}."
         )
     current = (one.progress.get("iteration"), one.progress.get("stage"))
@@ -383,3 +402,40 @@ def choose(found: Sequence[Run], wanted: str | None) -> Run:
     if len(alive) != 1:
         raise UsageError(f"Name the run with -e run=…; the runs there are: {names}.")
     return alive[0]
+
+
+def choose_node(run: Run, wanted: str | None) -> Node:
+    """Return the node called ``wanted``, or, when none is named, the first whose machine runs.
+
+    Raises :class:`UsageError` that lists the nodes for one that there is not.
+    """
+    names = [node.name for node in run.nodes]
+    if wanted:
+        if wanted not in names:
+            raise UsageError(f"node={wanted!r} is no node of run {run.name}; its nodes are: {', '.join(names)}.")
+        return run.node(wanted)
+    working = [node for node in run.nodes if node.is_up]
+    begun = [node for node in run.nodes if node.machine or node.manifest]
+    return next(iter([*working, *begun]), run.nodes[0])
+
+
+def follow(run: Run, key: SshKey, tell_line: Progress) -> dict[str, str]:
+    """Show what all machines of ``run`` do until their stages end; return by node how they then stand.
+
+    A node's lines begin with its name where the run has several.
+    """
+    nodes = [node for node in run.nodes if node.machine]
+
+    def one(node: Node, say: Progress) -> str:
+        assert node.machine is not None  # only such nodes are followed
+        state = ""
+        for record in progress(node.machine, key):
+            if line := tell(record):
+                say(f"{node.name}: {line}" if len(run.nodes) > 1 else line)
+            state = str(record.get("state") or state)
+        return state
+
+    if len(nodes) == 1:
+        return {nodes[0].name: one(nodes[0], tell_line)}
+    states = together.at_once(one, nodes, tell_line, see_through=False)
+    return {node.name: state for node, state in zip(nodes, states, strict=True)}

@@ -1,8 +1,8 @@
 """The bill: what every rental has cost so far, by its provider's own rules.
 
 Vast: the GPU from ``running`` until it stops, the disk from creation until the instance is destroyed, also while
-stopped (provider-apis.md 1.10). Vultr: the hourly price from creation until it is deleted, halted or not, up to the
-monthly price (2.2, 2.3). The clock runs per second.
+stopped (docs/reference/vast.md). Vultr: the hourly price from creation until it is deleted, halted or not, up to the
+monthly price (docs/reference/vultr.md). The clock runs per second.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the emulated clouds offer, from ``catalogue.json``: realistic prices and sizes, and the traps of real lists.
 
 Vast's records are kept short there; :func:`vast_offer` renders the many fields of the real answer
-(provider-apis.md 1.4).
+(docs/reference/vast.md, Offers).
 """
 
 from __future__ import annotations

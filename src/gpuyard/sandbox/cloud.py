@@ -253,7 +253,7 @@ class Cloud:
     async def preempt(self, rental: Rental, *, notice_s: float, outcome: str) -> None:
         """Take a machine away. Without notice its processes are killed at once; with notice they first get SIGTERM.
 
-        Outcomes: ``stopped`` and ``outbid`` (Vast; they differ in ``intended_status``, see provider-apis.md 1.7),
+        Outcomes: ``stopped`` and ``outbid`` (Vast; they differ in ``intended_status``, docs/reference/vast.md),
         ``gone`` and ``suspended`` (Vultr, where the real behaviour is not documented).
         """
         async with self._lock(rental):

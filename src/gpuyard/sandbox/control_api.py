@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Awaitable, Callable
+from typing import Literal
 
-from fastapi import Depends, FastAPI, Header, HTTPException
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from gpuyard.sandbox import boxes
 from gpuyard.sandbox.cloud import Cloud, gpu_price
@@ -16,6 +18,9 @@ from gpuyard.sandbox.fields import shown
 from gpuyard.sandbox.model import Fault, Json, Phase, ProviderName, Rental
 from gpuyard.sandbox.vast_api import actual_status
 from gpuyard.sandbox.vultr_api import status_words
+from gpuyard.sandbox.web import BadBody, read_json
+
+Handler = Callable[[Request], Awaitable[Json]]
 
 OUTCOMES: dict[ProviderName, tuple[str, ...]] = {"vast": ("stopped", "outbid"), "vultr": ("gone", "suspended")}
 """How a preemption shows, by provider; the first is the default."""
@@ -71,24 +76,35 @@ def belongs_to(rental: Rental, run: str) -> bool:
     return run in (rental.label, *rental.label.split("/")[1:2]) or f"run:{run}" in rental.tags
 
 
-def app(cloud: Cloud) -> FastAPI:
+async def _body[Body: BaseModel](request: Request, model: type[Body]) -> Body:
+    """Return the request's body as a ``model``; what is wrong with it is the answer 422."""
+    try:
+        return model.model_validate(await read_json(request))
+    except BadBody:
+        raise HTTPException(422, "The body is not a JSON object.") from None
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise HTTPException(422, shown(wrong, 300)) from None
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # what it is registered for
+    return JSONResponse({"detail": error.detail}, error.status_code)
+
+
+def app(cloud: Cloud) -> Starlette:
     """Return the control application."""
 
-    def authorised(authorization: Annotated[str, Header()] = "") -> None:
-        if authorization != f"Bearer {cloud.settings.control_key}":
-            raise HTTPException(401, "The control key of this sandbox is in its sandbox.json.")
+    def route(method: str, path: str, handler: Handler) -> Route:
+        async def guarded(request: Request) -> Response:
+            await request.body()  # one that is too large is refused whoever sends it
+            if request.headers.get("authorization", "") != f"Bearer {cloud.settings.control_key}":
+                raise HTTPException(401, "The control key of this sandbox is in its sandbox.json.")
+            return JSONResponse(await handler(request))
 
-    api = FastAPI(dependencies=[Depends(authorised)], docs_url=None, redoc_url=None, openapi_url=None)
+        return Route(path, guarded, methods=[method])
 
-    @api.exception_handler(RequestValidationError)
-    async def not_understood(request: Request, error: Exception) -> Response:
-        """Say what is wrong. FastAPI's own answer repeats the body, which may hold what no answer can."""
-        wrong = error.errors() if isinstance(error, RequestValidationError) else []
-        told = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in wrong)
-        return JSONResponse({"detail": shown(told, 300)}, 422)
-
-    @api.get("/status")
-    async def status() -> Json:
+    async def status(_: Request) -> Json:
         """Return name, instances and bill."""
         cloud.look()
         living = [rental for rental in cloud.world.rentals if rental.phase is not Phase.GONE]
@@ -99,9 +115,9 @@ def app(cloud: Cloud) -> FastAPI:
             "faults": [{"kind": f.kind, "provider": f.provider, "remaining": f.remaining} for f in cloud.world.faults],
         }
 
-    @api.post("/preempt")
-    async def preempt(wanted: Preemption) -> Json:
+    async def preempt(request: Request) -> Json:
         """Take machines away; with notice the answer comes before the end of the notice."""
+        wanted = await _body(request, Preemption)
         living = [rental for rental in cloud.world.rentals if rental.phase is not Phase.GONE and not rental.preempted]
         if wanted.instance:
             hit = [rental for rental in living if rental.id == wanted.instance]
@@ -124,16 +140,21 @@ def app(cloud: Cloud) -> FastAPI:
                 await cloud.preempt(rental, notice_s=0, outcome=outcome)
         return {"preempted": [{"provider": rental.provider, "id": rental.id} for rental in hit]}
 
-    @api.post("/faults")
-    async def add_fault(wanted: FaultRequest) -> Json:
+    async def add_fault(request: Request) -> Json:
         """Let something go wrong the next times."""
+        wanted = await _body(request, FaultRequest)
         cloud.add_fault(Fault(wanted.kind, wanted.provider, wanted.count))
         return {"kind": wanted.kind, "provider": wanted.provider, "remaining": wanted.count}
 
-    @api.delete("/faults")
-    async def clear() -> Json:
+    async def clear(_: Request) -> Json:
         """Forget all faults and give re-let machines back."""
         await cloud.clear_faults()
         return {}
 
-    return api
+    routes = [
+        route("GET", "/status", status),
+        route("POST", "/preempt", preempt),
+        route("POST", "/faults", add_fault),
+        route("DELETE", "/faults", clear),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _refuse})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpuyard.errors import UsageError
+from gpuyard.sandbox.documents import MALFORMED, damaged, read_document
 
 INFO_FILE = "sandbox.json"
 REGION = "us-east-1"
@@ -21,15 +21,24 @@ class SandboxInfo:
 
     pid: int
     name: str
-    endpoints: Mapping[str, str]  # vast, vultr, s3, control
+    endpoints: Mapping[str, str]  # by provider, and s3 and control
     from_boxes: Mapping[str, str]  # the same servers, and more, as a rented box reaches them
-    vast_key: str
-    vultr_key: str
-    control_key: str
-    s3_access_key: str
-    s3_secret_key: str
+    keys: Mapping[str, str] = field(repr=False)  # by provider
+    control_key: str = field(repr=False)
+    s3_access_key: str = field(repr=False)
+    s3_secret_key: str = field(repr=False)
     bucket: str
-    document: Mapping[str, Any]  # the whole file
+    document: Mapping[str, Any] = field(repr=False)  # the whole file
+
+    @property
+    def vast_key(self) -> str:
+        """The key of the emulated Vast.ai account."""
+        return self.keys["vast"]
+
+    @property
+    def vultr_key(self) -> str:
+        """The key of the emulated Vultr account."""
+        return self.keys["vultr"]
 
     def exports(self) -> dict[str, str]:
         """Return the variables with which ``vastai``, ``vultr.cloud``, ``aws``, ``s5cmd`` and ``rclone`` talk to it."""
@@ -52,35 +61,45 @@ class SandboxInfo:
         }
 
 
+def read(state: Path) -> SandboxInfo | None:
+    """Return the sandbox that runs with this state folder, ``None`` when none does.
+
+    It runs when the server process that the file names lives. Raises :class:`UsageError` for a file that is damaged or
+    of a newer version.
+    """
+    file = state / INFO_FILE
+    document = read_document(file, "file")
+    if document is None:
+        return None
+    try:
+        keys = document["keys"]
+        info = SandboxInfo(
+            pid=int(document["pid"]),
+            name=str(document["name"]),
+            endpoints=dict(document["endpoints"]),
+            from_boxes=dict(document["from_boxes"]),
+            keys={name: key for name, key in keys.items() if isinstance(key, str) and name != "control"},
+            control_key=str(keys["control"]),
+            s3_access_key=str(keys["s3"]["access_key"]),
+            s3_secret_key=str(keys["s3"]["secret_key"]),
+            bucket=str(document["bucket"]),
+            document=document,
+        )
+    except MALFORMED as error:
+        raise damaged(file, "file", error) from None
+    return info if is_server(info.pid, state) else None
+
+
 def load(state: Path) -> SandboxInfo:
     """Return the sandbox that runs with this state folder; :class:`UsageError` when none does."""
-    file = state / INFO_FILE
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        info = SandboxInfo(
-            pid=int(data["pid"]),
-            name=data["name"],
-            endpoints=data["endpoints"],
-            from_boxes=data["from_boxes"],
-            vast_key=data["keys"]["vast"],
-            vultr_key=data["keys"]["vultr"],
-            control_key=data["keys"]["control"],
-            s3_access_key=data["keys"]["s3"]["access_key"],
-            s3_secret_key=data["keys"]["s3"]["secret_key"],
-            bucket=data["bucket"],
-            document=data,
-        )
-    except FileNotFoundError:
-        raise UsageError(f"The sandbox is not running (state folder {state}): run `gpuyard sandbox up`.") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{file} cannot be read as a sandbox's file ({error}): run `gpuyard sandbox down`, then up."
-        ) from None
-    if not is_server(info.pid, state):
+    info = read(state)
+    if info is not None:
+        return info
+    if (state / INFO_FILE).exists():
         raise UsageError(
             f"The sandbox in {state} ended without being shut down: run `gpuyard sandbox up` to go on with it."
         )
-    return info
+    raise UsageError(f"The sandbox is not running (state folder {state}): run `gpuyard sandbox up`.")
 
 
 def is_server(pid: int, state: Path) -> bool:
@@ -94,8 +113,4 @@ def is_server(pid: int, state: Path) -> bool:
 
 def is_up(state: Path) -> bool:
     """Return whether a sandbox runs with this state folder."""
-    try:
-        load(state)
-    except UsageError:
-        return False
-    return True
+    return read(state) is not None

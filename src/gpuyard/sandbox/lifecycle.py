@@ -47,6 +47,7 @@ def up(state: Path, progress: Progress, options: Options | None = None) -> Sandb
             if options != Options():
                 progress("It was up already: other options need `gpuyard sandbox down` first.")
             return info
+        services.check_installed()
         engine = _engine(state)
         settings = _settings(state, options)
         settings.engine = engine.kind

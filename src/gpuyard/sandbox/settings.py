@@ -6,11 +6,12 @@ import json
 import random
 import secrets
 import socket
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from gpuyard.errors import UsageError
 from gpuyard.files import write_whole
+from gpuyard.sandbox.documents import VERSION, known, read_document
 
 BUCKET = "gpuyard"
 LOOPBACK = "127.0.0.1"
@@ -43,19 +44,16 @@ class Settings:
 
     def save(self, state: Path) -> None:
         """Keep the settings in the state folder, readable by the owner only."""
-        write_whole(state / _FILE, json.dumps(asdict(self), indent=1), durable=True)
+        write_whole(state / _FILE, json.dumps({"version": VERSION, **asdict(self)}, indent=1), durable=True)
 
     @classmethod
     def load(cls, state: Path) -> Settings | None:
         """Return the settings kept in ``state``, ``None`` when no sandbox was ever started there."""
         file = state / _FILE
-        if not file.exists():
-            return None
-        known = {item.name for item in fields(cls)}
+        document = read_document(file, "settings")
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-            return cls(**{key: value for key, value in data.items() if key in known})
-        except (ValueError, TypeError, AttributeError) as error:
+            return None if document is None else cls(**known(cls, document))
+        except TypeError as error:
             raise UsageError(
                 f"{file} is not a sandbox's settings file ({error}); remove the folder and start again."
             ) from None
@@ -67,7 +65,7 @@ class Settings:
         if self.rust_mirror:
             boxes["rust_mirror"] = self.rust_mirror
         return {
-            "version": 1,
+            "version": VERSION,
             "pid": pid,
             "name": self.name,
             "endpoints": {

@@ -1,6 +1,6 @@
 """Vast.ai's HTTP API on the sandbox's rentals: the calls that gpuyard and the published ``vastai`` client make.
 
-Facts, traps and error texts: provider-apis.md sections 1.2 to 1.10.
+Facts, traps and error texts: docs/reference/vast.md.
 """
 
 from __future__ import annotations
@@ -614,7 +614,7 @@ class VastApi:
 
 
 def actual_status(rental: Rental, fraction: float) -> str | None:
-    """Return the container's state in Vast's words; ``fraction`` says how far a boot is (provider-apis.md 1.7).
+    """Return the container's state in Vast's words; ``fraction`` says how far a boot is (docs/reference/vast.md).
 
     After a start the old ``exited`` stays for the first half: a poller must not take it for a crash.
     """

@@ -1,7 +1,7 @@
 """Vast's filter objects: the offer search's conditions and the instance list's ``select_filters``.
 
 The published client sends numbers as strings, so both sides are brought to numbers where the field is one
-(provider-apis.md 1.4).
+(docs/reference/vast.md, Offers).
 """
 
 from __future__ import annotations

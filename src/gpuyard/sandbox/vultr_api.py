@@ -1,6 +1,6 @@
 """Vultr's HTTP API v2 on the sandbox's rentals: the calls that gpuyard makes.
 
-Facts, traps and error texts: provider-apis.md sections 2.1 to 2.4.
+Facts, traps and error texts: docs/reference/vultr.md.
 """
 
 from __future__ import annotations

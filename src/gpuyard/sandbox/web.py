@@ -90,7 +90,7 @@ class LostAnswer(Response):
 
 
 class Spacing:
-    """A least time between calls of one kind, as Vast enforces it (provider-apis.md 1.2)."""
+    """A least time between calls of one kind, as Vast enforces it (docs/reference/vast.md, Limits)."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -4,7 +4,30 @@ A workload is a YAML file. It is checked completely before anything is rented, a
 file, line and key, all of them at once.
 """
 
-from gpuyard.workload.reading import known_workloads, load_workload, parse_workload
-from gpuyard.workload.schema import Stage, Workload
+from gpuyard.workload.reading import known_workloads
+from gpuyard.workload.resolving import (
+    Origin,
+    Resolved,
+    again,
+    from_document,
+    load_workload,
+    parse_workload,
+    resolve,
+    to_document,
+)
+from gpuyard.workload.schema import Needs, Stage, Workload
 
-__all__ = ["Stage", "Workload", "known_workloads", "load_workload", "parse_workload"]
+__all__ = [
+    "Needs",
+    "Origin",
+    "Resolved",
+    "Stage",
+    "Workload",
+    "again",
+    "from_document",
+    "known_workloads",
+    "load_workload",
+    "parse_workload",
+    "resolve",
+    "to_document",
+]

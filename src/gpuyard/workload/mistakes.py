@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import get_origin
 
 import yaml
 from pydantic import (
@@ -40,8 +42,8 @@ def named_twice(node: yaml.Node, source: str, place: Place = ()) -> Iterator[tup
         for key, value in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             if name in seen and name != "<<":
-                dotted = _dotted((*place, name))
-                yield line, f"{source}:{line}: {dotted}: is here a second time, first in line {seen[name]}"
+                key_path = dotted((*place, name))
+                yield line, f"{source}:{line}: {key_path}: is here a second time, first in line {seen[name]}"
             seen.setdefault(name, line)
             yield from named_twice(value, source, (*place, name))
     elif isinstance(node, yaml.SequenceNode):
@@ -53,28 +55,64 @@ def place_of(location: Place) -> Place:
     return location[:-1] if location and location[-1] == "[key]" else location
 
 
-def mistake(item: ErrorDetails, lines: Mapping[Place, int], source: str) -> tuple[int, str]:
-    """Return one mistake of the model as its line and the sentence that tells it."""
-    kind, value = item["type"], item["input"]
-    place = place_of(item["loc"])
-    line = line_of(place, lines)
+@dataclass(frozen=True)
+class Origins:
+    """Where each value of a workload comes from: the file with its lines, and the layers over it.
+
+    ``layers`` has, by place, what a layer is called (``profile small``, ``-e overrides=x=1``) and where in the file
+    it says so, ``None`` for what no file says.
+    """
+
+    source: str
+    lines: Mapping[Place, int]
+    layers: dict[Place, tuple[str, Place | None]] = field(default_factory=dict)
+
+    def layer(self, place: Place) -> tuple[str, Place | None] | None:
+        """Return the layer that says what is at ``place``, or the last that says something in it.
+
+        ``None`` for what is the file's own altogether.
+        """
+        for length in range(len(place), 0, -1):
+            if place[:length] in self.layers:
+                label, at = self.layers[place[:length]]
+                return label, None if at is None else (*at, *place[length:])
+        for inner, (label, at) in reversed(self.layers.items()):
+            if inner[: len(place)] == place:
+                return label, None if at is None else at[: len(at) - (len(inner) - len(place))]
+        return None
+
+    def sentence(self, item: ErrorDetails) -> tuple[int, str]:
+        """Return one mistake of the model as its line (0: no file's) and the sentence that tells it."""
+        place = place_of(item["loc"])
+        layer = self.layer(place)
+        if layer is None and item["type"] == "missing" and (around := self.layer(place[:-1])):
+            layer = around[0], None if around[1] is None else (*around[1], place[-1])
+        if layer and layer[1] is None:
+            return 0, f"{layer[0]}: {dotted(place)}: {_wrong(item)}"
+        shown = layer[1] if layer and layer[1] is not None else place
+        line = line_of(shown[:-1] if item["type"] == "missing" else shown, self.lines)
+        return line, f"{self.source}:{line}: {dotted(shown)}: {_wrong(item)}"
+
+
+def _wrong(item: ErrorDetails) -> str:
+    """Return what is wrong with a value, without saying where it is."""
+    kind, value, place = item["type"], item["input"], place_of(item["loc"])
     if kind == "extra_forbidden":
-        siblings = _keys_at(place[:-1])
+        siblings = keys_at(place[:-1])
         guess = difflib.get_close_matches(str(place[-1])[:MOST_SHOWN], siblings, n=1)
-        hint = f"; did you mean {guess[0]!r}?" if guess else f"; known are: {', '.join(sorted(siblings))}"
-        said = f"is not a key here{hint}"
-    elif kind == "missing":
-        said = "is missing"
-        line = line_of(place[:-1], lines)
-    elif kind == "literal_error":
-        said = f"must be on-demand, interruptible or any, not {show(value)}"
-    elif kind in ("model_type", "model_attributes_type", "dict_type"):
-        said = f"must be a mapping of keys, not {show(value)}"
-    elif kind == "list_type":
-        said = f"must be a list, not {show(value)}"
-    else:
-        said = item["msg"].removeprefix("Value error, ")
-    return line, f"{source}:{line}: {_dotted(place)}: {said}"
+        return "is not a key here" + (
+            f"; did you mean {guess[0]!r}?" if guess else f"; known are: {', '.join(sorted(siblings))}"
+        )
+    if kind == "missing":
+        return "is missing"
+    if kind == "literal_error":
+        # In the model's own order: "'on-demand', 'interruptible' or 'any'".
+        return f"must be {item['ctx']['expected'].replace(chr(39), '')}, not {show(value)}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"must be a mapping of keys, not {show(value)}"
+    if kind == "list_type":
+        return f"must be a list, not {show(value)}"
+    return item["msg"].removeprefix("Value error, ")
 
 
 def line_of(place: Place, lines: Mapping[Place, int]) -> int:
@@ -84,25 +122,29 @@ def line_of(place: Place, lines: Mapping[Place, int]) -> int:
     return lines.get(place, 1)
 
 
-def _dotted(place: Iterable[str | int]) -> str:
+def dotted(place: Iterable[str | int]) -> str:
+    """Return a place as people write it: ``stages[0].command``."""
     text = ""
     for step in place:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
     return text or "the file"
 
 
-def _keys_at(place: Sequence[str | int]) -> list[str]:
+def keys_at(place: Sequence[str | int]) -> list[str]:
     """Return the keys that the model knows at ``place``."""
     model: type[BaseModel] = Workload
+    names = False  # whether the next step is a name of the user's, such as that of a pool
     for step in place:
-        if isinstance(step, int):
+        if isinstance(step, int) or names:
+            names = False
             continue
-        field = model.model_fields.get(str(step))
-        inner = list(_parts(field.annotation)) if field else []
-        if not inner:
+        entry = next((one for name, one in model.model_fields.items() if (one.alias or name) == step), None)
+        inner = next(_parts(entry.annotation), None) if entry else None
+        if entry is None or inner is None:
             return []
-        model = inner[0]
-    return list(model.model_fields)
+        model = inner
+        names = get_origin(entry.annotation) is dict
+    return [entry.alias or name for name, entry in model.model_fields.items()]
 
 
 def _parts(annotation: object) -> Iterator[type[BaseModel]]:

@@ -1,38 +1,45 @@
-"""Reading workload files: found by name or path, of a size that a workload can have, with every mistake placed."""
+"""Reading workload files: found by name or path, and of a size that a workload can have."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import (
-    ValidationError,
-)
 
 import gpuyard
 from gpuyard import paths
-from gpuyard.errors import UsageError, listed
-from gpuyard.workload.mistakes import line_of, lines_of, mistake, named_twice, place_of
-from gpuyard.workload.schema import Workload
+from gpuyard.errors import UsageError
+from gpuyard.workload.mistakes import Place, lines_of, named_twice
 from gpuyard.workload.values import show
+
+SCHEMA = 1
+"""The version of the format that is read here."""
 
 _SUFFIXES = (".yml", ".yaml")
 # A workload of some hundred lines is a long one; what is far beyond is a mistake, and must not keep the plan busy.
 _MOST_BYTES = 1_000_000
 _MOST_VALUES = 20_000
 _MOST_DEPTH = 64
-_MOST_MISTAKES = 20
 
 
-def load_workload(name_or_path: str, *, root: Path | None = None) -> Workload:
-    """Return the workload of that name or file, checked.
+@dataclass(frozen=True)
+class Document:
+    """A workload file as it was read, not yet checked. ``doubles`` are the keys that it has twice, with their lines."""
 
-    A path is what holds a slash or ends in ``.yml``; a name is looked for in ``workloads/`` below ``root`` (when
-    given), the working directory, gpuyard's home and the collection, in this order. Raises :class:`UsageError` that
-    lists what is known, or every mistake of the file with its line and key.
-    """
+    values: dict[str, Any]
+    source: str
+    path: Path = Path()
+    lines: Mapping[Place, int] = field(default_factory=dict)
+    doubles: tuple[tuple[int, str], ...] = ()
+
+
+def read(name_or_path: str, root: Path | None = None) -> Document:
+    """Read the workload file of that name or path, which :func:`gpuyard.workload.resolve` finds and checks."""
     path = _find(name_or_path, root)
     try:
         with path.open(encoding="utf-8") as file:
@@ -40,20 +47,18 @@ def load_workload(name_or_path: str, *, root: Path | None = None) -> Workload:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UsageError(f"The workload {path} cannot be read: {reason}.") from None
-    workload = parse_workload(content, _short(path))
-    workload._source = path
-    return workload
+    return dataclasses.replace(parse(content, _short(path)), path=path)
 
 
-def parse_workload(content: str, source: str) -> Workload:
-    """Return the workload that ``content`` describes; ``source`` is its name in messages."""
+def parse(content: str, source: str) -> Document:
+    """Read a workload from text; ``source`` is its name in messages."""
     if len(content) > _MOST_BYTES:
         raise UsageError(f"{source}: a workload has at most {_MOST_BYTES // 1000} kB.")
     try:
         loader = _Loader(content)
         node = loader.get_single_node()
         lines = dict(lines_of(node)) if node is not None else {}
-        doubles = list(named_twice(node, source)) if node is not None else []
+        doubles = tuple(named_twice(node, source)) if node is not None else ()
         values = loader.construct_document(node) if node is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -65,19 +70,21 @@ def parse_workload(content: str, source: str) -> Workload:
         # What is no workload may be anything, so it is not quoted.
         kind = "text" if isinstance(values, str) else show(values)
         raise UsageError(f"{source}:1: a workload is a mapping of keys, not {kind}.")
-    try:
-        workload = Workload.model_validate(values)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False)
-    else:
-        if not doubles:
-            return workload
-        found = []
-    placed = sorted(((line_of(place_of(item["loc"]), lines), item) for item in found), key=lambda one: one[0])
-    # Guessing what was meant takes its time, so only what is shown is worded.
-    mistakes = doubles + [mistake(item, lines, source) for _, item in placed[:_MOST_MISTAKES]]
-    texts = [text for _, text in sorted(mistakes)]
-    raise UsageError(listed(texts, _MOST_MISTAKES, of=len(doubles) + len(found)))
+    version = values.get("schema", SCHEMA)
+    # The keys of another version may be others altogether, so nothing else is said of such a file.
+    if version != SCHEMA or isinstance(version, bool):
+        raise UsageError(f"{source}:{lines.get(('schema',), 1)}: schema: {other_schema(version)}")
+    return Document(values, source, lines=lines, doubles=doubles)
+
+
+def other_schema(version: object) -> str:
+    """Return what there is to say of a workload that is not of our version."""
+    if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA:
+        return (
+            f"this workload is of version {version}, which a newer gpuyard than {gpuyard.__version__} reads; "
+            f"this one reads version {SCHEMA}."
+        )
+    return f"must be the number of the format's version, which is {SCHEMA}, not {show(version)}."
 
 
 class _Loader(yaml.SafeLoader):

@@ -5,21 +5,26 @@ from __future__ import annotations
 import posixpath
 import re
 from pathlib import PurePosixPath
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import (
-    BeforeValidator,
-)
+from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
 
 from gpuyard import repository
 from gpuyard.box.stages.folders import why_not
 from gpuyard.errors import UsageError
-from gpuyard.formats.label import check_name
+from gpuyard.formats.label import RUN_NAME, check_name
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VERSION = re.compile(r"\d+(\.\d+)*")
+_EXTRA = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONSTRAINT = re.compile(r"\s*(?:(?:==|!=|<=|>=|~=|<|>)\s*\d+(?:\.\d+)*(?:\.\*)?\s*(?:,\s*(?!$)|$))+")
+_DURATION = re.compile(r"\d+(?:\.\d+)?|(?:\d+(?:\.\d+)?[smhd])+")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_PARAMETER = re.compile(r"[a-z][a-z0-9_]*")
+OVERRIDE = re.compile(r"(?P<name>(?:\+\+?)?[A-Za-z_][\w./@:-]*)=(?P<value>.*)|~[A-Za-z_][\w./@:=-]*", re.DOTALL)
+"""``name=value``, as Hydra writes it: ``+name=value`` adds, ``~name`` removes."""
 MOST_SHOWN = 60  # characters of a wrong value that go into a message
 _MOST_ITERATIONS = 100_000
 
@@ -106,6 +111,45 @@ def _version(value: object) -> str:
     return text
 
 
+def _duration(value: object) -> float:
+    """Return seconds: a number of them, or a text such as ``90s``, ``15m``, ``2h``, ``1d`` or ``1h30m``."""
+    if not isinstance(value, str):
+        return _number(value, "a time such as 7200, '90s', '15m', '2h' or '1h30m'", above=True)
+    text = value.strip()
+    if not _DURATION.fullmatch(text):
+        raise ValueError(f"must be a time such as 7200, '90s', '15m', '2h' or '1h30m', not {show(value)}")
+    parts = re.findall(r"([\d.]+)([smhd]?)", text)
+    return _number(sum(float(number) * _SECONDS[unit] for number, unit in parts), "a time above 0", above=True)
+
+
+def _resumability(value: object) -> str:
+    # YAML reads an unquoted yes and no as true and false.
+    text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+    if not isinstance(text, str) or text not in ("yes", "partial", "no"):
+        raise ValueError(f"must be true or false, or one of yes, partial and no, not {show(value)}")
+    return text
+
+
+def _parameter_name(value: object) -> str:
+    text = _some_words(value)
+    if not _PARAMETER.fullmatch(text):
+        raise ValueError(f"must be lower-case letters, digits and _, beginning with a letter, not {show(value)}")
+    return text
+
+
+def _scalar(value: object) -> int | float | str | bool:
+    if not isinstance(value, int | float | str):
+        raise ValueError(f"must be a number, a text, true or false, not {show(value)}")
+    return value
+
+
+def _override(value: object) -> str:
+    text = _some_words(value)
+    if not OVERRIDE.fullmatch(text):
+        raise ValueError(f"must be of the form name=value, not {show(value)}")
+    return text
+
+
 def _constraint(value: object) -> str:
     text = _some_words(value)
     if not _CONSTRAINT.fullmatch(text):
@@ -167,20 +211,68 @@ def _relative(value: object) -> str:
     return text.rstrip("/")
 
 
-Url = Annotated[str, BeforeValidator(_url)]
-Folder = Annotated[str, BeforeValidator(_folder)]
-Positive = Annotated[float, BeforeValidator(_positive)]
-NotNegative = Annotated[float, BeforeValidator(_not_negative)]
-Share = Annotated[float, BeforeValidator(_share)]
-Count = Annotated[int, BeforeValidator(_count)]
-PositiveCount = Annotated[int, BeforeValidator(_positive_count)]
-Iterations = Annotated[int, BeforeValidator(_iterations)]
+def _extra(value: object) -> str:
+    text = _some_words(value)
+    if not _EXTRA.fullmatch(text):
+        raise ValueError(f"must be the name of an extra, such as 'train', not {show(value)}")
+    return text
+
+
+def _pattern(value: object) -> str:
+    text = _some_words(value)
+    if text.startswith(("!", "#", "~")) or ".." in text.split("/"):
+        raise ValueError(f"must be a pattern inside the repository, such as 'data/*.bin', not {show(value)}")
+    return text
+
+
+# What an editor is told of each value; the checks above are what counts.
+_POSITIVE: JsonSchemaValue = {"type": "number", "exclusiveMinimum": 0}
+_TEXT: JsonSchemaValue = {"type": "string", "minLength": 1}
+
+Url = Annotated[str, BeforeValidator(_url), WithJsonSchema(_TEXT)]
+Extra = Annotated[str, BeforeValidator(_extra), WithJsonSchema({"type": "string", "pattern": f"^{_EXTRA.pattern}$"})]
+Pattern = Annotated[str, BeforeValidator(_pattern), WithJsonSchema(_TEXT)]
+Folder = Annotated[str, BeforeValidator(_folder), WithJsonSchema(_TEXT)]
+Positive = Annotated[float, BeforeValidator(_positive), WithJsonSchema(_POSITIVE)]
+NotNegative = Annotated[float, BeforeValidator(_not_negative), WithJsonSchema({"type": "number", "minimum": 0})]
+Share = Annotated[float, BeforeValidator(_share), WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
+Count = Annotated[int, BeforeValidator(_count), WithJsonSchema({"type": "integer", "minimum": 0})]
+PositiveCount = Annotated[int, BeforeValidator(_positive_count), WithJsonSchema({"type": "integer", "minimum": 1})]
+Iterations = Annotated[
+    int,
+    BeforeValidator(_iterations),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": _MOST_ITERATIONS}),
+]
 Words = Annotated[str, BeforeValidator(_words)]
-SomeWords = Annotated[str, BeforeValidator(_some_words)]
+SomeWords = Annotated[str, BeforeValidator(_some_words), WithJsonSchema(_TEXT)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
-Version = Annotated[str, BeforeValidator(_version)]
-Constraint = Annotated[str, BeforeValidator(_constraint)]
-Variable = Annotated[str, BeforeValidator(_variable)]
-Name = Annotated[str, BeforeValidator(_name)]
-PersistentRoot = Annotated[str, BeforeValidator(_persistent)]
-RelativePath = Annotated[str, BeforeValidator(_relative)]
+Version = Annotated[
+    str, BeforeValidator(_version), WithJsonSchema({"type": "string", "pattern": f"^{_VERSION.pattern}$"})
+]
+Constraint = Annotated[str, BeforeValidator(_constraint), WithJsonSchema(_TEXT)]
+Variable = Annotated[
+    str, BeforeValidator(_variable), WithJsonSchema({"type": "string", "pattern": f"^{_VARIABLE.pattern}$"})
+]
+Name = Annotated[str, BeforeValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{RUN_NAME.pattern}$"})]
+PersistentRoot = Annotated[str, BeforeValidator(_persistent), WithJsonSchema(_TEXT)]
+RelativePath = Annotated[str, BeforeValidator(_relative), WithJsonSchema(_TEXT)]
+Duration = Annotated[
+    float,
+    BeforeValidator(_duration),
+    WithJsonSchema({"anyOf": [_POSITIVE, {"type": "string", "pattern": f"^(?:{_DURATION.pattern})$"}]}),
+]
+"""Seconds."""
+Resumability = Annotated[
+    Literal["yes", "partial", "no"],
+    BeforeValidator(_resumability),
+    WithJsonSchema({"enum": [True, False, "yes", "partial", "no"]}),
+]
+ParameterName = Annotated[
+    str, BeforeValidator(_parameter_name), WithJsonSchema({"type": "string", "pattern": f"^{_PARAMETER.pattern}$"})
+]
+Scalar = Annotated[
+    int | float | str | bool,
+    PlainValidator(_scalar),
+    WithJsonSchema({"type": ["number", "string", "boolean"]}),
+]
+Override = Annotated[str, BeforeValidator(_override), WithJsonSchema(_TEXT)]

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpuyard.box.checkpoints import LocalStore, manifest_of, publish, restore
-from gpuyard.box.checkpoints import sets as sets_module
+from gpuyard.box.checkpoints import LocalStore, manifest_of, publish, restore, restoring
 from gpuyard.formats.manifest import BROUGHT
 
 RUN = "miniprover-0"
@@ -123,7 +122,7 @@ def test_a_restore_that_was_cut_off_keeps_the_newer_file_at_the_second_try(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sets_module, "_place", broken)
+        patch.setattr(restoring, "place_part", broken)
         with pytest.raises(OSError, match="No space"):
             restore(lambda: folder, RUN, new)
     assert restore(lambda: folder, RUN, new).source == "cloud"

@@ -450,7 +450,7 @@ def test_a_folder_without_hard_links_will_do(folder_only: LocalStore, monkeypatc
     def refuse(*_: Any) -> None:
         raise PermissionError("no hard links here")
 
-    monkeypatch.setattr("gpuyard.box.checkpoints.stores.os.link", refuse)
+    monkeypatch.setattr("gpuyard.box.checkpoints.local_store.os.link", refuse)
     test_a_new_object_takes_no_others_place(folder_only)
 
 

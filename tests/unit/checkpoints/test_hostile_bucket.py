@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from gpuyard.box.checkpoints import CloudSync, LocalStore, publish, restore
+from gpuyard.box.checkpoints import LocalStore, publish, restore
 from gpuyard.box.checkpoints.stores import StoredObject
+from gpuyard.cloud_sync import CloudSync
 from gpuyard.errors import CheckpointError
 from gpuyard.formats.manifest import Manifest
 

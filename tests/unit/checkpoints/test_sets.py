@@ -17,6 +17,7 @@ from gpuyard.box.checkpoints import (
     LocalStore,
     Retention,
     Store,
+    hashing,
     latest_manifest,
     latest_whole_manifest,
     list_runs,
@@ -26,11 +27,11 @@ from gpuyard.box.checkpoints import (
     publish,
     publish_or_warn,
     restore,
+    restoring,
     sequences,
     verify,
     write_record,
 )
-from gpuyard.box.checkpoints import sets as sets_module
 from gpuyard.box.checkpoints.stores import SINGLE_REQUEST_BYTES
 from gpuyard.errors import BucketError, CheckpointError, UnreadableManifestError, UsageError
 from gpuyard.formats.manifest import FileEntry, Manifest
@@ -315,7 +316,7 @@ def test_an_unchanged_file_is_not_even_read(
     folder: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As if the files had been there for a while when they were first hashed.
-    monkeypatch.setattr(sets_module, "_RACY_NS", 0)
+    monkeypatch.setattr(hashing, "RACY_NS", 0)
     root = make_root(tmp_path)
     (root / "models/one.bin").write_bytes(b"1")
     (root / "models/two.bin").write_bytes(b"2")
@@ -336,7 +337,7 @@ def test_an_unchanged_file_is_not_even_read(
 def test_a_change_that_brings_size_and_time_along_is_seen(
     folder: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(sets_module, "_RACY_NS", 0)
+    monkeypatch.setattr(hashing, "RACY_NS", 0)
     root = make_root(tmp_path)
     file = root / "models/policy.npz"
     os.utime(file, (1_000_000_000, 1_000_000_000))
@@ -563,6 +564,24 @@ def test_the_four_cases(folder: LocalStore, tmp_path: Path) -> None:
     assert restore(lambda: folder, RUN, tmp_path / "cloud only").source == "cloud"
 
 
+def test_a_run_that_has_nothing_begins_also_without_its_bucket(folder: LocalStore, tmp_path: Path) -> None:
+    """Only where somebody has seen that there is nothing: what may be there is never begun over."""
+    (tmp_path / "file").touch()
+    broken: Callable[[], Store] = lambda: LocalStore(tmp_path / "file" / "bucket")  # noqa: E731
+    for expected in (None, 1):
+        with pytest.raises(BucketError):
+            restore(broken, RUN, tmp_path / "new box", expected=expected)
+    with pytest.raises(BucketError):
+        restore(broken, RUN, tmp_path / "new box", expected=0, sequence=1)
+    begun = restore(broken, RUN, tmp_path / "new box", expected=0)
+    assert begun.source == "nothing" and "as the controller has seen" in begun.warnings[0]
+    # A bucket that answers is believed, whatever was seen before.
+    publish(folder, RUN, make_root(tmp_path))
+    assert restore(lambda: folder, RUN, tmp_path / "new box", expected=0).source == "cloud"
+    with pytest.raises(CheckpointError, match="has checkpoint 7 in the bucket, as the controller has seen"):
+        restore(lambda: folder, "another-0", tmp_path / "other", expected=7)
+
+
 def test_a_damaged_set_gives_way_to_the_older_one(folder: LocalStore, tmp_path: Path) -> None:
     root = make_root(tmp_path)
     publish(folder, RUN, root)
@@ -615,7 +634,7 @@ def test_a_restore_that_was_cut_off_while_placing_leaves_no_journal(
     root = make_root(tmp_path)
     publish(folder, RUN, root)
     placed: list[str] = []
-    place = sets_module._place
+    place = restoring.place_part
 
     def cut(incoming: int, entry: FileEntry, folder: int, name: str, *, last: bool) -> None:
         if len(placed) == 4:
@@ -625,7 +644,7 @@ def test_a_restore_that_was_cut_off_while_placing_leaves_no_journal(
 
     fresh = tmp_path / "fresh"
     with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
-        patch.setattr(sets_module, "_place", cut)
+        patch.setattr(restoring, "place_part", cut)
         restore(lambda: folder, RUN, fresh)
     assert len(tree(fresh)) >= 4 and not (fresh / ".gpuyard/journal.jsonl").exists()
     assert restore(lambda: folder, RUN, fresh).source == "cloud"
@@ -760,7 +779,7 @@ def test_a_failing_bucket_is_one_warning(tmp_path: Path) -> None:
 def test_a_dead_bucket_is_a_sentence_without_keys_in_bounded_time(
     kind: str, bucket: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpuyard.box.checkpoints.stores.READ_TIMEOUT_S", 1)
+    monkeypatch.setattr("gpuyard.box.checkpoints.s3_store.READ_TIMEOUT_S", 1)
     env = dict(bucket.env)  # type: ignore[attr-defined]
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -806,8 +825,8 @@ def test_a_restore_that_does_not_fit_says_so(
     folder: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(folder, RUN, make_root(tmp_path))
-    usage = sets_module.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(sets_module.shutil, "disk_usage", lambda path: usage._replace(free=3))
+    usage = restoring.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(restoring.shutil, "disk_usage", lambda path: usage._replace(free=3))
     with pytest.raises(CheckpointError, match=r"needs 0\.0 GB below .*, where 0\.0 GB are free"):
         restore(lambda: folder, RUN, tmp_path / "fresh")
 

@@ -11,9 +11,10 @@ from typing import BinaryIO
 
 import pytest
 
-from gpuyard.box.checkpoints import CloudSync, LocalStore, latest_manifest, publish, publish_or_warn, restore
+from gpuyard.box.checkpoints import LocalStore, latest_manifest, publish, publish_or_warn, restore
 from gpuyard.box.checkpoints.stores import SINGLE_REQUEST_BYTES
 from gpuyard.box.checkpoints.writers import Writing, file_id, open_for_writing
+from gpuyard.cloud_sync import CloudSync
 
 RUN = "miniprover-0"
 WAIT = "print(flush=True)\nsys.stdin.read()"

@@ -1,41 +1,63 @@
 from __future__ import annotations
 
 import json
-import socket
+import os
 import stat
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpuyard import cli, config, paths
+from gpuyard.api.site import Site
 from gpuyard.config import BucketSettings
 from gpuyard.errors import UsageError
-from gpuyard.sandbox import client
+from gpuyard.sandbox import client, info
 
 KEY = "canary-config-5b1e90ad77"
 
 
-@pytest.fixture
-def listening() -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+ENDPOINT = "http://127.0.0.1:9"
 
 
-def sandbox_file(folder: Path, endpoint: str, **changes: Any) -> None:
+def sandbox_file(folder: Path, pid: int, **changes: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "version": 1,
-        "pid": 1,
-        "endpoints": {"vast": endpoint, "vultr": endpoint + "/v2", "s3": "http://127.0.0.1:9"},
+        "pid": pid,
+        "name": "ab12cd",
+        "endpoints": {"vast": ENDPOINT, "vultr": ENDPOINT + "/v2", "s3": ENDPOINT, "control": ENDPOINT},
         "from_boxes": {"s3": "http://bucket:8333"},
-        "keys": {"vast": KEY, "vultr": KEY + "v", "s3": {"access_key": "ak", "secret_key": KEY + "s"}},
+        "keys": {
+            "vast": KEY,
+            "vultr": KEY + "v",
+            "control": KEY + "c",
+            "s3": {"access_key": "ak", "secret_key": KEY + "s"},
+        },
         "bucket": "gpuyard",
         **changes,
     }
     (folder / "sandbox.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., None]]:
+    """Return a function that makes a folder that of a running sandbox, whose server is a STAND-IN that only lives."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def begin(folder: Path, **changes: Any) -> None:
+        words = ["sh", "-c", "read line", "gpuyard.sandbox.server", str(folder.resolve())]
+        processes.append(subprocess.Popen(words, stdin=subprocess.PIPE))
+        sandbox_file(folder, processes[-1].pid, **changes)
+        while info.read(folder) is None:  # the kernel shows a new process's command line a moment later
+            time.sleep(0.01)
+
+    yield begin
+    for process in processes:
+        process.communicate()
 
 
 def test_the_environment_names_the_clouds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,19 +114,19 @@ def test_an_unknown_provider_names_the_choices() -> None:
         config.connect("aws", require=False)
 
 
-def test_a_running_sandbox_replaces_everything(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_sandbox_replaces_everything(serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAST_API_KEY", "a-real-key")
-    sandbox_file(paths.sandbox_state(), listening, name="ab12cd")
+    serve(paths.sandbox_state())
     clouds = config.connect(sandbox=True)
-    assert [repr(cloud) for cloud in clouds] == [f"Vast('{listening}')", f"Vultr('{listening}/v2')"]
+    assert [repr(cloud) for cloud in clouds] == [f"Vast('{ENDPOINT}')", f"Vultr('{ENDPOINT}/v2')"]
     assert all(cloud.emulated and cloud.sandbox == "ab12cd" for cloud in clouds)  # type: ignore[attr-defined]
     assert [cloud.name for cloud in config.connect("vultr", sandbox=True)] == ["vultr"]
 
 
 def test_the_environment_can_ask_for_the_sandbox(
-    listening: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    sandbox_file(tmp_path / "other", listening)
+    serve(tmp_path / "other")
     monkeypatch.setenv("GPUYARD_SANDBOX", "yes")
     monkeypatch.setenv("GPUYARD_SANDBOX_STATE", str(tmp_path / "other"))
     assert len(config.connect()) == 2
@@ -128,8 +150,7 @@ def test_only_what_rents_starts_a_sandbox(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(UsageError, match="The sandbox is not running under"):
         config.connect(sandbox=True, sandbox_state=tmp_path)
-    with pytest.raises(UsageError, match="The sandbox is not running under"):
-        config.connect(sandbox=True, sandbox_state=misspelt, start_sandbox=True)  # for the stand-in starts nothing
+    Site(sandbox=True, sandbox_state=str(misspelt)).start_sandbox()
     assert started == [misspelt]
 
 
@@ -147,25 +168,23 @@ def test_a_state_folder_that_can_be_none_is_named(
         said = capsys.readouterr().err
         assert f"cannot be {state}: {reason}." in said and said.count("\n") == 1
         with pytest.raises(UsageError, match=r"cannot be read: Not a directory|cannot be /proc/x"):
-            config.connect(sandbox=True, sandbox_state=state, start_sandbox=True)
+            Site(sandbox=True, sandbox_state=str(state)).start_sandbox()
 
 
 def test_a_file_left_behind_by_a_killed_sandbox_is_not_a_running_one(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    sandbox_file(tmp_path, f"http://127.0.0.1:{port}")
-    assert config.read_sandbox(tmp_path) is None
+    sandbox_file(tmp_path, os.getpid())  # the number of a killed server, which a stranger has got
+    assert info.read(tmp_path) is None
 
 
 def test_a_damaged_sandbox_file_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "sandbox.json").write_text('{"keys": 1}')
     with pytest.raises(UsageError, match="gpuyard sandbox down"):
-        config.read_sandbox(tmp_path)
+        info.read(tmp_path)
 
 
-def test_secrets_of_the_sandbox_are_not_shown(listening: str, tmp_path: Path) -> None:
-    sandbox_file(tmp_path, listening)
-    shown = repr(config.read_sandbox(tmp_path)) + repr(config.s3_settings(sandbox=True, sandbox_state=tmp_path))
+def test_secrets_of_the_sandbox_are_not_shown(serve: Callable[..., None], tmp_path: Path) -> None:
+    serve(tmp_path)
+    shown = repr(info.read(tmp_path)) + repr(config.s3_settings(sandbox=True, sandbox_state=tmp_path))
     assert KEY not in shown
 
 
@@ -174,8 +193,8 @@ def test_secrets_of_the_sandbox_are_not_shown(listening: str, tmp_path: Path) ->
 AWS = {"AWS_ACCESS_KEY_ID": "ak", "AWS_SECRET_ACCESS_KEY": "sk"}
 
 
-def test_the_sandbox_brings_its_bucket(listening: str, tmp_path: Path) -> None:
-    sandbox_file(tmp_path, listening)
+def test_the_sandbox_brings_its_bucket(serve: Callable[..., None], tmp_path: Path) -> None:
+    serve(tmp_path)
     settings = config.s3_settings(sandbox=True, sandbox_state=tmp_path, env={**AWS, "CLOUD_BUCKET": "real"})
     assert settings == BucketSettings(
         "s3://gpuyard", "http://127.0.0.1:9", "http://bucket:8333", "ak", KEY + "s", "us-east-1"

@@ -15,7 +15,7 @@ from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import Instance, State
 from gpuyard.providers.vast import Vast
 from gpuyard.renting import destroy, ledger, machine, runs
-from gpuyard.renting.ledger import Entry, Ledger
+from gpuyard.renting.ledger import Ledger
 from gpuyard.renting.notebook import Notebook
 from gpuyard.renting.pending import PendingNotes
 
@@ -244,4 +244,4 @@ def test_when_a_run_was_last_alive() -> None:
     assert ledger.alive_at(None) == 0.0
     assert ledger.alive_at(Manifest("a-0", 1, "1970-01-01T01:00:00Z", ())) == HOUR
     assert ledger.alive_at(Manifest("a-0", 1, "yesterday", ())) == 0.0
-    assert Entry.of(machine_of(), 5.0).began_at == 5.0
+    assert ledger.entry_of(machine_of(), 5.0).began_at == 5.0

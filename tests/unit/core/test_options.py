@@ -30,7 +30,11 @@ def test_what_is_known_passes() -> None:
         ),
         ({"extra": ["worklaod"]}, "did you mean workload?"),
         ({"extra": ["colour"]}, "-e colour=… is no option of launch.yml."),
-        ({"extra": ["stage"]}, "-e stage=… is an option of logs.yml, not of launch.yml."),
+        ({"extra": ["lines"]}, "-e lines=… is an option of logs.yml, not of launch.yml."),
+        (
+            {"extra": ["overrides", "x"]},
+            "-e x=… is no option of launch.yml; overrides are apart by commas: -e",
+        ),
         ({"configured": ["providr"]}, "providr, in group_vars or the like, is no option; did you mean provider?"),
         ({"environment": ["GPUYARD_SANDBX"]}, "GPUYARD_SANDBX, in the environment, is no variable of gpuyard; did you"),
         ({"environment": ["GPUYARD_Q"]}, "known are: GPUYARD_HEARTBEAT"),

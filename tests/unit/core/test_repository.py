@@ -91,26 +91,38 @@ NAMES = ["data", "models", "src/main.py"]
 
 
 @pytest.mark.parametrize(
-    ("requirements", "persist", "folders", "said"),
+    ("persist", "folders", "said"),
     [
-        ("requirements.txt", "/mnt/x", [], r"python\.requirements: the file requirements\.txt is ignored by git"),
-        ("more.txt", "/mnt/x", [], r"python\.requirements: the file more\.txt is not in "),
-        (None, "/mnt/x", ["data"], r"data is a link to /workspace/data in .*: with persist\.root: /workspace the link"),
-        (None, "/mnt/x", ["data/out"], r"data is a link to /workspace/data in .*: with persist\.root: /workspace the"),
-        (None, "/mnt/x", ["models/new"], r"models is a file in .*, so no folder can be kept under that name"),
+        ("/mnt/x", ["data"], r"data is a link to /workspace/data in .*: with persist\.root: /workspace the link"),
+        ("/mnt/x", ["data/out"], r"data is a link to /workspace/data in .*: with persist\.root: /workspace the"),
+        ("/mnt/x", ["models/new"], r"models is a file in .*, so no folder can be kept under that name"),
     ],
 )
-def test_what_would_fail_on_the_machine_is_named(
-    tree: Path, requirements: str | None, persist: str, folders: list[str], said: str
-) -> None:
+def test_what_would_fail_on_the_machine_is_named(tree: Path, persist: str, folders: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        repository.check_tree(tree, NAMES, requirements=requirements, persist=persist, folders=folders)
+        repository.check_tree(tree, NAMES, persist=persist, folders=folders)
 
 
 def test_a_link_that_leads_to_the_kept_folder_is_not_in_the_way(tree: Path) -> None:
-    repository.check_tree(
-        tree, [*NAMES, "r.txt"], requirements="./r.txt", persist="/workspace", folders=["data/out", "src"]
-    )
+    repository.check_tree(tree, NAMES, persist="/workspace", folders=["data/out", "src"])
+
+
+@pytest.mark.parametrize(
+    ("python", "said"),
+    [
+        ({"requirements": "requirements.txt"}, r"python\.requirements: the file requirements\.txt is ignored by git"),
+        ({"requirements": "more.txt"}, r"python\.requirements: the file more\.txt is not in "),
+        ({"lock": "uv.lock"}, r"python\.lock: the file uv\.lock is not in "),
+        ({"project": "packages/core"}, r"python\.project: the file packages/core/pyproject\.toml is not in "),
+    ],
+)
+def test_what_the_environment_needs_and_does_not_go_there_is_named(
+    tree: Path, python: dict[str, str], said: str
+) -> None:
+    nothing = {"requirements": None, "project": None, "lock": None}
+    with pytest.raises(UsageError, match=said):
+        repository.check_python(tree, NAMES, **nothing | python)
+    repository.check_python(tree, ["r.txt", "pyproject.toml"], requirements="./r.txt", project=".", lock=None)
 
 
 def test_files_in_kept_folders_are_found() -> None:

@@ -12,6 +12,7 @@ import pytest
 from gpuyard import pace
 from gpuyard.box.checkpoints import LocalStore
 from gpuyard.errors import AmbiguousError, LeakError, NoCapacityError, ThrottledError, UsageError
+from gpuyard.formats.label import RunRef
 from gpuyard.providers.rental import UNLISTED_S
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
@@ -234,3 +235,30 @@ def test_without_a_bucket_that_answers_the_note_stays_at_home(
     assert noted.read("miniprover-0") == [note]
     noted.clear(note)
     assert notes(own_home / ".gpuyard") == [] and len(told) == 1
+
+
+def test_the_machine_that_a_run_leaves_answers_no_request_for_the_next_one(
+    clouds: list[Any], service: Standin, fake_time: FakeTime, store: LocalStore
+) -> None:
+    told: list[str] = []
+    left = row(1, label="gpuyard/miniprover-0/miniprover/train-0")
+    new = row(2, label="gpuyard/miniprover-0/miniprover/search-0")
+    asked = order(store, fake_time, told, node="search-0")
+    asked.notes.write(RunRef("miniprover-0", "miniprover", "search-0"), "vast")
+    began = fake_time.now
+
+    def listed(_request: Request) -> Reply:
+        return Reply({"instances": [left, *([new] if fake_time.now - began >= 20 else [])]})
+
+    service.on("GET", "/api/v1/instances/", listed)
+    outcome = machine.present(clouds, asked, progress=told.append)
+    # A command was killed before its answer: its machine is waited for, and not rented twice.
+    assert outcome.instance is not None and outcome.instance.id == "2" and not outcome.rented
+    assert 20 <= fake_time.now - began < UNLISTED_S
+    assert service.calls("PUT") == [] and notes(store.folder) == []
+    # Without that machine one is rented for the node, beside the one that is left.
+    service.on("GET", "/api/v1/instances/", Reply({"instances": [left]}))
+    service.on("PUT", "/api/v0/asks/", Reply({"success": True, "new_contract": 7}))
+    rented = machine.present(clouds, asked, progress=told.append)
+    assert rented.rented and service.calls("DELETE") == []
+    assert [call.body["label"] for call in service.calls("PUT")] == ["gpuyard/miniprover-0/miniprover/search-0"]

@@ -73,7 +73,7 @@ def test_the_box_learns_what_it_needs_and_nothing_else() -> None:
     box = parse_workload(WHOLE, "w.yml").to_box()
     assert json.loads(json.dumps(box)) == box
     assert {"needs", "market", "pools", "budget", "image", "setup_hours"}.isdisjoint(box)
-    assert box["persist"] == {"root": "/mnt/persistent", "directories": ["models", "checkpoints"]}
+    assert box["persist"] == {"root": "/mnt/persistent", "directories": ["models", "checkpoints"], "rules": []}
     assert box["checkpoints"] == {"every_s": 60.0, "keep_last": 3, "keep_every": 10}
     assert box["stages"] == [
         {
@@ -81,9 +81,15 @@ def test_the_box_learns_what_it_needs_and_nothing_else() -> None:
             "command": "a",
             "resume_command": "b",
             "resume_if": "models/step-*.pt",
-            "resumable": True,
+            "resumable": "yes",
+            "run": "each",
+            "first": None,
             "grace_s": 30.0,
+            "timeout": None,
+            "silent": None,
             "retries": 1,
+            "environment": {},
+            "overrides": False,
             "pool": "main",
         }
     ]
@@ -116,8 +122,34 @@ def test_missing_variables_are_all_named() -> None:
         ("name: tiny", "name: Tiny", "w.yml:1: name: must be 1 to 40 lower-case"),
         ("name: tiny", "nam: tiny", "w.yml:1: nam: is not a key here; did you mean 'name'?"),
         ("name: tiny", "x: tiny", "w.yml:1: x: is not a key here; known are: budget, build,"),
-        ("{path: examples/tiny}", "{path: /etc}", "w.yml:2: repository.path: must be a relative path"),
-        ("{path: examples/tiny}", "{path: a/../..}", "w.yml:2: repository.path: must be a relative path"),
+        ("{path: examples/tiny}", "{path: ''}", "w.yml:2: repository.path: must not be empty"),
+        (
+            "{path: examples/tiny}",
+            "{path: x, include: [../y]}",
+            "w.yml:2: repository.include[0]: must be a pattern inside",
+        ),
+        (
+            "{path: examples/tiny}",
+            "{url: 'https://h/x', commit: " + "a" * 40 + ", include: [y]}",
+            "w.yml:2: repository: must not have include with url",
+        ),
+        ("stages:", "python: {lock: poetry.lock}\nstages:", "w.yml:3: python: must have a lock that is called uv.lock"),
+        (
+            "stages:",
+            "python: {lock: uv.lock, requirements: r.txt}\nstages:",
+            "w.yml:3: python: must not have requirements with lock",
+        ),
+        ("stages:", "python: {extras: ['x y']}\nstages:", "w.yml:3: python.extras[0]: must be the name of an extra"),
+        (
+            "stages:",
+            "environment: {required: [A], optional: [A]}\nstages:",
+            "w.yml:3: environment: must say only once where A comes from",
+        ),
+        (
+            "stages:",
+            "environment: {files: {a-b: x}}\nstages:",
+            "w.yml:3: environment.files.a-b: must be the name of an environment variable",
+        ),
         ("{path: examples/tiny}", "{}", "w.yml:2: repository: must have either path"),
         ("{path: examples/tiny}", "{url: git@h:x}", "w.yml:2: repository: must have url and commit together"),
         ("{path: examples/tiny}", "{url: git@h:x, commit: main}", "w.yml:2: repository.commit: must be a commit of 40"),
@@ -214,10 +246,10 @@ def test_every_kind_of_wrong_value_has_its_sentence(extra: str, said: str) -> No
 
 
 def test_stages_are_checked_as_the_contract_shows() -> None:
-    content = LEAST + "    grace_s: soon\n    resumable: 'yes'\n    retries: -1\n    hours: {expected: 1}\n"
+    content = LEAST + "    grace_s: soon\n    resumable: maybe\n    retries: -1\n    hours: {expected: 1}\n"
     assert mistakes(content) == [
         "w.yml:6: stages[0].grace_s: must be a positive number, not 'soon'",
-        "w.yml:7: stages[0].resumable: must be true or false, not 'yes'",
+        "w.yml:7: stages[0].resumable: must be true or false, or one of yes, partial and no, not 'maybe'",
         "w.yml:8: stages[0].retries: must be a whole number that is not negative, not -1",
         "w.yml:9: stages[0].hours.worst: is missing",
     ]
@@ -230,6 +262,90 @@ def test_stages_are_checked_as_the_contract_shows() -> None:
     assert mistakes(LEAST.split("stages")[0] + "stages: []\n") == ["w.yml:3: stages: must name at least one stage"]
     twice = LEAST + "  - {name: train, command: x}\n"
     assert mistakes(twice) == ["w.yml:3: stages: must not have two stages of the same name: train"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("run: never", "w.yml:6: stages[0].run: must be each, once, first or later, not 'never'"),
+        (
+            "timeout: soon",
+            "w.yml:6: stages[0].timeout: must be a time such as 7200, '90s', '15m', '2h' or '1h30m', not",
+        ),
+        ("silent: 0", "w.yml:6: stages[0].silent: must be a time such as 7200, '90s',"),
+        ("timeout: 0s", "w.yml:6: stages[0].timeout: must be a time above 0, not 0.0"),
+        ("environment: {A: 1}", "w.yml:6: stages[0].environment.A: must be text, not 1; put it in quotes"),
+        ("overrides: [a=1]", "w.yml:6: stages[0].overrides: must be true or false, not a list"),
+        ("first: {comand: x}", "w.yml:6: stages[0].first.comand: is not a key here; did you mean 'command'?"),
+        (
+            "run: later\n    first: {}",
+            "w.yml:4: stages[0]: has first, but with run: later no iteration differs from the",
+        ),
+        (
+            "resumable: true\n    resume_command: x\n    first: {command: y}",
+            "w.yml:4: stages[0]: has a first.command and a resume_command, so it needs a first.resume_command as well",
+        ),
+        ("first: {resume_command: y}", "w.yml:4: stages[0]: has a resume_command but resumable is not true"),
+        (
+            "hours: {expected: 1, worst: 2, by_gpu: {RTX: {expected: 1, worst: 2}}}",
+            "w.yml:6: stages[0].hours.by_gpu: must name whole GPU models, such as A100 or RTX 4090, not 'RTX'",
+        ),
+        (
+            "hours: {expected: 1, worst: 2, by_gpu: {A100: {expected: 1}}}",
+            "w.yml:6: stages[0].hours.by_gpu.A100.worst: is missing",
+        ),
+    ],
+)
+def test_what_a_stage_cannot_be(keys: str, said: str) -> None:
+    [line] = mistakes(f"{LEAST}    {keys}\n")
+    assert line.startswith(said), line
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("parameters: {Epochs: 1}", "parameters.Epochs: must be lower-case letters, digits and _, beginning with a"),
+        ("parameters: {epochs: [1]}", "parameters.epochs: must be a mapping of keys, not a list"),
+        ("parameters: {epochs: {}}", "parameters.epochs.type: is missing"),
+        (
+            "parameters: {epochs: {type: number}}",
+            "parameters.epochs.type: must be int, float, str or bool, not 'number'",
+        ),
+        (
+            "parameters: {a: {type: int, default: x}}",
+            "parameters.a: must have a default of type int: a whole number, not",
+        ),
+        (
+            "parameters: {a: {type: int, choices: [1, x]}}",
+            "parameters.a: must have choices of type int: a whole number",
+        ),
+        ("parameters: {a: {default: x, minimum: 1}}", "parameters.a: must have a minimum of type str: text, not 1"),
+        ("parameters: {a: {default: 1, minimum: 2}}", "parameters.a: must have a default of at least 2, not 1"),
+        (
+            "parameters: {path: x}",
+            "the file: has the parameter path, and its variable PATH is also set elsewhere; rename",
+        ),
+        ("parameters: {a: 1}\nenvironment: {set: {A: x}}", "the file: has the parameter a, and its variable A is also"),
+        ("overrides: [a=1]", "the file: has overrides (a=1, …), and no stage takes them with overrides: true"),
+        ("overrides: [a]", "overrides[0]: must be of the form name=value, not 'a'"),
+        ("storage: {gb_per_iteration: 1}", "storage.price_per_gb_month: is missing"),
+        ("pools: {main: {nods: 2}}", "pools.main.nods: is not a key here; did you mean 'nodes'?"),
+        ("profiles: {small: 3}", "profiles.small: must be a mapping of keys, not 3"),
+    ],
+)
+def test_what_values_of_a_run_cannot_be(extra: str, said: str) -> None:
+    [line] = mistakes(f"{LEAST}{extra}\n")
+    assert line.partition(" ")[2].startswith(said), line
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("1h30m", 5400), ("1.5h", 5400)])
+def test_times_are_read_as_people_write_them(text: str, seconds: float) -> None:
+    assert parse_workload(f"{LEAST}    timeout: {text}\n", "w.yml").stages[0].timeout == seconds
+
+
+def test_b27_resumability_has_three_values() -> None:
+    for text, value in [("yes", "yes"), ("true", "yes"), ("partial", "partial"), ("no", "no"), ("'no'", "no")]:
+        assert parse_workload(f"{LEAST}    resumable: {text}\n", "w.yml").stages[0].resumable == value
 
 
 def test_a_key_that_is_there_twice_is_a_mistake() -> None:

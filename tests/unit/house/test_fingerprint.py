@@ -1,48 +1,139 @@
-"""What makes a machine's wanted state a different one, and what does not."""
+"""What makes a machine's wanted state a different one, part by part, and what does not."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gpuyard import fingerprint as module
-from gpuyard.fingerprint import collection_root, fingerprint
+from gpuyard.fingerprint import WORDS, collection_root, fingerprint, parts
 
-BOX = {"name": "tiny", "packages": ["git"]}
+BOX: dict[str, Any] = {
+    "name": "tiny",
+    "packages": ["git"],
+    "repository": {"url": None},
+    "python": {"requirements": "requirements.txt"},
+    "rust": None,
+    "build": ["make"],
+    "environment": {"required": [], "set": {}},
+    "persist": {"root": "/mnt/persistent", "directories": ["models"]},
+    "stages": [{"name": "train"}],
+}
+
+Differs = Callable[..., set[str]]
 
 
 @pytest.fixture
 def collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A collection with one role, in place of the checkout."""
-    (tmp_path / "roles" / "rust" / "tasks").mkdir(parents=True)
-    (tmp_path / "roles" / "rust" / "tasks" / "main.yml").write_text("- name: One\n")
+    """A copy of the collection, which a test can change."""
+    root = collection_root()
+    assert root is not None
+    for name in ("roles", "plugins", "playbooks"):
+        shutil.copytree(root / name, tmp_path / name)
     monkeypatch.setattr(module, "collection_root", lambda: tmp_path)
     return tmp_path
 
 
-def test_the_same_state_has_the_same_fingerprint(collection: Path) -> None:
-    first = fingerprint(BOX, "tree")
-    (collection / "roles" / "__pycache__").mkdir()
-    (collection / "roles" / "__pycache__" / "x.pyc").write_bytes(b"1")
-    assert fingerprint(dict(reversed(BOX.items())), "tree") == first
+@pytest.fixture
+def differs(collection: Path) -> Differs:
+    """Return a function that tells which parts differ from what they were at the beginning."""
+    before = parts(BOX, "tree")
+
+    def compare(box: dict[str, Any] = BOX, tree: str = "tree") -> set[str]:
+        now = parts(box, tree)
+        return {name for name in {*before, *now} if before.get(name) != now.get(name)}
+
+    return compare
 
 
-def test_every_part_of_the_state_counts(collection: Path) -> None:
-    before = {fingerprint(BOX, "tree")}
-    before.add(fingerprint(BOX | {"packages": []}, "tree"))
-    before.add(fingerprint(BOX, "another tree"))
-    (collection / "roles" / "rust" / "tasks" / "main.yml").write_text("- name: Two\n")
-    before.add(fingerprint(BOX, "tree"))
-    (collection / "roles" / "rust" / "tasks" / "main.yml").rename(collection / "roles" / "rust" / "tasks" / "new.yml")
-    before.add(fingerprint(BOX, "tree"))
-    assert len(before) == 5
+def test_the_same_state_has_the_same_fingerprint(collection: Path, differs: Differs) -> None:
+    (collection / "roles/__pycache__").mkdir()
+    (collection / "roles/__pycache__/x.pyc").write_bytes(b"1")
+    assert differs(dict(reversed(BOX.items()))) == set()
+    assert fingerprint(parts(BOX, "tree")) == fingerprint(dict(reversed(parts(BOX, "tree").items())))
+    assert fingerprint(parts(BOX, "tree")) != fingerprint(parts(BOX, "another tree"))
 
 
-def test_what_runs_on_the_box_counts(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = fingerprint(BOX)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "roles/rust/README.md",
+        "roles/rust/tasks/main.yml",
+        "roles/stages/tasks/main.yml",
+        "roles/python_env/README.md",
+        "roles/python_env/meta/argument_specs.yml",
+        "plugins/modules/rust_toolchain.py",
+        "plugins/modules/run_plan.py",
+        "plugins/action/run_plan.py",
+        "playbooks/launch.yml",
+    ],
+)
+def test_documents_and_what_is_not_used_change_nothing(collection: Path, differs: Differs, file: str) -> None:
+    """X9: one newline in an unused role's README, or in the README of a used one, converges no machine again."""
+    with (collection / file).open("a") as text:
+        text.write("\n# more\n")
+    assert differs() == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("roles/system_packages/tasks/main.yml", {"packages"}),
+        ("roles/workload/defaults/main.yml", {"repository", "build"}),
+        ("plugins/modules/work_tree.py", {"repository", "build"}),
+        ("plugins/action/work_tree.py", {"repository", "build"}),
+        ("plugins/modules/persistent_links.py", {"persist"}),
+        # The runtime's own Python comes from the same role.
+        ("roles/python_env/vars/main.yml", {"python", "gpuyard"}),
+        ("plugins/modules/stage_session.py", {"gpuyard"}),
+        ("plugins/module_utils/_box.py", {"packages", "repository", "python", "build", "persist", "gpuyard"}),
+        ("playbooks/tasks/converge.yml", {"packages", "repository", "python", "build", "persist", "gpuyard"}),
+    ],
+)
+def test_what_acts_changes_the_parts_that_use_it(
+    collection: Path, differs: Differs, file: str, changed: set[str]
+) -> None:
+    with (collection / file).open("a") as text:
+        text.write("\n# more\n")
+    assert differs() == changed
+
+
+@pytest.mark.parametrize(
+    ("values", "changed"),
+    [
+        ({"packages": []}, {"packages"}),
+        ({"python": {"requirements": "other.txt"}}, {"python"}),
+        ({"python": None}, {"python"}),
+        ({"rust": {"version": "1.96.0"}}, {"rust"}),
+        ({"build": []}, {"build"}),
+        ({"environment": {"required": [], "set": {"A": "1"}}}, {"build", "stages"}),
+        ({"persist": {"root": "/mnt/other", "directories": ["models"]}}, {"persist", "stages"}),
+        ({"stages": []}, {"stages"}),
+        ({"repository": {"url": "https://h/x"}}, {"repository"}),
+    ],
+)
+def test_each_value_of_the_workload_counts_where_it_is_used(
+    differs: Differs, values: dict[str, Any], changed: set[str]
+) -> None:
+    assert differs(BOX | values) == changed
+
+
+def test_another_tree_is_the_repository_and_nothing_else(differs: Differs) -> None:
+    assert differs(tree="another") == {"repository"}
+
+
+def test_what_runs_on_the_box_is_a_part_of_its_own(differs: Differs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of gpuyard's own code leaves the code, the environment and the build of a workload alone."""
     monkeypatch.setattr(module.boxzip, "content", lambda: b"another archive")
-    assert fingerprint(BOX) != before
+    assert differs() == {"gpuyard"}
+
+
+def test_every_part_has_words() -> None:
+    assert set(parts(BOX | {"rust": {"version": "1.96.0"}})) == set(WORDS)
 
 
 def test_the_checkout_is_found() -> None:

@@ -15,6 +15,7 @@ from gpuyard import demo, records
 from gpuyard.box.checkpoints import FileEntry, LocalStore, Manifest, RunRecord
 from gpuyard.config import SshKey
 from gpuyard.errors import ConnectionLostError, GpuyardError, NothingBegunError, UsageError
+from gpuyard.formats.label import RunRef
 from gpuyard.play import Event, _translate, run_playbook
 from gpuyard.providers.base import Instance, State
 from gpuyard.renting import watch
@@ -68,7 +69,7 @@ def test_a_play_tells_tasks_changes_lines_and_failures(tmp_path: Path, monkeypat
         environment={"VAST_API_KEY": "canary-vast-2b7c9d0e5f", "GPUYARD_HOME": str(tmp_path)},
     )
     assert code != 0
-    assert Event("task", "Plan the run") in seen
+    assert Event("task", "Plan the run, and have a machine for each of its nodes") in seen
     (failed,) = [event for event in seen if event.kind == "failed"]
     assert "provider='nowhere' is not known" in failed.text
     # ansible-runner writes the environment to disk while it runs; nothing of it may stay.
@@ -235,13 +236,18 @@ def test_how_a_followed_run_ended_is_told_with_its_last_lines(tmp_path: Path, mo
     stages = json.dumps({"state": "failed", "failure": failure})
     log = "case \"$*\" in *'log --lines 10 --stage train --iteration 0') echo one; echo no GPU; exit 0;; esac\n"
     stand_in_for_ssh(tmp_path, monkeypatch, f"{log}echo '{stages}'")
-    one = Run("ups-0", "w", (machine(),))
-    assert watch.how_it_ended(one, machine(), KEY, "failed") == (
+    assert watch.how_it_ended("Run ups-0", machine(), KEY, "failed") == (
         "Run ups-0 has failed in iteration 0, train (exit code 3). Its last lines:\n    one\n    no GPU"
     )
-    assert watch.how_it_ended(one, machine(), KEY, "interrupted") == "Run ups-0 is interrupted."
+    assert watch.how_it_ended("Run ups-0", machine(), KEY, "interrupted") == "Run ups-0 is interrupted."
+    stand_in_for_ssh(tmp_path, monkeypatch, """echo '{"state": "waiting", "waits_for": "search"}'""")
+    waiting = machine(ref=RunRef("ups-0", "w"))
+    assert watch.how_it_ended("Run ups-0", waiting, KEY, "waiting") == (
+        "Run ups-0 waits for a machine of pool search: `ansible-playbook launch.yml -e run=ups-0 -e follow=true` moves "
+        "it there."
+    )
     stand_in_for_ssh(tmp_path, monkeypatch, "exit 255")
-    assert watch.how_it_ended(one, machine(), KEY, "failed") == "Run ups-0 has failed."
+    assert watch.how_it_ended("Run ups-0", machine(), KEY, "failed") == "Run ups-0 has failed."
 
 
 @pytest.mark.parametrize(
@@ -249,6 +255,11 @@ def test_how_a_followed_run_ended_is_told_with_its_last_lines(tmp_path: Path, mo
     [
         ({"state": "running", "iteration": 1, "stage": "search"}, "iteration 1, search", []),
         ({"state": "not-started"}, "not started", ["No stage has begun on a-0", "launch.yml -e run=a-0"]),
+        (
+            {"state": "waiting", "waits_for": "search", "iteration": 0, "stage": "search"},
+            "waiting",
+            ["a-0 waits for a machine of pool search, and bills", "launch.yml -e run=a-0 moves it"],
+        ),
         ({"state": "idle"}, "idle", ["Nothing runs on a-0 (idle), and it bills"]),
         ({"state": "interrupted"}, "interrupted", ["launch.yml -e run=a-0 goes on", "teardown.yml -e run=a-0"]),
         ({"state": "finished"}, "finished", ["a-0 has ended and still bills: ansible-playbook teardown.yml"]),
@@ -266,7 +277,7 @@ def test_how_a_followed_run_ended_is_told_with_its_last_lines(tmp_path: Path, mo
     ],
 )
 def test_the_table_shows_what_the_machine_says(stages: dict[str, Any], shown: str, notes: list[str]) -> None:
-    heading, row, *rest, sums = records.run_table([Run("a-0", "w", (machine(),), stages=stages)])
+    heading, row, *rest, sums = records.run_table([Run("a-0", "w", (machine(),), stages={"main-0": stages})])
     assert shown in row and heading.startswith("run") and sums.startswith("In all $")
     assert len(rest) == (1 if notes else 0)
     for note in notes:
@@ -276,11 +287,11 @@ def test_the_table_shows_what_the_machine_says(stages: dict[str, Any], shown: st
 def test_only_a_run_without_a_machine_is_to_be_resumed() -> None:
     record = RunRecord("a-0", "w", "2026-01-01T00:00:00Z")
     assert Run("a-0", "w", record=record).resumable
-    assert not Run("a-0", "w", (machine(),), record, stages={"state": "interrupted"}).resumable
+    assert not Run("a-0", "w", (machine(),), record, stages={"main-0": {"state": "interrupted"}}).resumable
     # A machine that does not answer takes nothing back from what the bucket knows.
     done = RunRecord("a-0", "w", "2026-01-01T00:00:00Z", outcome="done")
-    assert Run("a-0", "w", (machine(),), done, stages={"state": "unreachable"}).state == "finished"
-    assert Run("a-0", "w", (machine(),), done, stages={"state": "running"}).state == "running"
+    assert Run("a-0", "w", (machine(),), done, stages={"main-0": {"state": "unreachable"}}).state == "finished"
+    assert Run("a-0", "w", (machine(),), done, stages={"main-0": {"state": "running"}}).state == "running"
 
 
 def test_records_are_told_in_words() -> None:
@@ -307,13 +318,13 @@ def published(tmp_path: Path) -> tuple[Run, LocalStore]:
 
 def test_a_log_comes_from_the_bucket_when_the_machine_is_gone(tmp_path: Path) -> None:
     one, store = published(tmp_path)
-    assert watch.published_log(one, store, watch.LogQuery()) == ["four", "five"]
-    assert watch.published_log(one, store, watch.LogQuery("search", 0, lines=1)) == ["three"]
-    assert watch.published_log(one, store, watch.LogQuery("search", 0, errors=True)) == ["error: two"]
+    assert watch.published_log("run r", one.nodes[0], store, watch.LogQuery()) == ["four", "five"]
+    assert watch.published_log("run r", one.nodes[0], store, watch.LogQuery("search", 0, lines=1)) == ["three"]
+    assert watch.published_log("run r", one.nodes[0], store, watch.LogQuery("search", 0, errors=True)) == ["error: two"]
     with pytest.raises(UsageError, match=r"no log of ebm.*0-search, 1-search"):
-        watch.published_log(one, store, watch.LogQuery("ebm"))
+        watch.published_log("run r", one.nodes[0], store, watch.LogQuery("ebm"))
     with pytest.raises(UsageError, match=r"no log of any stage in iteration 7\. "):
-        watch.published_log(one, store, watch.LogQuery(iteration=7))
+        watch.published_log("run r", one.nodes[0], store, watch.LogQuery(iteration=7))
 
 
 def test_the_run_meant_is_the_named_or_the_only_one() -> None:

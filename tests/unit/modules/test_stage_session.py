@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -18,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.gpuyard.cloud.plugins.modules import stage_session
 
 from gpuyard.box.checkpoints import LocalStore, publish
+from gpuyard.box.stages import surroundings
 
 CANARY = "canary-wandb-20c4d7e1b6"
 
@@ -82,7 +85,7 @@ def test_the_grid(run_module: Any, options: dict[str, Any], tmp_path: Path, monk
     options["secrets"] = {"TOKEN": "canary-another-value-31", "MORE": "canary-more-value-42"}
     changed = run_module("stage_session", **options)
     assert changed["changed"]
-    assert warnings == ["canyon-0 is running already; it takes up the new settings when it is next started."]
+    assert [text.partition(":")[0] for text in warnings] == ["canyon-0 is running already"]
     (shown,) = changed["diff"]
     assert (shown["before"], shown["after"]) == ("TOKEN\n", "MORE\nTOKEN (another value)\n")
     for result in (predicted, started, changed):
@@ -111,6 +114,31 @@ def test_a_finished_run_is_left_alone(run_module: Any, options: dict[str, Any], 
     assert not run_module("stage_session", **options)["changed"]
     assert not run_module("stage_session", check=True, **options)["changed"]
     assert run_module("stage_session", check=True, only="wait", **options)["changed"]
+
+
+def test_the_instance_and_what_the_controller_saw_reach_the_machine(
+    run_module: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket that the machine cannot read keeps a new run from nothing, once it is known to hold nothing of it."""
+    (tmp_path / "file").touch()
+    options["bucket"] = (tmp_path / "file/bucket").as_uri()
+    options["instance"] = {"provider": "vast", "id": "7", "region": "SE", "ssh_host": "203.0.113.7"}
+    warnings: list[str] = []
+    monkeypatch.setattr("ansible.module_utils.basic.AnsibleModule.warn", lambda self, text: warnings.append(text))
+    refused = run_module("stage_session", **options)
+    assert refused["failed"] and "cannot be used" in refused["msg"]
+    started = run_module("stage_session", expected_checkpoint=0, **options)
+    assert started["session"]["state"] == "running"
+    (warning,) = warnings
+    assert "as the controller has seen, so canyon-0 begins" in warning
+    settings = json.loads((tmp_path / "run/settings.json").read_text())
+    assert settings["instance"] == {"provider": "vast", "id": "7", "region": "SE"}
+    again = run_module("stage_session", expected_checkpoint=0, **{**options, "instance": {**options["instance"]}})
+    assert not again["changed"]
+
+
+def test_the_module_and_the_stage_runner_name_the_same_facts() -> None:
+    assert tuple(surroundings.FACTS) == stage_session.FACTS
 
 
 def test_restored_starts_nothing(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:
@@ -159,7 +187,7 @@ def test_a_secret_file_that_others_can_read_is_closed(run_module: Any, options: 
         ({"secrets": {"A-B": "x"}}, "secrets: 'A-B' cannot be the name of an environment variable."),
         ({"python": "/nowhere/python"}, "the role gpuyard.cloud.checkpoints installs it"),
         ({"workload": {"name": "canyon"}}, "does not describe a workload"),
-        ({"only": "nosuch"}, "canyon has no stage 'nosuch'; its stages are wait."),
+        ({"only": "nosuch"}, "There is no stage 'nosuch'; the stages are wait."),
         ({"only": "wait", "from_stage": "wait"}, "mutually exclusive"),
         ({"run": None}, "run"),
         ({"bucket": "gs://x"}, "is not an address of a bucket"),
@@ -182,3 +210,39 @@ def test_a_box_without_tmux_is_told_apart(
     result = run_module("stage_session", **options)
     monkeypatch.setenv("PATH", path)
     assert result["failed"] and result["tmux_missing"] and files(tmp_path) == {}
+
+
+def test_secret_files(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    """Each is a file of mode 0600 that its variable names, and what is in it is shown nowhere."""
+    canary = b"canary-file-8d20c5\xff"
+    options |= {"state": "restored", "secret_files": {"KEY": base64.b64encode(canary).decode(), "OTHER": "eA=="}}
+    first = run_module("stage_session", **options)
+    place = tmp_path / "run/files"
+    assert first["changed"] and (place / "KEY").read_bytes() == canary
+    assert place.stat().st_mode & 0o777 == 0o700 and (place / "KEY").stat().st_mode & 0o777 == 0o600
+    assert f"KEY={place}/KEY" in (tmp_path / "run/secrets.env").read_text()
+    assert not run_module("stage_session", **options)["changed"]
+    (place / "KEY").chmod(0o644)
+    assert run_module("stage_session", **options)["changed"] and (place / "KEY").stat().st_mode & 0o777 == 0o600
+    options["secret_files"] = {"KEY": base64.b64encode(canary + b"2").decode()}
+    second = run_module("stage_session", **options)
+    assert [path.name for path in place.iterdir()] == ["KEY"] and (place / "KEY").read_bytes() == canary + b"2"
+    for result in (first, second):
+        text = json.dumps({**result, "invocation": None})
+        assert "canary" not in text and options["secret_files"]["KEY"] not in text
+    for wrong, said in (({"a b": "eA=="}, "secret_files: 'a b' cannot be"), ({"KEY": "%"}, "for KEY is not Base64")):
+        failed = run_module("stage_session", **{**options, "secret_files": wrong})
+        assert failed["failed"] and said in failed["msg"]
+
+
+def test_a_machine_keeps_the_pools_that_it_was_rented_for(
+    run_module: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = tmp_path / "run/settings.json"
+    run_module("stage_session", **options | {"state": "restored", "turn_pools": ["train", "eval"]})
+    assert json.loads(settings.read_text())["turn_pools"] == ["train", "eval"]
+    # Prices of today make another choice of pools, and that is for the next machine.
+    again = run_module("stage_session", **options | {"state": "restored", "turn_pools": ["train"]})
+    assert not again["changed"] and json.loads(settings.read_text())["turn_pools"] == ["train", "eval"]
+    run_module("stage_session", **options | {"state": "restored", "turn_pools": ["train"], "run": "canyon-1"})
+    assert json.loads(settings.read_text())["turn_pools"] == ["train"]

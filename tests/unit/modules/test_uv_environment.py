@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import subprocess
 import sys
 import zipfile
@@ -72,6 +74,21 @@ def test_a_new_requirement_is_added_to_what_there_is(run_module: Any, options: d
     assert run_module("uv_environment", **options)["changed"], "a file that is included counts too"
 
 
+def test_a_package_with_a_hash_is_installed_only_when_it_matches(
+    run_module: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = wheel(tmp_path, "third")
+    monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path))
+    right = hashlib.sha256(file.read_bytes()).hexdigest()
+    del options["requirements"]
+    options["packages"] = [f"third==1.0 --hash=sha256:{'0' * 64}"]
+    refused = run_module("uv_environment", **options)
+    assert refused["failed"] and "Hash mismatch" in refused["msg"]
+    options["packages"] = [f"third==1.0 --hash=sha256:{'0' * 64} --hash=sha256:{right}"]
+    assert run_module("uv_environment", **options)["changed"]
+    assert says(options, "third") == "third"
+
+
 def test_one_that_was_cut_off_does_not_count(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:
     requirements = tmp_path / "requirements.txt"
     good = requirements.read_text()
@@ -117,3 +134,135 @@ def test_bad_input_is_named(run_module: Any, options: dict[str, Any]) -> None:
     ]
     no_uv = run_module("uv_environment", **{**options, "uv": "/nowhere/uv"})
     assert no_uv["failed"] and "uv=/nowhere/uv is not a program" in no_uv["msg"]
+
+
+def test_each_state_has_an_environment_of_its_own(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    """X9: what a stage runs in is never changed; B8."""
+    options |= {"by_content": True}
+    first = run_module("uv_environment", **options)
+    assert Path(first["path"]).parent == Path(options["path"]) and says(first, "first") == "first"
+    assert not run_module("uv_environment", **options, beside=True)["changed"]
+    before = {path: path.stat().st_mtime_ns for path in Path(first["path"]).rglob("*")}
+    more = {"packages": [f"second @ file://{wheel(tmp_path, 'second')}"]}
+    second = run_module("uv_environment", **options, **more, beside=True)
+    assert second["path"] != first["path"] and says(second, "first") + says(second, "second") == "firstsecond"
+    assert {path: path.stat().st_mtime_ns for path in Path(first["path"]).rglob("*")} == before
+    assert run_module("uv_environment", **options)["path"] == first["path"]
+
+
+def test_the_images_environment_waits_until_no_stage_runs(
+    run_module: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """U1: it is one for all, so it cannot be prepared beside."""
+    image = tmp_path / "venv/main"
+    run_module("uv_environment", **{**options, "path": str(image), "requirements": None})
+    options |= {"by_content": True, "base": str(image)}
+    linked = run_module("uv_environment", **options)
+    assert linked["path"] == f"{options['path']}/image" and Path(linked["path"]).readlink() == image
+    assert not run_module("uv_environment", **options, beside=True)["changed"]
+    more = {"packages": [f"second @ file://{wheel(tmp_path, 'second')}"]}
+    refused = run_module("uv_environment", **options, **more, beside=True)
+    assert refused["failed"] and "is in use by the stage that runs" in refused["msg"]
+    assert not list(image.glob("lib/python3*/site-packages/second.py"))
+    assert run_module("uv_environment", **options, **more)["changed"] and says(linked, "second") == "second"
+
+
+@pytest.fixture
+def code(tmp_path: Path, options: dict[str, Any]) -> Path:
+    """Return a repository with a project whose backend needs no network, and an extra that is a wheel in it."""
+    code = tmp_path / "code"
+    (code / "libs").mkdir(parents=True)
+    wheel(code / "libs", "extra")
+    (code / "pyproject.toml").write_text(
+        "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
+        "[project]\nname = 'mine'\nversion = '1.0'\nrequires-python = '>=3.10'\n"
+        "[project.optional-dependencies]\ntrain = ['extra']\n"
+        "[tool.uv.sources]\nextra = {path = 'libs/extra-1.0-py3-none-any.whl'}\n"
+    )
+    (code / "mine.py").write_text("NAME = 'mine'\n")
+    (code / "backend.py").write_text(BACKEND)
+    return code
+
+
+BACKEND = """
+import os, zipfile
+def get_requires_for_build_editable(config_settings=None):
+    return []
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    name = "mine-1.0-py3-none-any.whl"
+    about = "Metadata-Version: 2.1\\nName: mine\\nVersion: 1.0\\nProvides-Extra: train\\n"
+    about += "Requires-Dist: extra; extra == 'train'\\n"
+    with zipfile.ZipFile(os.path.join(folder, name), "w") as packed:
+        packed.writestr("mine.pth", os.getcwd() + "\\n")
+        packed.writestr("mine-1.0.dist-info/METADATA", about)
+        packed.writestr("mine-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        packed.writestr("mine-1.0.dist-info/RECORD", "")
+    return name
+"""
+
+
+def test_relative_requirements_are_those_of_the_repository(
+    run_module: Any, options: dict[str, Any], code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`-e .` and `./x.whl` mean the repository, wherever the module runs, and each state of it."""
+    monkeypatch.chdir(tmp_path)
+    (code / "needs").mkdir()
+    (code / "needs/all.txt").write_text("./libs/extra-1.0-py3-none-any.whl\n")
+    options |= {"by_content": True, "repository": str(code), "requirements": str(code / "needs/all.txt")}
+    options |= {"packages": ["-e ."]}
+    first = run_module("uv_environment", **options)
+    assert says(first, "mine") + says(first, "extra") == "mineextra", first
+    moved = code.rename(tmp_path / "elsewhere")
+    options |= {"repository": str(moved), "requirements": str(moved / "needs/all.txt")}
+    assert run_module("uv_environment", **options)["path"] != first["path"]
+
+
+def test_extras_of_the_repositorys_own_project(run_module: Any, options: dict[str, Any], code: Path) -> None:
+    options |= {"requirements": None, "repository": str(code)}
+    plain = run_module("uv_environment", **options, project=".")
+    assert plain["actions"] == ["create the environment", "install 1 requirements"] and says(options, "mine") == "mine"
+    assert run_module("uv_environment", **options, extras=["train"])["changed"]
+    assert says(options, "extra") == "extra"
+
+
+def test_a_lock_names_everything_and_a_workspaces_lies_above(
+    run_module: Any, options: dict[str, Any], code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image's environment is not used then, and what the lock does not name is not there."""
+    member = code / "packages/member"
+    member.mkdir(parents=True)
+    for name in ("mine.py", "backend.py", "libs"):
+        (code / name).rename(member / name)
+    (code / "pyproject.toml").rename(member / "pyproject.toml")
+    (code / "pyproject.toml").write_text("[tool.uv.workspace]\nmembers = ['packages/*']\n")
+    made = subprocess.run([str(UV), "lock", "--python", sys.executable], cwd=code, capture_output=True, text=True)
+    assert made.returncode == 0 and (code / "uv.lock").exists(), made.stderr
+    image = tmp_path / "venv/main"
+    run_module("uv_environment", **{**options, "path": str(image), "requirements": None})
+    options |= {"requirements": None, "repository": str(code), "project": "packages/member", "lock": "uv.lock"}
+    options |= {"by_content": True, "base": str(image)}
+    plain = run_module("uv_environment", **options)
+    assert plain["base"] == "" and says(plain, "mine") == "mine", plain
+    with_extra = run_module("uv_environment", **options, extras=["train"])
+    assert with_extra["path"] != plain["path"] and says(with_extra, "extra") == "extra"
+    assert not run_module("uv_environment", **options, extras=["train"])["changed"]
+    with (code / "uv.lock").open("a") as lock:
+        lock.write("# another state\n")
+    assert run_module("uv_environment", **options)["path"] != plain["path"]
+    (code / "uv.lock").unlink()
+    missing = run_module("uv_environment", **options)
+    assert missing["failed"] and f"The file {code}/uv.lock does not exist on this machine." in missing["msg"]
+
+
+def test_our_own_uv_is_installed_by_checksum_once(
+    run_module: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--require-hashes` is passed once."""
+    commands: list[list[str]] = []
+
+    uv_environment = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.modules.uv_environment")
+    monkeypatch.setattr(uv_environment._box, "run", lambda _m, command, **_: commands.append(command) or "")
+    monkeypatch.setattr(uv_environment.Environment, "find_uv", lambda self: None)
+    monkeypatch.setattr(uv_environment.Environment, "create", lambda self: None)
+    run_module("uv_environment", **{**options, "requirements": None, "uv": None})
+    assert [command.count("--require-hashes") for command in commands] == [0, 1]

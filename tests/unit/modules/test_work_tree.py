@@ -32,6 +32,7 @@ class Sender:
         self.dest = tmp_path / "box" / "code"
         self.archive = tmp_path / "archive.tar.gz"
         self.sent = 0
+        self.packed: list[str] = []
 
     def __call__(self, *, check: bool = False, **options: Any) -> dict[str, Any]:
         found = tree.describe(self.source)
@@ -42,9 +43,10 @@ class Sender:
             **options,
         }
         result: dict[str, Any] = self.run_module("work_tree", check=check, **options)
-        if result.pop("needs_archive", False):
+        if wanted := result.pop("needs_archive", None):
             self.sent += 1
-            self.action.pack(self.source, list(found.files), self.archive)
+            self.action.pack(self.source, wanted, self.archive)
+            self.packed = wanted
             result = self.run_module("work_tree", check=check, archive=str(self.archive), **options)
         return result
 
@@ -92,6 +94,7 @@ def test_only_what_changed_is_written_and_what_is_gone_is_removed(send: Sender) 
     send.write("src/main.rs", "fn main() { changed }")
     (send.source / "old/deep/file").unlink()
     result = send()
+    assert send.packed == ["src/main.rs"], "only what differs crosses the network"
     assert result["actions"] == ["write 1 file", "remove 1 file"]
     assert result["diff"]["after"]["write"] == ["src/main.rs"]
     assert not (send.dest / "old").exists()
@@ -439,3 +442,89 @@ def test_a_newer_commit_brings_files_on_the_volume_unless_the_run_changed_them(
     noted = json.loads((volume / ".gpuyard/brought.json").read_text())
     contents = {"data/input": b"second\0\xff", "data/notes": b"first\0\xff"}
     assert noted == {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+
+
+def test_each_state_of_the_tree_has_a_folder_of_its_own(send: Sender) -> None:
+    """X9: what is prepared never changes what is in use, and only what differs is sent."""
+    options = {"by_content": True, "build": ["cat src/main.rs > built"]}
+    first = Path(send(**options)["path"])
+    assert first.parent == send.dest and (first / "built").read_text() == "fn main() {}"
+    assert not send(**options)["changed"] and send(**options)["path"] == str(first)
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
+    send.write("src/main.rs", "fn main() { changed }")
+    (send.source / "link").unlink()
+    second = Path(send(**options)["path"])
+    assert second != first and send.packed == ["src/main.rs"]
+    assert (second / "built").read_text() == "fn main() { changed }"
+    assert sorted(path.name for path in second.iterdir()) == ["built", "run.sh", "src"]
+    # Build tools go by times, so what is the same has the same.
+    assert (second / "run.sh").stat().st_mtime_ns == before[first / "run.sh"] and os.access(second / "run.sh", os.X_OK)
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()} == before
+    assert send(**options | {"build": []})["path"] not in (str(first), str(second)), "another build is another state"
+    assert send(**options | {"variant": ["python 3.12"]})["path"] not in (str(first), str(second))
+    assert send(**options)["path"] == str(second) and send.sent == 2, "and nothing of it was sent again"
+
+
+def test_a_folder_in_use_is_left_as_its_stages_have_made_it(send: Sender) -> None:
+    options = {"by_content": True}
+    used = Path(send(**options)["path"])
+    (used / "run.sh").write_text("a stage wrote this")
+    assert not send(**options, beside=True)["changed"]
+    assert (used / "run.sh").read_text() == "a stage wrote this"
+    assert send(**options)["changed"] and (used / "run.sh").read_text() == "echo hello"
+
+
+def test_a_copied_file_that_was_edited_next_door_is_sent(send: Sender) -> None:
+    used = Path(send(by_content=True)["path"])
+    (used / "run.sh").write_text("a stage wrote this")
+    send.write("src/main.rs", "second")
+    new = Path(send(by_content=True)["path"])
+    assert sorted(send.packed) == ["run.sh", "src/main.rs"] and (new / "run.sh").read_text() == "echo hello"
+
+
+def test_a_new_folder_has_the_links_and_the_cargo_cache_of_its_neighbour(send: Sender, tmp_path: Path) -> None:
+    """A file on the volume is brought where the run has not changed it, as it is without a folder of its own."""
+    for name in ("input", "notes"):
+        send.write(f"data/{name}", "first")
+    build = {
+        "by_content": True,
+        "build": ["mkdir -p target other; touch target/made-$(cat src/main.rs | wc -c) other/x"],
+    }
+    old = Path(send(**build)["path"])
+    (old / "target/CACHEDIR.TAG").touch()
+    links = {"root": str(tmp_path / "volume"), "directories": ["data"]}
+    send.run_module("persistent_links", repository=str(old), **links)
+    (tmp_path / "volume/data/notes").write_text("the run's")
+    for name in ("data/input", "data/notes", "src/main.rs"):
+        send.write(name, "second")
+    result = send(**build)
+    new = Path(result["path"])
+    assert result["kept"] == ["data/notes"] and (new / "data").readlink() == tmp_path / "volume/data"
+    assert (tmp_path / "volume/data/input").read_text() == "second"
+    assert (tmp_path / "volume/data/notes").read_text() == "the run's"
+    assert send.run_module("persistent_links", repository=str(new), **links)["actions"] == []
+    assert sorted(path.name for path in (new / "target").iterdir()) == ["CACHEDIR.TAG", "made-12", "made-6"]
+
+
+def test_bringing_first_and_building_later_is_one_folder(send: Sender) -> None:
+    options = {"by_content": True, "build": ["touch built"]}
+    brought = send(**options, skip_build=True)
+    assert brought["actions"] == ["write 3 files"] and not Path(brought["path"], "built").exists()
+    assert not send(**options, skip_build=True)["changed"]
+    built = send(**options)
+    assert built["path"] == brought["path"] and built["actions"] == ["run 1 build command"]
+
+
+def test_a_commit_in_a_folder_of_its_own_fetches_only_what_the_neighbour_lacks(
+    run_module: Any, repository: Path, tmp_path: Path
+) -> None:
+    options = {"url": f"file://{repository}", "dest": str(tmp_path / "box"), "by_content": True}
+    first = Path(run_module("work_tree", commit=git(repository, "rev-parse", "HEAD~1"), **options)["path"])
+    (first / "file").write_text("a stage wrote this")
+    git(repository, "config", "uploadpack.allowAnySHA1InWant", "true")
+    result = run_module("work_tree", commit=git(repository, "rev-parse", "HEAD"), **options)
+    second = Path(result["path"])
+    assert second != first and (second / "file").read_text() == "whole" and (second / ".gitmodules").is_file()
+    assert (first / "file").read_text() == "a stage wrote this" and not (first / ".gitmodules").exists()
+    assert git(second, "cat-file", "-t", git(first, "rev-parse", "HEAD")) == "commit"
+    assert not run_module("work_tree", commit=git(repository, "rev-parse", "HEAD"), **options)["changed"]

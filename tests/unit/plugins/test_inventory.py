@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,12 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
-from gpuyard.errors import ProviderDownError
+from gpuyard import config
+from gpuyard.api import hosts
+from gpuyard.errors import ProviderDownError, UsageError
 from gpuyard.providers.base import State
 
-from .conftest import Cloud, World, instance
+from .conftest import ROOT, Cloud, World, instance
 
 Parse = Callable[..., InventoryManager]
 
@@ -40,15 +44,17 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> Parse:
     """Return a function that parses inventory files (name: content) with extra variables."""
 
-    def run(files: dict[str, str] | None = None, *, cache: bool = True, **extra: Any) -> InventoryManager:
+    def run(
+        files: dict[str, str] | None = None, *, cache: bool = True, playbooks: Any = None, **extra: Any
+    ) -> InventoryManager:
         folder = tmp_path / "inventory"
         shutil.rmtree(folder, ignore_errors=True)
-        for name, content in (files or {"vast.yml": "plugin: gpuyard.cloud.vast\n"}).items():
+        for name, content in (files or BOTH).items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
         words = tuple(f"{name}={value}" for name, value in extra.items())
-        monkeypatch.setattr(context, "CLIARGS", ImmutableDict(extra_vars=words))
+        monkeypatch.setattr(context, "CLIARGS", ImmutableDict(extra_vars=words, args=playbooks))
         monkeypatch.setattr(load_extra_vars, "extra_vars", {}, raising=False)
         return InventoryManager(loader=DataLoader(), sources=[str(folder)], cache=cache)
 
@@ -63,10 +69,12 @@ def groups_of(inventory: InventoryManager, host: str) -> set[str]:
     return {group.name for group in inventory.get_host(host).get_groups()} - {"all", "ungrouped"}
 
 
-BOTH = {"vast.yml": "plugin: gpuyard.cloud.vast\n", "vultr.yml": "plugin: gpuyard.cloud.vultr\n"}
+BOTH = {"gpuyard.yml": "plugin: gpuyard.cloud.clouds\n"}
+ALIASES = {"vast.yml": "plugin: gpuyard.cloud.vast\n", "vultr.yml": "plugin: gpuyard.cloud.vultr\n"}
 
 
 def test_host_groups_and_variables(world: World, parse: Parse, warnings: list[str]) -> None:
+    """X15: the run's name is the host's name."""
     world.vast.held["77"] = instance("vast", "77", "miniprover-0")
     inventory = parse()
     assert names(inventory) == ["miniprover-0"]
@@ -75,6 +83,7 @@ def test_host_groups_and_variables(world: World, parse: Parse, warnings: list[st
         "provider_vast",
         "run_miniprover_0",
         "workload_miniprover",
+        "pool_main",
         "gpu_rtx_4090",
         "region_se",
         "state_running",
@@ -157,7 +166,75 @@ def test_a_cloud_that_does_not_answer_is_one_warning(world: World, parse: Parse,
     world.vast.error = ProviderDownError("Vast.ai answers with 503.", provider="vast")
     world.vultr.held["2"] = instance("vultr", "2", "b-0")
     assert names(parse(BOTH)) == ["b-0"]
-    assert warnings == ["gpuyard.cloud.vast: Vast.ai answers with 503."]
+    assert warnings == [
+        "gpuyard.cloud.clouds: vast could not be asked, so what is rented there is not seen, and may bill: "
+        "Vast.ai answers with 503."
+    ]
+
+
+def test_a_silent_cloud_costs_its_time_once_and_hides_no_other_ones_hosts(
+    world: World, parse: Parse, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """V1: one interface for all clouds, and the one that is down is named."""
+    monkeypatch.setattr(hosts, "ANSWER_S", 0.2)
+    over = threading.Event()
+    monkeypatch.setattr(world.vast, "instances", lambda: over.wait(30) and [])
+    world.vultr.held["2"] = instance("vultr", "2", "b-0")
+    began = time.monotonic()
+    assert names(parse(BOTH)) == ["b-0"]
+    assert time.monotonic() - began < 10
+    over.set()
+    [warning] = warnings
+    assert "vast could not be asked" in warning and "Vast has not answered within 0.2 s." in warning
+
+
+def test_each_cloud_gets_one_short_try(world: World, parse: Parse) -> None:
+    parse(BOTH)
+    assert {(call["patience"].tries, call["patience"].read_timeout) for call in world.calls} == {(1, 8.0)}
+
+
+def test_a_damaged_key_file_hides_no_other_ones_hosts(
+    world: World, parse: Parse, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(provider: str | None = None, **options: Any) -> list[Cloud]:
+        if provider == "vultr":
+            raise UsageError("The key file is not YAML.")
+        return world.connect(provider, **options)
+
+    monkeypatch.setattr(config, "connect", connect)
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    assert names(parse(BOTH)) == ["a-0"]
+    assert warnings == ["gpuyard.cloud.clouds: The key file is not YAML."]
+
+
+def test_the_older_names_list_one_cloud_each(world: World, parse: Parse, warnings: list[str]) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    world.vultr.held["2"] = instance("vultr", "2", "b-0")
+    assert names(parse({"vast.yml": ALIASES["vast.yml"]})) == ["a-0"]
+    assert (world.vast.asked, world.vultr.asked) == (1, 0)
+    assert names(parse(ALIASES)) == ["a-0", "b-0"]
+    assert names(parse(ALIASES, provider="vultr")) == ["b-0"]
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("playbooks", "asked"),
+    [
+        (("gpuyard.cloud.launch",), False),
+        ((f"{ROOT}/status.yml", f"{ROOT}/playbooks/launch.yml", "gpuyard.cloud.teardown"), False),
+        ((f"{ROOT}/launch.yml", "/mine/play.yml"), True),
+        (("/mine/launch.yml",), True),
+        (("gpuyard.cloud.mine",), True),
+        ("gpuyard", True),  # the pattern of `ansible` and `ansible-inventory`
+        (None, True),
+    ],
+)
+def test_plays_that_use_no_inventory_do_not_ask_the_clouds(
+    world: World, parse: Parse, playbooks: Any, asked: bool
+) -> None:
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    assert names(parse(BOTH, playbooks=playbooks)) == (["a-0"] if asked else [])
+    assert world.vast.asked == int(asked)
 
 
 def emulated(world: World) -> Cloud:
@@ -200,13 +277,13 @@ def test_ways_to_say_sandbox(world: World, parse: Parse, monkeypatch: pytest.Mon
     assert names(parse(files, **extra)) == ["s-0"]
     assert world.vast.asked == 0
     if how == "extra":
-        assert world.calls[-1]["sandbox_state"] == Path("/tmp/another")
+        assert world.calls[-1]["sandbox_state"] == "/tmp/another"
     assert names(parse(files, **{**extra, "sandbox": "no"})) == ["real-0"]
 
 
 def test_a_sandbox_that_is_neither_true_nor_false(world: World, parse: Parse, warnings: list[str]) -> None:
     assert names(parse(sandbox="perhaps")) == []
-    assert warnings == ["gpuyard.cloud.vast: sandbox='perhaps' is neither true nor false."]
+    assert warnings == ["gpuyard.cloud.clouds: sandbox='perhaps' is neither true nor false."]
 
 
 def test_constructed_features(world: World, parse: Parse) -> None:
@@ -265,5 +342,5 @@ def test_a_failed_answer_is_not_cached(world: World, parse: Parse, tmp_path: Pat
 
 
 def test_files_of_other_names_are_not_ours(world: World, parse: Parse) -> None:
-    parse({"clouds.yml": "plugin: gpuyard.cloud.vast\n"})
+    parse({"others.yml": "plugin: gpuyard.cloud.vast\n"})
     assert world.vast.asked == 0

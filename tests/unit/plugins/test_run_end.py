@@ -114,7 +114,10 @@ def test_a_machine_goes_when_the_bucket_holds_everything(
     assert boxes.stops == [{"id": "1", "wait_s": None, "limit_s": None}]
     assert runs.stored(store_of(bucket)).records["a-0"].outcome == "cancelled"
     again = verb("run_end", run="a-0", bucket=bucket)
-    assert not again["changed"] and again["text"] == "Run a-0 has no machine at Vast or Vultr."
+    assert not again["changed"]
+    nothing, spent = again["text"].splitlines()
+    assert nothing == "Run a-0 has no machine at Vast or Vultr."
+    assert spent.startswith("Run a-0 has cost $") and "in all, on 1 machine" in spent
 
 
 def test_what_is_not_in_the_bucket_keeps_the_machine(
@@ -353,7 +356,7 @@ def test_check_mode_touches_nothing(world: World, verb: Verb, boxes: Boxes, buck
 
 @pytest.mark.parametrize(
     ("state", "goes"),
-    [("finished", True), ("failed", True), ("running", False), ("idle", False), ("interrupted", False)],
+    [("finished", True), ("failed", True), ("idle", True), ("running", False), ("interrupted", False)],
 )
 def test_a_followed_machine_goes_only_when_its_run_has_ended(
     world: World, verb: Verb, boxes: Boxes, bucket: str, tmp_path: Path, state: str, goes: bool

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib
 import json
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from gpuyard.box import checkpoints
 from gpuyard.box.checkpoints import LocalStore
 from gpuyard.errors import CreditError, InvalidRequestError, NoCapacityError, ProviderDownError, UnreachableError
 from gpuyard.providers.base import State
-from gpuyard.renting import locks, ready, watch
+from gpuyard.renting import locks, ready, runs, watch
 
 from .conftest import Verb, World, instance, offer
 
@@ -449,6 +451,50 @@ def test_plan_looks_into_the_repository(world: World, verb: Verb, workload: str,
     assert world.calls == []
 
 
+def git(folder: Path, *words: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", "-C", str(folder), *identity, *words], check=True, capture_output=True)
+
+
+def test_plan_says_what_goes_to_the_machine_and_what_does_not(
+    world: World, verb: Verb, workload: str, tmp_path: Path
+) -> None:
+    """Number and size, what is not committed, and the largest that are left out."""
+    world.vast.market = [offer("vast", "1")]
+    code = tmp_path / "code"
+    git(tmp_path, "init", "-q", "code")
+    (code / ".gitignore").write_text("data/\nlogs/\nsmall/\n")
+    git(code, "add", ".")
+    git(code, "commit", "-q", "-m", "first")
+    for name, size in (("data/x", 2_500_000), ("logs/x", 300_000), ("small/x", 10), ("new", 1000)):
+        (code / name).parent.mkdir(exist_ok=True)
+        (code / name).write_bytes(b"x" * size)
+    there = len(list(code.iterdir())) - 4  # .git, data, logs, small
+    text = verb("run_plan", workload=workload, bucket="")["text"]
+    assert f"{there} files, 1.0 kB, of {code} go to the machine; 1 file is not committed (new)." in text
+    assert "Left out: data/ (2.5 MB, git ignores it), logs/ (300 kB, git ignores it); repository.include brings" in text
+    Path(workload).write_text(WORKLOAD.replace("{path: code}", f"{{path: {code}, include: [data/x]}}"))
+    included = verb("run_plan", workload=workload, bucket="")["text"]
+    assert f"{there + 1} files, 2.5 MB, of {code} go to the machine; 1 file is not committed" in included
+    assert "Left out: logs/ (300 kB, git ignores it); " in included
+    Path(workload).write_text(WORKLOAD.replace("{path: code}", "{path: code, include: [weights/]}"))
+    message = sentence(verb("run_plan", workload=workload, bucket=""))
+    assert message == f"{workload}: repository.include: no file in {code} matches 'weights/'."
+
+
+@pytest.mark.parametrize("path", ["~/code", ".", "../{folder}/code", "{tmp}/code"])
+def test_a_repository_may_lie_anywhere(
+    world: World, verb: Verb, workload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    world.vast.market = [offer("vast", "1")]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = path.format(folder=tmp_path.name, tmp=tmp_path)
+    Path(workload).write_text(WORKLOAD.replace("{path: code}", f"{{path: {path}}}"))
+    plan = verb("run_plan", workload=workload, bucket="")["plan"]
+    assert Path(plan["tree"]).resolve() == (tmp_path if path == "." else tmp_path / "code")
+    assert "path" not in plan["workload"]["repository"], "the machine need not know where it lies here"
+
+
 @pytest.mark.parametrize("recorded", [True, False])
 def test_plan_says_which_files_of_the_repository_the_checkpoint_will_replace(
     world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path, *, recorded: bool
@@ -515,6 +561,39 @@ def test_the_plan_says_when_unfinished_uploads_would_stay(
     world.vast.market = [offer("vast", "1")]
     text = verb("run_plan", workload=workload, bucket=bucket)["text"]
     assert ("No rule of that bucket ends unfinished uploads by itself." in text) is said
+
+
+def test_the_plan_says_what_checkpoints_will_not_hold(world: World, verb: Verb, workload: str, bucket: str) -> None:
+    """A user who loses the machine must not learn only then that the cache was not published."""
+    rules = "persist: {rules: [{path: cache/**, kind: cache}, {path: models/*.pt, kind: model}]}\n"
+    Path(workload).write_text(WORKLOAD + rules)
+    world.vast.market = [offer("vast", "1")]
+    text = verb("run_plan", workload=workload, bucket=bucket)["text"]
+    assert "Not in checkpoints, by persist.rules: cache/** (cache)." in text
+    assert "Of each folder checkpoints hold only the newest of models/*.pt." in text
+    assert "persist.rules" not in verb("run_plan", workload=workload, bucket="")["text"]
+
+
+def test_the_plan_tells_the_machine_which_checkpoint_to_expect(
+    world: World, verb: Verb, workload: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 only where the bucket was read and holds nothing of the run; a folder may be another one on the machine."""
+    world.vast.market = [offer("vast", "1")]
+    assert verb("run_plan", workload=workload, bucket=bucket)["plan"]["expected_checkpoint"] == -1
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    store = LocalStore(Path(bucket.removeprefix("file://")))
+    monkeypatch.setattr(runs, "open_store", lambda *place, **keys: store)
+    assert verb("run_plan", workload=workload, bucket="s3://b")["plan"]["expected_checkpoint"] == 0
+    publish(bucket, "tiny-1", tmp_path)
+    asked = {"run": "tiny-1", "workload": workload, "bucket": "s3://b"}
+    assert verb("run_plan", **asked)["plan"]["expected_checkpoint"] == 1
+    # A machine that was taken for lost may still publish: of that nothing is known.
+    world.vast.held["2"] = instance("vast", "2", ref=tiny("tiny-2"))
+    asked["run"] = "tiny-2"
+    assert verb("run_plan", **asked)["plan"]["expected_checkpoint"] == 0
+    world.vast.held["3"] = instance("vast", "3", ref=tiny("tiny-2"), state=State.PREEMPTED)
+    assert verb("run_plan", **asked)["plan"]["expected_checkpoint"] == -1
 
 
 # -- resuming ---------------------------------------------------------------------------------------------------------
@@ -625,12 +704,12 @@ def test_a_checkpoint_that_cannot_be_read_ends_the_planning_of_its_run_only(
         assert verb("run_plan", mode=mode, run="tiny-2", bucket=bucket)["plan"]["restore"] == -1
     # The bucket is not the run's only place: a machine that it has goes on, and the plan says what is wrong.
     world.vast.held["1"] = instance("vast", "1", ref=tiny("tiny-1"))
-    assert "Its newest checkpoint cannot be read" in verb("run_plan", run="tiny-1", bucket=bucket)["text"]
+    assert "Something of it in the bucket cannot be read" in verb("run_plan", run="tiny-1", bucket=bucket)["text"]
     del world.vast.held["1"]
     # Status and logs of the others do not suffer.
     shown = verb("run_info", bucket=bucket)
     assert [(one["run"], bool(one["problem"])) for one in shown["runs"]] == [("tiny-1", True), ("tiny-2", False)]
-    assert "tiny-1 has a checkpoint that cannot be read: file://" in shown["text"]
+    assert "tiny-1 has something in the bucket that cannot be read: file://" in shown["text"]
     assert "-e run=tiny-2" in shown["text"] and "tiny-1 can go on" not in shown["text"]
     assert "is empty" in sentence(verb("stage_log", run="tiny-1", bucket=bucket))
     assert "has no log" in sentence(verb("stage_log", run="tiny-2", bucket=bucket))
@@ -830,6 +909,10 @@ def test_what_is_followed_to_its_end_bills_on(
     assert message.endswith(bills)
     monkeypatch.setattr(watch, "progress", lambda *_args: iter([{"event": "end", "state": "finished"}]))
     assert verb("stage_log", run="a-0", follow=True, bucket=bucket)["text"].endswith(bills)
+    # One stage that was chosen has ended well, and others are left.
+    monkeypatch.setattr(watch, "progress", lambda *_args: iter([{"event": "end", "state": "idle"}]))
+    text = verb("stage_log", run="a-0", follow=True, bucket=bucket)["text"]
+    assert text.startswith("What was to run is done; the run has other stages left.\n") and text.endswith(bills)
 
 
 def test_run_info_shows_what_the_machines_say(
@@ -881,9 +964,58 @@ def test_box_secrets(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         lookup("TINY_TOKEN", "NOT_THERE")
 
 
+def test_box_secrets_that_are_optional(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINY_TOKEN", CANARY)
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    assert lookup(bucket="", optional=["TINY_TOKEN", "EMPTY", "NOT_THERE"]) == {"TINY_TOKEN": CANARY}
+
+
+def test_box_secret_files(tmp_path: Path) -> None:
+    from ansible.plugins.loader import lookup_loader
+
+    (tmp_path / "key.json").write_bytes(b"canary\xff")
+    run = lookup_loader.get("gpuyard.cloud.box_secret_files").run
+    found = run([{"KEY": str(tmp_path / "key.json")}], variables={})[0]
+    assert base64.b64decode(found["KEY"]) == b"canary\xff"
+    assert run([{}], variables={}) == [{}]
+    with pytest.raises(AnsibleError, match=r"KEY: /nowhere cannot be read: No such file or directory\."):
+        run([{"KEY": "/nowhere"}], variables={})
+
+
+def test_secret_files_are_checked_before_anything_is_asked(
+    world: World, verb: Verb, workload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.vast.market = [offer("vast", "1")]
+    monkeypatch.delenv("KEY", raising=False)
+
+    def plan(files: str) -> dict[str, Any]:
+        more = f"{{files: {files}, optional: [WANDB_API_KEY]}}"
+        Path(workload).write_text(WORKLOAD.replace("{required: [TINY_TOKEN]}", more))
+        world.calls.clear()
+        return verb("run_plan", workload=workload, bucket="")
+
+    assert "environment.files: KEY: there is no file" in sentence(plan("{KEY: key.json}")) and world.calls == []
+    assert "KEY has no path here, so KEY must name the file in the environment" in sentence(plan("{KEY: null}"))
+    (tmp_path / "key.json").write_text(CANARY)
+    (tmp_path / "large").write_bytes(b"x" * 200_000)
+    assert "large is larger than 100 kB, so it is no secret but data" in sentence(plan("{KEY: large}"))
+    monkeypatch.setenv("KEY", str(tmp_path / "key.json"))
+    for files in ("{KEY: null}", "{KEY: /of/another/controller}", "{KEY: key.json}", f"{{KEY: {tmp_path}/key.json}}"):
+        if "key.json" in files:
+            monkeypatch.delenv("KEY", raising=False)
+        result = plan(files)
+        assert result["plan"]["environment_files"] == {"KEY": str(tmp_path / "key.json")}
+        assert result["plan"]["environment_optional"] == ["WANDB_API_KEY"]
+        assert CANARY not in json.dumps(result) and "files" not in result["plan"]["workload"]["environment"]
+
+
 def test_without_the_package_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     shared = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.module_utils._verb")
-    monkeypatch.setattr(shared, "GPUYARD_IMPORT_ERROR", "ImportError")
-    result = shared.attempt(lambda call: {}, shared.Call({}))
-    assert result["failed"]
-    assert "Python library (gpuyard)" in result["msg"]
+    core = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.module_utils._core")
+    for installed, words in ((None, "does not have it"), ("9.9.9", "has 9.9.9")):
+        monkeypatch.setattr(core, "INSTALLED", installed)
+        result = shared.attempt(lambda call: {}, shared.Call({}))
+        assert result["failed"] and f"{words}: pip install gpuyard=={core.VERSION}" in result["msg"]
+    monkeypatch.setattr(core, "INSTALLED", core.VERSION)
+    assert shared.attempt(lambda call: {}, shared.Call({})) == {"changed": False}

@@ -1,4 +1,4 @@
-"""What both emulated APIs answer: errors, pages, states, quirks (provider-apis.md 1.3, 1.6, 1.7, 2.1, 2.3, 8)."""
+"""What both emulated APIs answer: errors, pages, states, quirks (docs/reference)."""
 
 from __future__ import annotations
 

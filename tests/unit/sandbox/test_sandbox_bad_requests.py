@@ -206,7 +206,7 @@ def test_vast_names_what_it_refuses(apis: Apis, change: dict[str, Any], words: s
 
 
 def test_what_the_published_client_sends_by_default_is_accepted(apis: Apis) -> None:
-    # provider-apis.md 1.5, with what gpuyard adds.
+    # docs/reference/vast.md, Create, with what gpuyard adds.
     apis.rent_vast(
         client_id="me", env={"A": "b", "-p 8080:8080": "1", "-p 8081:81/tcp": "1"}, price=None, label=None, extra=None,
         onstart=None, image_login=None, python_utf8=False, lang_utf8=False, use_jupyter_lab=False, jupyter_dir=None,

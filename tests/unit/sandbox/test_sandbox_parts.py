@@ -6,6 +6,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -171,9 +173,21 @@ def test_a_variable_that_fits_no_line_is_an_error(tmp_path: Path, environment: d
         Engine(str(tmp_path / "podman"), "podman").create(spec)
 
 
-def test_the_overlay_is_the_same_every_time_and_programs_can_be_run() -> None:
+def test_the_overlay_is_the_same_everywhere_and_programs_can_be_run() -> None:
+    """Its digest names the image: another process, with another umask and another order of sets, must get the same."""
+    script = (
+        "import os; os.umask(0o077); from gpuyard.sandbox import images; print(*(x.digest for x in images.RECIPES))"
+    )
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed, "TZ": f"UTC-{seed}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == [recipe.digest for recipe in images.RECIPES]
     for recipe in images.RECIPES:
-        assert recipe.overlay() == recipe.overlay()
         with tarfile.open(fileobj=io.BytesIO(recipe.overlay())) as archive:
             modes = {entry.name: entry.mode for entry in archive.getmembers()}
         assert modes["usr/local/bin/nvidia-smi"] == 0o755

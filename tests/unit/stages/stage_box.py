@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,9 @@ class Box:
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         return {**kept, "PYTHONPATH": SOURCE, "TMUX_TMPDIR": str(self.sockets)}
 
-    def describe(self, stages: list[dict[str, Any]], *, bucket: str = "", **fields: Any) -> None:
+    def describe(
+        self, stages: list[dict[str, Any]], *, bucket: str = "", turn_pools: Sequence[str] = (), **fields: Any
+    ) -> None:
         self.settings.mkdir(parents=True, exist_ok=True)
         workload = {
             "name": "canyon",
@@ -73,7 +75,15 @@ class Box:
         }
         (self.settings / "workload.json").write_text(json.dumps(workload))
         (self.settings / "settings.json").write_text(
-            json.dumps({"run": RUN, "bucket": bucket, "repository": str(self.repository), "path": ["/opt/own/bin"]})
+            json.dumps(
+                {
+                    "run": RUN,
+                    "bucket": bucket,
+                    "repository": str(self.repository),
+                    "path": ["/opt/own/bin"],
+                    "turn_pools": list(turn_pools),
+                }
+            )
         )
         (self.settings / "secrets.env").write_text(f"WANDB_API_KEY='{CANARY}'\n")
 

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 from stage_box import CANARY, RUN, Box, alive, mark, until, wait_for
 
-from gpuyard.box.checkpoints import LocalStore, latest_manifest, list_runs, manifest_of, manifests
+from gpuyard.box.checkpoints import (
+    LocalStore,
+    latest_manifest,
+    latest_whole_manifest,
+    list_runs,
+    manifest_of,
+    manifests,
+)
 from gpuyard.formats.journal import fold
 
 
@@ -118,6 +125,114 @@ def test_a_missing_repository_is_a_failed_stage(box: Box) -> None:
     box.repository.mkdir()
 
 
+def test_the_checkpoint_command_tells_whether_the_bucket_holds_it(box: Box) -> None:
+    """It ends no training by itself; with --strict its code is 0 only when what is on the box is in the bucket."""
+    ask = "eval $GPUYARD_CHECKPOINT_COMMAND{} && echo 0 >> marks || echo $? >> marks"
+    half = "exec 3> $GPUYARD_PERSIST/models/half; echo w >&3; " + ask.format(" --strict")
+    stages = [
+        {"name": "lenient", "command": ask.format("")},
+        {"name": "strict", "command": ask.format(" --strict")},
+        {"name": "half", "command": half},
+        {"name": "again", "command": half},
+    ]
+    box.describe(stages, bucket=(box.base / "bucket").as_uri())
+    assert box.run() == 0
+    assert box.marks == ["0", "0", "75", "75"]
+    said = (box.root / ".gpuyard/logs/0-again.log").read_text()
+    assert "does not hold everything: " in said and "models/half" in said
+    (box.base / "file").touch()
+    for bucket in ((box.base / "file/bucket").as_uri(), ""):
+        (box.repository / "marks").unlink()
+        box.describe(stages[:2], bucket=bucket)
+        assert box.run("--from", "lenient") == 0
+        assert box.marks == ["0", "75"]
+        text = (box.root / ".gpuyard/logs/0-strict.log").read_text()
+        assert ("the bucket has just failed" if bucket else "No bucket is set for canyon-0") in text
+
+
+INSTANCE = {
+    "node": "search-3",
+    "provider": "vast",
+    "id": "1234567",
+    "region": "SE",
+    "market": "interruptible",
+    "price_per_hour_usd": 0.43,
+}
+
+
+def stage_environment(box: Box, secrets: dict[str, str] | None = None, **settings: Any) -> dict[str, str]:
+    """Run a stage with more settings and secrets, and return the environment that it had."""
+    box.describe([{"name": "show", "command": "env -0 > shown"}])
+    file = box.settings / "settings.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    (box.settings / "secrets.env").write_text("".join(f"{name}={value}\n" for name, value in (secrets or {}).items()))
+    assert box.run("--only", "show") == 0
+    lines = (box.repository / "shown").read_text().split("\0")[:-1]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_v11_a_stage_is_told_where_it_runs(box: Box) -> None:
+    """The facts, the bucket for training code (E2, E3), and W&B's ``environment=<provider>`` (V11)."""
+    bucket = {
+        "bucket": "s3://yard/deep",
+        "bucket_endpoint": "http://127.0.0.1:9",
+        "bucket_region": "eu",
+        "instance": INSTANCE,
+    }
+    seen = stage_environment(box, **bucket)
+    expected = {
+        "GPUYARD_RUN": RUN,
+        "GPUYARD_WORKLOAD": "canyon",
+        "GPUYARD_NODE": "search-3",
+        "GPUYARD_POOL": "search",
+        "GPUYARD_PROVIDER": "vast",
+        "GPUYARD_INSTANCE_ID": "1234567",
+        "GPUYARD_REGION": "SE",
+        "GPUYARD_MARKET": "interruptible",
+        "GPUYARD_PRICE_PER_HOUR_USD": "0.43",
+        "GPUYARD_BUCKET": "s3://yard/deep",
+        "GPUYARD_BUCKET_ENDPOINT": "http://127.0.0.1:9",
+        "CLOUD_PROVIDER": "s3",
+        "CLOUD_BUCKET": f"yard/deep/{RUN}/files",
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
+        "AWS_DEFAULT_REGION": "eu",
+        "WANDB_TAGS": "environment=vast",
+    }
+    assert {name: seen.get(name) for name in expected} == expected
+    assert (Path(seen["GPUYARD_LIBRARIES"]) / "boto3/__init__.py").exists()
+    # What the user sets stays, and of a bucket of the user's own no part is ours.
+    users = {"WANDB_TAGS": "mine", "MLFLOW_TRACKING_URI": "http://m", "CLOUD_BUCKET": "other"}
+    seen = stage_environment(box, users, **bucket)
+    assert {name: seen[name] for name in users} == users
+    assert "CLOUD_PROVIDER" not in seen and "AWS_ENDPOINT_URL_S3" not in seen
+    seen = stage_environment(box)
+    assert seen["CLOUD_PROVIDER"] == "local" and "CLOUD_BUCKET" not in seen and "WANDB_TAGS" not in seen
+
+
+def test_e5_a_stage_uploads_with_what_it_is_told(box: Box, tmp_path: Path) -> None:
+    """Training code on the box: checkpoints, and logs at its end, in the run's own bucket and beside gpuyard's keys."""
+    (box.repository / "train.py").write_text(
+        "import os, pathlib\n"
+        "from gpuyard.cloud_sync import download_checkpoints, sync_checkpoints, sync_logs\n"
+        "assert download_checkpoints('policy', 'work')\n"
+        "for step in range(1, 11):\n"
+        "    pathlib.Path('work/model').write_text(str(step))\n"
+        "    if step % 5 == 0:\n"
+        "        assert sync_checkpoints('work', 'policy')\n"
+        "pathlib.Path('runs').mkdir()\n"
+        "pathlib.Path('runs/events').write_text('curve')\n"
+        "assert sync_logs('runs', 'policy')\n"
+    )
+    bucket = tmp_path / "bucket"
+    box.describe([{"name": "train", "command": f"{sys.executable} train.py"}], bucket=bucket.as_uri())
+    assert box.run() == 0, box.screen
+    files = bucket / RUN / "files"
+    assert (files / "policy/checkpoints/000002/files/model").read_text() == "10"
+    assert (files / "policy/logs/events").read_text() == "curve"
+    assert [record.run for record in list_runs(LocalStore(bucket))] == [RUN], "what it uploads is no run"
+    assert latest_manifest(LocalStore(bucket), RUN) is not None
+
+
 def test_from_only_and_iteration(box: Box) -> None:
     box.describe([mark("a"), mark("b"), mark("c")], iterations=2)
     assert box.run("--only", "b") == 0
@@ -138,9 +253,9 @@ def test_from_only_and_iteration(box: Box) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--from", "nosuch"], "canyon has no stage 'nosuch'; its stages are a."),
-        (["--only", "nosuch"], "canyon has no stage 'nosuch'; its stages are a."),
-        (["--iteration", "5"], "iteration=5: canyon has the iterations 0 to 0."),
+        (["--from", "nosuch"], "There is no stage 'nosuch'; the stages are a."),
+        (["--only", "nosuch"], "There is no stage 'nosuch'; the stages are a."),
+        (["--iteration", "5"], "iteration=5: there is no such iteration; the workload has one iteration, 0."),
     ],
 )
 def test_choices_that_do_not_exist(box: Box, arguments: list[str], message: str) -> None:
@@ -497,3 +612,39 @@ def is_prover(process: Path, box: Box) -> bool:
         return b"prover.py" in (process / "cmdline").read_bytes() and (process / "cwd").readlink() == box.repository
     except OSError:
         return False
+
+
+def test_a_box_runs_the_stages_of_its_pools_and_waits_before_another_pools_b2(box: Box, tmp_path: Path) -> None:
+    """B2: at the boundary everything is published, and the next box goes on where this one has stopped."""
+    bucket = f"file://{tmp_path / 'bucket'}"
+    stages = [mark("finetune", pool="train"), mark("export", pool="train"), mark("search", pool="search")]
+    box.describe(stages, iterations=2, bucket=bucket, turn_pools=["train"])
+    assert box.run() == 4
+    assert box.marks == ["0-finetune", "0-export"]
+    end = box.events("run-end")[-1]
+    assert (end["outcome"], end["complete"]) == ("waiting", False)
+    assert end["reason"] == "search comes next, which a box of pool search has to run."
+    status = box.status()
+    assert (status["state"], status["waits_for"], status["stage"], status["failure"]) == (
+        "waiting", "search", "search", None,
+    )  # fmt: skip
+    # It has not ended, and what the next box restores knows where it goes on.
+    store = LocalStore(tmp_path / "bucket")
+    (record,) = list_runs(store)
+    whole = latest_whole_manifest(store, RUN)
+    assert record.outcome is None and whole is not None
+    assert (whole.progress["outcome"], whole.progress["stage"], whole.progress["iteration"]) == ("waiting", "search", 0)
+    # Told to go on, it does no stage of another pool, and saves once more.
+    assert box.run() == 4
+    assert box.marks == ["0-finetune", "0-export"]
+
+    box.describe(stages, iterations=2, bucket=bucket, turn_pools=["search"])
+    assert box.run() == 4
+    assert (box.marks[2:], box.status()["waits_for"]) == (["0-search"], "train")
+    (end,) = [event for event in map(json.loads, box.call("progress").stdout.splitlines()) if event["event"] == "end"]
+    assert (end["state"], end["waits_for"]) == ("waiting", "train")
+    # A box for all of them goes through.
+    box.describe(stages, iterations=2, bucket=bucket)
+    assert box.run() == 0
+    assert box.marks[3:] == ["1-finetune", "1-export", "1-search"]
+    assert (box.status()["state"], box.status()["waits_for"]) == ("finished", None)

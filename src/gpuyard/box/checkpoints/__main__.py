@@ -8,18 +8,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpuyard.box.checkpoints import restore, sequences, verify
+from gpuyard.box.checkpoints import sequences, verify
 from gpuyard.box.checkpoints.listing import read_manifest
 
 # The run's settings are the stage runner's affair, and its journal gives a manifest its progress.
 from gpuyard.box.stages.ending import publish_and_tell
-from gpuyard.box.stages.runner import publish_checkpoint
+from gpuyard.box.stages.runner import publish_checkpoint, restore_checkpoint
 from gpuyard.box.stages.spec import DEFAULT_FOLDER, BoxSpec, load_spec
 from gpuyard.errors import GpuyardError, MissingObjectError, UnreadableManifestError
 
+NOT_IN_BUCKET = 75
+"""EX_TEMPFAIL of sysexits.h: it may work later."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line says; return the exit code. ``publish`` succeeds whatever the bucket does."""
+    """Do what the command line says; return the exit code.
+
+    ``publish`` succeeds whatever the bucket does; with ``--strict`` its code is :data:`NOT_IN_BUCKET` when the bucket
+    does not hold what is on the box.
+    """
     options = _parser().parse_args(arguments)
     try:
         spec = load_spec(options.settings)
@@ -27,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(vars(publish_and_tell(spec))))
             return 0
         if options.command == "publish":
-            return _publish(spec, patient=not options.impatient)
+            return _publish(spec, patient=not options.impatient, strict=options.strict)
         if options.command == "restore":
             return _restore(spec, options.sequence)
         return _list(spec) if options.command == "list" else _verify(spec, options.sequence)
@@ -36,16 +43,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _publish(spec: BoxSpec, *, patient: bool) -> int:
+def _publish(spec: BoxSpec, *, patient: bool, strict: bool) -> int:
     if not spec.bucket:
         print(f"No bucket is set for {spec.run}: its files stay on this box.", file=sys.stderr)
+        return NOT_IN_BUCKET if strict else 0
+    published = publish_checkpoint(spec, warn=lambda text: print(text, file=sys.stderr, flush=True), patient=patient)
+    if not strict or (published is not None and not published.lacks):
         return 0
-    publish_checkpoint(spec, warn=lambda text: print(text, file=sys.stderr, flush=True), patient=patient)
-    return 0
+    if published is not None:
+        # A warning says this only when it is news, and a caller who asks each time wants it each time.
+        print(f"Checkpoint {published.sequence} does not hold everything: {published.lacks}", file=sys.stderr)
+    return NOT_IN_BUCKET
 
 
 def _restore(spec: BoxSpec, sequence: int | None) -> int:
-    restored = restore(spec.store if spec.bucket else None, spec.run, spec.root, sequence=sequence)
+    restored = restore_checkpoint(spec, sequence)
     print(json.dumps({"changed": restored.source == "cloud", "restored": vars(restored)}))
     return 0
 
@@ -55,9 +67,9 @@ def _list(spec: BoxSpec) -> int:
         return 0
     unreadable = 0
     store = spec.store()
-    for sequence in sequences(store, spec.run):
+    for sequence in sequences(store, spec.place):
         try:
-            manifest = read_manifest(store, spec.run, sequence)
+            manifest = read_manifest(store, spec.place, sequence)
         except MissingObjectError:
             continue
         except UnreadableManifestError as error:
@@ -82,7 +94,7 @@ def _verify(spec: BoxSpec, sequence: int | None) -> int:
     if not spec.bucket:
         print(f"No bucket is set for {spec.run}: there is nothing to verify.", file=sys.stderr)
         return 0
-    verified = verify(spec.store(), spec.run, sequence=sequence)
+    verified = verify(spec.store(), spec.place, sequence=sequence)
     print(json.dumps(vars(verified)))
     for text in verified.damaged:
         print(f"Damaged: {text}", file=sys.stderr)
@@ -105,6 +117,11 @@ def _parser() -> argparse.ArgumentParser:
         if name == "publish":
             command.add_argument(
                 "--impatient", action="store_true", help="give up at once while the bucket has just failed"
+            )
+            command.add_argument(
+                "--strict",
+                action="store_true",
+                help=f"exit with {NOT_IN_BUCKET} when the bucket does not hold everything that is on this box",
             )
             command.add_argument(
                 "--json", action="store_true", help="say as JSON whether the bucket now holds everything, and why not"

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpuyard.box.checkpoints import restore
 from gpuyard.box.stages import ending, panes, report, session
-from gpuyard.box.stages.runner import EXIT_CODES, Choice, Runner
+from gpuyard.box.stages.choice import Choice, check
+from gpuyard.box.stages.runner import EXIT_CODES, Runner, restore_checkpoint
 from gpuyard.box.stages.spec import DEFAULT_FOLDER, BoxSpec, load_spec
 from gpuyard.errors import GpuyardError, UsageError
 
@@ -41,15 +41,17 @@ def _run(spec: BoxSpec, options: argparse.Namespace) -> int:
 
 def _start(spec: BoxSpec, options: argparse.Namespace) -> int:
     choice = _choice(options)
-    for name in (choice.from_stage, choice.only):
-        if name is not None:
-            spec.stage(name)
+    check(choice, spec)
     restored: dict[str, Any] | None = None
     if options.restore or options.restore_sequence is not None:
-        outcome = restore(spec.store if spec.bucket else None, spec.run, spec.root, sequence=options.restore_sequence)
-        restored = vars(outcome)
+        restored = vars(restore_checkpoint(spec, options.restore_sequence, options.expected_checkpoint))
     before = report.status(spec)
     chosen = choice != Choice()
+    if options.state == "started" and chosen and before["state"] == "running":
+        raise UsageError(
+            f"{spec.run} is at work on {before['stage']} (iteration {before['iteration']}), and its stages can be "
+            "chosen only where nothing runs: wait for its end, or stop it first."
+        )
     wanted = before["state"] not in ("running", "finished") or (chosen and before["state"] != "running")
     if options.state == "started" and wanted:
         session.start(spec, choice)
@@ -142,11 +144,17 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(handler=handler)
         return added
 
-    command("run", _run, "run in the foreground; exit code 0 done, 1 failed, 3 interrupted", chosen)
+    command("run", _run, "run in the foreground; exit code 0 done, 1 failed, 3 interrupted, 4 waiting", chosen)
     start = command("start", _start, "run in a tmux session; a running or finished run stays as it is", chosen)
     start.add_argument("--restore", action="store_true", help="first bring back the newest checkpoint, if none is here")
     start.add_argument(
         "--restore-sequence", type=int, metavar="N", help="the same with exactly this checkpoint, newer ones or not"
+    )
+    start.add_argument(
+        "--expected-checkpoint",
+        type=int,
+        metavar="N",
+        help="the newest checkpoint that the controller has seen; 0: none, so a silent bucket keeps nobody waiting",
     )
     start.add_argument(
         "--state", choices=["started", "restored"], default="started", help="restored: do not start anything"

@@ -140,7 +140,12 @@ def publish_and_tell(spec: BoxSpec) -> Saved:
         return Saved(False, None, _sentences(said) or "No checkpoint was published.")
     if published.lacks:
         return Saved(False, published.sequence, f"{published.lacks[:1].upper()}{published.lacks[1:]}.")
-    why = f"The bucket holds everything that is on this box, as checkpoint {published.sequence}."
+    what = (
+        "everything that persist.rules publish of this box"
+        if spec.rules.leaves_out
+        else "everything that is on this box"
+    )
+    why = f"The bucket holds {what}, as checkpoint {published.sequence}."
     return Saved(True, published.sequence, why)
 
 

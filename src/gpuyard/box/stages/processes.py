@@ -68,7 +68,7 @@ def end(token: str, grace_s: float, *, tick: Callable[[], object] = lambda: None
         now = time.monotonic()
         if late_since is None and now - began >= grace_s / 2:
             late_since = now
-        # Counted from the second signals on: where this process itself was held up, each is heard all the same.
+        # The time counts from the second round of signals, so that nobody has less of it when this process was held up.
         overdue = -1.0 if late_since is None else now - late_since - grace_s / 2
         if overdue >= 0:
             for process in processes:

@@ -17,7 +17,7 @@ from gpuyard.box.stages.spec import BoxSpec, Stage
 from gpuyard.errors import UsageError
 from gpuyard.formats.journal import Progress
 
-STATES = ("not-started", "running", "idle", "interrupted", "failed", "finished")
+STATES = ("not-started", "running", "idle", "waiting", "interrupted", "failed", "finished")
 ERRORS = re.compile(r"error|exception|traceback|panicked|fatal|killed|out of memory", re.IGNORECASE)
 _POLL_S = 0.3
 # More of a log's end than this (bytes) is not read for its last lines: a progress bar may be one endless line.
@@ -27,7 +27,8 @@ _MOST_READ = 4 * 1024 * 1024
 def state_of(progress: Progress, *, alive: bool) -> str:
     """Return one of :data:`STATES`. A run whose runner is gone without a word is ``interrupted``.
 
-    ``idle``: nothing runs, and what was asked for (one stage only, say) is done, but stages are left.
+    ``idle``: nothing runs, and what was asked for (one stage only, say) is done, but stages are left. ``waiting``: a
+    stage comes next that a box of another pool has to run.
 
     ``alive`` must have been looked at before the journal was read: a runner that ends in between would otherwise look
     as if it had been cut off.
@@ -38,7 +39,12 @@ def state_of(progress: Progress, *, alive: bool) -> str:
         return "finished"
     if not progress.begun:
         return "not-started"
-    return {"failed": "failed", "done": "idle"}.get(progress.outcome or "", "interrupted")
+    return {"failed": "failed", "done": "idle", "waiting": "waiting"}.get(progress.outcome or "", "interrupted")
+
+
+def _waits_for(spec: BoxSpec, progress: Progress, state: str) -> str | None:
+    """Return the pool for whose box the run waits, ``None`` where it does not wait."""
+    return spec.waits_for(progress.current[1]) if state == "waiting" and progress.current else None
 
 
 def running_stage(spec: BoxSpec) -> Stage | None:
@@ -54,7 +60,8 @@ def status(spec: BoxSpec) -> dict[str, Any]:
 
     ``state`` is one of :data:`STATES`. ``failure`` says of a failed run which stage of which iteration failed, with its
     ``exit_code``, the ``reason`` as a sentence, and the ``last_line`` that the stage itself printed; else it is
-    ``None``. ``space_free_gb`` is what the disk of the persistent root has left (10^9 bytes).
+    ``None``. ``waits_for`` names the pool for whose box a run waits. ``space_free_gb`` is what the disk of the
+    persistent root has left (10^9 bytes).
     """
     alive = is_running(spec)
     progress = progress_of(spec)
@@ -64,6 +71,7 @@ def status(spec: BoxSpec) -> dict[str, Any]:
     lines = last_lines(latest, 1) if latest else []
     return {
         "run": spec.run,
+        "node": spec.node,
         "workload": spec.workload,
         "state": state,
         "iteration": current[0] if current else None,
@@ -75,6 +83,7 @@ def status(spec: BoxSpec) -> dict[str, Any]:
         "last_line": lines[-1] if lines else "",
         "last_published": progress.last_published,
         "failure": _failure(spec, progress) if state == "failed" else None,
+        "waits_for": _waits_for(spec, progress, state),
         "space_free_gb": _space_free_gb(spec.root),
         "tmux": session.exists(spec),
     }
@@ -85,7 +94,7 @@ def _failure(spec: BoxSpec, progress: Progress) -> dict[str, Any]:
     entry = progress.at(place) if place else None
     reason = progress.reason
     if reason is None and entry is not None:
-        reason = f"{entry.stage} ended with exit code {entry.exit_code}."
+        reason = f"{entry.reason or f'{entry.stage} ended with exit code {entry.exit_code}'}."
     own = [line for line in last_lines(spec.log(*place), 20) if line and not line.startswith("## ")] if place else []
     return {
         "stage": entry.stage if entry else None,
@@ -237,6 +246,7 @@ def progress_events(spec: BoxSpec, *, since: int = 0, follow: bool = False) -> I
                 last_output, last_time = newest, time.monotonic()
                 yield {"event": "output", "iteration": iteration, "stage": stage, "line": newest[1]}
         if not alive or not follow:
-            yield {"event": "end", "n": shown, "state": state_of(progress, alive=alive)}
+            state = state_of(progress, alive=alive)
+            yield {"event": "end", "n": shown, "state": state, "waits_for": _waits_for(spec, progress, state)}
             return
         time.sleep(_POLL_S)

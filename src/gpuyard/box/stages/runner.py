@@ -19,15 +19,18 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from gpuyard.box.checkpoints import Published, answer_soon, publish_or_warn, write_record
-from gpuyard.box.stages import processes
+from gpuyard.box.checkpoints import Published, Restored, answer_soon, publish_or_warn, restore, write_record
+from gpuyard.box.stages import choice as choosing
+from gpuyard.box.stages import processes, surroundings
+from gpuyard.box.stages.choice import Choice
 from gpuyard.box.stages.spec import DEFAULT_GRACE_S, BoxSpec, Stage
+from gpuyard.box.stages.taking_up import take_up
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.formats.journal import (
+    BEGIN,
     NEARLY_FULL_BYTES,
     Attempts,
     Journal,
@@ -37,26 +40,17 @@ from gpuyard.formats.journal import (
     space_free,
     summary,
 )
-from gpuyard.formats.manifest import STATE, timestamp
+from gpuyard.formats.label import FIRST_NODE
+from gpuyard.formats.manifest import JOURNAL, STATE, timestamp
 
 LOCK = "runner.lock"
-JOURNAL = ".gpuyard/journal.jsonl"
 _LOCK_WAIT_S = 2.0
 _LOOKERS_WAIT_S = 60.0
 _POLL_S = 0.1
 # bash waits for the program in the foreground and then leaves, so that a stopped stage begins no further command.
 _PREAMBLE = "trap 'exit 130' INT\n"
 
-EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 3}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What to run: from a stage on, or one stage only, and in which iteration (default: the current one)."""
-
-    from_stage: str | None = None
-    only: str | None = None
-    iteration: int | None = None
+EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 3, "waiting": 4}
 
 
 def journal_of(spec: BoxSpec) -> Journal:
@@ -77,7 +71,7 @@ def python_module(module: str, *arguments: str) -> list[str]:
 def bucket_refusal(spec: BoxSpec) -> str | None:
     """Return a sentence that says why the bucket cannot be used now, ``None`` when it answers."""
     try:
-        answer_soon(lambda: spec.store().folders(f"{spec.run}/"), spec.bucket)
+        answer_soon(lambda: spec.store().folders(f"{spec.place}/"), spec.bucket)
     except Exception as error:  # also what a damaged settings file or a missing boto3 raises
         return str(error)
     return None
@@ -94,12 +88,13 @@ def publish_checkpoint(
         return None
     published = publish_or_warn(
         spec.store,
-        spec.run,
+        spec.place,
         spec.root,
         warn=warn,
         patient=patient,
         retention=spec.retention,
-        progress=lambda data: summary(data, spec.order),
+        rules=spec.rules,
+        progress=lambda data: {**summary(data, spec.order), **({} if spec.node == FIRST_NODE else {"node": spec.node})},
         force=force,
     )
     if published is not None and not published.unchanged:
@@ -115,6 +110,18 @@ def publish_checkpoint(
         except OSError as error:
             warn(f"Warning: checkpoint {published.sequence} is in the bucket, and the journal does not say so: {error}")
     return published
+
+
+def restore_checkpoint(spec: BoxSpec, sequence: int | None = None, expected: int | None = None) -> Restored:
+    """Bring back the newest checkpoint, or exactly that one; a node that has none of its own begins with the run's.
+
+    ``expected`` is the newest one that the controller has seen in the node's place.
+    """
+    store = spec.store if spec.bucket else None
+    restored = restore(store, spec.place, spec.root, sequence=sequence, expected=expected)
+    if restored.source == "nothing" and spec.place != spec.run:
+        restored = restore(store, spec.run, spec.root)
+    return restored
 
 
 @contextlib.contextmanager
@@ -201,6 +208,15 @@ def _has_newer_file(root: Path, since_ns: int | None) -> bool:
     return False
 
 
+def _overdue(stage: Stage, seconds: float, silence: float) -> str | None:
+    """Return why a stage has to end now, ``None`` while it may go on."""
+    if stage.timeout is not None and seconds >= stage.timeout:
+        return f"{stage.name} was ended after {stage.timeout:g} s, its timeout"
+    if stage.silent is not None and silence >= stage.silent:
+        return f"{stage.name} was ended because it had printed nothing for {stage.silent:g} s"
+    return None
+
+
 class Runner:
     """One execution of :meth:`run`, in the foreground of this process."""
 
@@ -217,6 +233,8 @@ class Runner:
 
     def run(self, choice: Choice | None = None) -> str:
         """Run what is left of the workload (or what ``choice`` says); return ``done``, ``failed`` or ``interrupted``.
+
+        ``waiting`` is returned where a stage comes next that a box of another pool has to run.
 
         SIGTERM, SIGINT and SIGHUP end it in good order. Raises :class:`UsageError` when there is nothing sensible to
         run, or when another runner is alive.
@@ -240,11 +258,14 @@ class Runner:
     def _run_all(self, choice: Choice) -> str:
         todo = self._todo(choice)
         end_leftovers(self.spec, say=self._say)
-        self.journal.append("run-start", run=self.spec.run, workload=self.spec.workload, pid=os.getpid())
+        self.journal.append(BEGIN, run=self.spec.run, workload=self.spec.workload, pid=os.getpid())
         self.spec.make_directories()
         self._publisher.start()
         outcome = "done"
         for place in todo:
+            if self.spec.waits_for(place[1]) is not None:
+                outcome = "waiting"
+                break
             outcome = self._run_stage(place)
             if outcome != "done":
                 break
@@ -267,22 +288,12 @@ class Runner:
     # --- what to run ---
 
     def _todo(self, choice: Choice) -> list[Position]:
-        for name in (choice.from_stage, choice.only):
-            if name is not None:
-                self.spec.stage(name)
-        if choice.iteration is not None and not 0 <= choice.iteration < self.spec.iterations:
-            last = self.spec.iterations - 1
-            raise UsageError(f"iteration={choice.iteration}: {self.spec.workload} has the iterations 0 to {last}.")
         progress = progress_of(self.spec)
-        current = progress.current[0] if progress.current else self.spec.iterations - 1
-        iteration = current if choice.iteration is None else choice.iteration
-        if choice.only is not None:
-            self.journal.append("rewind", iteration=iteration, stage=choice.only, only=True)
-            return [(iteration, choice.only)]
-        if choice.from_stage is not None or choice.iteration is not None:
-            first = choice.from_stage or self.spec.stages[0].name
-            self.journal.append("rewind", iteration=iteration, stage=first)
-        return progress_of(self.spec).pending
+        fields = choosing.rewind(choice, self.spec, progress)
+        if fields is not None:
+            self.journal.append("rewind", **fields)
+            progress = progress_of(self.spec)
+        return choosing.what_runs(choice, self.spec, progress)
 
     # --- one stage ---
 
@@ -291,6 +302,8 @@ class Runner:
         for attempt in range(stage.retries + 1):
             if self._stop.is_set():
                 return "interrupted"
+            self.spec = take_up(self.spec, self._say)
+            stage = self.spec.stage(place[1])
             outcome = self._attempt(place, stage)
             if outcome != "failed" or attempt == stage.retries:
                 return outcome
@@ -304,7 +317,9 @@ class Runner:
         # What a resume command goes on from may not be there: the stage was lost before it had saved anything.
         afresh = self._why_afresh(stage, before) if resumed and stage.resume_command else None
         resumed = resumed and afresh is None
-        command = (stage.resume_command or stage.command) if resumed else stage.command
+        command = stage.command_in(iteration, resumed=resumed)
+        if stage.overrides and self.spec.overrides:
+            command = f"{command.rstrip()} {shlex.join(self.spec.overrides)}"
         attempt, token = before.attempts + 1, uuid.uuid4().hex
         if resumed:
             self.journal.append("resume", iteration=iteration, stage=name, attempt=attempt)
@@ -323,15 +338,16 @@ class Runner:
             note = f"iteration {iteration}, {name}: {how}, attempt {attempt}"
             self._note(log, note)
             self._token = token, stage.grace_s
-            exit_code = self._execute(command, place, token, stage.grace_s, log)
+            exit_code, reason = self._execute(command, place, token, stage, log)
             self._token = None
-            outcome = "done" if exit_code == 0 else "failed"
+            outcome = "done" if exit_code == 0 and reason is None else "failed"
             if self._stop.is_set():
                 # Whatever it says of itself: it was told to stop, so its work may not be complete.
                 outcome = "interrupted"
+                reason = None
             seconds = round(time.monotonic() - began, 2)
             note = f"iteration {iteration}, {name}: {outcome} after {seconds} s, exit code {exit_code}"
-            self._note(log, note)
+            self._note(log, f"{note}: {reason}" if reason else note)
         self.journal.append(
             "stage-end",
             iteration=iteration,
@@ -340,6 +356,7 @@ class Runner:
             exit_code=exit_code,
             outcome=outcome,
             seconds=seconds,
+            **({"reason": reason} if reason else {}),
         )
         return outcome
 
@@ -368,7 +385,11 @@ class Runner:
             return None if any(found) else f"nothing is there that matches resume_if: {pattern}"
         return None if _has_newer_file(self.spec.root, before.began_ns) else "nothing of it was saved"
 
-    def _execute(self, command: str, place: Position, token: str, grace_s: float, log: IO[bytes]) -> int:
+    def _execute(
+        self, command: str, place: Position, token: str, stage: Stage, log: IO[bytes]
+    ) -> tuple[int, str | None]:
+        """Run one command to its end; return its exit code, and why it was ended where that was the runner's doing."""
+        grace_s = stage.grace_s
         # The stage writes to its log itself, so that the death of this process does not break a pipe under its hands.
         with Path(str(log.name)).open("rb") as shown:
             shown.seek(0, os.SEEK_END)
@@ -384,36 +405,46 @@ class Runner:
                 )
             except OSError as error:
                 self._note(log, f"The stage cannot be started: {error}")
-                return 127
+                return 127, None
 
             def tick() -> None:
                 process.poll()
                 self._copy(shown)
 
-            while process.poll() is None and not self._stop.is_set():
+            began = heard = time.monotonic()
+            reason = None
+            while process.poll() is None and not self._stop.is_set() and reason is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL_S)
-                self._copy(shown)
+                if self._copy(shown):
+                    heard = time.monotonic()
+                if process.poll() is None:
+                    # A log that cannot be written tells nothing about what the stage prints.
+                    silence = 0.0 if log.name == os.devnull else time.monotonic() - heard
+                    reason = _overdue(stage, time.monotonic() - began, silence)
+            if reason is not None:
+                self._note(log, f"{reason}; it has {grace_s:g} s to save its work")
             if self._stop.is_set() and process.poll() is None:
                 self._say(f"told to stop: {place[1]} has {grace_s:g} s to save its work")
             # After a normal end this ends what a stage left in the background: the GPU belongs to the next stage now.
             processes.end(token, grace_s, tick=tick)
             exit_code = process.wait()
             self._copy(shown)
-            return exit_code
+            return exit_code, reason
 
     def _environment(self, place: Position, token: str) -> dict[str, str]:
         spec = self.spec
         checkpoint = python_module("gpuyard.box.checkpoints", "publish", "--impatient", "--settings", str(spec.folder))
+        users = {**spec.environment, **spec.stage(place[1]).environment_in(place[0]), **spec.secrets()}
         environment = {
             **os.environ,
             "PYTHONUNBUFFERED": "1",
-            **spec.environment,
-            **spec.secrets(),
+            **surroundings.defaults(spec, users),
+            **users,
             "ITERATION": str(place[0]),
             "STAGE": place[1],
             "RUN": spec.run,
-            "GPUYARD_RUN": spec.run,
+            **surroundings.facts(spec),
             "GPUYARD_PERSIST": str(spec.root),
             "GPUYARD_CHECKPOINT_COMMAND": shlex.join(checkpoint),
             processes.TOKEN: token,
@@ -443,6 +474,9 @@ class Runner:
         if reason is None and outcome == "failed" and progress.failed and self._disk_is_full():
             entry = progress.at(progress.failed)
             reason = f"{self._full_disk()}, and {entry.stage} ended with exit code {entry.exit_code}"
+        if outcome == "waiting" and progress.current:
+            stage = progress.current[1]
+            reason = f"{stage} comes next, which a box of pool {self.spec.waits_for(stage)} has to run"
         # The end goes into the journal before the last set is made, so that a restored run knows how it stood.
         try:
             why = {"reason": f"{reason}."} if reason else {}
@@ -459,7 +493,8 @@ class Runner:
             self._say(f"Warning: no checkpoint was published: {refusal} Everything stays on this box.")
             return
         publish_checkpoint(self.spec, warn=self._say, patient=True, force=True)
-        if complete or outcome != "done":
+        # A run that waits has not ended.
+        if complete or outcome not in ("done", "waiting"):
             self._record(outcome)
 
     def _disk_is_full(self) -> bool:
@@ -470,7 +505,11 @@ class Runner:
     def _record(self, outcome: str | None) -> None:
         if self.spec.bucket:
             try:
-                write_record(self.spec.store(), self.spec.run, self.spec.workload, outcome=outcome)
+                store = self.spec.store()
+                write_record(store, self.spec.place, self.spec.workload, outcome=outcome)
+                if outcome is None and self.spec.place != self.spec.run:
+                    # The run goes on, whatever its record said before; how it ends is said by all its nodes.
+                    write_record(store, self.spec.run, self.spec.workload)
             except (GpuyardError, OSError) as error:
                 self._say(f"Warning: the bucket has no record of this run: {error}")
 
@@ -479,10 +518,13 @@ class Runner:
     def _say(self, text: str) -> None:
         self._show(f"== {text}\n".encode())
 
-    def _copy(self, log: IO[bytes]) -> None:
-        """Show what has come into the log since the last look."""
+    def _copy(self, log: IO[bytes]) -> bool:
+        """Show what has come into the log since the last look; tell whether it was anything."""
+        came = False
         while chunk := log.read(65536):
             self._show(chunk)
+            came = True
+        return came
 
     def _show(self, data: bytes) -> None:
         """Write to the tmux pane. It may be gone, which must not matter to a stage."""

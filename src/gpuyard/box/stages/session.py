@@ -17,14 +17,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gpuyard.box.stages.runner import Choice, is_running, lock_owner, progress_of, python_module
+from gpuyard.box.stages.choice import Choice
+from gpuyard.box.stages.runner import is_running, lock_owner, progress_of, python_module
 from gpuyard.box.stages.spec import BoxSpec
 from gpuyard.errors import GpuyardError, UsageError
 
 WINDOWS = ("gpu", "log", "disk")
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "USER", "SHELL", "PYTHONPATH", "TMUX_TMPDIR")
 _START_WAIT_S = 60.0
-# A tmux server without a session leaves, and may still take a call while it does: what the call was for is not done.
+# A tmux server exits after its last session. A call that reaches it meanwhile is answered so, and is not carried out.
 _LEAVING = ("server exited", "lost server")
 
 

@@ -9,17 +9,34 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gpuyard.box.checkpoints import Retention, Store, open_store
+from gpuyard.box.checkpoints.rules import Rules
 from gpuyard.box.stages.folders import why_not
 from gpuyard.errors import UsageError
+from gpuyard.formats.label import FIRST_NODE
+from gpuyard.formats.location import Location
 
 DEFAULT_FOLDER = Path("/opt/gpuyard/run")
+# What holds where a workload says nothing, for its schema on the controller as well (gpuyard.workload.schema).
 DEFAULT_GRACE_S = 30.0
+DEFAULT_EVERY_S = 300.0
+DEFAULT_RETENTION = Retention(keep_last=3, keep_every=0)
+DEFAULT_RUN = "each"
+DEFAULT_ITERATIONS = 1
+
+
+@dataclass(frozen=True)
+class First:
+    """What a stage has in iteration 0 in place of, or besides, what it has in the others."""
+
+    command: str | None = None
+    resume_command: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -27,6 +44,9 @@ class Stage:
     """One named command. ``grace_s`` is in seconds, ``retries`` counts further attempts after a failed one.
 
     ``resume_if`` is a path or pattern below the persistent root: ``resume_command`` runs only where something matches.
+    ``run`` says in which iterations it runs (:func:`runs_in`). ``timeout`` and ``silent`` are the seconds after which
+    it is ended, since its beginning and since its last output. ``overrides`` tells whether the run's overrides follow
+    its command.
     """
 
     name: str
@@ -36,11 +56,58 @@ class Stage:
     resumable: bool = False
     grace_s: float = DEFAULT_GRACE_S
     retries: int = 0
+    run: str = DEFAULT_RUN
+    pool: str = "main"
+    timeout: float | None = None
+    silent: float | None = None
+    overrides: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    first: First = field(default_factory=First)
+
+    def command_in(self, iteration: int, *, resumed: bool) -> str:
+        """Return the command of an iteration, the one that goes on where it is ``resumed``."""
+        first = self.first if iteration == 0 else First()
+        resume_command = first.resume_command or self.resume_command
+        return (resume_command if resumed else None) or first.command or self.command
+
+    def environment_in(self, iteration: int) -> dict[str, str]:
+        """Return the variables that this stage alone has in an iteration."""
+        return {**self.environment, **(self.first.environment if iteration == 0 else {})}
+
+
+def runs_in(run: str, iteration: int) -> bool:
+    """Tell whether a stage of this kind belongs to an iteration. What runs ``once`` counts as part of iteration 0."""
+    return {"each": True, "later": iteration > 0}.get(run, iteration == 0)
+
+
+class Named(Protocol):
+    """A stage, as far as its place in the order goes."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def run(self) -> str:
+        """In which iterations it runs; see :func:`runs_in`."""
+
+
+def order_of(stages: Sequence[Named], iterations: int) -> list[tuple[int, str]]:
+    """Return every stage of every iteration, in the order in which they run."""
+    return [
+        (iteration, stage.name) for iteration in range(iterations) for stage in stages if runs_in(stage.run, iteration)
+    ]
 
 
 @dataclass(frozen=True)
 class BoxSpec:
-    """What the runner needs to know. ``every_s`` is the publishing interval (s; 0: only after each stage)."""
+    """What the runner needs to know. ``every_s`` is the publishing interval (s; 0: only after each stage).
+
+    ``instance`` says what is known of the instance that this box is: its node, provider, id, region, market, price.
+
+    With ``turn_pools`` the run moves from box to box, and this one runs the stages of these pools only: it waits for
+    another box where a stage of another pool comes next. Without, it runs every stage.
+    """
 
     folder: Path
     run: str
@@ -52,17 +119,28 @@ class BoxSpec:
     environment: Mapping[str, str]
     iterations: int
     stages: tuple[Stage, ...]
-    every_s: float = 60.0
-    retention: Retention = field(default_factory=Retention)
+    every_s: float = DEFAULT_EVERY_S
+    retention: Retention = DEFAULT_RETENTION
+    overrides: tuple[str, ...] = ()
     windows: tuple[tuple[str, str], ...] = ()
+    rules: Rules = field(default_factory=Rules)
     bucket: str = ""
-    bucket_endpoint: str | None = None
-    bucket_region: str | None = None
+    bucket_endpoint: str = ""
+    bucket_region: str = ""
+    turn_pools: tuple[str, ...] = ()
+    instance: Mapping[str, Any] = field(default_factory=dict)
+    node: str = FIRST_NODE
+    own_place: str = ""  # where in the bucket this node's checkpoints lie; "": at the run's own place
+
+    @property
+    def place(self) -> str:
+        """What the keys of this node's checkpoints and record begin with."""
+        return self.own_place or self.run
 
     @property
     def order(self) -> list[tuple[int, str]]:
         """Every stage of every iteration, in the order in which they run."""
-        return [(iteration, stage.name) for iteration in range(self.iterations) for stage in self.stages]
+        return order_of(self.stages, self.iterations)
 
     def stage(self, name: str) -> Stage:
         """Return the stage called ``name``, or raise :class:`UsageError` that lists the stages."""
@@ -72,18 +150,23 @@ class BoxSpec:
         known = ", ".join(stage.name for stage in self.stages)
         raise UsageError(f"{self.workload} has no stage {name!r}; its stages are {known}.")
 
+    def waits_for(self, name: str) -> str | None:
+        """Return the pool whose box has to run this stage, ``None`` when this box runs it."""
+        pool = self.stage(name).pool
+        return pool if self.turn_pools and pool not in self.turn_pools else None
+
     def secrets(self) -> dict[str, str]:
         """Return the secret environment, which is read anew each time and kept nowhere else."""
         return read_secrets(self.folder / "secrets.env")
 
+    @property
+    def location(self) -> Location:
+        """Where the bucket is. Raises :class:`UsageError` when its address is none, which must end no training."""
+        return Location.parse(self.bucket, endpoint=self.bucket_endpoint, region=self.bucket_region)
+
     def store(self) -> Store:
         """Open the run's bucket with the keys of the secret file, else of the process environment."""
-        return open_store(
-            self.bucket,
-            endpoint=self.bucket_endpoint,
-            region=self.bucket_region,
-            env={**os.environ, **self.secrets()},
-        )
+        return open_store(self.location, env={**os.environ, **self.secrets()})
 
     def make_directories(self) -> None:
         """Have every persistent folder: a bucket holds no empty ones, so a restored root may lack some."""
@@ -105,6 +188,7 @@ def load_spec(folder: Path = DEFAULT_FOLDER) -> BoxSpec:
             raise UsageError(f"{folder / 'workload.json'}: persist.root {reason}.")
         checkpoints = workload.get("checkpoints") or {}
         name = str(workload["name"])
+        pools = settings.get("pools") or ()  # those that this box serves; none: all
         return BoxSpec(
             folder=folder,
             run=str(settings["run"]),
@@ -114,16 +198,26 @@ def load_spec(folder: Path = DEFAULT_FOLDER) -> BoxSpec:
             repository=Path(settings.get("repository") or f"/opt/gpuyard/src/{name}"),
             path=tuple(settings.get("path") or ()),
             environment={
-                key: str(value) for key, value in ((workload.get("environment") or {}).get("set") or {}).items()
+                **_texts(workload.get("parameters")),
+                **_texts((workload.get("environment") or {}).get("set")),
             },
-            iterations=int(workload.get("iterations", 1)),
-            stages=tuple(_stage(item) for item in workload["stages"]),
-            every_s=float(checkpoints.get("every_s", 60)),
-            retention=Retention(int(checkpoints.get("keep_last", 0)), int(checkpoints.get("keep_every", 0))),
+            iterations=int(workload.get("iterations", DEFAULT_ITERATIONS)),
+            stages=tuple(_stage(item) for item in workload["stages"] if not pools or item.get("pool") in pools),
+            every_s=float(checkpoints.get("every_s", DEFAULT_EVERY_S)),
+            retention=Retention(
+                int(checkpoints.get("keep_last", DEFAULT_RETENTION.keep_last)),
+                int(checkpoints.get("keep_every", DEFAULT_RETENTION.keep_every)),
+            ),
+            overrides=tuple(str(word) for word in workload.get("overrides") or ()),
             windows=tuple((str(item["name"]), str(item["command"])) for item in workload.get("windows") or ()),
+            rules=Rules.from_workload(persist.get("rules") or ()),
             bucket=str(settings.get("bucket") or ""),
-            bucket_endpoint=settings.get("bucket_endpoint") or None,
-            bucket_region=settings.get("bucket_region") or None,
+            bucket_endpoint=str(settings.get("bucket_endpoint") or ""),
+            bucket_region=str(settings.get("bucket_region") or ""),
+            instance=dict(settings.get("instance") or {}),
+            node=str(settings.get("node") or FIRST_NODE),
+            own_place=str(settings.get("place") or ""),
+            turn_pools=tuple(settings.get("turn_pools") or ()),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{folder} does not describe a workload: {error!r}.") from error
@@ -140,15 +234,33 @@ def read_secrets(file: Path) -> dict[str, str]:
 
 
 def _stage(item: Mapping[str, Any]) -> Stage:
+    first = item.get("first") or {}
     return Stage(
         name=str(item["name"]),
         command=str(item["command"]),
         resume_command=item.get("resume_command") or None,
         resume_if=item.get("resume_if") or None,
-        resumable=bool(item.get("resumable", False)),
+        resumable=item.get("resumable", False) in (True, "yes", "partial"),
         grace_s=float(item.get("grace_s", DEFAULT_GRACE_S)),
         retries=int(item.get("retries", 0)),
+        pool=str(item.get("pool") or "main"),
+        run=str(item.get("run", DEFAULT_RUN)),
+        timeout=_seconds(item.get("timeout")),
+        silent=_seconds(item.get("silent")),
+        overrides=bool(item.get("overrides", False)),
+        environment=_texts(item.get("environment")),
+        first=First(
+            first.get("command") or None, first.get("resume_command") or None, _texts(first.get("environment"))
+        ),
     )
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _texts(values: Mapping[str, Any] | None) -> dict[str, str]:
+    return {name: str(value) for name, value in (values or {}).items()}
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+#!/usr/bin/python
+# Copyright: gpuyard contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The end of a launch that has failed."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: run_give_up
+short_description: Say what a failed launch leaves, and give back what nobody waits for
+version_added: 0.1.0
+author:
+  - gpuyard contributors (@gpuyard)
+description:
+  - For the C(rescue) of a launch. A machine that the launch has rented and on which no stage has begun is destroyed
+    when nobody stays to see it bill (O(shutdown)), or when the run was to be moved to it from another one
+    (O(hand_over)). Every other machine is kept.
+  - Always fails, with a sentence that says what failed, what was destroyed, and what bills until which command.
+extends_documentation_fragment:
+  - gpuyard.cloud.provider
+  - gpuyard.cloud.provider.attributes
+  - gpuyard.cloud.bucket
+attributes:
+  check_mode:
+    support: full
+    details: Nothing is destroyed.
+  diff_mode:
+    support: none
+options:
+  run:
+    description: The name of the run.
+    type: str
+    required: true
+  task:
+    description: The name of the task that has failed.
+    type: str
+    required: true
+  node:
+    description: The node of the run whose machine it is about, C(<pool>-<number>).
+    type: str
+    required: true
+  rented:
+    description: Whether this launch has rented it.
+    type: bool
+    default: false
+  shutdown:
+    description: Whether the rental was to end with the run.
+    type: bool
+    default: false
+  hand_over:
+    description: Whether the run was to be moved to it from another machine.
+    type: bool
+    default: false
+  ssh_key:
+    description: The path of the private SSH key with which the machine is reached. By default gpuyard's own.
+    type: path
+seealso:
+  - module: gpuyard.cloud.run_end
+"""
+
+EXAMPLES = r"""
+- name: Say what is left
+  gpuyard.cloud.run_give_up:
+    run: miniprover-0
+    task: "{{ ansible_failed_task.name }}"
+    node: main-0
+    rented: true
+    shutdown: true
+"""
+
+RETURN = r"""
+failure:
+  description: What went wrong, for programs.
+  returned: always
+  type: dict
+  sample: {kind: GpuyardError}
+"""
+
+from typing import Any
+
+from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
+    BUCKET_OPTIONS,
+    PROVIDER_OPTIONS,
+    Call,
+    run_module,
+)
+
+ARGUMENT_SPEC: dict[str, Any] = (
+    PROVIDER_OPTIONS
+    | BUCKET_OPTIONS
+    | {
+        "run": {"type": "str", "required": True},
+        "task": {"type": "str", "required": True},
+        "node": {"type": "str", "required": True},
+        "rented": {"type": "bool", "default": False},
+        "shutdown": {"type": "bool", "default": False},
+        "hand_over": {"type": "bool", "default": False},
+        "ssh_key": {"type": "path", "no_log": False},
+    }
+)
+CONDITIONS: dict[str, Any] = {}
+
+
+def run(call: Call) -> dict[str, Any]:
+    """Give back what nobody waits for, and fail."""
+    from gpuyard.api import closing
+    from gpuyard.errors import GpuyardError
+
+    failure = closing.Failure(
+        rented=call.params["rented"] and not call.check_mode,
+        **{name: call.params[name] for name in ("run", "task", "node", "shutdown", "hand_over")},
+    )
+    raise GpuyardError(closing.give_up(call.site(), failure, progress=call.progress).text)
+
+
+def main() -> None:
+    """Run as a module."""
+    run_module(run, ARGUMENT_SPEC, **CONDITIONS)
+
+
+if __name__ == "__main__":
+    main()

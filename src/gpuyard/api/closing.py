@@ -1,0 +1,88 @@
+"""What becomes of the machines of a launch that has failed, or that is through.
+
+The decisions about money that ``launch.yml`` follows: which machine goes, which is kept, and what is said of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpuyard.api import end
+from gpuyard.api.site import Site
+from gpuyard.errors import GpuyardError
+from gpuyard.providers.base import Progress
+from gpuyard.renting import ending
+
+_STATES = {
+    "finished": "has finished",
+    "failed": "has failed",
+    "waiting": "waits for a machine of another pool",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A launch that has failed after its machine was there.
+
+    ``node`` is the place that the machine takes, ``rented`` whether this launch has rented it, ``shutdown`` whether the
+    rental was to end with the run, ``hand_over`` whether the run was to be moved to it from another machine.
+    """
+
+    run: str
+    task: str
+    node: str
+    rented: bool = False
+    shutdown: bool = False
+    hand_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """What failed, what was destroyed, and what is kept and bills, in sentences."""
+
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {"text": self.text}
+
+
+def give_up(site: Site, failure: Failure, *, progress: Progress) -> GivenUp:
+    """Give back what nobody waits for, and return what became of the launch's machine.
+
+    A machine that this launch has rented and on which no stage has begun holds nothing that is not elsewhere. It goes
+    where nobody stays to see it bill, and where its run has another one that waits. Every other machine is kept.
+    """
+    what = f'"{failure.task}" failed, as shown above.'
+    again = f"`ansible-playbook launch.yml -e run={failure.run}` tries again"
+    ends = f"`ansible-playbook teardown.yml -e run={failure.run}` ends it"
+    if not (failure.rented and (failure.shutdown or failure.hand_over)):
+        return GivenUp(f"{what} The machine is kept, and bills: {again}, {ends}.")
+    order = ending.Order(failure.run, node=failure.node, only="not-begun")
+    try:
+        end.end(site, order, progress=progress)
+    except GpuyardError as error:
+        return GivenUp(f"{what} {error}")
+    if failure.hand_over:
+        return GivenUp(f"{what} The new machine is destroyed: no stage had begun on it.")
+    return GivenUp(f"{what} The machine is destroyed, as shutdown=true asks for.")
+
+
+def left_alone(run: str, states: Sequence[str], machines: int, price_per_hour_usd: float) -> list[str]:
+    """Return what to say of a run that nobody follows: what it does, and what its machines cost an hour together.
+
+    ``states`` are those of its machines' stages, as far as they are known.
+    """
+    known = set(states)
+    telling = next((state for state in ("failed", "waiting") if state in known), "")
+    if known == {"finished"}:
+        telling = "finished"
+    who = "The machine bills" if machines == 1 else f"Its {machines} machines bill"
+    # Short enough not to be folded, so that the commands can be copied.
+    return [
+        f"Run {run} {_STATES.get(telling, 'is at work')}. Its log: ansible-playbook logs.yml -e run={run}",
+        f"{who} {price_per_hour_usd:.4f} USD an hour, also when the run has ended, until:",
+        f"ansible-playbook teardown.yml -e run={run}",
+    ]

@@ -1,0 +1,157 @@
+"""Launch a run, or resume it: plan it, have a machine for each of its nodes, and say how each is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from gpuyard import paths, planning, records, ssh
+from gpuyard.api.site import Site
+from gpuyard.formats.label import pool_of
+from gpuyard.hosts import host_name
+from gpuyard.planning import PlanRequest
+from gpuyard.planning.nodes import NodePlan
+from gpuyard.providers.base import Progress
+from gpuyard.renting import claim, machine, nodes, record
+from gpuyard.renting.ledger import Ledger
+from gpuyard.renting.machine import Outcome
+from gpuyard.renting.notebook import Notebook
+from gpuyard.renting.pending import PendingNotes
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedNode:
+    """A node with its machine. ``connection`` holds Ansible's variables; empty for a machine that is only planned."""
+
+    run: str
+    host: str
+    plan: NodePlan
+    outcome: Outcome
+    connection: Mapping[str, str | int]
+    apart: bool = False  # whether it is one of several nodes that are at work at the same time
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as a play takes it; ``stages`` is what its box is told of the node: of a lone one nothing."""
+        place = self.plan.place
+        apart = place.pools if self.apart else ()
+        return {
+            "name": self.host,
+            "node": place.on_label,
+            "pool": pool_of(place.on_label),
+            "stages": {
+                "node": place.name if apart else "",
+                "pools": list(apart),
+                "place": "" if place.place == self.run else place.place,
+            },
+            "rented": self.outcome.rented,
+            "instance": records.instance_to_dict(self.outcome.instance) if self.outcome.instance else {},
+            "vars": dict(self.connection),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A run whose nodes have their machines, or with ``check`` would get them."""
+
+    plan: planning.Plan
+    nodes: list[LaunchedNode]
+    check: bool = False
+
+    @property
+    def price_per_hour_usd(self) -> float:
+        """What its machines cost an hour as they are now; with ``check`` those that it has."""
+        return sum(node.outcome.instance.cost_now_per_hour_usd for node in self.nodes if node.outcome.instance)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values: what was done, or with ``check`` would be, and the text for people."""
+        outcomes = [node.outcome for node in self.nodes]
+        actions = [action for outcome in outcomes for action in outcome.actions]
+        planned = [call for outcome in outcomes for call in outcome.planned]
+        text = records.planned_text(actions, planned) if self.check else self._ways_in()
+        values: dict[str, Any] = {
+            "changed": any(outcome.changed for outcome in outcomes),
+            "plan": self.plan.to_dict(),
+            "hosts": [node.to_dict() for node in self.nodes if node.connection],
+            "price_per_hour_usd": self.price_per_hour_usd,
+            "actions": actions,
+            "diff": {
+                "before": {"machines": [words for outcome in outcomes for words in outcome.before]},
+                "after": {"machines": [words for outcome in outcomes for words in outcome.after]},
+            },
+            "text": "\n".join(text),
+        }
+        if self.check:
+            values["planned_calls"] = [records.call_to_dict(call) for call in planned]
+        return values
+
+    def _ways_in(self) -> list[str]:
+        """Return how each machine is reached by hand."""
+        config_file = paths.home() / "ssh_config"
+        return [f"Reach it by its name: ssh -F {config_file} {node.host}" for node in self.nodes if node.connection]
+
+
+def launch(
+    site: Site, request: PlanRequest, *, timeout_s: float = 900.0, check: bool = False, progress: Progress
+) -> Launched:
+    """Plan the run of ``request``, tell the plan line by line, and have a machine for each of its nodes, side by side.
+
+    ``timeout_s`` is how long one machine may take to be usable. Raises what :func:`gpuyard.planning.make` and
+    :func:`gpuyard.renting.nodes.present` raise; whatever it is, no machine that this call has rented is left unsaid.
+    """
+    checked = planning.check(request)
+    connections = site.connections(start_sandbox=request.mode == "launch", progress=progress)
+    plan = planning.make(request, checked, connections, progress=progress)
+    for line in plan.text:
+        progress(line)
+    everywhere = connections.everywhere
+    shared = Notebook(site.shared_store)
+    ledger, notes = Ledger(shared, progress), PendingNotes(shared, progress)
+
+    def keep() -> None:
+        # A bucket that has failed before is asked again: without it nobody else could go on with the run.
+        if plan.to_keep and (store := site.shared_store()):
+            record.write(store, plan.to_keep, progress=progress)
+
+    orders = [
+        machine.Order(
+            run=plan.run.name,
+            node=node.place.on_label,
+            workload=plan.workload.name,
+            offers=partial(list, node.offers),
+            key=plan.key,
+            disk_gb=node.disk_gb,
+            image=plan.workload.image,
+            planned=bool(node.offers),
+            replace_preempted=node.replace_preempted,
+            timeout_s=timeout_s,
+            everywhere=everywhere,
+            notes=notes,
+            ledger=ledger,
+            claims=claim.Claims(shared, progress),
+            keep=keep,
+        )
+        for node in plan.nodes
+    ]
+    clouds = {
+        node.place.on_label: [cloud for cloud in everywhere if node.provider in ("", cloud.name)] for node in plan.nodes
+    }
+    outcomes = nodes.present(clouds, orders, check=check, progress=progress)
+    # All nodes of the run, those included whose stages are done, so that a node's name stays what it is.
+    names = [place.name for place in plan.places] if len(plan.places) > 1 else []
+    return Launched(
+        plan,
+        [
+            LaunchedNode(
+                plan.run.name,
+                host_name(plan.run.name, node.place.on_label, names),
+                node,
+                outcome,
+                ssh.ansible_vars(outcome.instance, plan.key) if outcome.instance else {},
+                apart=len(plan.places) > 1,
+            )
+            for node, outcome in zip(plan.nodes, outcomes, strict=True)
+        ],
+        check,
+    )

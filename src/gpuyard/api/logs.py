@@ -1,0 +1,123 @@
+"""The log of a stage, from the run's machine or from its newest checkpoint, and what a run does as it does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpuyard.api.site import SURVEY_S, Site
+from gpuyard.box.checkpoints import Store
+from gpuyard.errors import CheckpointError, GpuyardError, UsageError
+from gpuyard.providers.base import Progress
+from gpuyard.renting import access, machine, runs, survey, watch
+from gpuyard.renting.runs import Run
+
+
+@dataclass(frozen=True, slots=True)
+class LogRequest:
+    """Which log is wanted.
+
+    ``run``: by default the only one there is. ``node``: by default the first that is at work. ``stage``: by default the
+    one whose log was written to last.
+    ``iteration``: by default the stage's last one. ``lines``: how many, from the end. ``errors``: only lines that look
+    like errors.
+    """
+
+    run: str | None = None
+    node: str | None = None
+    stage: str | None = None
+    iteration: int | None = None
+    lines: int = 50
+    errors: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The lines of a log."""
+
+    run: str
+    lines: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {"lines": self.lines, "text": "\n".join(self.lines)}
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """How a run stood when following it ended, and what bills from then on."""
+
+    run: str
+    state: str
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {"lines": [], "state": self.state, "text": self.text}
+
+
+def read(site: Site, request: LogRequest, *, progress: Progress) -> Log:
+    """Return the log that ``request`` wants.
+
+    Raises :class:`gpuyard.errors.UsageError`, which lists what there is, when the run or its log is not there.
+    """
+    if request.lines < 1:
+        raise UsageError(f"lines={request.lines} must be at least 1.")
+    run, store = _choose(site, request.run, progress)
+    query = watch.LogQuery(request.stage, request.iteration, request.lines, request.errors)
+    node = watch.choose_node(run, request.node)
+    whose = machine.whose(run.name, node.name)
+    if node.machine and node.is_up:
+        return Log(run.name, list(watch.lines(node.machine, site.key(), query.words())))
+    if store is None:
+        raise UsageError(f"{whose} has no running machine, and no bucket that could hold its logs.")
+    return Log(run.name, watch.published_log(whose[0].lower() + whose[1:], node, store, query))
+
+
+def follow(site: Site, name: str | None, *, progress: Progress) -> Followed:
+    """Tell ``progress`` what the run called ``name`` (by default the only one) does, until it ends.
+
+    Raises :class:`gpuyard.errors.GpuyardError`, with the last lines of what failed, when it does not finish.
+    """
+    run, _ = _choose(site, name, progress)
+    if not run.machine:
+        raise UsageError(f"Run {run.name} has no machine, so there is nothing to follow.")
+    key = site.key()
+    progress(f"Following run {run.name}; Ctrl-C ends the following only: the run goes on, and its machine bills.")
+    states = watch.follow(run, key, progress)
+    bills = (
+        f"As long as its machine is there, it bills {run.price_per_hour_usd:.4f} USD an hour: "
+        f"`ansible-playbook teardown.yml -e run={run.name}` ends that."
+    )
+    unfinished = [
+        watch.how_it_ended(machine.whose(run.name, node.name), node.machine, key, states[node.name])
+        for node in run.nodes
+        if node.machine and states.get(node.name, "finished") not in watch.AS_ASKED
+    ]
+    if unfinished:
+        raise GpuyardError("\n".join([*unfinished, bills]))
+    return Followed(run.name, *watch.as_asked(states.values(), bills))
+
+
+def _choose(site: Site, name: str | None, progress: Progress) -> tuple[Run, Store | None]:
+    """Return the run that is meant, and the bucket. Clouds and bucket are needed only as far as they may hold it."""
+    clouds = site.clouds()
+    store = site.store()
+    seen = survey.take(clouds, within_s=SURVEY_S)
+    instances = seen.answered()
+    if name not in [instance.ref.run for instance in survey.owned(instances) if instance.ref]:
+        # It may be at the cloud that does not answer.
+        seen.complete()
+    try:
+        runs.check_answers(store)
+        stored = runs.stored(store)
+    except CheckpointError as error:
+        # A machine can be asked all the same.
+        stored = runs.Stored()
+        if not any(run.machine and name in (None, run.name) for run in runs.join(instances, stored)):
+            raise
+        progress(f"The bucket cannot be read, so runs without a machine are missing: {error}")
+    run = watch.choose(runs.join(instances, stored), name)
+    if run.machine:
+        access.let_in(clouds, [one for one in run.instances if one.alive], site.key(), progress=progress)
+    return run, store

@@ -1,0 +1,210 @@
+"""A bucket that speaks S3. boto3 is imported when one is opened, not before."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gpuyard.box.checkpoints.stores import SINGLE_REQUEST_BYTES, Store, StoredObject
+from gpuyard.errors import BucketError, CheckpointError, MissingObjectError, UsageError
+from gpuyard.formats.location import Location
+
+# A dead bucket must not hold up a stage: one refused or silent connection costs seconds, not minutes.
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 30
+ATTEMPTS = 2
+_CHUNK = 1024 * 1024
+
+
+def _import_boto3(libraries: str) -> Any:
+    """Return boto3, from the folder ``libraries`` where this Python has none of its own.
+
+    The folder comes last on the path: whatever the program brings itself stays what it gets.
+    """
+    try:
+        return importlib.import_module("boto3")
+    except ImportError:
+        if not libraries:
+            raise
+    if libraries not in sys.path:
+        sys.path.append(libraries)
+    importlib.invalidate_caches()
+    return importlib.import_module("boto3")
+
+
+class S3Store(Store):
+    """A bucket at Amazon S3 or at anything that speaks its protocol (B2, R2, Vultr object storage, seaweedfs)."""
+
+    tags_tell_content = True
+
+    def __init__(self, location: Location, *, access_key: str = "", secret_key: str = "", libraries: str = "") -> None:
+        """Open the bucket at ``location``. ``libraries`` is the folder with boto3 for a Python that has none."""
+        self.bucket = location.name
+        self.prefix = location.prefix and f"{location.prefix}/"
+        self.endpoint = location.endpoint or None
+        self.url = location.url
+        try:
+            boto3 = _import_boto3(libraries)
+            botocore = importlib.import_module("botocore.exceptions")
+            config = importlib.import_module("botocore.config").Config
+            transfer = importlib.import_module("boto3.s3.transfer").TransferConfig
+        except ImportError as error:
+            raise CheckpointError(
+                f"The bucket {self.url} needs the Python package boto3, which this Python lacks: add boto3 to the "
+                "requirements, or pip install boto3."
+            ) from error
+        self._client_error = botocore.ClientError
+        self._errors: tuple[type[Exception], ...] = (
+            botocore.BotoCoreError,
+            botocore.ClientError,
+            importlib.import_module("boto3.exceptions").Boto3Error,
+        )
+        self._transfer = transfer(
+            multipart_threshold=SINGLE_REQUEST_BYTES, multipart_chunksize=2 * SINGLE_REQUEST_BYTES
+        )
+        # A session of its own: the default one of boto3 must not be made by several threads at once.
+        with self._failures(""):
+            self._client: Any = boto3.session.Session().client(
+                "s3",
+                endpoint_url=self.endpoint,
+                aws_access_key_id=access_key or None,
+                aws_secret_access_key=secret_key or None,
+                region_name=location.region or None,
+                config=config(
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                    read_timeout=READ_TIMEOUT_S,
+                    retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
+                    max_pool_connections=32,
+                    # Buckets other than Amazon's often know neither virtual hosts nor the newer checksums.
+                    s3={"addressing_style": "path"} if self.endpoint else {},
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                ),
+            )
+
+    def get(self, key: str) -> bytes:
+        with self._failures(key):
+            data: bytes = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].read()
+            return data
+
+    def chunks(self, key: str) -> Iterator[bytes]:
+        with self._failures(key):
+            yield from self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].iter_chunks(_CHUNK)
+
+    def put(self, key: str, data: bytes) -> None:
+        with self._failures(key):
+            self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data)
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Store ``data`` unless there is an object under ``key``; return whether ``data`` is there now.
+
+        Servers that do not know ``If-None-Match`` (rclone's, some elder ones) ignore it or refuse it. So the key is
+        looked at first, and on such a server two calls within the same moment may both succeed.
+        """
+        target = {"Bucket": self.bucket, "Key": self.prefix + key, "Body": data}
+        with contextlib.suppress(MissingObjectError):
+            return self.get(key) == data
+        with self._failures(key):
+            try:
+                self._client.put_object(**target, IfNoneMatch="*")
+            except self._client_error as error:
+                code = str(error.response.get("Error", {}).get("Code", ""))
+                if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+                    # It may be our own, of a request that was sent twice.
+                    return self.get(key) == data
+                if code not in ("NotImplemented", "501"):
+                    raise
+                self._client.put_object(**target)
+            return True
+
+    def put_stream(self, key: str, stream: BinaryIO) -> None:
+        with self._failures(key):
+            self._client.upload_fileobj(stream, self.bucket, self.prefix + key, Config=self._transfer)
+
+    def fetch(self, key: str, target: Path, size: int) -> None:
+        if size <= SINGLE_REQUEST_BYTES:
+            target.write_bytes(self.get(key))
+            return
+        with self._failures(key):
+            self._client.download_file(self.bucket, self.prefix + key, str(target), Config=self._transfer)
+
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
+        with self._failures(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self.prefix + prefix
+            )
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    tag = str(item.get("ETag", "")).strip('"')
+                    modified = item["LastModified"].timestamp() if "LastModified" in item else 0.0
+                    yield StoredObject(item["Key"][len(self.prefix) :], item["Size"], tag, modified)
+
+    def folders(self, prefix: str = "") -> list[str]:
+        with self._failures(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self.prefix + prefix, Delimiter="/"
+            )
+            start = len(self.prefix + prefix)
+            return sorted(item["Prefix"][start:-1] for page in pages for item in page.get("CommonPrefixes", ()))
+
+    def delete(self, key: str) -> None:
+        # One request an object: the many-at-once call is what compatible buckets most often lack.
+        with self._failures(key):
+            self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+
+    def abort_unfinished(self, prefix: str, spare: Callable[[str], bool] = lambda key: False) -> int:
+        with self._failures(prefix):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=self.prefix + prefix
+            )
+            found = [(item["Key"], item["UploadId"]) for page in pages for item in page.get("Uploads", ())]
+        unwanted = [(key, upload) for key, upload in found if not spare(key[len(self.prefix) :])]
+        for key, upload in unwanted:
+            # One that has ended meanwhile is as good.
+            with self._failures(key), contextlib.suppress(self._client.exceptions.NoSuchUpload):
+                self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
+        return len(unwanted)
+
+    def ends_unfinished(self) -> bool | None:
+        try:
+            answer = self._client.get_bucket_lifecycle_configuration(Bucket=self.bucket)
+        except self._client_error as error:
+            # Not every key may ask, and not every server knows what this is.
+            code = error.response.get("Error", {}).get("Code")
+            return False if code == "NoSuchLifecycleConfiguration" else None
+        except self._errors:
+            return None
+        return any(self._ends_ours(rule) for rule in answer.get("Rules", ()))
+
+    def _ends_ours(self, rule: Mapping[str, Any]) -> bool:
+        """Tell whether a life-cycle rule ends unfinished uploads below this store's prefix."""
+        chosen = rule.get("Filter") or {}
+        prefix = chosen.get("Prefix") or (chosen.get("And") or {}).get("Prefix") or rule.get("Prefix") or ""
+        on = rule.get("Status") == "Enabled" and "AbortIncompleteMultipartUpload" in rule
+        return on and self.prefix.startswith(prefix)
+
+    @contextlib.contextmanager
+    def _failures(self, key: str) -> Iterator[None]:
+        where = f"The bucket {self.url}" + (f" at {self.endpoint}" if self.endpoint else "")
+        try:
+            yield
+        except self._errors as error:
+            code = str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, self._client_error) else ""
+            if code in ("NoSuchKey", "404", "NotFound"):
+                raise MissingObjectError(f"{self.url} holds no {key}.") from error
+            if code == "NoSuchBucket":
+                raise BucketError(f"{where} does not exist.") from error
+            if code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"):
+                raise BucketError(
+                    f"{where} refuses the key ({code}): check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+                ) from error
+            if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+                raise BucketError(f"{where} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.") from error
+            raise BucketError(f"{where} cannot be used ({code or type(error).__name__}).") from error
+        except ValueError as error:
+            # What botocore says of a malformed endpoint or bucket name.
+            raise UsageError(f"{where} is not a usable bucket: {error}") from error

@@ -1,0 +1,82 @@
+"""What becomes of a launch's machine, and what is said of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gpuyard.api import closing, end
+from gpuyard.api.site import Site
+from gpuyard.errors import NotSavedError
+from gpuyard.renting import ending
+
+
+@pytest.fixture
+def orders(monkeypatch: pytest.MonkeyPatch) -> list[ending.Order]:
+    """Return what was ordered to end; nothing is asked anywhere."""
+    made: list[ending.Order] = []
+
+    def ended(_site: Site, order: ending.Order, **_options: Any) -> end.Change:
+        made.append(order)
+        return end.Change(True)
+
+    monkeypatch.setattr(end, "end", ended)
+    return made
+
+
+def give_up(**changes: Any) -> str:
+    failure = closing.Failure(**{"run": "a-0", "task": "Start the stages", "node": "search-0", **changes})
+    return closing.give_up(Site(), failure, progress=lambda _: None).text
+
+
+@pytest.mark.parametrize(
+    ("changes", "ends", "words"),
+    [
+        (
+            {"rented": True},
+            False,
+            "The machine is kept, and bills: `ansible-playbook launch.yml -e run=a-0` tries again",
+        ),
+        ({"shutdown": True}, False, "The machine is kept, and bills"),
+        ({"hand_over": True}, False, "The machine is kept, and bills"),
+        ({"rented": True, "shutdown": True}, True, "The machine is destroyed, as shutdown=true asks for."),
+        ({"rented": True, "hand_over": True}, True, "The new machine is destroyed: no stage had begun on it."),
+        ({"rented": True, "hand_over": True, "shutdown": True}, True, "The new machine is destroyed"),
+    ],
+)
+def test_only_a_new_machine_that_nobody_waits_for_is_given_back(
+    orders: list[ending.Order], changes: dict[str, Any], ends: bool, words: str
+) -> None:
+    told = give_up(**changes)
+    assert told.startswith('"Start the stages" failed, as shown above. ') and words in told
+    # No other machine of the run, and that one only as long as nothing has begun on it.
+    assert orders == ([ending.Order("a-0", only="not-begun", node="search-0")] if ends else [])
+
+
+def test_a_machine_that_has_to_be_kept_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> end.Change:
+        raise NotSavedError("Nothing is destroyed: The stages have begun on vast 17 (running).")
+
+    monkeypatch.setattr(end, "end", refuse)
+    assert give_up(rented=True, shutdown=True) == (
+        '"Start the stages" failed, as shown above. Nothing is destroyed: The stages have begun on vast 17 (running).'
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "does"),
+    [
+        ("finished", "has finished"),
+        ("failed", "has failed"),
+        ("waiting", "waits for a machine of another pool"),
+        ("running", "is at work"),
+        ("", "is at work"),
+    ],
+)
+def test_a_launch_that_nobody_follows_says_what_bills_f3(state: str, does: str) -> None:
+    """F3: launch returns at once, and says where the log is and what ends the rental."""
+    first, second, third = closing.left_alone("a-0", [state] if state else [], 1, 0.25)
+    assert first == f"Run a-0 {does}. Its log: ansible-playbook logs.yml -e run=a-0"
+    assert "0.2500 USD an hour, also when the run has ended" in second
+    assert third == "ansible-playbook teardown.yml -e run=a-0"
