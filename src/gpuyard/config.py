@@ -22,14 +22,15 @@ from gpuyard.providers.base import Provider
 from gpuyard.providers.http import Patience
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
+from gpuyard.remedies import option, remedy
 from gpuyard.sandbox import info as sandbox_info
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 _NOT_RUNNING = "The sandbox is not running under {state}: run `gpuyard sandbox up`."
 _NO_SANDBOX = (
-    "sandbox_state={state}: there is no sandbox there; `ansible-playbook launch.yml -e sandbox=true` with that "
-    "sandbox_state, or `gpuyard sandbox up --state {state}`, makes one."
+    "sandbox_state={state}: there is no sandbox there; `{launch}` with that sandbox_state, or `gpuyard sandbox up "
+    "--state {state}`, makes one."
 )
 
 
@@ -164,7 +165,8 @@ def connect(
             return []
         if info is None:
             exists = (world.sandbox_state / "settings.json").exists()
-            raise UsageError((_NOT_RUNNING if exists else _NO_SANDBOX).format(state=world.sandbox_state))
+            launch = remedy("launch", sandbox=True)
+            raise UsageError((_NOT_RUNNING if exists else _NO_SANDBOX).format(state=world.sandbox_state, launch=launch))
         return [
             CLOUDS[name].make(
                 info.keys[name], base_url=info.endpoints[name], emulated=True, sandbox=info.name, patience=patience
@@ -215,7 +217,7 @@ def s3_settings(
     if not (access and secret):
         raise UsageError(
             f"bucket={bucket!r} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment; without a bucket "
-            "(-e bucket='') checkpoints stay on the box."
+            f"({option('bucket', "''")}) checkpoints stay on the box."
         )
     location = location.completed(world.env)
     return BucketSettings(location.url, location.endpoint, location.endpoint, access, secret, location.region)
@@ -260,7 +262,8 @@ def _key(cloud: _Cloud, env: Mapping[str, str]) -> str:
 
 
 def _no_key(provider: str | None) -> str:
-    way_out = "or try it on the emulated clouds of this machine with -e sandbox=true (or GPUYARD_SANDBOX=1)."
+    emulated = f"{option('sandbox', True)} (or GPUYARD_SANDBOX=1)"
+    way_out = f"or try it on the emulated clouds of this machine with {emulated}."
     if provider:
         cloud = CLOUDS[provider]
         return f"There is no key for {provider}: set {cloud.variable} or put it into {cloud.key_file}, {way_out}"

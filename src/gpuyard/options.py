@@ -127,7 +127,9 @@ def check(
     ]
     given = {*extra, *others}
     for name in configured:
-        if name not in OPTIONS and name not in given and not name.startswith(_FREE) and (near := _near(name, _NEAR)):
+        if name in OPTIONS or name in given or name.startswith(_FREE) or not (near := _near(name, _NEAR)):
+            continue
+        if name not in role_options():
             mistakes.append(f"{name}, in group_vars or the like, is no option; did you mean {near}?")
     for name in environment:
         if name.startswith(_PREFIX) and name not in ENVIRONMENT and name not in others:

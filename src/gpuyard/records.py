@@ -12,6 +12,7 @@ from gpuyard import market
 from gpuyard.errors import UsageError
 from gpuyard.hosts import host_name
 from gpuyard.providers.base import Instance, Offer, PlannedCall, Query
+from gpuyard.remedies import remedy
 from gpuyard.renting import machine, runs, watch
 
 
@@ -193,7 +194,7 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
             if node.problem
         ]
         if one.resumable and not any(node.problem for node in one.nodes):
-            notes.append(f"{one.name} can go on: ansible-playbook resume_search.yml -e run={one.name}")
+            notes.append(f"{one.name} can go on: {remedy('resume', run=one.name)}")
         else:
             notes += _what_bills(one)
     total, now = sum(one.spent_usd() for one in found), sum(one.price_per_hour_usd for one in found)
@@ -228,8 +229,8 @@ def _what_bills(one: runs.Run) -> list[str]:
 
 
 def _node_bills(run: str, name: str, node: runs.Node) -> list[str]:
-    end = f"ansible-playbook teardown.yml -e run={run}"
-    again = f"ansible-playbook launch.yml -e run={run}"
+    end = f"{remedy('teardown', run=run)}"
+    again = f"{remedy('launch', run=run)}"
     if not node.instances or node.state in ("running", "pending", "stopped", "preempted", "unknown"):
         return []
     match node.state:

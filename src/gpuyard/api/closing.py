@@ -13,6 +13,7 @@ from gpuyard.api import end
 from gpuyard.api.site import Site
 from gpuyard.errors import GpuyardError
 from gpuyard.providers.base import Progress
+from gpuyard.remedies import remedy
 from gpuyard.renting import ending
 
 _STATES = {
@@ -56,8 +57,8 @@ def give_up(site: Site, failure: Failure, *, progress: Progress) -> GivenUp:
     where nobody stays to see it bill, and where its run has another one that waits. Every other machine is kept.
     """
     what = f'"{failure.task}" failed, as shown above.'
-    again = f"`ansible-playbook launch.yml -e run={failure.run}` tries again"
-    ends = f"`ansible-playbook teardown.yml -e run={failure.run}` ends it"
+    again = f"`{remedy('launch', run=failure.run)}` tries again"
+    ends = f"`{remedy('teardown', run=failure.run)}` ends it"
     if not (failure.rented and (failure.shutdown or failure.hand_over)):
         return GivenUp(f"{what} The machine is kept, and bills: {again}, {ends}.")
     order = ending.Order(failure.run, node=failure.node, only="not-begun")
@@ -82,7 +83,7 @@ def left_alone(run: str, states: Sequence[str], machines: int, price_per_hour_us
     who = "The machine bills" if machines == 1 else f"Its {machines} machines bill"
     # Short enough not to be folded, so that the commands can be copied.
     return [
-        f"Run {run} {_STATES.get(telling, 'is at work')}. Its log: ansible-playbook logs.yml -e run={run}",
+        f"Run {run} {_STATES.get(telling, 'is at work')}. Its log: {remedy('logs', run=run)}",
         f"{who} {price_per_hour_usd:.4f} USD an hour, also when the run has ended, until:",
-        f"ansible-playbook teardown.yml -e run={run}",
+        f"{remedy('teardown', run=run)}",
     ]

@@ -21,6 +21,7 @@ from gpuyard.box import checkpoints
 from gpuyard.errors import CheckpointError, GpuyardError, UsageError
 from gpuyard.formats.manifest import Manifest
 from gpuyard.providers.base import Instance, Progress
+from gpuyard.remedies import remedy
 from gpuyard.renting import ending, machine, runs, survey, together, watch
 from gpuyard.renting.runs import Run
 
@@ -135,7 +136,7 @@ def _to_the_end(world: World, request: Follow, progress: Progress) -> Followed:
         hand_overs += 1
     bills = (
         f"As long as its machine is there, it bills {run.price_per_hour_usd:.4f} USD an hour: "
-        f"`ansible-playbook teardown.yml -e run={run.name}` ends that."
+        f"`{remedy('teardown', run=run.name)}` ends that."
     )
     unfinished = [
         world.how_it_ended(machine.whose(run.name, node), instance, end.state)
@@ -166,8 +167,8 @@ def _hand_over(world: World, request: Follow, run: Run, left: Instance, pool: st
     """Move the run to a machine of another pool; raises :class:`GpuyardError` when it stays where it is."""
     waits = f"Run {run.name} waits for a machine of pool {pool}"
     ways_out = (
-        f"{machine.describe(left)} is kept, and bills {left.cost_now_per_hour_usd:.4f} USD an hour: `ansible-playbook "
-        f"launch.yml -e run={run.name} -e follow=true` tries again, `ansible-playbook teardown.yml -e run={run.name}` "
+        f"{machine.describe(left)} is kept, and bills {left.cost_now_per_hour_usd:.4f} USD an hour: "
+        f"`{remedy('launch', run=run.name, follow=True)}` tries again, `{remedy('teardown', run=run.name)}` "
         "ends it."
     )
     try:
@@ -188,8 +189,7 @@ def _hand_over(world: World, request: Follow, run: Run, left: Instance, pool: st
         raise GpuyardError(f"{saved} {ways_out}")
     there = "; ".join(f"{machine.describe(one)}, {one.cost_now_per_hour_usd:.4f} USD an hour" for one in now.instances)
     raise GpuyardError(
-        f"{saved} It has now: {there or 'no machine'}. `ansible-playbook resume_search.yml -e run={run.name} "
-        "-e follow=true` goes on."
+        f"{saved} It has now: {there or 'no machine'}. `{remedy('resume', run=run.name, follow=True)}` goes on."
     )
 
 

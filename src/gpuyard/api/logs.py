@@ -9,6 +9,7 @@ from gpuyard.api.site import SURVEY_S, Site
 from gpuyard.box.checkpoints import Store
 from gpuyard.errors import CheckpointError, GpuyardError, UsageError
 from gpuyard.providers.base import Progress
+from gpuyard.remedies import remedy
 from gpuyard.renting import access, machine, runs, survey, watch
 from gpuyard.renting.runs import Run
 
@@ -87,7 +88,7 @@ def follow(site: Site, name: str | None, *, progress: Progress) -> Followed:
     states = watch.follow(run, key, progress)
     bills = (
         f"As long as its machine is there, it bills {run.price_per_hour_usd:.4f} USD an hour: "
-        f"`ansible-playbook teardown.yml -e run={run.name}` ends that."
+        f"`{remedy('teardown', run=run.name)}` ends that."
     )
     unfinished = [
         watch.how_it_ended(machine.whose(run.name, node.name), node.machine, key, states[node.name])

@@ -10,6 +10,7 @@ from gpuyard.errors import UsageError
 from gpuyard.formats.label import next_name
 from gpuyard.planning.request import PlanRequest
 from gpuyard.providers.base import Progress, Provider
+from gpuyard.remedies import option, remedy
 from gpuyard.renting import machine, runs
 from gpuyard.renting.places import newest_of
 from gpuyard.renting.runs import Node, Run
@@ -22,23 +23,25 @@ def to_launch(known: Sequence[Run], chosen: Sequence[Provider], workload: Worklo
         named = next((run for run in known if run.name == request.run), None)
         return _not_lost(named) if named else Run(request.run, workload.name if workload else "")
     if workload is None:
-        raise UsageError("What is to run? Name a workload (-e workload=…) or a run that exists (-e run=…).")
+        raise UsageError(
+            f"What is to run? Name a workload ({option('workload')}) or a run that exists ({option('run')})."
+        )
     clouds = {provider.name for provider in chosen}
     alive = [run for run in known if run.workload == workload.name and run.machine and run.machine.provider in clouds]
     if len(alive) > 1:
         raise UsageError(
             f"Workload {workload.name} has {len(alive)} runs with a machine: {_listed(alive)}. "
-            "Name one with -e run=…, or a new one."
+            f"Name one with {option('run')}, or a new one."
         )
     return _not_lost(alive[0]) if alive else Run(next_name(workload.name, [run.name for run in known]), workload.name)
 
 
 def ways_out(lost: Run) -> str:
     """Return what can be done about a run whose machine is lost."""
-    teardown = f"`ansible-playbook teardown.yml -e run={lost.name}`"
+    teardown = f"`{remedy('teardown', run=lost.name)}`"
     if lost.outcome == "done":
         return f"it has finished, and {teardown} ends what is left of it."
-    return f"`ansible-playbook resume_search.yml -e run={lost.name}` goes on with it, {teardown} gives it up."
+    return f"`{remedy('resume', run=lost.name)}` goes on with it, {teardown} gives it up."
 
 
 def _not_lost(run: Run) -> Run:
@@ -47,7 +50,7 @@ def _not_lost(run: Run) -> Run:
             _not_the_only_copy(run.name, node)
             raise UsageError(
                 f"{machine.whose(run.name, node.name)} has lost its machine ({machine.describe(node.leftovers[0])}). "
-                f"`ansible-playbook resume_search.yml -e run={run.name}` goes on from its newest checkpoint on another "
+                f"`{remedy('resume', run=run.name)}` goes on from its newest checkpoint on another "
                 "one."
             )
     return run
@@ -117,7 +120,8 @@ def to_resume(known: Sequence[Run], request: PlanRequest) -> Run:
     candidates = [run for run in known if run.resumable]
     if len(candidates) > 1:
         raise UsageError(
-            f"{len(candidates)} runs can be resumed: {_listed(candidates)}. Name one with -e run=…; nothing was done."
+            f"{len(candidates)} runs can be resumed: {_listed(candidates)}. "
+            f"Name one with {option('run')}; nothing was done."
         )
     if not candidates:
         alive = [run for run in known if run.machine]
@@ -125,7 +129,11 @@ def to_resume(known: Sequence[Run], request: PlanRequest) -> Run:
         bare = [run for run in known if any(n.leftovers and not n.machine and n.manifest is None for n in run.nodes)]
         more += f" These lost theirs before a checkpoint, and may still bill: {_listed(bare)}." if bare else ""
         ended = [run for run in known if run.state == "cancelled" and any(node.manifest for node in run.nodes)]
-        more += f" These were torn down, and go on when they are named (-e run=…): {_listed(ended)}." if ended else ""
+        more += (
+            f" These were torn down, and go on when they are named ({option('run')}): {_listed(ended)}."
+            if ended
+            else ""
+        )
         raise UsageError(f"There is no run that can be resumed.{more}")
     return _with_nothing_to_lose(candidates[0])
 
@@ -152,7 +160,7 @@ def workload_of(run: Run, request: PlanRequest, progress: Progress | None) -> Re
     """
     if not run.workload:
         if not request.workload:
-            raise UsageError(f"There is no run {run.name} yet, so its workload has to be named (-e workload=…).")
+            raise UsageError(f"There is no run {run.name} yet, so its workload has to be named ({option('workload')}).")
         return wanted(request.workload, request)
     if request.workload and "/" in request.workload:
         named = wanted(request.workload, request)

@@ -22,6 +22,7 @@ from gpuyard.planning import choose, nodes, offers, pools, source, version
 from gpuyard.planning.nodes import NodePlan
 from gpuyard.planning.request import Connections, Mode, PlanRequest
 from gpuyard.providers.base import Instance, Progress, Provider
+from gpuyard.remedies import option, remedy
 from gpuyard.renting import machine, record, runs, survey
 from gpuyard.renting.runs import Run
 from gpuyard.workload import Origin, Resolved, Workload
@@ -184,7 +185,7 @@ def make(
     if request.shutdown and not settings.url:
         raise UsageError(
             "shutdown=true destroys the machine when the run ends, and without a bucket its results with it: name one "
-            "with -e bucket=s3://…, or leave out shutdown."
+            f"with {option('bucket', 's3://…')}, or leave out shutdown."
         )
     store = runs.open_bucket(settings)
     with ThreadPoolExecutor(max_workers=3) as pool:
@@ -224,9 +225,9 @@ def make(
     planned = [node for node in planned if node.machine or node.to_run]
     if not planned:
         raise UsageError(
-            f"Run {run.name} has finished. Name another one to start afresh, for example -e run="
-            f"{next_name(workload.name, [one.name for one in known])}."
-            + (f" `ansible-playbook teardown.yml -e run={run.name}` ends what is left of it." if run.leftovers else "")
+            f"Run {run.name} has finished. Name another one to start afresh, for example "
+            f"{option('run', next_name(workload.name, [one.name for one in known]))}."
+            + (f" `{remedy('teardown', run=run.name)}` ends what is left of it." if run.leftovers else "")
         )
     if len(places) == 1:  # the checkpoint that the plan tells of is the one that will be restored
         run = dataclasses.replace(run, manifest=planned[0].now.manifest)
@@ -372,7 +373,7 @@ def _has_machine(run: Run, node: NodePlan) -> list[str]:
     if node.now.outcome == "failed" or (node.now.outcome and not node.to_run):
         words.append(
             f"It has {'finished' if node.now.outcome == 'done' else 'failed'}, and its machine still bills: "
-            f"`ansible-playbook teardown.yml -e run={run.name}` ends that."
+            f"`{remedy('teardown', run=run.name)}` ends that."
         )
     return words
 

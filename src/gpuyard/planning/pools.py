@@ -19,6 +19,7 @@ from gpuyard.cost import NOTHING, Span, dollars_text, hours_text
 from gpuyard.errors import NoOfferError, UsageError
 from gpuyard.formats.label import FIRST_NODE
 from gpuyard.providers.base import Instance, Offer
+from gpuyard.remedies import option
 from gpuyard.renting import runs
 from gpuyard.renting.runs import Run
 from gpuyard.workload import Workload
@@ -179,7 +180,7 @@ def alive_text(turn_pools: Sequence[str], *, followed: bool) -> list[str]:
     """Return what to say of a machine that the run has already, and that serves some of its pools."""
     if not turn_pools:
         return []
-    then = "the run moves" if followed else "it waits until somebody follows the run: -e follow=true"
+    then = "the run moves" if followed else f"it waits until somebody follows the run: {option('follow', True)}"
     return [f"That machine was rented for pool {turn_pools[0]}. Where another pool's stage comes next, {then}."]
 
 
@@ -221,7 +222,8 @@ def choose(
     whole = next((way for way in ways if len(way.boxes) == 1), None)
     moving = next((way for way in ways if len(way.boxes) > 1), None)
     if not followed and whole:
-        words = "One machine runs the stages of all pools, since nobody follows the run: -e follow=true may move it."
+        moves = f"{option('follow', True)} may move it"
+        words = f"One machine runs the stages of all pools, since nobody follows the run: {moves}."
         return Choice(pool, whole, None, words, unknown)
     if whole is None:
         assert moving is not None  # one box a pool is a way, or the loop has raised

@@ -16,6 +16,7 @@ from gpuyard.formats.workload_record import SourceRef, WorkloadRecord
 from gpuyard.planning import choose
 from gpuyard.planning.request import PlanRequest
 from gpuyard.providers.base import Progress
+from gpuyard.remedies import option
 from gpuyard.renting import record
 from gpuyard.renting.runs import Run
 from gpuyard.workload import Resolved, Workload, again, resolve
@@ -94,7 +95,9 @@ def of_run(
     if keys or local.source.digest != made_of.source.digest:
         files = _different(_files_of(as_kept.tree, as_kept.workload), local.files)
         what = f"{_words(keys, files)} here not as when run {run.name} began."
-        as_kept.text.append(f"{what} It goes on as it began; with -e update=true it goes on with what is here.")
+        as_kept.text.append(
+            f"{what} It goes on as it began; with {option('update', True)} it goes on with what is here."
+        )
     return as_kept
 
 
@@ -178,7 +181,7 @@ def _as_kept(
     elif source.kind == "none":
         raise UsageError(
             f"Run {run.name} began with a source that is neither here nor in the bucket ({source.why}). Go on from the "
-            "controller that launched it, or with what is here by -e update=true."
+            f"controller that launched it, or with what is here by {option('update', True)}."
         )
     else:
         root = record.fetch_source(store, run.name, source, progress=progress)

@@ -32,6 +32,7 @@ from gpuyard.formats.label import FIRST_NODE, check_name
 from gpuyard.formats.run_record import RunRecord
 from gpuyard.hosts import host_name
 from gpuyard.providers.base import Instance, PlannedCall, Progress, Provider, State
+from gpuyard.remedies import option, remedy
 from gpuyard.renting import access, destroy, machine, rent, runs, survey, together, watch
 from gpuyard.renting.ledger import Ledger, entry_of
 from gpuyard.renting.pending import PendingNotes
@@ -177,7 +178,7 @@ def end(
     others = sorted({one.ref.run for one in ours if one.ref} - {order.run})
     if not order.run:
         raise UsageError(
-            f"Name the run to end with -e run=…; the runs with machines are: {', '.join(others) or 'none'}."
+            f"Name the run to end with {option('run')}; the runs with machines are: {', '.join(others) or 'none'}."
         )
     if others and not survey.owned(ours, order.run):
         # A slip in the name would otherwise look like the end of a rental that goes on.
@@ -265,16 +266,16 @@ def _spent(run: str, ended: Sequence[Instance], ledger: Ledger | None) -> list[s
 def _kept(verdict: Verdict, order: Order) -> str:
     """Return why a machine is kept, what it costs, and what can be done, in sentences."""
     one = verdict.instance
-    teardown = f"`ansible-playbook teardown.yml -e run={order.run}`"
+    teardown = f"`{remedy('teardown', run=order.run)}`"
     bills = f"{machine.describe(one)} is kept, and bills {one.cost_now_per_hour_usd:.4f} USD an hour"
     if order.only:
         return (
-            f"Nothing is destroyed: {verdict.why} So {bills}: `ansible-playbook status.yml` shows how it stands, "
+            f"Nothing is destroyed: {verdict.why} So {bills}: `{remedy('status')}` shows how it stands, "
             f"{teardown} ends it."
         )
     return (
-        f"{verdict.why} So {bills}: {teardown} tries again, and with `-e lose=true` it destroys the machine and what "
-        "is only there."
+        f"{verdict.why} So {bills}: {teardown} tries again, and with `{option('lose', True)}` it destroys the "
+        "machine and what is only there."
     )
 
 

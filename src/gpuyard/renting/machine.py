@@ -16,6 +16,7 @@ from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError, LeakError, ProviderError, UsageError
 from gpuyard.formats.label import FIRST_NODE, RunRef, check_name
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
+from gpuyard.remedies import option, remedy
 from gpuyard.renting import claim, destroy, ready, rent, rivals, survey
 from gpuyard.renting.ledger import Ledger
 from gpuyard.renting.pending import PendingNotes
@@ -103,8 +104,8 @@ def refuse_after_another(providers: Sequence[Provider], order: Order) -> None:
     if order.planned and (current := _current(order, survey.find(providers, order.run))):
         raise UsageError(
             f"Another command has just rented {describe(current)} for run {order.run}, and brings it into shape. "
-            f"`ansible-playbook logs.yml -e run={order.run}` shows what it does; for a machine beside it, name "
-            "another run with -e run=…."
+            f"`{remedy('logs', run=order.run)}` shows what it does; for a machine beside it, name "
+            f"another run with {option('run')}."
         )
 
 
@@ -125,8 +126,8 @@ def present_alone(
     if held and not order.replace_preempted:
         raise UsageError(
             f"{order.whose} has lost its machine ({describe(held[0])}), whose disk may hold what no checkpoint has. "
-            f"`ansible-playbook resume_search.yml -e run={order.run}` goes on from its newest checkpoint on another "
-            f"machine, `ansible-playbook teardown.yml -e run={order.run}` gives it up."
+            f"`{remedy('resume', run=order.run)}` goes on from its newest checkpoint on another "
+            f"machine, `{remedy('teardown', run=order.run)}` gives it up."
         )
     if not order.workload:
         raise UsageError(f"{order.whose} has no machine, and to rent one its workload has to be named.")

@@ -18,6 +18,7 @@ from gpuyard.pace import Clock
 from gpuyard.providers.base import Instance, Progress, Provider, State
 from gpuyard.providers.rental import UNLISTED_S
 from gpuyard.providers.values import same_ssh_key
+from gpuyard.remedies import option, remedy
 
 KEY_ARRIVES_S = 120.0  # a new machine may refuse for that long the key that it was rented with
 KEY_REFUSED_S = 12.0  # one that was there before knows its keys
@@ -188,8 +189,8 @@ def _refused(instance: Instance, key: SshKey, known: Sequence[str], new: bool) -
     run = instance.ref.run if instance.ref else "…"
     return (
         f"{_name(instance)} does not know the SSH key of this controller, {ours}: another controller has rented it, "
-        f"with a key of its own.{account} Name that key's private file with -e ssh_key=PATH, work from that "
-        f"controller, or end the run with `ansible-playbook teardown.yml -e run={run}`."
+        f"with a key of its own.{account} Name that key's private file with {option('ssh_key', 'PATH')}, work from "
+        f"that controller, or end the run with `{remedy('teardown', run=run)}`."
     )
 
 

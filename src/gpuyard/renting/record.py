@@ -22,13 +22,13 @@ from gpuyard.files import inner_path, write_whole
 from gpuyard.formats.manifest import timestamp
 from gpuyard.formats.workload_record import DamagedRecordError, SourceRef, WorkloadRecord, source_key, workload_key
 from gpuyard.providers.base import Progress
+from gpuyard.remedies import option
 from gpuyard.tree import NO_RULES, Rules
 from gpuyard.workload import Resolved, Workload, from_document, to_document
 
 MOST_SOURCE_BYTES = 2_000_000_000
 """A larger source is not copied into the bucket."""
 _SOMEWHERE = "source"  # stands for the path of a local repository
-_WAY_OUT = "Nothing was rented. A controller that has workload and source puts them back with -e update=true."
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def read(store: Store, run: str) -> Kept:
     except MissingObjectError:
         return Kept(record)
     except DamagedRecordError as error:
-        return Kept(record, problem=f"{error} {_WAY_OUT}")
+        return Kept(record, problem=f"{error} {_way_out()}")
 
 
 def write(store: Store, made: ToKeep, *, progress: Progress | None = None) -> None:
@@ -181,15 +181,15 @@ def fetch_source(store: Store, run: str, source: SourceRef, *, progress: Progres
         try:
             _download(store, key, scratch / "source.tar.gz")
         except MissingObjectError:
-            raise CheckpointError(f"{where} is missing. {_WAY_OUT}") from None
+            raise CheckpointError(f"{where} is missing. {_way_out()}") from None
         new = scratch / source.digest
         (new / tree.UNPACKED).mkdir(parents=True)
         try:
             names = archive.unpack(scratch / "source.tar.gz", new / tree.UNPACKED, most_bytes=MOST_SOURCE_BYTES)
         except CheckpointError as error:
-            raise CheckpointError(f"{where} is damaged. {error} {_WAY_OUT}") from None
+            raise CheckpointError(f"{where} is damaged. {error} {_way_out()}") from None
         if tree.described(new / tree.UNPACKED, names).digest != source.digest:
-            raise CheckpointError(f"{where} is damaged: its content is not what its name says. {_WAY_OUT}")
+            raise CheckpointError(f"{where} is damaged: its content is not what its name says. {_way_out()}")
         write_whole(new / tree.UNPACKED_NOTE, json.dumps({"run": run, "digest": source.digest}))
         # Another command may have brought the same source meanwhile.
         with contextlib.suppress(OSError):
@@ -197,6 +197,11 @@ def fetch_source(store: Store, run: str, source: SourceRef, *, progress: Progres
     if progress:
         progress(f"Brought the source of run {run} from the bucket to {root} ({len(names)} files).")
     return root
+
+
+def _way_out() -> str:
+    back = f"A controller that has workload and source puts them back with {option('update', True)}."
+    return f"Nothing was rented. {back}"
 
 
 def _download(store: Store, key: str, target: Path) -> None:

@@ -27,6 +27,7 @@ from gpuyard.market import describe
 from gpuyard.pace import Clock
 from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider
 from gpuyard.providers.rental import UNLISTED_S
+from gpuyard.remedies import remedy
 from gpuyard.renting import survey
 from gpuyard.renting.pending import Note, PendingNotes
 
@@ -99,8 +100,8 @@ def rent(
             ssh.forget_host_key(instance)
             ssh.forget_run(spec.ref.run, providers, node=spec.ref.node)
         tell(
-            f"Rented {_name(instance)} for run {spec.ref.run}; it bills until `ansible-playbook teardown.yml "
-            f"-e run={spec.ref.run}` ends that."
+            f"Rented {_name(instance)} for run {spec.ref.run}; it bills until "
+            f"`{remedy('teardown', run=spec.ref.run)}` ends that."
         )
         try:
             return make_usable(instance)

@@ -25,6 +25,7 @@ from gpuyard.box.stages.report import ERRORS
 from gpuyard.config import SshKey
 from gpuyard.errors import CheckpointError, ConnectionLostError, GpuyardError, NothingBegunError, UsageError
 from gpuyard.providers.base import Instance, Progress
+from gpuyard.remedies import option, remedy
 from gpuyard.renting import together
 from gpuyard.renting.runs import Node, Run
 
@@ -118,7 +119,7 @@ def how_it_ended(whose: str, instance: Instance, key: SshKey, state: str) -> str
     failure = stages.get("failure")
     if state == "waiting":
         run = instance.ref.run if instance.ref else ""
-        moves = f"`ansible-playbook launch.yml -e run={run} -e follow=true` moves it there"
+        moves = f"`{remedy('launch', run=run, follow=True)}` moves it there"
         return f"{whose} waits for a machine of pool {stages.get('waits_for')}: {moves}."
     if state != "failed" or not isinstance(failure, Mapping):
         return f"{whose} {'has failed' if state == 'failed' else f'is {state}' if state else 'is out of reach'}."
@@ -352,9 +353,9 @@ class LogQuery:
     def words(self) -> list[str]:
         """Return the command line of ``gpuyard.box.stages`` that answers it."""
         words = ["log", "--lines", str(self.lines)]
-        for option, value in (("--stage", self.stage), ("--iteration", self.iteration)):
+        for name, value in (("--stage", self.stage), ("--iteration", self.iteration)):
             if value is not None:
-                words += [option, str(value)]
+                words += [name, str(value)]
         return [*words, "--errors"] if self.errors else words
 
 
@@ -400,7 +401,7 @@ def choose(found: Sequence[Run], wanted: str | None) -> Run:
         raise UsageError(f"run={wanted!r} is not known to the clouds and the bucket; the runs there are: {names}.")
     alive = [one for one in found if one.machine] or list(found)
     if len(alive) != 1:
-        raise UsageError(f"Name the run with -e run=…; the runs there are: {names}.")
+        raise UsageError(f"Name the run with {option('run')}; the runs there are: {names}.")
     return alive[0]
 
 

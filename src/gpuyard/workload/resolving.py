@@ -30,6 +30,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from gpuyard.errors import UsageError, listed
+from gpuyard.remedies import option
 from gpuyard.workload.mistakes import Origins, Place, dotted, keys_at, line_of, place_of
 from gpuyard.workload.reading import SCHEMA, Document, other_schema, parse, read
 from gpuyard.workload.schema import MOST_PROFILES, Workload
@@ -367,7 +368,7 @@ def _refusal(texts: Sequence[tuple[int, str]], count: int) -> UsageError:
 
 
 def _put_option(layered: _Layered, name: str, value: Any) -> None:
-    layer = f"-e {_OPTION_NAMES.get(name, name)}"
+    layer = option(_OPTION_NAMES.get(name, name), "").removesuffix("=")
     if name == "iterations":
         layered.put({"iterations": value}, layer)
     elif name == "max_price_per_hour":
@@ -413,13 +414,13 @@ def _put_override(layered: _Layered, word: str, passed: dict[str, str]) -> None:
                 f"Its parameters are: {', '.join(parameters) or 'none'}."
             )
         passed[_passed_name(word)] = word
-        layered.layers["overrides",] = "-e overrides", None
+        layered.layers["overrides",] = option("overrides", "").removesuffix("="), None
         return
     value = _value(text)
     overlay: Any = value
     for step in reversed(path):
         overlay = {step: overlay}
-    layer = f"-e overrides={word}"
+    layer = option("overrides", word)
     layered.put(overlay, layer)
     if not isinstance(value, str):
         layered.raw.update(dict.fromkeys((place for place, said in layered.layers.items() if said[0] == layer), text))
@@ -448,8 +449,8 @@ def _check_parameters(workload: Workload) -> None:
     without = [name for name, entry in workload.parameters.items() if entry.current is None]
     if without:
         raise UsageError(
-            f"Workload {workload.name} has no value for {', '.join(without)}: set it with -e overrides={without[0]}=…, "
-            "or give the parameter a default."
+            f"Workload {workload.name} has no value for {', '.join(without)}: "
+            f"set it with {option('overrides', f'{without[0]}=…')}, or give the parameter a default."
         )
 
 

@@ -166,7 +166,8 @@ def _kind(value: object) -> object:
 
 
 def _keep(value: object) -> object:
-    if value in ("latest", "all") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+    # A workload that is stored in the bucket says null where its author said nothing.
+    if value in (None, "latest", "all") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
     raise ValueError(f"must be latest, all, or a whole number of at least 1, not {show(value)}")
 
