@@ -42,6 +42,7 @@ _raw:
 """
 
 import base64
+from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
@@ -50,9 +51,9 @@ from ansible.plugins.lookup import LookupBase
 class LookupModule(LookupBase):
     """The lookup gpuyard.cloud.box_secret_files."""
 
-    def run(self, terms, variables=None, **kwargs):
+    def run(self, terms: list[Any], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[dict[str, str]]:
         """Return the files; raises AnsibleError, naming variable and file, when one cannot be read."""
-        contents = {}
+        contents: dict[str, str] = {}
         for name, path in [item for term in terms for item in term.items()]:
             try:
                 with open(path, "rb") as stream:

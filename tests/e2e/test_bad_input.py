@@ -78,8 +78,8 @@ CASES = [
     Case("half a GPU name", {"gpu_name": "RTX"}, ("gpu_name='RTX' is no GPU model", "RTX 4090", "A16")),
     Case(
         "options that are none",
-        {"gpu_name": "RTX 4090", "max_price_per_hr": "0.001", "stage": "search"},
-        ("-e gpu_name=RTX_4090", "did you mean max_price_per_hour?", "stage=… is an option of logs.yml"),
+        {"gpu_name": "RTX 4090", "max_price_per_hr": "0.001", "lines": "5"},
+        ("-e gpu_name=RTX_4090", "did you mean max_price_per_hour?", "lines=… is an option of logs.yml"),
     ),
     Case("no workload by its name", {"workload": "/etc/passwd"}, ("/etc/passwd", ".yml")),
     Case("no run name", {"run": "../x"}, ("run='../x'", "lower-case"), verb="status"),

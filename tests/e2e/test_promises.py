@@ -268,7 +268,7 @@ def test_v12_f6_a_run_with_values_and_stages_of_its_own(yard: Yard, tmp_path: Pa
         "launch", ok=False, **options, overrides="epochs=1,batch.size=4", from_stage="train", iteration="1"
     )
     assert said.code != 0 and "export was ended after 1 s, its timeout" in " ".join(said.text.split()), said.text
-    marks = "cat /opt/gpuyard/src/chosen/models/marks"
+    marks = "cat /opt/gpuyard/src/chosen/*/models/marks"
     # It began at iteration 1, and what runs once in the run was not passed over.
     assert yard.on_machine("chosen-0", marks).split("\n")[:3] == [
         "data",
@@ -277,5 +277,5 @@ def test_v12_f6_a_run_with_values_and_stages_of_its_own(yard: Yard, tmp_path: Pa
     ]
     said = yard.play("launch", **options, overrides="epochs=2", stage="train", iteration="0")
     assert "Only train of iteration 0 is to run." in said.text
-    assert yard.on_machine("chosen-0", marks).split("\n")[3:4] == ["train-0 2 small first"]
+    assert yard.on_machine("chosen-0", marks).split("\n")[3:4] == ["train-0 2 small first batch.size=4"]  # what was said before still holds
     yard.play("teardown", run="chosen-0")

@@ -42,7 +42,7 @@ def test_the_grid(yard: Yard, provider: str) -> None:
         ],
         "--diff",
     )
-    assert "value of state must be one of" in bad["msg"]
+    assert "state='sideways' must be one of: present, absent" in bad["msg"]
     assert planned["changed"]
     assert planned["planned_calls"][-1]["method"] in ("PUT", "POST")
     assert created["changed"]

@@ -124,7 +124,10 @@ def test_what_cannot_be_saved_is_kept_and_told_until_it_may_be_lost(yard: Yard) 
     yard.task("instance", run="deaf-0", workload="tiny", provider="vast")
     known = yard.folder / "home" / "known_hosts"
     pins = known.read_text()
-    known.write_text("")  # as if somebody else answered at the machine's address
+    # As if somebody else answered at the machine's address: it was pinned with another key than it has.
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(yard.folder / "other")], check=True)
+    other = (yard.folder / "other.pub").read_text().split()[:2]
+    known.write_text("".join(f"{line.split()[0]} {' '.join(other)}\n" for line in pins.splitlines()))
     teardown = ("ansible-playbook", "teardown.yml", *SANDBOX, "-e", "run=deaf-0")
     assert "wait_s='abc' must be a number" in yard.ansible(*teardown, "-e", "wait_s=abc", status=2)
     sentence = " ".join(yard.ansible(*teardown, status=2).split())

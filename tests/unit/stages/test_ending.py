@@ -66,10 +66,10 @@ def test_a_stage_that_is_not_given_the_time_is_an_answer_too(box: Box) -> None:
     assert (result["ended"], result["saved"]) == (False, {"state": False, "sequence": None, "why": why})
     running.kill()
     running.wait()
-    # The runner is gone, its stage is not: that is ended before the last checkpoint is made.
+    # The runner is gone, its stage is not, unless a busy machine let it see so: it is ended before the last checkpoint.
     stage = box.events("stage-start")[0]["token"]
     result, _ = stop(box)
-    assert result["changed"] and result["saved"]["state"]
+    assert result["ended"] and result["saved"]["state"], result
     assert not runner.processes.members(stage)
 
 
