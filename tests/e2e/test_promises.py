@@ -277,5 +277,6 @@ def test_v12_f6_a_run_with_values_and_stages_of_its_own(yard: Yard, tmp_path: Pa
     ]
     said = yard.play("launch", **options, overrides="epochs=2", stage="train", iteration="0")
     assert "Only train of iteration 0 is to run." in said.text
-    assert yard.on_machine("chosen-0", marks).split("\n")[3:4] == ["train-0 2 small first batch.size=4"]  # what was said before still holds
+    # The profile and the override that were said before still hold.
+    assert yard.on_machine("chosen-0", marks).split("\n")[3:4] == ["train-0 2 small first batch.size=4"]
     yard.play("teardown", run="chosen-0")
