@@ -25,7 +25,7 @@ stages:
 LIST = "find /opt/gpuyard/src /opt/gpuyard/envs /opt/gpuyard/box.zip -newermt @{since} -print"
 
 
-def test_an_update_beside_a_running_stage_is_the_next_ones(yard: Yard, tmp_path: Path) -> None:
+def test_x9_an_update_beside_a_running_stage_is_the_next_ones(yard: Yard, tmp_path: Path) -> None:
     """X9: re-converging a running machine changes only what differs and does not touch training."""
     code = tmp_path / "code"
     code.mkdir()

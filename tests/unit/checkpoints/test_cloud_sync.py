@@ -32,7 +32,7 @@ def cloud(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return get_cloud_sync_from_env()
 
 
-def test_files_and_folders_go_there_and_back(cloud: CloudSync, tmp_path: Path) -> None:
+def test_e2_files_and_folders_go_there_and_back(cloud: CloudSync, tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "deep").mkdir(parents=True)
     (source / "a").write_text("one")
@@ -48,7 +48,7 @@ def test_files_and_folders_go_there_and_back(cloud: CloudSync, tmp_path: Path) -
     assert not list(tmp_path.rglob("*.gpuyard-part"))
 
 
-def test_checkpoints_are_whole_sets_and_local_files_win(cloud: CloudSync, tmp_path: Path) -> None:
+def test_e2_checkpoints_are_whole_sets_and_local_files_win(cloud: CloudSync, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "manifest.json").write_text("a file of the program's, with the name of ours")

@@ -352,7 +352,7 @@ REFUSED = "echo 'connect to host 203.0.113.9 port 20544: Connection refused' >&2
 BLOB = "AAAAC3NzaC1lZDI1NTE5AAAAIP4dFgb4JeCnyIIF6NFQc/4n2hjIm8X0XmqljzQkIRD9"
 
 
-def test_ssh_is_tried_until_it_answers_and_its_key_is_pinned(fake_ssh: Path, clock: pace.Clock) -> None:
+def test_x12_ssh_is_tried_until_it_answers_and_its_key_is_pinned(fake_ssh: Path, clock: pace.Clock) -> None:
     line = f"gpuyard-vast-7 ssh-ed25519 {BLOB}"
     answers(fake_ssh, REFUSED, REFUSED, f"echo '{line}' >> {paths.known_hosts()}")
     told: list[str] = []
@@ -367,7 +367,7 @@ def test_ssh_is_tried_until_it_answers_and_its_key_is_pinned(fake_ssh: Path, clo
     assert all("StrictHostKeyChecking=accept-new" in call and call.endswith("root@203.0.113.9 true") for call in calls)
 
 
-def test_another_host_key_ends_the_wait_at_once(fake_ssh: Path, clock: pace.Clock) -> None:
+def test_x12_another_host_key_ends_the_wait_at_once(fake_ssh: Path, clock: pace.Clock) -> None:
     answers(fake_ssh, "echo 'WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!' >&2; exit 255")
     with pytest.raises(UnreachableError, match=r"another host key.*gpuyard-vast-7"):
         ready.wait_ssh(an_instance(), KEY, clock=clock)

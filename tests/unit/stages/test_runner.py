@@ -272,7 +272,7 @@ def test_a_box_without_settings(box: Box) -> None:
     assert answer.returncode == 2 and "this box has not been told what to run" in answer.stderr
 
 
-def test_sigterm_lets_a_program_save_that_hears_sigint_only(box: Box, prover: Path) -> None:
+def test_b25_sigterm_lets_a_program_save_that_hears_sigint_only(box: Box, prover: Path) -> None:
     box.describe([prover_stage(1000, 50, 0.05), mark("after")])
     runner = box.start("run")
     wait_for(lambda: len(searched(box)) >= 3, what="the search")
