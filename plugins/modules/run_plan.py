@@ -85,11 +85,6 @@ plan:
     tree:
       description: The folder with the workload's repository on the controller; empty for one that is cloned.
       type: str
-    record:
-      description:
-        - What the run is made of, for O(gpuyard.cloud.instance#module:record). Empty where there is no bucket, and when
-          the bucket has it already.
-      type: dict
     fingerprint:
       description: What M(gpuyard.cloud.convergence) recognises a machine by that is in shape already.
       type: str
