@@ -167,6 +167,14 @@ plan:
     progress:
       description: The progress in the newest checkpoint; empty when there is none.
       type: dict
+    checkpoint:
+      description: The number of the newest checkpoint in the bucket, whole or not; V(0) when there is none.
+      type: int
+    expected_checkpoint:
+      description:
+        - The number of the newest checkpoint that a machine should find in the bucket. V(0) where there is certainly none,
+          V(-1) where this controller cannot know.
+      type: int
     restore:
       description: The number of the checkpoint that O(restore) asks for; V(-1) for the newest one.
       type: int

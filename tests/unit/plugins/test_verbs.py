@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.errors import AnsibleError
 
 from gpuyard.box import checkpoints
@@ -344,6 +345,8 @@ def test_plan_of_a_new_run(world: World, verb: Verb, workload: str, bucket: str)
     world.vultr.market = [offer("vultr", "2", price_per_hour_usd=0.2)]
     result = verb("run_plan", workload=workload, bucket=bucket)
     plan = result["plan"]
+    module = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.modules.run_plan")
+    assert set(plan) == set(yaml.safe_load(module.RETURN)["plan"]["contains"])
     assert plan["run"] == "tiny-0"
     assert [one["id"] for one in plan["offers"]] == ["2", "1"]
     assert plan["cost"]["run"]["usd"]["expected"] == pytest.approx(0.2 * 1.1)
