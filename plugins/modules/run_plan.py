@@ -172,8 +172,8 @@ plan:
       type: int
     expected_checkpoint:
       description:
-        - The number of the newest checkpoint that a machine should find in the bucket. V(0) where there is certainly none,
-          V(-1) where this controller cannot know.
+        - The number of the newest checkpoint that a machine should find in the bucket. V(0) where there is certainly
+          none, V(-1) where this controller cannot know.
       type: int
     restore:
       description: The number of the checkpoint that O(restore) asks for; V(-1) for the newest one.
