@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 _VENDOR_WORDS = {"nvidia", "amd", "tesla", "geforce", "quadro", "instinct", "radeon"}
 _ADA = re.compile(r"(?<=\d)(?=ada\b)", re.IGNORECASE)
@@ -43,10 +44,12 @@ def names_a_model(name: str) -> bool:
     return any(character.isdigit() for word in _parts(name)[0] for character in word)
 
 
-def _parts(name: str) -> tuple[list[str], set[str]]:
+# A few names are compared again and again: with every offer, and for every iteration of a plan.
+@lru_cache(maxsize=4096)
+def _parts(name: str) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return the words of the model in their order, and those that say which build of it this is."""
     words = normalise(_MEMORY.sub("", name)).lower().split()
     # The first words name the model, whatever they look like.
     first = next((at for at, word in enumerate(words) if any(map(str.isdigit, word))), len(words))
-    build = {word for word in words[first + 1 :] if _BUILD.fullmatch(word)}
-    return [word for at, word in enumerate(words) if at <= first or word not in build], build
+    build = frozenset(word for word in words[first + 1 :] if _BUILD.fullmatch(word))
+    return tuple(word for at, word in enumerate(words) if at <= first or word not in build), build

@@ -183,7 +183,7 @@ def test_two_publishers_in_any_order_leave_a_whole_set(
     monkeypatch.setattr("gpuyard.box.checkpoints.claims.time.sleep", lambda seconds: None)
     roots = [make_root(tmp_path / name, "0") for name in ("first", "second")]
     publish(store, RUN, roots[0])
-    for seed in range(24 if isinstance(store, LocalStore) else 5):
+    for seed in range(10 if isinstance(store, LocalStore) else 4):
         for root in roots:
             make_root(root, f"{seed}")
         said = race(store, roots, seed)
