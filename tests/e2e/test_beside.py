@@ -39,8 +39,8 @@ def test_x9_an_update_beside_a_running_stage_is_the_next_ones(yard: Yard, tmp_pa
 
     (code / "word").write_text("new\n")
     said = yard.play("launch", **launch)
-    assert "Stages run on beside-0, nothing is changed. Here is another state of: the repository." in said.text
-    assert "-e update=true prepares it beside" in said.text and said.changed()["beside-0"] == 0
+    assert "The source's word is here not as when run beside-0 began. It goes on as it began" in said.text
+    assert "with -e update=true it goes on with what is here" in said.text and said.changed()["beside-0"] == 0
     assert yard.on_machine("beside-0", LIST.format(since=since)) == ""
     assert yard.on_machine("beside-0", "cat /opt/gpuyard/run/*.json") == settings
 
@@ -59,7 +59,7 @@ def test_x9_an_update_beside_a_running_stage_is_the_next_ones(yard: Yard, tmp_pa
 
     # One more state, when nothing runs: what nobody needs any more goes.
     (code / "word").write_text("newer\n")
-    said = yard.play("launch", **launch)
+    said = yard.play("launch", **launch, update="true")
     assert "gpuyard.cloud.system_packages" not in said.text and "gpuyard.cloud.checkpoints" not in said.text
     folders = yard.on_machine("beside-0", "ls -d /opt/gpuyard/src/beside/*").split()
     assert len(folders) == 2 and used not in folders
