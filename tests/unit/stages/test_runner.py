@@ -13,13 +13,17 @@ import pytest
 from stage_box import CANARY, RUN, Box, alive, mark, until, wait_for
 
 from gpuyard.box.checkpoints import (
+    BucketError,
     LocalStore,
+    Restored,
     latest_manifest,
     latest_whole_manifest,
     list_runs,
     manifest_of,
     manifests,
 )
+from gpuyard.box.stages import runner
+from gpuyard.box.stages.spec import load_spec
 from gpuyard.formats.journal import fold
 
 
@@ -650,3 +654,17 @@ def test_a_box_runs_the_stages_of_its_pools_and_waits_before_another_pools_b2(bo
     assert box.run() == 0
     assert box.marks[3:] == ["1-finetune", "1-export", "1-search"]
     assert (box.status()["state"], box.status()["waits_for"]) == ("finished", None)
+
+
+def test_a_bucket_that_is_away_for_a_moment_does_not_end_a_start(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.describe([mark("train")], bucket=(box.base / "bucket").as_uri())
+    answers: list[Exception | Restored] = [BucketError("away"), Restored("nothing")]
+
+    def restore(*_args: object, **_more: object) -> Restored:
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(runner, "restore", restore)
+    monkeypatch.setattr(runner, "_BUCKET_AGAIN_S", 0.0)
+    assert runner.restore_checkpoint(load_spec(box.settings)).source == "nothing" and answers == []

@@ -28,7 +28,7 @@ from gpuyard.box.stages import processes, surroundings
 from gpuyard.box.stages.choice import Choice
 from gpuyard.box.stages.spec import DEFAULT_GRACE_S, BoxSpec, Stage
 from gpuyard.box.stages.taking_up import take_up
-from gpuyard.errors import GpuyardError, UsageError
+from gpuyard.errors import BucketError, GpuyardError, UsageError
 from gpuyard.formats.journal import (
     BEGIN,
     NEARLY_FULL_BYTES,
@@ -46,6 +46,7 @@ from gpuyard.formats.manifest import JOURNAL, STATE, timestamp
 LOCK = "runner.lock"
 _LOCK_WAIT_S = 2.0
 _LOOKERS_WAIT_S = 60.0
+_BUCKET_AGAIN_S = 3.0
 _POLL_S = 0.1
 # bash waits for the program in the foreground and then leaves, so that a stopped stage begins no further command.
 _PREAMBLE = "trap 'exit 130' INT\n"
@@ -118,7 +119,12 @@ def restore_checkpoint(spec: BoxSpec, sequence: int | None = None, expected: int
     ``expected`` is the newest one that the controller has seen in the node's place.
     """
     store = spec.store if spec.bucket else None
-    restored = restore(store, spec.place, spec.root, sequence=sequence, expected=expected)
+    try:
+        restored = restore(store, spec.place, spec.root, sequence=sequence, expected=expected)
+    except BucketError:
+        # A name that is not found for a moment must not end a launch whose machine bills already.
+        time.sleep(_BUCKET_AGAIN_S)
+        restored = restore(store, spec.place, spec.root, sequence=sequence, expected=expected)
     if restored.source == "nothing" and spec.place != spec.run:
         restored = restore(store, spec.run, spec.root)
     return restored
