@@ -9,7 +9,7 @@ machines at work; and when nothing can be rented, the machine that waits is stil
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -128,28 +128,39 @@ def _to_the_end(world: World, request: Follow, progress: Progress) -> Followed:
         run = world.run(request.run)
         if run.machine is None:
             raise UsageError(f"Run {run.name} has no machine, so there is nothing to follow.")
-        ends = _show_all(world, run, progress)
+        ends = show_all(world, run, progress)
         waits_for = next((end.waits_for for _, _, end in ends if end.state == "waiting"), None)
         if waits_for is None:
             break
         _hand_over(world, request, run, run.machine, waits_for, progress)
         hand_overs += 1
+    state, text = conclude(world, run, ends, ends_the_rental=request.shutdown)
+    return Followed(run.name, state, hand_overs, text)
+
+
+def conclude(
+    world: World, run: Run, ends: Sequence[tuple[str, Instance, End]], *, ends_the_rental: bool = False
+) -> tuple[str, str]:
+    """Return the state of a run whose stages have ended, and what to say; raises :class:`GpuyardError` if not well.
+
+    Both tell what bills from then on, unless the rental is ended now.
+    """
     bills = (
         f"As long as its machine is there, it bills {run.price_per_hour_usd:.4f} USD an hour: "
         f"`{remedy('teardown', run=run.name)}` ends that."
     )
+    after = [] if ends_the_rental else [bills]
     unfinished = [
         world.how_it_ended(machine.whose(run.name, node), instance, end.state)
         for node, instance, end in ends
         if end.state not in watch.AS_ASKED
     ]
     if unfinished:
-        raise GpuyardError("\n".join(unfinished if request.shutdown else [*unfinished, bills]))
-    state, text = watch.as_asked([end.state for _, _, end in ends], "" if request.shutdown else bills)
-    return Followed(run.name, state, hand_overs, text)
+        raise GpuyardError("\n".join([*unfinished, *after]))
+    return watch.as_asked([end.state for _, _, end in ends], "".join(after))
 
 
-def _show_all(world: World, run: Run, progress: Progress) -> list[tuple[str, Instance, End]]:
+def show_all(world: World, run: Run, progress: Progress) -> list[tuple[str, Instance, End]]:
     """Show what all machines of the run do until their stages end, and return how they did, by node."""
     held = [(node.name, node.machine) for node in run.nodes if node.machine]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gpuyard.api import follow as following
 from gpuyard.api.site import SURVEY_S, Site
 from gpuyard.box.checkpoints import Store
-from gpuyard.errors import CheckpointError, GpuyardError, UsageError
+from gpuyard.errors import CheckpointError, UsageError
 from gpuyard.providers.base import Progress
-from gpuyard.remedies import remedy
 from gpuyard.renting import access, machine, runs, survey, watch
 from gpuyard.renting.runs import Run
 
@@ -83,21 +83,9 @@ def follow(site: Site, name: str | None, *, progress: Progress) -> Followed:
     run, _ = _choose(site, name, progress)
     if not run.machine:
         raise UsageError(f"Run {run.name} has no machine, so there is nothing to follow.")
-    key = site.key()
     progress(f"Following run {run.name}; Ctrl-C ends the following only: the run goes on, and its machine bills.")
-    states = watch.follow(run, key, progress)
-    bills = (
-        f"As long as its machine is there, it bills {run.price_per_hour_usd:.4f} USD an hour: "
-        f"`{remedy('teardown', run=run.name)}` ends that."
-    )
-    unfinished = [
-        watch.how_it_ended(machine.whose(run.name, node.name), node.machine, key, states[node.name])
-        for node in run.nodes
-        if node.machine and states.get(node.name, "finished") not in watch.AS_ASKED
-    ]
-    if unfinished:
-        raise GpuyardError("\n".join([*unfinished, bills]))
-    return Followed(run.name, *watch.as_asked(states.values(), bills))
+    world = following.Real(site, progress)
+    return Followed(run.name, *following.conclude(world, run, following.show_all(world, run, progress)))
 
 
 def _choose(site: Site, name: str | None, progress: Progress) -> tuple[Run, Store | None]:

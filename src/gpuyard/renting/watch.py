@@ -26,7 +26,6 @@ from gpuyard.config import SshKey
 from gpuyard.errors import CheckpointError, ConnectionLostError, GpuyardError, NothingBegunError, UsageError
 from gpuyard.providers.base import Instance, Progress
 from gpuyard.remedies import option, remedy
-from gpuyard.renting import together
 from gpuyard.renting.runs import Node, Run
 
 BOX_PYTHON = "/opt/gpuyard/venv/bin/python"
@@ -418,25 +417,3 @@ def choose_node(run: Run, wanted: str | None) -> Node:
     working = [node for node in run.nodes if node.is_up]
     begun = [node for node in run.nodes if node.machine or node.manifest]
     return next(iter([*working, *begun]), run.nodes[0])
-
-
-def follow(run: Run, key: SshKey, tell_line: Progress) -> dict[str, str]:
-    """Show what all machines of ``run`` do until their stages end; return by node how they then stand.
-
-    A node's lines begin with its name where the run has several.
-    """
-    nodes = [node for node in run.nodes if node.machine]
-
-    def one(node: Node, say: Progress) -> str:
-        assert node.machine is not None  # only such nodes are followed
-        state = ""
-        for record in progress(node.machine, key):
-            if line := tell(record):
-                say(f"{node.name}: {line}" if len(run.nodes) > 1 else line)
-            state = str(record.get("state") or state)
-        return state
-
-    if len(nodes) == 1:
-        return {nodes[0].name: one(nodes[0], tell_line)}
-    states = together.at_once(one, nodes, tell_line, see_through=False)
-    return {node.name: state for node, state in zip(nodes, states, strict=True)}
