@@ -28,7 +28,7 @@ from gpuyard.box.stages import processes, surroundings
 from gpuyard.box.stages.choice import Choice
 from gpuyard.box.stages.spec import DEFAULT_GRACE_S, BoxSpec, Stage
 from gpuyard.box.stages.taking_up import take_up
-from gpuyard.errors import BucketError, GpuyardError, UsageError
+from gpuyard.errors import BucketError, GpuyardError, MissingObjectError, UsageError
 from gpuyard.formats.journal import (
     BEGIN,
     NEARLY_FULL_BYTES,
@@ -116,15 +116,22 @@ def publish_checkpoint(
 def restore_checkpoint(spec: BoxSpec, sequence: int | None = None, expected: int | None = None) -> Restored:
     """Bring back the newest checkpoint, or exactly that one; a node that has none of its own begins with the run's.
 
-    ``expected`` is the newest one that the controller has seen in the node's place.
+    ``expected`` is the newest one that the controller has seen in the node's place. A bucket that does not answer is
+    asked once more, after a few seconds.
     """
-    store = spec.store if spec.bucket else None
     try:
-        restored = restore(store, spec.place, spec.root, sequence=sequence, expected=expected)
+        return _restore(spec, sequence, expected)
+    except MissingObjectError:
+        raise
     except BucketError:
         # A name that is not found for a moment must not end a launch whose machine bills already.
         time.sleep(_BUCKET_AGAIN_S)
-        restored = restore(store, spec.place, spec.root, sequence=sequence, expected=expected)
+        return _restore(spec, sequence, expected)
+
+
+def _restore(spec: BoxSpec, sequence: int | None, expected: int | None) -> Restored:
+    store = spec.store if spec.bucket else None
+    restored = restore(store, spec.place, spec.root, sequence=sequence, expected=expected)
     if restored.source == "nothing" and spec.place != spec.run:
         restored = restore(store, spec.run, spec.root)
     return restored
