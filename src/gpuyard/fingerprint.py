@@ -12,33 +12,49 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gpuyard
 from gpuyard import boxzip
 
-WORDS = {
-    "packages": "the system packages",
-    "rust": "the Rust toolchain",
-    "repository": "the repository",
-    "python": "the Python environment",
-    "build": "the build",
-    "persist": "the persistent folders",
-    "gpuyard": "gpuyard's own code",
-    "stages": "the stages and their settings",
-}
-"""The parts, and what each is called for people."""
 
-_ROLES = {
-    "packages": "system_packages",
-    "rust": "rust",
-    "repository": "workload",
-    "python": "python_env",
-    "build": "workload",
-    "persist": "persistent_storage",
-    "gpuyard": "checkpoints",
-}
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a machine's wanted state, and where it comes from."""
+
+    name: str
+    words: str
+    """What it is called for people."""
+    role: str
+    """The role that brings a machine to it."""
+    keys: tuple[str, ...]
+    """What of the workload's specification for the box the role is given."""
+    with_tree: bool = False
+    """Whether the content of the local repository counts."""
+
+
+PARTS = (
+    Part("packages", "the system packages", "system_packages", ("packages",)),
+    Part("rust", "the Rust toolchain", "rust", ("rust",)),
+    Part("repository", "the repository", "workload", ("repository",), with_tree=True),
+    Part("python", "the Python environment", "python_env", ("python",)),
+    Part("build", "the build", "workload", ("build", "environment.set")),
+    Part("persist", "the persistent folders", "persistent_storage", ("persist.root", "persist.directories")),
+)
+"""The parts that a workload decides, in the order in which a machine gets them.
+
+A part whose first key is unset is left out: the workload does not use it. A role that is added gets a row here, its
+keys a place in the workload's ``to_box``, and a block in playbooks/tasks/converge.yml.
+"""
+OWN = Part("gpuyard", "gpuyard's own code", "checkpoints", ())
+"""The part that is the same for every workload."""
+WORDS = {part.name: part.words for part in (*PARTS, OWN)} | {"stages": "the stages and their settings"}
+"""What each part is called for people."""
+# A part that a workload leaves empty is a state too: nothing is to be built, no folder is kept.
+_ALWAYS = ("packages", "repository", "build", "persist")
+
 # What of a role acts; the rest of it are documents.
 _ACTING = ("tasks", "handlers", "defaults", "vars", "templates", "files", "meta/main.yml")
 _TASKS = "playbooks/tasks/converge.yml"
@@ -64,25 +80,23 @@ def parts(box: Mapping[str, Any], tree_digest: str = "") -> dict[str, str]:
     workload does not use (Rust, Python) is left out.
     """
     root = collection_root()
-    persist = box.get("persist") or {}
-    folders = {name: persist.get(name) for name in ("root", "directories")}
-    values: dict[str, Any] = {
-        "packages": box.get("packages"),
-        "rust": box.get("rust"),
-        "repository": [box.get("repository"), tree_digest],
-        "python": box.get("python"),
-        "build": [box.get("build"), (box.get("environment") or {}).get("set")],
-        "persist": folders,
-        "gpuyard": hashlib.sha256(boxzip.content()).hexdigest(),
-    }
-    unused = [name for name in ("rust", "python") if not values[name]]
-    taken = {"packages", "rust", "repository", "python", "build"}
-    values["stages"] = {name: value for name, value in box.items() if name not in taken}
-    return {
-        name: _digest([value, _role_content(root, _ROLES[name]) if root and name in _ROLES else ""])
-        for name, value in values.items()
-        if name not in unused
-    }
+    found: dict[str, str] = {}
+    for part in PARTS:
+        value = [_value(box, key) for key in part.keys]
+        if part.name in _ALWAYS or value[0]:
+            found[part.name] = _digest([value, tree_digest if part.with_tree else "", _role_content(root, part.role)])
+    found[OWN.name] = _digest([hashlib.sha256(boxzip.content()).hexdigest(), _role_content(root, OWN.role)])
+    # What a role is given whole says nothing more to the stages.
+    taken = {key for part in PARTS for key in part.keys}
+    found["stages"] = _digest({name: value for name, value in box.items() if name not in taken})
+    return found
+
+
+def _value(box: Mapping[str, Any], key: str) -> Any:
+    value: Any = box
+    for word in key.split("."):
+        value = (value or {}).get(word)
+    return value
 
 
 def fingerprint(parts: Mapping[str, str]) -> str:
@@ -94,8 +108,10 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _role_content(root: Path, role: str) -> str:
-    """Return a digest of everything that acts when ``role`` brings a machine into shape."""
+def _role_content(root: Path | None, role: str) -> str:
+    """Return a digest of everything that acts when ``role`` brings a machine into shape, "" without the collection."""
+    if root is None:
+        return ""
     digest = hashlib.sha256()
     for path in sorted({root / _TASKS, *_acting(root, role, set())}):
         digest.update(f"{path.relative_to(root)}\0".encode())

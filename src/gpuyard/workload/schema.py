@@ -11,9 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     GetJsonSchemaHandler,
     PrivateAttr,
@@ -48,6 +46,7 @@ from gpuyard.workload.values import (
     RelativePath,
     Resumability,
     Scalar,
+    Section,
     Share,
     SomeWords,
     Switch,
@@ -97,13 +96,7 @@ def _twice(names: Iterable[str]) -> list[str]:
     return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
-class _Part(BaseModel):
-    """A mapping of the file; a key that is not listed is a mistake."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Repository(_Part):
+class Repository(Section):
     """Where the code comes from: a local tree or a Git repository at a commit."""
 
     path: SomeWords | None = None
@@ -136,7 +129,7 @@ class Repository(_Part):
         return self
 
 
-class Needs(_Part):
+class Needs(Section):
     """What the machine has to offer; see :class:`gpuyard.providers.base.Query` for the units."""
 
     gpu_count: Positive = 1.0
@@ -172,7 +165,7 @@ def _keep(value: object) -> object:
     raise ValueError(f"must be latest, all, or a whole number of at least 1, not {show(value)}")
 
 
-class Pool(_Part):
+class Pool(Section):
     """A named group of nodes with the same needs and market. What it does not say is the workload's."""
 
     needs: Needs | None = None
@@ -183,14 +176,14 @@ class Pool(_Part):
     """How many nodes it has."""
 
 
-class Budget(_Part):
+class Budget(Section):
     """What it may cost."""
 
     max_price_per_hour: Positive | None = None
     """US dollars an hour for GPU and disk; nothing dearer is rented."""
 
 
-class Storage(_Part):
+class Storage(Section):
     """What the run leaves in the bucket, for the estimate."""
 
     gb_per_iteration: Positive
@@ -199,7 +192,7 @@ class Storage(_Part):
     """US dollars for a gigabyte and month, as the bucket's provider asks."""
 
 
-class Environment(_Part):
+class Environment(Section):
     """Variables of the stages. Those that come from the controller's environment count as secret, and so do files."""
 
     required: list[Variable] = []
@@ -220,7 +213,7 @@ class Environment(_Part):
         return self
 
 
-class Python(_Part):
+class Python(Section):
     """The Python environment of the stages."""
 
     version: Constraint = ">=3.10"
@@ -251,7 +244,7 @@ class Python(_Part):
         return self.project or ("." if self.extras or self.lock else None)
 
 
-class Rust(_Part):
+class Rust(Section):
     """The Rust toolchain."""
 
     version: Version
@@ -260,7 +253,7 @@ class Rust(_Part):
     """The oldest cargo that will do, in quotes."""
 
 
-class PersistRule(_Part):
+class PersistRule(Section):
     """What becomes of the files and folders below ``persist.root`` that a pattern matches."""
 
     path: RelativePath
@@ -286,7 +279,7 @@ class PersistRule(_Part):
         return self
 
 
-class Persist(_Part):
+class Persist(Section):
     """Directories of the repository that outlive it: each is a link below ``root``."""
 
     root: PersistentRoot = "/mnt/persistent"
@@ -316,7 +309,7 @@ class Persist(_Part):
         return directories
 
 
-class Checkpoints(_Part):
+class Checkpoints(Section):
     """How often checkpoints are published and how many are kept."""
 
     every_s: Positive = spec.DEFAULT_EVERY_S
@@ -327,7 +320,7 @@ class Checkpoints(_Part):
     """Besides, every checkpoint whose number is a multiple of this is kept for ever; 0: none."""
 
 
-class Span(_Part):
+class Span(Section):
     """Hours: what is expected, and what it takes at worst."""
 
     expected: NotNegative
@@ -362,7 +355,7 @@ class Hours(Span):
         return self.by_gpu[max(fitting, key=len)] if fitting else self
 
 
-class First(_Part):
+class First(Section):
     """What a stage has in iteration 0 that differs from all later iterations."""
 
     command: SomeWords | None = None
@@ -375,7 +368,7 @@ class First(_Part):
     """Variables of iteration 0, besides the stage's or in place of them."""
 
 
-class Stage(_Part):
+class Stage(Section):
     """One named command of the iteration loop."""
 
     name: Name
@@ -437,7 +430,7 @@ class Stage(_Part):
         return {"each": iterations, "later": iterations - 1}.get(self.run, 1)
 
 
-class Parameter(_Part):
+class Parameter(Section):
     """A named value that is chosen for each run: with ``-e overrides=NAME=VALUE``, or by a profile.
 
     Stages have it as an environment variable of the same name in capitals. A bare value stands for its ``default``.
@@ -509,7 +502,7 @@ class Parameter(_Part):
         return self.default if self.value is None else self.value
 
 
-class Window(_Part):
+class Window(Section):
     """A tmux window beside the iteration's own."""
 
     name: Name
@@ -518,7 +511,7 @@ class Window(_Part):
     """What runs in it."""
 
 
-class Workload(_Part):
+class Workload(Section):
     """A whole workload file, checked."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")

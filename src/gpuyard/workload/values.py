@@ -7,7 +7,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 
 from gpuyard import repository
@@ -27,6 +27,12 @@ OVERRIDE = re.compile(r"(?P<name>(?:\+\+?)?[A-Za-z_][\w./@:-]*)=(?P<value>.*)|~[
 """``name=value``, as Hydra writes it: ``+name=value`` adds, ``~name`` removes."""
 MOST_SHOWN = 60  # characters of a wrong value that go into a message
 _MOST_ITERATIONS = 100_000
+
+
+class Section(BaseModel):
+    """A mapping of the file; a key that is not listed is a mistake."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def show(value: object) -> str:
