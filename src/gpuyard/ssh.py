@@ -12,8 +12,9 @@ import fcntl
 import hashlib
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpuyard import paths
@@ -27,6 +28,8 @@ from gpuyard.hosts import host_name
 from gpuyard.providers.base import Instance, Provider, alias_prefix, sandbox_prefix
 
 _SSH_CONNECT_TIMEOUT_S = 10
+# The kernel's limit is 108 bytes, and ssh puts 17 characters more behind the name while it makes the socket.
+_MOST_SOCKET_PATH = 86
 
 
 def key_fingerprint(public_text: str) -> str:
@@ -69,8 +72,48 @@ def ansible_vars(instance: Instance, key: SshKey, known_hosts: Path | None = Non
         "ansible_port": instance.ssh_port,
         "ansible_user": instance.ssh_user,
         "ansible_ssh_private_key_file": str(key.private_path),
-        "ansible_ssh_common_args": shlex.join(_ssh_options(instance, known_hosts or paths.known_hosts(), False)),
+        "ansible_ssh_common_args": shlex.join(
+            [*_ssh_options(instance, known_hosts or paths.known_hosts(), False), *_shared(instance, key)]
+        ),
     }
+
+
+def shared_connection_args(instance: Instance, key: SshKey) -> list[str]:
+    """Return ssh's arguments that leave the connection open for a minute to those who come by :func:`ansible_vars`."""
+    shared = _shared(instance, key)
+    return (
+        [*shared, "-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", "ServerAliveInterval=30"]
+        if shared
+        else []
+    )
+
+
+def end_shared_connection(instance: Instance, key: SshKey) -> None:
+    """End the shared connection to the instance, which may have restarted since; nothing happens when there is none."""
+    place = _control_path(instance, key)
+    if place.is_socket():
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(
+                ["ssh", "-O", "exit", "-o", f"ControlPath={_ssh_path(place)}", instance.ssh_host],
+                capture_output=True,
+                timeout=_SSH_CONNECT_TIMEOUT_S,
+            )
+
+
+def _shared(instance: Instance, key: SshKey) -> list[str]:
+    place = _control_path(instance, key)
+    try:
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return []
+    return ["-o", f"ControlPath={_ssh_path(place)}"] if len(str(place)) <= _MOST_SOCKET_PATH else []
+
+
+def _control_path(instance: Instance, key: SshKey) -> Path:
+    """Return the socket of the shared connection to this very instance, beside those of Ansible."""
+    words = (instance.host_key_alias, instance.ssh_host, instance.ssh_port, instance.ssh_user, key.private_path)
+    digest = hashlib.sha256("|".join(map(str, words)).encode()).hexdigest()
+    return Path.home() / ".ansible" / "cp" / f"gpuyard-{digest[:16]}"
 
 
 def host_key_fingerprint(instance: Instance, known_hosts: Path | None = None) -> str | None:
@@ -212,22 +255,25 @@ def try_once(command: Sequence[str], *, within_s: float = 3 * _SSH_CONNECT_TIMEO
 
     It has ``within_s`` seconds, and never more than half a minute.
     """
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=min(within_s, 3 * _SSH_CONNECT_TIMEOUT_S),
-        )
-    except FileNotFoundError:
-        raise UsageError("ssh is not installed; install the OpenSSH client.") from None
-    except subprocess.TimeoutExpired:
-        return "no answer in time"
-    if done.returncode == 0:
-        return None
-    return " ".join(done.stderr.split())[:300] or f"ssh ended with {done.returncode}"
+    # Not a pipe: a shared connection that stays open in the background would keep it open, too.
+    with tempfile.TemporaryFile() as errors:
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                timeout=min(within_s, 3 * _SSH_CONNECT_TIMEOUT_S),
+            )
+        except FileNotFoundError:
+            raise UsageError("ssh is not installed; install the OpenSSH client.") from None
+        except subprocess.TimeoutExpired:
+            return "no answer in time"
+        if done.returncode == 0:
+            return None
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")
+    return " ".join(said.split())[:300] or f"ssh ended with {done.returncode}"
 
 
 def _known_lines(file: Path) -> list[str]:

@@ -105,7 +105,10 @@ def wait_ssh(
     clock = clock or Clock(first_delay=0.2, longest_delay=2.0)
     file = known_hosts or paths.known_hosts()
     paths.ensure_private(file.parent)
-    command = ["ssh", *ssh.ssh_args(instance, key, file, first_contact=True), "true"]
+    # Whoever comes next, by Ansible, needs no connection of their own.
+    shared = ssh.shared_connection_args(instance, key)
+    command = ["ssh", *shared, *ssh.ssh_args(instance, key, file, first_contact=True), "true"]
+    ssh.end_shared_connection(instance, key)
     start = clock.now()
     last = ""
     known: Sequence[str] = []

@@ -25,6 +25,7 @@ from gpuyard.errors import GpuyardError, UsageError
 WINDOWS = ("gpu", "log", "disk")
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "USER", "SHELL", "PYTHONPATH", "TMUX_TMPDIR")
 _START_WAIT_S = 60.0
+_WINDOWS_WAIT_S = 1.0
 # A tmux server exits after its last session. A call that reaches it meanwhile is answered so, and is not carried out.
 _LEAVING = ("server exited", "lost server")
 
@@ -63,16 +64,26 @@ def start(spec: BoxSpec, choice: Choice | None = None) -> None:
         time.sleep(0.05)
     if started.returncode != 0:
         raise SessionError(f"tmux cannot start the session {spec.workload}: {started.stderr.strip()}")
+    # The other windows do not take the processor from a runner that begins; a late one does not keep them waiting.
+    _wait_for_runner(spec, _WINDOWS_WAIT_S)
     own = [(name, shlex.join(python_module("gpuyard.box.stages", "pane", name, *settings))) for name in WINDOWS]
     for name, command in spec.windows or own:
         _tmux("new-window", "-d", "-t", f"={spec.workload}:", "-n", name, "-c", str(spec.repository), command)
-    deadline = time.monotonic() + _START_WAIT_S
-    while not is_running(spec):
-        if _pane_is_dead(spec):
-            return  # It may have had little to do; its outcome is in the journal, which the caller reports.
+    if not _wait_for_runner(spec, _START_WAIT_S):
+        raise SessionError(f"The runner in the tmux session {spec.workload} does not begin: {_screen(spec)}")
+
+
+def _wait_for_runner(spec: BoxSpec, seconds: float) -> bool:
+    """Return whether the runner has taken up its work, waiting so long at most.
+
+    It may have had little to do and have ended again: its outcome is in the journal, which the caller reports.
+    """
+    deadline = time.monotonic() + seconds
+    while not is_running(spec) and not _pane_is_dead(spec):
         if time.monotonic() > deadline:
-            raise SessionError(f"The runner in the tmux session {spec.workload} does not begin: {_screen(spec)}")
-        time.sleep(0.05)
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def stop(spec: BoxSpec, wait_s: float, *, tick: Callable[[], None] = lambda: None) -> bool:
