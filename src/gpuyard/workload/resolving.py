@@ -228,6 +228,9 @@ class _Layered:
         self.values = self._over(self.values, overlay, (), layer, at)
 
     def _over(self, base: Any, value: Any, place: Place, layer: str, at: Place | None) -> Any:
+        is_parameter = len(place) == 2 and place[0] == "parameters" and base is not None
+        if is_parameter and not isinstance(base, Mapping):
+            base = {"default": base}
         if isinstance(value, Mapping):
             if isinstance(base, list) and all(isinstance(item, Mapping) and "name" in item for item in base):
                 return self._over_items(base, value, place, layer, at)
@@ -237,8 +240,7 @@ class _Layered:
             for key, said in value.items():
                 inner[key] = self._over(inner.get(key), said, (*place, key), layer, None if at is None else (*at, key))
             return inner
-        if len(place) == 2 and place[0] == "parameters" and base is not None:
-            base = base if isinstance(base, Mapping) else {"default": base}
+        if is_parameter:
             self.layers[*place, "value"] = layer, None if at is None else (*at, "value")
             return {**base, "value": value}
         self.layers = {other: known for other, known in self.layers.items() if other[: len(place)] != place}

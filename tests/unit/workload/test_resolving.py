@@ -63,6 +63,14 @@ def test_the_file_alone_has_no_origins(file: Path) -> None:
     assert resolved.workload.source == file
 
 
+def test_a_profile_may_say_the_value_of_a_bare_parameter_as_a_mapping(file: Path) -> None:
+    file.write_text(PROVER.replace("{model: llama-1.3b}", "{model: llama-1.3b, cautious: {value: true}}"))
+    found = resolve(str(file), profiles=["small"])
+    cautious = found.workload.parameters["cautious"]
+    assert (cautious.default, cautious.current, cautious.type) == (False, True, "bool")
+    assert origins(found)["parameters.cautious.value"] == (True, "profile small")
+
+
 def test_each_layer_lies_over_the_one_before_and_is_named(file: Path) -> None:
     resolved = resolve(
         str(file),
