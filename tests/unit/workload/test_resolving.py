@@ -68,7 +68,7 @@ def test_a_profile_may_say_the_value_of_a_bare_parameter_as_a_mapping(file: Path
     found = resolve(str(file), profiles=["small"])
     cautious = found.workload.parameters["cautious"]
     assert (cautious.default, cautious.current, cautious.type) == (False, True, "bool")
-    assert origins(found)["parameters.cautious.value"] == (True, "profile small")
+    assert origins(found)["parameters.cautious"] == (True, "profile small")
 
 
 def test_each_layer_lies_over_the_one_before_and_is_named(file: Path) -> None:
