@@ -183,7 +183,7 @@ def detached(
     log: Path | None = None,
     limit_s: float = LIMIT_S,
     may_be_ended: bool = True,
-) -> None:
+) -> str:
     """Run a long command in a session of its own, which goes on when module, connection or controller ends.
 
     ``slot`` names what the command works on, such as ``rust /opt/gpuyard/rust``: one command at a time works there.
@@ -192,26 +192,27 @@ def detached(
     another key ends it first, or waits for its end where it must not be ended (``may_be_ended=False``).
 
     ``environment`` is added to the module's own and written nowhere. The output goes to ``log``, by default a file of
-    the slot. Raises :class:`BoxError` as :func:`run` does, also after ``limit_s`` seconds, which end the command.
+    the slot, and is returned. Raises :class:`BoxError` as :func:`run` does, also after ``limit_s`` seconds, which end
+    the command.
     """
     variables = {**os.environ, **(environment or {})}
     if not shutil.which(command[0], path=variables.get("PATH")):
         raise BoxError(f"{purpose} failed: {command[0]}: {os.strerror(errno.ENOENT)}.")
     work = _Work(WORK / _digest(slot)[:16])
+    place = log or work.folder / "log"
     with work.locked():
         if work.taken_over(key):
-            return
-        place = log or work.folder / "log"
+            return place.read_text(encoding="utf-8", errors="replace")
         code = work.follow(work.start(command, key, variables, folder, place, limit_s, may_be_ended))
         work.forget()
+        output = place.read_text(encoding="utf-8", errors="replace")
     if code == 0:
-        return
+        return output
     if code == _TIMED_OUT:
         how = f"was ended after {limit_s / 3600:g} h, which is its limit"
     else:
         how = f"failed with exit code {code}" if code is not None else "was ended from outside"
-    said = tail(place.read_text(encoding="utf-8", errors="replace"))
-    raise BoxError(f"{purpose} {how}:\n{said}", rc=code)
+    raise BoxError(f"{purpose} {how}:\n{tail(output)}", rc=code)
 
 
 def take_over(slot: str, key: Any) -> bool:

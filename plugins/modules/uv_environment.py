@@ -225,7 +225,7 @@ class Environment:
         except _box.BoxError as error:
             raise _box.BoxError(
                 f"uv {version} cannot be installed, because this machine's Python cannot make virtual environments: "
-                "install the package python3-venv (role system_packages)."
+                "install the package python3-venv (role base)."
             ) from error
         with tempfile.TemporaryDirectory() as scratch:
             wanted = Path(scratch, "requirements.txt")
