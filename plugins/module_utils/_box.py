@@ -202,7 +202,7 @@ def detached(
     place = log or work.folder / "log"
     with work.locked():
         if work.taken_over(key):
-            return place.read_text(encoding="utf-8", errors="replace")
+            return place.read_text(encoding="utf-8", errors="replace") if place.exists() else ""
         code = work.follow(work.start(command, key, variables, folder, place, limit_s, may_be_ended))
         work.forget()
         output = place.read_text(encoding="utf-8", errors="replace")

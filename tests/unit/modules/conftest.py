@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,12 @@ with patch_module_args(json.loads(sys.argv[4])):
 
 
 @pytest.fixture(autouse=True)
-def detached_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep what modules run detached out of this machine's own folders."""
+def detached_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Keep what modules run detached out of this machine's own folders, and end what a test has left."""
     box = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.module_utils._box")
     monkeypatch.setattr(box, "WORK", tmp_path / "detached")
-    folder: Path = box.WORK
-    return folder
+    yield box.WORK
+    box.end_detached()
 
 
 @pytest.fixture
