@@ -138,8 +138,12 @@ def test_work_whose_processes_were_killed_is_done_anew(caller: Caller) -> None:
     caller.begin_and_kill()
     record = json.loads(next(caller.work.glob("*/record.json")).read_text())
     os.kill(record["pid"], signal.SIGKILL)  # what watches the command, which itself goes on
+    second = caller.call()
+    caller.wait_for("begun", 2)
     (caller.folder / "go").touch()
-    assert caller.call().wait(60) == 0 and caller.count("begun") == 2
+    assert second.wait(60) == 0
+    time.sleep(0.2)
+    assert caller.count("ended") == 1, "the first one's command is ended, too"
 
 
 def test_a_number_that_belongs_to_another_process_by_now_is_left_alone(caller: Caller, box: Any) -> None:
