@@ -30,12 +30,12 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "rust": (
         {"rust_dist_server": "http://mirror:8080"},
-        '"actions": ["make 1.96.0 the default", "write launchers"]',
+        "actions:\n    - write launchers\n",
         "cargo --version",
     ),
     "python_env": (
         {"python_env_path": "/opt/gpuyard/envs/killed", "python_env_packages": ["numpy"]},
-        '"install 1 requirements"',
+        "- install 1 requirements",
         "/opt/gpuyard/envs/killed/bin/python -c 'import numpy'",
     ),
     "workload": (
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
             "workload_src": str(ROOT / "extensions/molecule/workload/files"),
             "workload_build": ["echo begun >> times; sleep 6", "echo ended >> times"],
         },
-        '"run 2 build commands"',
+        "- run 2 build commands",
         "tr '\\n' ' ' < /opt/gpuyard/src/killed/times | grep -qx 'begun ended '",
     ),
 }
