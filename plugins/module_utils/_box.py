@@ -9,16 +9,22 @@ Private to this collection.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +37,22 @@ _ATTEMPTS = 3
 _TIMEOUT_S = 60.0
 # Made by the first command that locks the machine for bringing it into shape, see gpuyard.box.converging.
 MODULES_LOCK = Path("/opt/gpuyard/modules.lock")
+# What goes on without its module, see `detached`: a folder for each slot.
+WORK = Path("/opt/gpuyard/work")
+LIMIT_S = 6 * 3600.0
+_FOLLOW_S = 0.1
+_END_S = 10.0
+_TIMED_OUT = 124  # as timeout(1) says it
+# It begins when its process has been noted: one that nobody knows of could not be followed or ended. Full paths, since
+# PATH is the command's.
+_SUPERVISOR = """
+read -r go || exit 1
+limit=$1; shift
+/usr/bin/timeout --kill-after=30 "$limit" "$@" </dev/null
+code=$?
+echo $code >"$0/code.part" && /bin/mv "$0/code.part" "$0/code"
+exit $code
+"""
 
 
 # The same as in gpuyard.box.stages.folders, which a box need not have yet.
@@ -148,6 +170,213 @@ def run(
         said = tail(f"{output}\n{errors}")
         raise BoxError(f"{purpose} failed with exit code {code}:\n{said}", rc=code)
     return output
+
+
+def detached(
+    command: Sequence[str],
+    *,
+    slot: str,
+    key: Any,
+    purpose: str,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    log: Path | None = None,
+    limit_s: float = LIMIT_S,
+    may_be_ended: bool = True,
+) -> str:
+    """Run a long command in a session of its own, which goes on when module, connection or controller ends.
+
+    ``slot`` names what the command works on, such as ``rust /opt/gpuyard/rust``: one command at a time works there.
+    ``key`` (any JSON-able value) says what it does to it. The next call with the same slot and key finds it running
+    and follows it, or finds it ended well and takes that, once; after any other end the command runs anew. A call with
+    another key ends it first, or waits for its end where it must not be ended (``may_be_ended=False``).
+
+    ``environment`` is added to the module's own and written nowhere. The output goes to ``log``, by default a file of
+    the slot, and is returned. Raises :class:`BoxError` as :func:`run` does, also after ``limit_s`` seconds, which end
+    the command.
+    """
+    variables = {**os.environ, **(environment or {})}
+    if not shutil.which(command[0], path=variables.get("PATH")):
+        raise BoxError(f"{purpose} failed: {command[0]}: {os.strerror(errno.ENOENT)}.")
+    work = _Work(WORK / _digest(slot)[:16])
+    place = log or work.folder / "log"
+    with work.locked():
+        if work.taken_over(key):
+            return place.read_text(encoding="utf-8", errors="replace") if place.exists() else ""
+        code = work.follow(work.start(command, key, variables, folder, place, limit_s, may_be_ended))
+        work.forget()
+        output = place.read_text(encoding="utf-8", errors="replace")
+    if code == 0:
+        return output
+    if code == _TIMED_OUT:
+        how = f"was ended after {limit_s / 3600:g} h, which is its limit"
+    else:
+        how = f"failed with exit code {code}" if code is not None else "was ended from outside"
+    raise BoxError(f"{purpose} {how}:\n{tail(output)}", rc=code)
+
+
+def take_over(slot: str, key: Any) -> bool:
+    """Follow what an earlier module has begun in ``slot``, see :func:`detached`, before looking at the machine's state.
+
+    Returns whether that did what ``key`` says and has ended well. With another key it is ended.
+    """
+    work = _Work(WORK / _digest(slot)[:16])
+    if not work.folder.is_dir():
+        return False
+    with work.locked():
+        return work.taken_over(key)
+
+
+def end_detached() -> None:
+    """End what is still at work in any slot, or wait for it where it must not be ended, and forget all of them."""
+    for folder in WORK.iterdir() if WORK.is_dir() else []:
+        work = _Work(folder)
+        with work.locked():
+            work.taken_over(None)
+        shutil.rmtree(folder)
+
+
+class _Work:
+    """One slot: the process that is at work there, how it ended, and its log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other modules off the slot."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return read_record(self.folder / "record.json")
+
+    @property
+    def code(self) -> int | None:
+        """The command's exit code; ``None`` while it runs, and when it was ended with all that watched it."""
+        try:
+            return int((self.folder / "code").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def start(
+        self,
+        command: Sequence[str],
+        key: Any,
+        variables: Mapping[str, str],
+        folder: Path | None,
+        log: Path,
+        limit_s: float,
+        may_be_ended: bool,
+    ) -> subprocess.Popen[bytes]:
+        with log.open("wb") as output:
+            log.chmod(0o600)
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", _SUPERVISOR, str(self.folder), str(limit_s), *command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict(variables),
+                cwd=folder,
+                start_new_session=True,
+            )
+        record = {"key": _digest(key), "process": _process(process.pid), "may_be_ended": may_be_ended}
+        write_record(self.folder / "record.json", {**record, "pid": process.pid})
+        assert process.stdin is not None  # asked for above
+        process.stdin.write(b"go\n")
+        process.stdin.close()
+        return process
+
+    def runs(self) -> bool:
+        """Return whether the noted process lives: the number alone may be another one's by now."""
+        record = self.record
+        return bool(record.get("process")) and _process(record["pid"]) == record["process"]
+
+    def follow(self, process: subprocess.Popen[bytes] | None = None) -> int | None:
+        """Wait for the end and return the exit code; leave the program when nobody waits for its answer any more."""
+        while self.runs():
+            if _caller_has_left():
+                sys.exit(1)
+            try:
+                if process:
+                    process.wait(_FOLLOW_S)
+                else:
+                    time.sleep(_FOLLOW_S)
+            except subprocess.TimeoutExpired:
+                continue
+        code = self.code
+        if process and process.wait() > 0 and code is None:
+            return process.returncode  # a full disk may have kept the file from being written
+        return code
+
+    def taken_over(self, key: Any) -> bool:
+        record = self.record
+        same = record.get("key") == _digest(key)
+        if not same and record.get("may_be_ended"):
+            self.end()
+        ended_well = self.follow() == 0
+        if not ended_well:
+            self.end()  # what the process that watched has left behind
+        self.forget()
+        return same and ended_well
+
+    def end(self) -> None:
+        """End everything of the noted process's session; nothing happens when there is none."""
+        record = self.record
+        if not record or (_process(record["pid"]) not in ("", record["process"])):
+            return
+        for kind in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + _END_S
+            while (members := _session(record["pid"])) and time.monotonic() < deadline:
+                for pid in members:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, kind)
+                time.sleep(_FOLLOW_S)
+
+    def forget(self) -> None:
+        """Take the result away; the log stays for people."""
+        for name in ("record.json", "code"):
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def _digest(key: Any) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def _stat(pid: int | str) -> list[str]:
+    """Return the fields of ``/proc/<pid>/stat`` from the state on; none for a process that has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+    return [] if fields[0] in "ZX" else fields
+
+
+def _process(pid: int) -> str:
+    """Return what tells a process from any other one that had or will have its number; ``""`` for an ended one."""
+    fields = _stat(pid)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{pid} {fields[19]} {boot}" if fields else ""
+
+
+def _session(pid: int) -> list[int]:
+    """Return the living processes of the session that ``pid`` has begun."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        fields = _stat(place.name)
+        if fields and fields[3] == str(pid):
+            found.append(int(place.name))
+    return found
+
+
+def _caller_has_left() -> bool:
+    """Return whether the other end of the standard output is closed: the connection or the controller is gone."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _file, events in poll.poll(0))
 
 
 def file_sha256(path: Path) -> str:

@@ -271,6 +271,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         record.write()
     if not module.check_mode and state == "recorded":
         needed = [record.repository, *record.search_path]
+        # What a command that was killed had begun, and nobody has asked for since.
+        _box.end_detached()
         gone = prune(options["prune"], needed, settings)
     return {
         **result,

@@ -206,6 +206,16 @@ class Toolchain:
             command = [str(program), "-y", "--no-modify-path", "--profile", "minimal", "--default-toolchain", "none"]
             self.run(command, f"Installing rustup {version}")
 
+    @property
+    def slot(self) -> str:
+        """What names the installation that goes on without this module."""
+        return f"rust {self.root}"
+
+    @property
+    def key(self) -> list[Any]:
+        """What decides about the toolchain's installation."""
+        return [self.server, *(self.options[name] for name in ("version", "profile", "components", "rustup_version"))]
+
     def install_toolchain(self) -> None:
         """Let rustup install the toolchain and its components."""
         version = self.options["version"]
@@ -213,7 +223,8 @@ class Toolchain:
         command += ["--profile", self.options["profile"]]
         for component in self.options["components"]:
             command += ["--component", component]
-        self.run(command, f"Installing Rust {version} from {self.server}")
+        purpose = f"Installing Rust {version} from {self.server}"
+        _box.detached(command, slot=self.slot, key=self.key, purpose=purpose, environment=self.environment)
 
     def make_default(self) -> None:
         """Make the toolchain the one that is used without a choice."""
@@ -239,6 +250,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     options = module.params
     check_minimum(options["minimum"], options["version"], f"Rust {options['version']}")
     toolchain = Toolchain(module)
+    if not module.check_mode:
+        _box.take_over(toolchain.slot, toolchain.key)
     before, wanted = toolchain.state(), toolchain.wanted()
     incomplete = any(before[key] != wanted[key] for key in ("toolchain", "components"))
     steps = [

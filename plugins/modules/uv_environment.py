@@ -137,6 +137,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -224,7 +225,7 @@ class Environment:
         except _box.BoxError as error:
             raise _box.BoxError(
                 f"uv {version} cannot be installed, because this machine's Python cannot make virtual environments: "
-                "install the package python3-venv (role system_packages)."
+                "install the package python3-venv (role base)."
             ) from error
         with tempfile.TemporaryDirectory() as scratch:
             wanted = Path(scratch, "requirements.txt")
@@ -245,44 +246,62 @@ class Environment:
         _box.write_record(root / UV_RECORD, {"uv": version})
         self.uv = root / "bin" / "uv"
 
-    def create(self) -> None:
-        """Create the environment, or link the image's."""
+    def link(self) -> None:
+        """Link the image's environment."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_symlink():
             self.path.unlink()
-        if self.base:
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.symlink_to(self.base)
-            return
-        wanted = self.options["python"]
-        command = [str(self.uv), "venv", "--clear", "--python", wanted, str(self.path)]
-        self.run(command, f"Creating a Python {wanted} environment")
+        elif self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.symlink_to(self.base or "")
 
-    def install(self) -> None:
-        """Let uv install what is missing; with a lock, exactly what that names."""
+    def complete(self, wanted: dict[str, Any], *, keep: bool) -> None:
+        """Let uv create the environment, unless it is kept, and install what is missing; with a lock, what that names.
+
+        This goes on when the connection is lost, so it is one command, which the next module finds by ``wanted``.
+        """
+        commands = [*([] if keep or self.base else [self.creation()]), *self.installations()]
+        if not commands:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _box.detached(
+            ["sh", "-c", " && ".join(map(shlex.join, commands))],
+            slot=f"environment {self.path}",
+            key=wanted,
+            purpose="Installing requirements" if self.has_requirements else "Creating the environment",
+            environment=self.settings,
+            folder=self.repository,
+        )
+
+    def creation(self) -> list[str]:
+        """Return the command that creates the environment."""
+        if self.path.is_symlink():
+            self.path.unlink()
+        return [str(self.uv), "venv", "--clear", "--python", self.options["python"], str(self.path)]
+
+    def installations(self) -> list[list[str]]:
+        """Return the commands that install what is asked for."""
         uv, options = str(self.uv), self.options
         project = str(self.project or ".")
         extras = [word for extra in options["extras"] for word in ("--extra", extra)]
+        commands = []
         if options["lock"]:
             self.settings["UV_PROJECT_ENVIRONMENT"] = str(self.path)
-            command = [uv, "sync", "--frozen", "--no-dev", "--project", project, *extras]
-            self.run(command, f"Installing what {options['lock']} names")
+            commands.append([uv, "sync", "--frozen", "--no-dev", "--project", project, *extras])
         command = [uv, "pip", "install", "--python", str(self.path / "bin" / "python")]
         if options["requirements"]:
             command += ["--requirements", options["requirements"]]
         if self.project and not options["lock"]:
             named = f"[{','.join(options['extras'])}]" if options["extras"] else ""
             command += ["--editable", f"{project}{named}"]
-        if not (options["requirements"] or options["packages"] or (self.project and not options["lock"])):
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            if options["packages"]:
-                # A hash, and `-e .`, are words of a file's line, and none of a command line.
-                packages = Path(scratch, "packages.txt")
-                packages.write_text("".join(f"{line}\n" for line in options["packages"]), encoding="utf-8")
-                command += ["--requirements", str(packages)]
-            self.run(command, "Installing requirements")
+        if options["packages"]:
+            # A hash, and `-e .`, are words of a file's line, and none of a command line.
+            packages = self.path.with_name(f".{self.path.name}.packages.txt")
+            _box.write_file(packages, "".join(f"{line}\n" for line in options["packages"]))
+            command += ["--requirements", str(packages)]
+        if options["requirements"] or options["packages"] or (self.project and not options["lock"]):
+            commands.append(command)
+        return commands
 
     @property
     def project(self) -> Path | None:
@@ -392,10 +411,9 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         if not same:
             # Until it is complete again, nothing may claim that it is.
             environment.record.unlink(missing_ok=True)
-            if not keep:
-                environment.create()
-            if environment.has_requirements:
-                environment.install()
+            if environment.base and not keep:
+                environment.link()
+            environment.complete(wanted, keep=keep)
             _box.write_record(environment.record, wanted)
         if paths_differ:
             environment.write_import_paths()

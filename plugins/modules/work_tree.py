@@ -177,8 +177,13 @@ URL = re.compile(
 )
 CREDENTIALS = re.compile(r"(?<=//)[^/@\s'\"]*@|\?[^\s'\"]+")
 PERHAPS_CREDENTIALS = re.compile(r"[:/=][^\s]*@|\?")
-# The output goes straight to the log, which can be followed while the command runs.
-LOGGED = 'exec >>"$0" 2>&1; exec bash -o pipefail -c "$1"'
+# All commands in one script, which goes on without this module.
+BUILD = """
+for command in "$@"; do
+    printf '$ %s\\n' "$command"
+    bash -o pipefail -c "$command" || exit
+done
+"""
 
 
 class Place:
@@ -548,28 +553,40 @@ class GitTree:
             scratch.replace(target)
 
 
-def build(module: AnsibleModule, place: Place) -> None:
-    """Run the build commands, all output to the log."""
+def build(module: AnsibleModule, place: Place, key: str) -> None:
+    """Run the build commands, all output to the log. They go on when the connection is lost."""
     options = module.params
     path = os.pathsep.join([*options["path"], os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")])
-    variables = {key: str(value) for key, value in options["environment"].items()}
-    environment = {**variables, "PATH": path}
-    place.log.write_bytes(b"")
-    for command in options["build"]:
-        with place.log.open("a", encoding="utf-8") as log:
-            log.write(f"$ {command}\n")
-        started = time.monotonic()
-        code, _output, _errors = _box.execute(
-            module, ["bash", "-c", LOGGED, str(place.log), command], environment=environment, folder=place.dest
+    variables = {name: str(value) for name, value in options["environment"].items()}
+    started = time.monotonic()
+    try:
+        _box.detached(
+            ["bash", "-c", BUILD, "bash", *options["build"]],
+            slot=build_slot(place),
+            key=key,
+            purpose="The build",
+            environment={**variables, "PATH": path},
+            folder=place.dest,
+            log=place.log,
         )
-        if code:
-            said = _box.tail(place.log.read_text(encoding="utf-8", errors="replace"), LOG_LINES)
-            raise _box.BoxError(
-                f"The build command {command!r} failed with exit code {code} after "
-                f"{time.monotonic() - started:.0f} s; the end of {place.log}:\n{said}",
-                rc=code,
-                log=str(place.log),
-            )
+    except _box.BoxError as error:
+        code = error.details.get("rc")
+        if not code:
+            raise
+        log = place.log.read_text(encoding="utf-8", errors="replace")
+        begun = [line[2:] for line in log.splitlines() if line.startswith("$ ")]
+        command = next((line for line in reversed(begun) if line in options["build"]), options["build"][0])
+        raise _box.BoxError(
+            f"The build command {command!r} failed with exit code {code} after "
+            f"{time.monotonic() - started:.0f} s; the end of {place.log}:\n{_box.tail(log, LOG_LINES)}",
+            rc=code,
+            log=str(place.log),
+        ) from None
+
+
+def build_slot(place: Place) -> str:
+    """Return what names the build that goes on in this folder without this module."""
+    return f"build {place.dest}"
 
 
 def warn_of_kept(module: AnsibleModule, names: list[str]) -> None:
@@ -642,14 +659,16 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         actions = [*actions, f"run {count} build command{'s' * (count != 1)}"]
     if not module.check_mode:
         if not in_order:
+            _box.take_over(build_slot(place), None)  # a build must not see its files change
             place.record["built"] = None
             tree.bring()
         if must_build:
             if neighbour:
+                _box.take_over(build_slot(neighbour), None)
                 take_cargo_target(module, place, neighbour)
             place.record["built"] = None
             place.save()
-            build(module, place)
+            build(module, place, key)
             place.record["built"] = key
             place.save()
     return {**result, "changed": bool(actions), "actions": actions}

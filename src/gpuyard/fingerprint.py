@@ -36,7 +36,7 @@ class Part:
 
 
 PARTS = (
-    Part("packages", "the system packages", "system_packages", ("packages",)),
+    Part("base", "the base system", "base", ("packages",)),
     Part("rust", "the Rust toolchain", "rust", ("rust",)),
     Part("repository", "the repository", "workload", ("repository",), with_tree=True),
     Part("python", "the Python environment", "python_env", ("python",)),
@@ -53,7 +53,7 @@ OWN = Part("gpuyard", "gpuyard's own code", "checkpoints", ())
 WORDS = {part.name: part.words for part in (*PARTS, OWN)} | {"stages": "the stages and their settings"}
 """What each part is called for people."""
 # A part that a workload leaves empty is a state too: nothing is to be built, no folder is kept.
-_ALWAYS = ("packages", "repository", "build", "persist")
+_ALWAYS = ("base", "repository", "build", "persist")
 
 # What of a role acts; the rest of it are documents.
 _ACTING = ("tasks", "handlers", "defaults", "vars", "templates", "files", "meta/main.yml")

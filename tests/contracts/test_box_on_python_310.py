@@ -160,7 +160,7 @@ def modules_and_options(folder: Path, python: str) -> dict[str, dict[str, Any]]:
     """Return harmless options, in check mode, for every module that runs on boxes."""
     return {
         "convergence": {"fingerprint": "aa", "state": "begun", "path": str(folder / "converged.json")},
-        "debian_packages": {"names": ["no-such-package-anywhere"]},
+        "base_system": {"packages": ["no-such-package-anywhere"]},
         "persistent_links": {"root": str(folder / "volume"), "directories": ["models"]},
         "rust_toolchain": {
             "version": "1.96.0",

@@ -60,7 +60,7 @@ def test_x9_an_update_beside_a_running_stage_is_the_next_ones(yard: Yard, tmp_pa
     # One more state, when nothing runs: what nobody needs any more goes.
     (code / "word").write_text("newer\n")
     said = yard.play("launch", **launch, update="true")
-    assert "gpuyard.cloud.system_packages" not in said.text and "gpuyard.cloud.checkpoints" not in said.text
+    assert "gpuyard.cloud.base" not in said.text and "gpuyard.cloud.checkpoints" not in said.text
     folders = yard.on_machine("beside-0", "ls -d /opt/gpuyard/src/beside/*").split()
     assert len(folders) == 2 and used not in folders
     yard.play("teardown", run="beside-0")

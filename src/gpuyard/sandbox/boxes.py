@@ -138,9 +138,10 @@ def make(
     user_data: bytes = b"",
 ) -> None:
     """Create the rental's container and start it."""
+    image, systemd = images.ways(rental.image)
     spec = ContainerSpec(
         name=rental.container,
-        image=rental.image,
+        image=image,
         labels={LABEL: settings.name, INSTANCE_LABEL: f"{rental.provider}/{rental.id}"},
         network=settings.network,
         hostname=hostname(rental),
@@ -149,7 +150,7 @@ def make(
         if rental.address
         else [],
         mounts=[(_CERTIFICATES, str(_CERTIFICATES))] if _CERTIFICATES.is_dir() else [],
-        systemd=rental.image == images.VM_IMAGE,
+        systemd=systemd,
     )
     engine.create(spec)
     engine.copy_in(rental.container, box_files(rental, gpu, onstart, user_data))

@@ -3,6 +3,9 @@
 ``localhost/gpuyard-box-vm``: minimal Debian with systemd and sshd, as a Vultr machine. ``localhost/gpuyard-box-ml``:
 the same without systemd as process 1 and with compilers, git and tmux, as Vast's machine-learning images.
 
+Another Debian than this machine's is there only where it is asked for (``python -m gpuyard.sandbox.images NEXT_IMAGE``,
+for the tests of roles): one image that is used in both ways, see :func:`ways`.
+
 They are made with mmdebstrap from the package sources of this machine and cached twice: in the engine's storage, under
 a label with the recipe's hash, and as a tarball in :func:`gpuyard.paths.cache`. Where mmdebstrap is missing but the
 engine can pull images, a Containerfile on ``debian`` is used instead. That second way has been tried with Docker on a
@@ -18,6 +21,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -28,10 +32,13 @@ from pathlib import Path
 from gpuyard import paths
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.providers.base import Progress
-from gpuyard.sandbox.engine import Engine, EngineError
+from gpuyard.sandbox.engine import Engine, EngineError, find
 
 VM_IMAGE = "localhost/gpuyard-box-vm"
 ML_IMAGE = "localhost/gpuyard-box-ml"
+NEXT_IMAGE = "localhost/gpuyard-box-trixie"
+NEXT_VM_IMAGE = f"{NEXT_IMAGE}-vm"  # the same one, with systemd
+_NEXT_SUITE = "trixie"
 RECIPE_LABEL = "gpuyard.recipe"
 
 _BOX = Path(__file__).parent / "box"
@@ -60,6 +67,7 @@ class Recipe:
     packages: tuple[str, ...]
     finish: str  # a shell command run in the finished root file system
     command: str  # the image's default command, as a Containerfile instruction
+    suite: str = ""  # the release's code name; "": this machine's
 
     @property
     def changes(self) -> list[str]:
@@ -71,6 +79,7 @@ class Recipe:
     def digest(self) -> str:
         """A hash of everything that decides the content, short enough for a file name."""
         parts = [self.image, *self.packages, self.finish, self.command, *_DPKG_OPTIONS, *_suite(), platform.machine()]
+        parts += [self.suite] if self.suite else []
         return hashlib.sha256("\0".join(parts).encode() + self.overlay()).hexdigest()[:16]
 
     def overlay(self) -> bytes:
@@ -95,6 +104,19 @@ ML = Recipe(
     'CMD ["/usr/local/sbin/gpuyard-init"]',
 )
 RECIPES = (VM, ML)
+NEXT = Recipe(
+    NEXT_IMAGE,
+    ("common", "ml", "vm"),
+    (*_COMMON_PACKAGES, *_ML_PACKAGES),
+    f"{_FINISH}; {_VM_FINISH}",
+    'CMD ["/usr/local/sbin/gpuyard-init"]',
+    suite=_NEXT_SUITE,
+)
+
+
+def ways(image: str) -> tuple[str, bool]:
+    """Return the image that a rental's ``image`` is made of, and whether systemd is its process 1."""
+    return (NEXT_IMAGE, True) if image == NEXT_VM_IMAGE else (image, image == VM_IMAGE)
 
 
 def add_file(archive: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
@@ -105,18 +127,15 @@ def add_file(archive: tarfile.TarFile, name: str, content: bytes, mode: int) -> 
     archive.addfile(entry, io.BytesIO(content))
 
 
-def _present(engine: Engine) -> bool:
-    return all(engine.image_label(recipe.image, RECIPE_LABEL) == recipe.digest for recipe in RECIPES)
-
-
-def ensure(engine: Engine, progress: Progress) -> None:
+def ensure(engine: Engine, progress: Progress, recipes: tuple[Recipe, ...] = RECIPES) -> None:
     """Make the images that are missing or out of date. The first time takes one or two minutes."""
-    if _present(engine):
+    if all(engine.image_label(recipe.image, RECIPE_LABEL) == recipe.digest for recipe in recipes):
         return
     folder = paths.cache() / "boxes"
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder / "lock"):
-        for recipe in RECIPES:
+    # Images of different releases are made side by side.
+    with _lock(folder / f"lock{recipes[0].suite}"):
+        for recipe in recipes:
             if engine.image_label(recipe.image, RECIPE_LABEL) != recipe.digest:
                 _make(engine, recipe, folder, progress)
 
@@ -156,6 +175,19 @@ def _suite() -> tuple[str, ...]:
     return (release.get("VERSION_CODENAME", ""), *found)
 
 
+def _sources(recipe: Recipe, folder: Path) -> tuple[str, list[str]]:
+    """Return the code name of the recipe's release, and the files that say where its packages are."""
+    own, *files = _suite()
+    if not recipe.suite or recipe.suite == own:
+        return own, files
+    copies = []
+    for file in map(Path, files):
+        copy = folder / file.name
+        copy.write_text(file.read_text(encoding="utf-8").replace(own, recipe.suite), encoding="utf-8")
+        copies.append(str(copy))
+    return recipe.suite, copies
+
+
 def _mmdebstrap(recipe: Recipe, tarball: Path) -> None:
     suite, *sources = _suite()
     if not suite or not sources:
@@ -163,6 +195,7 @@ def _mmdebstrap(recipe: Recipe, tarball: Path) -> None:
             "The box image cannot be built here: mmdebstrap needs Debian or Ubuntu package sources below /etc/apt."
         )
     with tempfile.TemporaryDirectory(prefix="gpuyard-image-") as scratch:
+        suite, sources = _sources(recipe, Path(scratch))
         overlay = Path(scratch) / "overlay.tar"
         overlay.write_bytes(recipe.overlay())
         partial = tarball.with_suffix(".partial.tar")
@@ -187,12 +220,13 @@ def _mmdebstrap(recipe: Recipe, tarball: Path) -> None:
 
 def _build_from_registry(engine: Engine, recipe: Recipe, progress: Progress) -> None:
     """Build on the registry's ``debian`` image."""
-    progress(f"Building the box image {recipe.image} on debian:bookworm (mmdebstrap is not installed)")
+    base = f"debian:{recipe.suite or 'bookworm'}"
+    progress(f"Building the box image {recipe.image} on {base} (mmdebstrap is not installed)")
     with tempfile.TemporaryDirectory(prefix="gpuyard-image-") as scratch:
         folder = Path(scratch)
         (folder / "overlay.tar").write_bytes(recipe.overlay())
         lines = [
-            "FROM docker.io/library/debian:bookworm",
+            f"FROM docker.io/library/{base}",
             f"RUN apt-get update && apt-get install -y --no-install-recommends {' '.join(recipe.packages)}",
             "ADD overlay.tar /",
             f"RUN {recipe.finish}",
@@ -206,3 +240,16 @@ def _build_from_registry(engine: Engine, recipe: Recipe, progress: Progress) -> 
                 f"The box image cannot be built: {error} Install mmdebstrap with `apt-get install mmdebstrap` to build "
                 "it from package sources instead."
             ) from None
+
+
+def main(names: list[str]) -> int:
+    """Make the images with these names, where they are missing: ``python -m gpuyard.sandbox.images NAME…``."""
+    known = {recipe.image: recipe for recipe in (*RECIPES, NEXT)}
+    recipes = tuple({ways(name)[0]: known[ways(name)[0]] for name in names}.values())
+    if recipes:
+        ensure(find(), print, recipes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

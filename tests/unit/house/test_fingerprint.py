@@ -82,7 +82,7 @@ def test_documents_and_what_is_not_used_change_nothing(collection: Path, differs
 @pytest.mark.parametrize(
     ("file", "changed"),
     [
-        ("roles/system_packages/tasks/main.yml", {"packages"}),
+        ("roles/base/tasks/main.yml", {"base"}),
         ("roles/workload/defaults/main.yml", {"repository", "build"}),
         ("plugins/modules/work_tree.py", {"repository", "build"}),
         ("plugins/action/work_tree.py", {"repository", "build"}),
@@ -90,8 +90,8 @@ def test_documents_and_what_is_not_used_change_nothing(collection: Path, differs
         # The runtime's own Python comes from the same role.
         ("roles/python_env/vars/main.yml", {"python", "gpuyard"}),
         ("plugins/modules/stage_session.py", {"gpuyard"}),
-        ("plugins/module_utils/_box.py", {"packages", "repository", "python", "build", "persist", "gpuyard"}),
-        ("playbooks/tasks/converge.yml", {"packages", "repository", "python", "build", "persist", "gpuyard"}),
+        ("plugins/module_utils/_box.py", {"base", "repository", "python", "build", "persist", "gpuyard"}),
+        ("playbooks/tasks/converge.yml", {"base", "repository", "python", "build", "persist", "gpuyard"}),
     ],
 )
 def test_what_acts_changes_the_parts_that_use_it(
@@ -105,7 +105,7 @@ def test_what_acts_changes_the_parts_that_use_it(
 @pytest.mark.parametrize(
     ("values", "changed"),
     [
-        ({"packages": []}, {"packages"}),
+        ({"packages": []}, {"base"}),
         ({"python": {"requirements": "other.txt"}}, {"python"}),
         ({"python": None}, {"python"}),
         ({"rust": {"version": "1.96.0"}}, {"rust"}),

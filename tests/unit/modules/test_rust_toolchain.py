@@ -31,6 +31,7 @@ case "${0##*/} $*" in
   "rustup --version") echo "rustup 1.2.3 (stand-in)" ;;
   "rustup component list --installed --toolchain "*) cat "$RUSTUP_HOME/$5" ;;
   "rustup toolchain install "*)
+    echo begun >> "$CARGO_HOME/downloads"; while [ -e "$CARGO_HOME/hold" ]; do sleep 0.02; done
     shift 2; version=$1; shift; echo cargo > "$RUSTUP_HOME/$version"
     [ "$version" = 1.99.0 ] && { echo "error: no release found for 1.99.0" >&2; exit 1; }
     while [ $# -gt 0 ]; do [ "$1" = --component ] && echo "$2" >> "$RUSTUP_HOME/$version"; shift; done ;;
@@ -84,6 +85,19 @@ def test_installs_once(run_module: Any, options: dict[str, Any], tmp_path: Path)
     assert first["cargo"] == "cargo 1.96.0 (stand-in)" and first["rustc"] == "rustc 1.96.0 (stand-in)"
     second = run_module("rust_toolchain", **options)
     assert not second["changed"] and second["diff"]["before"] == second["diff"]["after"]
+
+
+def test_a_killed_modules_download_is_taken_over(
+    run_module: Any, killed_module: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """B6"""
+    (tmp_path / "rust/cargo").mkdir(parents=True)
+    hold, downloads = tmp_path / "rust/cargo/hold", tmp_path / "rust/cargo/downloads"
+    hold.touch()
+    killed_module("rust_toolchain", downloads, "begun", **options)
+    hold.unlink()
+    assert run_module("rust_toolchain", **options)["actions"] == ["make 1.96.0 the default", "write launchers"]
+    assert downloads.read_text().count("begun") == 1
 
 
 def test_launchers_need_nothing_from_the_shell(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:

@@ -102,6 +102,22 @@ def test_one_that_was_cut_off_does_not_count(run_module: Any, options: dict[str,
     assert says(options, "first") == "first"
 
 
+def test_a_killed_modules_installation_is_taken_over(
+    run_module: Any, killed_module: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """U6: it is not begun anew, which would clear the environment under the uv that still runs."""
+    uv = tmp_path / "slow-uv"
+    hold = f'case "$1" in pip) until [ -e {tmp_path}/go ]; do sleep 0.02; done ;; esac'
+    uv.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/calls\n{hold}\nexec {UV} "$@"\n')
+    uv.chmod(0o755)
+    options["uv"] = str(uv)
+    killed_module("uv_environment", tmp_path / "calls", "pip", **options)
+    (tmp_path / "go").touch()
+    assert run_module("uv_environment", **options)["changed"]
+    assert (tmp_path / "calls").read_text().split() == ["venv", "pip"] and says(options, "first") == "first"
+    assert not run_module("uv_environment", **options)["changed"]
+
+
 def test_import_paths(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "box.zip", "w") as packed:
         packed.writestr("boxed.py", "NAME = 'boxed'\n")
@@ -263,6 +279,6 @@ def test_our_own_uv_is_installed_by_checksum_once(
     uv_environment = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.modules.uv_environment")
     monkeypatch.setattr(uv_environment._box, "run", lambda _m, command, **_: commands.append(command) or "")
     monkeypatch.setattr(uv_environment.Environment, "find_uv", lambda self: None)
-    monkeypatch.setattr(uv_environment.Environment, "create", lambda self: None)
+    monkeypatch.setattr(uv_environment.Environment, "complete", lambda self, wanted, keep: None)
     run_module("uv_environment", **{**options, "requirements": None, "uv": None})
     assert [command.count("--require-hashes") for command in commands] == [0, 1]

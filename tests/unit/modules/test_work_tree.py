@@ -320,7 +320,7 @@ def test_a_machine_without_bash_is_told_so(send: Sender, tmp_path: Path, monkeyp
     found = tree.describe(send.source)
     monkeypatch.setattr(tree, "describe", lambda source: found)  # which needs git
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert send(build=["true"])["msg"] == "bash: No such file or directory."
+    assert send(build=["true"])["msg"] == "The build failed: bash: No such file or directory."
 
 
 def test_an_archive_with_something_else_in_it_is_refused(send: Sender) -> None:
@@ -386,6 +386,32 @@ def test_a_git_commit_with_submodules(
     assert (dest / "file").read_text() == "whole" and (dest / "output").read_text() == "a result"
     assert run_module("work_tree", commit=first, **{**options, "submodules": False})["changed"]
     assert git(dest, "rev-parse", "HEAD") == first
+
+
+def test_a_killed_modules_build_is_taken_over(
+    run_module: Any, killed_module: Any, repository: Path, tmp_path: Path
+) -> None:
+    """B10: the commands that follow are not forgotten, and none runs twice."""
+    build = ["echo first >> made", f"until [ -e {tmp_path}/go ]; do sleep 0.02; done; echo second >> made"]
+    commit = git(repository, "rev-parse", "HEAD")
+    options = {"url": f"file://{repository}", "commit": commit, "dest": str(tmp_path / "box/code"), "build": build}
+    killed_module("work_tree", tmp_path / "box/code/made", "first", **options)
+    (tmp_path / "go").touch()
+    assert run_module("work_tree", **options)["actions"] == ["run 2 build commands"]
+    assert (tmp_path / "box/code/made").read_text() == "first\nsecond\n"
+    assert not run_module("work_tree", **options)["changed"]
+
+
+def test_a_tree_is_not_changed_under_a_build(
+    run_module: Any, killed_module: Any, repository: Path, tmp_path: Path
+) -> None:
+    code = tmp_path / "box/code"
+    options = {"url": f"file://{repository}", "dest": str(code)}
+    first, second = git(repository, "rev-parse", "HEAD~1"), git(repository, "rev-parse", "HEAD")
+    build = ["echo begun >> made; sleep 60; echo ended >> made"]
+    killed_module("work_tree", code / "made", "begun", **options, commit=first, build=build)
+    assert run_module("work_tree", **options, commit=second, build=["cat made > seen"])["changed"]
+    assert (code / "seen").read_text() == "begun\n" and (code / ".gitmodules").exists()
 
 
 def test_git_failures_are_one_clear_text(run_module: Any, repository: Path, tmp_path: Path) -> None:

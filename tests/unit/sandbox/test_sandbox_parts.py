@@ -176,7 +176,8 @@ def test_a_variable_that_fits_no_line_is_an_error(tmp_path: Path, environment: d
 def test_the_overlay_is_the_same_everywhere_and_programs_can_be_run() -> None:
     """Its digest names the image: another process, with another umask and another order of sets, must get the same."""
     script = (
-        "import os; os.umask(0o077); from gpuyard.sandbox import images; print(*(x.digest for x in images.RECIPES))"
+        "import os; os.umask(0o077); from gpuyard.sandbox import images as made; "
+        "print(*(recipe.digest for recipe in (*made.RECIPES, made.NEXT)))"
     )
     for seed in ("1", "2"):
         done = subprocess.run(
@@ -186,7 +187,7 @@ def test_the_overlay_is_the_same_everywhere_and_programs_can_be_run() -> None:
             text=True,
             check=True,
         )
-        assert done.stdout.split() == [recipe.digest for recipe in images.RECIPES]
+        assert done.stdout.split() == [recipe.digest for recipe in (*images.RECIPES, images.NEXT)]
     for recipe in images.RECIPES:
         with tarfile.open(fileobj=io.BytesIO(recipe.overlay())) as archive:
             modes = {entry.name: entry.mode for entry in archive.getmembers()}
@@ -194,6 +195,20 @@ def test_the_overlay_is_the_same_everywhere_and_programs_can_be_run() -> None:
         assert modes["etc/ssh/sshd_config.d/10-gpuyard.conf"] == 0o644
         assert not [name for name in modes if "ssh_host" in name]
     assert images.VM.digest != images.ML.digest
+
+
+def test_one_image_of_another_debian_is_used_with_systemd_and_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert images.ways(images.NEXT_VM_IMAGE) == (images.NEXT_IMAGE, True)
+    assert images.ways(images.NEXT_IMAGE) == (images.NEXT_IMAGE, False)
+    assert (images.ways(images.VM_IMAGE)[1], images.ways(images.ML_IMAGE)[1]) == (True, False)
+    (tmp_path / "own.sources").write_text("Suites: bookworm bookworm-updates\n")
+    monkeypatch.setattr(images, "_suite", lambda: ("bookworm", str(tmp_path / "own.sources")))
+    (tmp_path / "copies").mkdir()
+    suite, files = images._sources(images.NEXT, tmp_path / "copies")
+    assert suite == "trixie" and Path(files[0]).read_text() == "Suites: trixie trixie-updates\n"
+    assert images._sources(images.VM, tmp_path) == ("bookworm", [str(tmp_path / "own.sources")])
 
 
 def test_addresses_that_are_taken_are_passed_over() -> None:
