@@ -313,7 +313,7 @@ class Toolchain:
 
     def install_archive(self) -> None:
         """Fetch and check the archive, unpack it beside, and rename the folder once its Lean is the wanted one."""
-        archive, accepted = self.fetched(), self.accepted()
+        archive = self.fetched()
         scratch = self.folder.with_name(f"{self.folder.name}.part")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -331,12 +331,12 @@ class Toolchain:
             scratch.rename(self.folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        if archive.parent == self.downloads and accepted:
+        if archive.parent == self.downloads:
             archive.unlink()
 
     def fetched(self) -> Path:
         """Return the checked archive of the toolchain."""
-        source = self.options["archive"] or self.release_url()
+        source = str(self.options["archive"] or self.release_url())
         if not source.startswith(("http://", "https://")):
             archive = Path(source)
             if not archive.is_file():
