@@ -314,9 +314,11 @@ class Toolchain:
     def install_archive(self) -> None:
         """Fetch and check the archive, unpack it beside, and rename the folder once its Lean is the wanted one."""
         archive = self.fetched()
-        scratch = self.folder.with_name(f"{self.folder.name}.part")
+        # Not among the toolchains, where elan would take it for one after a kill.
+        scratch = self.root / f"{self.folder.name}.part"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             if archive.name.endswith(".zst") and not shutil.which("zstd"):
                 raise _box.BoxError(f"{archive} cannot be unpacked without the program zstd: have the package zstd.")
