@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._box import BoxError, tail
 
@@ -57,7 +57,8 @@ def build(
     with log.open("ab") as stream:
         begin = stream.tell()
         try:
-            done = subprocess.run(
+            # Ansible's run_command gives a program no descriptor to inherit, and keeps all of its output in memory.
+            done = subprocess.run(  # pylint: disable=ansible-bad-function
                 list(command),
                 cwd=folder,
                 env={**os.environ, **environment},
@@ -93,7 +94,8 @@ def talk(
     deadline = time.monotonic() + timeout_s
     with tempfile.TemporaryFile() as errors:
         try:
-            process = subprocess.Popen(
+            # Ansible's run_command waits for the end.
+            process = subprocess.Popen(  # pylint: disable=ansible-bad-function
                 list(command),
                 cwd=folder,
                 env={**os.environ, **environment},
@@ -105,20 +107,20 @@ def talk(
         except OSError as error:
             raise BoxError(f"Pantograph's REPL cannot be started: {command[0]}: {error.strerror}.") from error
         try:
-            assert process.stdin is not None and process.stdout is not None
-            lines = _lines(process.stdout, deadline)
+            stdin, stdout = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
+            lines = _lines(stdout, deadline)
             first = next(lines, b"").decode(errors="replace").strip()
             if first != "ready.":
                 errors.seek(0)
                 said = tail(f"{first}\n{errors.read().decode(errors='replace')}")
                 raise BoxError(f"Pantograph's REPL did not say 'ready.' within {timeout_s:g} s:\n{said}")
             with suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(request).encode() + b"\n")
-                process.stdin.flush()
+                stdin.write(json.dumps(request).encode() + b"\n")
+                stdin.flush()
             line = next(lines, b"").decode(errors="replace").strip()
             with suppress(BrokenPipeError):
-                process.stdin.write(b"\n")
-                process.stdin.flush()
+                stdin.write(b"\n")
+                stdin.flush()
         finally:
             _end(process)
     try:

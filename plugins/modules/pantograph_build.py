@@ -477,7 +477,11 @@ def converge(pantograph: Pantograph, *, check: bool) -> dict[str, Any]:
         (again or not before["built"] or not before["spoken"], "talk to Pantograph", pantograph.speak),
     ]
     steps.append(
-        (not before["launcher"] or any(needed for needed, *_ in steps), "write launcher", pantograph.lead_here)
+        (
+            not before["launcher"] or any(needed for needed, _name, _step in steps),
+            "write launcher",
+            pantograph.lead_here,
+        )
     )
     actions = [name for needed, name, _step in steps if needed]
     if not check:

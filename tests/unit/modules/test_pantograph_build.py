@@ -6,18 +6,17 @@
 
 from __future__ import annotations
 
-import importlib
-import multiprocessing
+import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 
 STAND_INS = Path(__file__).resolve().parents[2] / "stand_ins"
 TOOLCHAIN = "leanprover/lean4:v4.27.0"
@@ -230,12 +229,16 @@ def test_a_failed_build_shows_the_end_of_its_log(run_module: Any, options: dict[
     assert "repository.submodules: true" in run_module("pantograph_build", **options)["msg"]
 
 
-def run_until_killed(options: dict[str, Any]) -> None:
-    """Run the module in a process of its own."""
-    os.setsid()
-    module = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.modules.pantograph_build")
-    with patch_module_args(options):
-        module.main()
+# What runs the module in a process of its own, which can be killed.
+IN_A_PROCESS = """
+import importlib, json, sys
+from ansible.module_utils.testing import patch_module_args
+from ansible.plugins.loader import init_plugin_loader
+init_plugin_loader([sys.argv[1]])
+module = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.modules.pantograph_build")
+with patch_module_args(json.loads(sys.argv[2])):
+    module.main()
+"""
 
 
 @pytest.mark.parametrize("lake_too", [False, True])
@@ -244,17 +247,17 @@ def test_a_build_that_was_killed_is_repaired(
 ) -> None:
     """The next run waits for a lake that goes on, and takes over; it begins again where that one is gone, too."""
     (source / "slow").touch()
-    process = multiprocessing.get_context("fork").Process(target=run_until_killed, args=(options,))
-    process.start()
-    deadline = time.monotonic() + 20
+    collections = Path(__file__).resolve().parents[3] / "collections"
+    process = subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, str(collections), json.dumps(options)])
+    deadline = time.monotonic() + 60
     while not list((tmp_path / "root").glob("*/.lake/building")) and time.monotonic() < deadline:
         time.sleep(0.01)
     found = subprocess.check_output(["pgrep", "-P", str(process.pid), "-x", "lake"], text=True).split()
-    assert process.pid and len(found) == 1
-    os.kill(process.pid, signal.SIGKILL)
+    assert len(found) == 1
+    process.kill()
     if lake_too:
         os.killpg(int(found[0]), signal.SIGKILL)
-    process.join()
+    process.wait()
     done = run_module("pantograph_build", **options)
     assert "failed" not in done and Path(done["repl"]).is_file()
     assert not run_module("pantograph_build", **options)["changed"]
