@@ -246,11 +246,7 @@ class Toolchain:
 
     def launcher_is_right(self, name: str) -> bool:
         """Return whether the launcher is there with exactly the wanted text."""
-        path = Path(self.options["bin_dir"], name)
-        try:
-            return path.read_text(encoding="utf-8") == self.launcher(name) and path.stat().st_mode & 0o111 == 0o111
-        except (OSError, ValueError):
-            return False
+        return _box.has_program(Path(self.options["bin_dir"], name), self.launcher(name))
 
     def install_elan(self) -> None:
         """Fetch, check, unpack and run elan-init; toolchains come afterwards."""

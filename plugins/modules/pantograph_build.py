@@ -292,11 +292,9 @@ class Pantograph:
 
     def launcher_is_right(self) -> bool:
         """Return whether launcher and link lead to the wanted state."""
-        try:
-            text = Path(self.options["bin_dir"], LAUNCHER).read_text(encoding="utf-8")
-            return text == self.launcher() and os.readlink(self.root / LINK) == self.name
-        except (OSError, ValueError):
-            return False
+        link = self.root / LINK
+        leads_here = link.is_symlink() and os.readlink(link) == self.name
+        return leads_here and _box.has_program(Path(self.options["bin_dir"], LAUNCHER), self.launcher())
 
     def state(self) -> dict[str, Any]:
         """Return what there is, in the words in which it is wanted."""

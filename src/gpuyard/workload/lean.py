@@ -8,10 +8,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, WithJsonSchema, field_validator, model_validator
+from pydantic import BeforeValidator, WithJsonSchema, model_validator
 
 from gpuyard.errors import UsageError
-from gpuyard.workload.values import COMMIT, Folder, PersistentRoot, Positive, RelativePath, Section, Url, Words, show
+from gpuyard.workload.values import Commit, Folder, PersistentRoot, Positive, RelativePath, Section, Url, show
 
 # As in plugins/modules/lean_toolchain.py, which a box has without this package.
 _EXACT = re.compile(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+:[A-Za-z0-9.-]*\d[A-Za-z0-9.-]*")
@@ -101,7 +101,7 @@ class Pantograph(Section):
     """The folder of the repository that holds its source, such as a submodule."""
     url: Url | None = None
     """The address of its Git repository, in place of ``path``."""
-    commit: Words | None = None
+    commit: Commit | None = None
     """The commit of ``url``, all 40 hexadecimal digits."""
     mathlib: Revision | None = None
     """The tag or commit of Mathlib that is added to what it requires. None: it knows Lean's own library only."""
@@ -116,13 +116,6 @@ class Pantograph(Section):
     """A mirror of Mathlib's cache."""
     timeout_s: Positive = 300.0
     """How long it may take to load what it imports and to answer, in seconds, when it is tried."""
-
-    @field_validator("commit")
-    @classmethod
-    def _whole_commit(cls, commit: str | None) -> str | None:
-        if commit is not None and not COMMIT.fullmatch(commit):
-            raise ValueError(f"must be a commit of 40 hexadecimal digits, not {show(commit)}")
-        return commit
 
     @model_validator(mode="after")
     def _one_source(self) -> Pantograph:

@@ -29,7 +29,7 @@ from gpuyard.providers.base import Market, Query
 from gpuyard.tree import Rules
 from gpuyard.workload.lean import Lean, Pantograph
 from gpuyard.workload.values import (
-    COMMIT,
+    Commit,
     Constraint,
     Count,
     Duration,
@@ -107,17 +107,10 @@ class Repository(Section):
     """Patterns, as in ``.gitignore`` but from the repository's root on, of ignored files that come all the same."""
     url: Url | None = None
     """The address of a Git repository, without user, password or token."""
-    commit: Words | None = None
+    commit: Commit | None = None
     """The commit of ``url``, all 40 hexadecimal digits."""
     submodules: Switch = False
     """Whether the submodules of ``url`` come with it."""
-
-    @field_validator("commit")
-    @classmethod
-    def _whole_commit(cls, commit: str | None) -> str | None:
-        if commit is not None and not COMMIT.fullmatch(commit):
-            raise ValueError(f"must be a commit of 40 hexadecimal digits, not {show(commit)}")
-        return commit
 
     @model_validator(mode="after")
     def _one_source(self) -> Repository:

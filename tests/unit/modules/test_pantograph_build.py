@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -243,10 +244,12 @@ with patch_module_args(json.loads(sys.argv[2])):
 
 @pytest.mark.parametrize("lake_too", [False, True])
 def test_a_build_that_was_killed_is_repaired(
-    run_module: Any, options: dict[str, Any], tmp_path: Path, source: Path, lake_too: bool
+    run_module: Any, options: dict[str, Any], tmp_path: Path, lake_too: bool
 ) -> None:
     """The next run waits for a lake that goes on, and takes over; it begins again where that one is gone, too."""
-    (source / "slow").touch()
+    program, gate = tmp_path / "bin/lake", tmp_path / "gate"
+    until_it_opens = f"while [ ! -e {gate} ]; do sleep 0.02; done"
+    program.write_text(program.read_text().replace("[ -e slow ] && sleep 0.6", until_it_opens))
     collections = Path(__file__).resolve().parents[3] / "collections"
     process = subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, str(collections), json.dumps(options)])
     deadline = time.monotonic() + 60
@@ -258,6 +261,7 @@ def test_a_build_that_was_killed_is_repaired(
     if lake_too:
         os.killpg(int(found[0]), signal.SIGKILL)
     process.wait()
+    threading.Timer(0.3, gate.touch).start()
     done = run_module("pantograph_build", **options)
     assert "failed" not in done and Path(done["repl"]).is_file()
     assert not run_module("pantograph_build", **options)["changed"]
