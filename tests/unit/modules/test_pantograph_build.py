@@ -261,7 +261,14 @@ def test_a_build_that_was_killed_is_repaired(
     if lake_too:
         os.killpg(int(found[0]), signal.SIGKILL)
     process.wait()
-    threading.Timer(0.3, gate.touch).start()
+    builds: list[int] = []
+
+    def open_gate() -> None:
+        builds.append(calls(tmp_path).count("lake build"))
+        gate.touch()
+
+    threading.Timer(0.8, open_gate).start()
     done = run_module("pantograph_build", **options)
     assert "failed" not in done and Path(done["repl"]).is_file()
+    assert lake_too or builds == [1]
     assert not run_module("pantograph_build", **options)["changed"]
