@@ -267,7 +267,7 @@ def test_a_build_that_was_killed_is_repaired(
         builds.append(calls(tmp_path).count("lake build"))
         gate.touch()
 
-    threading.Timer(0.8, open_gate).start()
+    threading.Timer(1.0, open_gate).start()
     done = run_module("pantograph_build", **options)
     assert "failed" not in done and Path(done["repl"]).is_file()
     assert lake_too or builds == [1]
