@@ -8,7 +8,8 @@ import pytest
 
 from gpuyard.errors import UsageError
 from gpuyard.fingerprint import PARTS
-from gpuyard.workload import Workload, parse_workload
+from gpuyard.planning import source
+from gpuyard.workload import Workload, load_workload, parse_workload
 from gpuyard.workload.lean import check
 
 LEAST = """name: prover
@@ -104,6 +105,14 @@ def test_the_toolchains_of_the_repository_are_compared_before_anything_is_rented
         "(lean/lean-toolchain) is leanprover/lean4:v4.26.0: what one has built, the other cannot load; bring both to "
         "the same toolchain."
     )
+
+
+def test_the_plan_compares_them(tree: Path) -> None:
+    (tree / "prover.yml").write_text(LEAST + "lean: {toolchain: v4.26.0}\npantograph: {path: vendor/Pantograph}\n")
+    with pytest.raises(
+        UsageError, match=r"prover\.yml: lean\.toolchain is the toolchain leanprover/lean4:v4\.26\.0, but "
+    ):
+        source.notes(load_workload(str(tree / "prover.yml")))
 
 
 def test_a_file_that_is_wrong_or_not_there_is_named(tree: Path) -> None:
