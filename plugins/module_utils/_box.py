@@ -434,6 +434,14 @@ def write_file(path: Path, content: str | bytes, mode: int = 0o644) -> None:
         raise
 
 
+def has_program(path: Path, text: str) -> bool:
+    """Return whether ``path`` is a program of exactly this text."""
+    try:
+        return path.read_text(encoding="utf-8") == text and path.stat().st_mode & 0o111 == 0o111
+    except (OSError, ValueError):
+        return False
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """Return the JSON object in ``path``; ``{}`` when none can be read, so that the work is done again."""
     try:

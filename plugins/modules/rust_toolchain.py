@@ -185,11 +185,7 @@ class Toolchain:
 
     def launcher_is_right(self, name: str) -> bool:
         """Return whether the launcher is there with exactly the wanted text."""
-        path = Path(self.options["bin_dir"], name)
-        try:
-            return path.read_text(encoding="utf-8") == self.launcher(name) and path.stat().st_mode & 0o111 == 0o111
-        except (OSError, ValueError):
-            return False
+        return _box.has_program(Path(self.options["bin_dir"], name), self.launcher(name))
 
     def install_rustup(self) -> None:
         """Fetch, check and run rustup-init; toolchains come afterwards."""

@@ -161,6 +161,18 @@ def modules_and_options(folder: Path, python: str) -> dict[str, dict[str, Any]]:
     return {
         "convergence": {"fingerprint": "aa", "state": "begun", "path": str(folder / "converged.json")},
         "base_system": {"packages": ["no-such-package-anywhere"]},
+        "lean_toolchain": {
+            "toolchain": "leanprover/lean4:v4.27.0",
+            "root": str(folder / "lean"),
+            "bin_dir": str(folder / "bin"),
+            "elan_version": "4.2.3",
+        },
+        "pantograph_build": {
+            "url": f"file://{folder}/none",
+            "commit": "0" * 40,
+            "root": str(folder / "pantograph"),
+            "bin_dir": str(folder / "bin"),
+        },
         "persistent_links": {"root": str(folder / "volume"), "directories": ["models"]},
         "rust_toolchain": {
             "version": "1.96.0",

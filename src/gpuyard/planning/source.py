@@ -13,7 +13,7 @@ from gpuyard.box import checkpoints
 from gpuyard.box.checkpoints.brought import compare
 from gpuyard.errors import UsageError
 from gpuyard.renting.runs import Run
-from gpuyard.workload import Workload
+from gpuyard.workload import Workload, lean
 
 _NAMED = 3  # files that are named before the rest is counted
 _WORTH_NAMING_BYTES = 100_000  # what is left out and smaller is told to nobody
@@ -32,6 +32,8 @@ def notes(workload: Workload) -> list[str]:
             repository.check_python(
                 root, names, requirements=python.requirements, project=python.project_folder, lock=python.lock
             )
+        if workload.lean:
+            lean.check(root, names, workload.lean, workload.pantograph)
         repository.check_tree(root, names, persist=workload.persist.root, folders=folders)
     except UsageError as error:
         raise UsageError(f"{workload.source}: {error}") from None

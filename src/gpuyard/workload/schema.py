@@ -27,8 +27,9 @@ from gpuyard.box.stages import spec
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Market, Query
 from gpuyard.tree import Rules
+from gpuyard.workload.lean import Lean, Pantograph
 from gpuyard.workload.values import (
-    COMMIT,
+    Commit,
     Constraint,
     Count,
     Duration,
@@ -106,17 +107,10 @@ class Repository(Section):
     """Patterns, as in ``.gitignore`` but from the repository's root on, of ignored files that come all the same."""
     url: Url | None = None
     """The address of a Git repository, without user, password or token."""
-    commit: Words | None = None
+    commit: Commit | None = None
     """The commit of ``url``, all 40 hexadecimal digits."""
     submodules: Switch = False
     """Whether the submodules of ``url`` come with it."""
-
-    @field_validator("commit")
-    @classmethod
-    def _whole_commit(cls, commit: str | None) -> str | None:
-        if commit is not None and not COMMIT.fullmatch(commit):
-            raise ValueError(f"must be a commit of 40 hexadecimal digits, not {show(commit)}")
-        return commit
 
     @model_validator(mode="after")
     def _one_source(self) -> Repository:
@@ -542,6 +536,10 @@ class Workload(Section):
     """A virtual environment for the stages. None: no such environment."""
     rust: Rust | None = None
     """A Rust toolchain, by rustup. None: no toolchain."""
+    lean: Lean | None = None
+    """A Lean 4 toolchain, by elan. None: no toolchain."""
+    pantograph: Pantograph | None = None
+    """Pantograph, built with that toolchain. None: no Pantograph."""
     build: list[SomeWords] = []
     """Shell commands, run in the repository once for each state of it."""
     persist: Persist = Persist()
@@ -592,6 +590,12 @@ class Workload(Section):
                 )
         if self.overrides and not any(stage.overrides for stage in self.stages):
             raise ValueError(f"has overrides ({self.overrides[0]}, …), and no stage takes them with overrides: true")
+        return self
+
+    @model_validator(mode="after")
+    def _lean_for_pantograph(self) -> Workload:
+        if self.pantograph is not None and self.lean is None:
+            raise ValueError("has pantograph and no lean, whose toolchain builds it: add lean.toolchain or lean.file")
         return self
 
     @field_validator("profiles")
@@ -754,6 +758,7 @@ class Workload(Section):
 # An allow-list, so that a key that is added stays on the controller until somebody says that the box needs it.
 _TO_BOX = (
     *("name", "packages", "python", "rust", "build", "persist", "checkpoints", "iterations", "windows", "overrides"),
+    *("lean", "pantograph"),
 )
 # Where things lie on this machine says nothing about the box.
 _PARTS_TO_BOX: Any = {

@@ -217,6 +217,13 @@ def _relative(value: object) -> str:
     return text.rstrip("/")
 
 
+def _commit(value: object) -> str:
+    text = _words(value)
+    if not COMMIT.fullmatch(text):
+        raise ValueError(f"must be a commit of 40 hexadecimal digits, not {show(text)}")
+    return text
+
+
 def _extra(value: object) -> str:
     text = _some_words(value)
     if not _EXTRA.fullmatch(text):
@@ -236,6 +243,7 @@ _POSITIVE: JsonSchemaValue = {"type": "number", "exclusiveMinimum": 0}
 _TEXT: JsonSchemaValue = {"type": "string", "minLength": 1}
 
 Url = Annotated[str, BeforeValidator(_url), WithJsonSchema(_TEXT)]
+Commit = Annotated[str, BeforeValidator(_commit), WithJsonSchema({"type": "string", "pattern": f"^{COMMIT.pattern}$"})]
 Extra = Annotated[str, BeforeValidator(_extra), WithJsonSchema({"type": "string", "pattern": f"^{_EXTRA.pattern}$"})]
 Pattern = Annotated[str, BeforeValidator(_pattern), WithJsonSchema(_TEXT)]
 Folder = Annotated[str, BeforeValidator(_folder), WithJsonSchema(_TEXT)]

@@ -126,6 +126,12 @@ def test_another_tree_is_the_repository_and_nothing_else(differs: Differs) -> No
     assert differs(tree="another") == {"repository"}
 
 
+def test_lean_and_pantograph_may_be_named_by_a_file_of_the_tree() -> None:
+    box = BOX | {"lean": {"file": "lean-toolchain"}, "pantograph": {"path": "vendor/Pantograph"}}
+    before, now = parts(box, "tree"), parts(box, "another")
+    assert {name for name in before if before[name] != now[name]} == {"repository", "lean", "pantograph"}
+
+
 def test_what_runs_on_the_box_is_a_part_of_its_own(differs: Differs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change of gpuyard's own code leaves the code, the environment and the build of a workload alone."""
     monkeypatch.setattr(module.boxzip, "content", lambda: b"another archive")
@@ -133,7 +139,8 @@ def test_what_runs_on_the_box_is_a_part_of_its_own(differs: Differs, monkeypatch
 
 
 def test_every_part_has_words() -> None:
-    assert set(parts(BOX | {"rust": {"version": "1.96.0"}})) == set(WORDS)
+    some = {part.keys[0]: {"any": "value"} for part in module.PARTS if part.keys[0] not in BOX}
+    assert set(parts(BOX | {"rust": {"version": "1.96.0"}} | some)) == set(WORDS)
 
 
 def test_the_checkout_is_found() -> None:
