@@ -51,6 +51,7 @@ _PIECE = 256 * 1024
 _SMI_S = 20.0
 _FOLDER = "/var/tmp"  # on a disk, where /tmp may be memory
 _NVIDIA = "0x10de"
+NO_ANSWER = "no answer"
 _STAND_IN = "this box is the sandbox's, which has no GPU"
 
 # Whole numbers and floating point, none of which is rounded, so that every result has one right value.
@@ -325,7 +326,7 @@ def network_checks(request: dict[str, Any]) -> list[Check]:
     except _RefusedError as error:
         return [check("network", "skipped", why=f"the bucket refuses the test: {error}")]
     except (OSError, http.client.HTTPException) as error:
-        return [check("network", "failed", "no answer", why=f"the bucket does not answer: {error}")]
+        return [check("network", "failed", NO_ANSWER, why=f"the bucket does not answer: {error}")]
     return [judged("network", min(speeds), request.get("network_mb_s"), "MB/s")]
 
 
@@ -462,7 +463,7 @@ def _apart(kind: str, request: dict[str, Any]) -> tuple[int, int]:
         try:
             found = CHECKS[kind](request)
         except subprocess.TimeoutExpired as error:
-            found = [check(kind, "failed", "no answer", why=f"{Path(error.cmd[0]).name} hangs")]
+            found = [check(kind, "failed", NO_ANSWER, why=f"{Path(error.cmd[0]).name} hangs")]
         except Exception as error:  # whatever it is, the other checks count
             found = [check(kind, "failed", why=f"{type(error).__name__}: {error}")]
         with os.fdopen(writing, "w") as answer:
@@ -491,7 +492,7 @@ def _answer(kind: str, child: int, reading: int, began: float) -> list[Check]:
     except ValueError:
         slow = time.monotonic() - began >= LIMITS_S[kind]
         why = f"no answer within {LIMITS_S[kind]:.0f} s" if slow else "the check was ended by a fault in the driver"
-        found = [check(kind, "failed", "no answer", why=why)]
+        found = [check(kind, "failed", NO_ANSWER, why=why)]
     return found
 
 

@@ -27,6 +27,7 @@ from gpuyard.box.stages import spec
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Market, Query
 from gpuyard.tree import Rules
+from gpuyard.workload.hardware import Health
 from gpuyard.workload.values import (
     COMMIT,
     Constraint,
@@ -542,6 +543,8 @@ class Workload(Section):
     """A virtual environment for the stages. None: no such environment."""
     rust: Rust | None = None
     """A Rust toolchain, by rustup. None: no toolchain."""
+    health: Health | None = None
+    """What a machine has to show. None: a new one is tested as soon as it answers, with the defaults."""
     build: list[SomeWords] = []
     """Shell commands, run in the repository once for each state of it."""
     persist: Persist = Persist()
