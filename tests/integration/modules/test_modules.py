@@ -242,7 +242,7 @@ def test_x11_a_machine_that_fails_its_test_goes_back_and_its_host_is_left_out(ya
     (kept,) = yard.rented()
     assert launched["changed"] and launched["hosts"][0]["instance"]["id"] == kept["id"]
     lines = json.loads(yard.gpuyard("sandbox", "bill", "--json"))["lines"]
-    gone = {line["id"] for line in lines if not line["open"]} - {kept["id"]}
+    gone = {line["id"] for line in lines if line["end"] is not None} - {kept["id"]}
     assert len(gone) == 1
     said = yard.printed[-1]
     assert f"vast instance {gone.pop()} is not what was offered: gpu count: 0 instead of 1. Giving it back." in said
