@@ -116,8 +116,8 @@ def is_data_centre(names: Sequence[str]) -> bool:
 def decide(facts: Mapping[str, Any], wanted: Mapping[str, str], wheels: str) -> Decision:
     """Return what has to be done; raises :class:`BoxError` with one sentence where nothing can be.
 
-    ``wanted`` has ``version``, ``minimum``, ``maximum``, ``source`` and ``driver``. ``wheels`` is the CUDA of the pinned
-    wheels, whose compiler is, or will be, ``facts["wheels_nvcc"]``.
+    ``wanted`` has ``version``, ``minimum``, ``maximum``, ``source`` and ``driver``. ``wheels`` is the CUDA of the
+    pinned wheels, whose compiler is, or will be, ``facts["wheels_nvcc"]``.
     """
     container = is_container(facts)
     if not facts["gpus"] and not facts["driver"]:

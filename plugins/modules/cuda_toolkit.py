@@ -9,9 +9,10 @@ DOCUMENTATION = r"""
 module: cuda_toolkit
 short_description: Have CUDA on a box, and prove it by compiling a kernel
 description:
-  - Finds GPUs, driver and toolkits, tells a container from a machine of its own by several facts, and does what is missing.
-  - In a container never touches the driver. On a machine of its own brings one from NVIDIA's package repository, and keeps it
-    from being upgraded unattended.
+  - Finds GPUs, driver and toolkits, tells a container from a machine of its own by several facts, and does what is
+    missing.
+  - In a container never touches the driver. On a machine of its own brings one from NVIDIA's package repository, and
+    keeps it from being upgraded unattended.
   - Compiles a small kernel with the C(nvcc) that is used, and where there is a GPU runs it.
 version_added: "0.1.0"
 author: gpuyard contributors (@gpuyard)
@@ -30,8 +31,8 @@ options:
     default: ""
   source:
     description:
-      - Where the toolkit comes from. V(image) takes only what is there. V(auto) takes what is there where it fits, else the
-        first that has it of NVIDIA's V(repository), the V(distribution) and NVIDIA's V(wheels).
+      - Where the toolkit comes from. V(image) takes only what is there. V(auto) takes what is there where it fits, else
+        the first that has it of NVIDIA's V(repository), the V(distribution) and NVIDIA's V(wheels).
     type: str
     choices: [auto, repository, distribution, wheels, image]
     default: auto
@@ -41,7 +42,7 @@ options:
     choices: [auto, keep]
     default: auto
   wheels:
-    description: The pinned requirements with hashes, a line each, from which the toolkit is made when it comes from wheels.
+    description: The pinned requirements, a line with its hashes each, of the toolkit that comes from wheels.
     type: list
     elements: str
     default: []
@@ -92,7 +93,7 @@ cuda:
   type: str
   returned: success
 nvcc:
-  description: The path of the C(nvcc) that is used; empty where it is not there yet.
+  description: The path of the C(nvcc) that is used, or in check mode would be.
   type: str
   returned: success
 driver:
@@ -172,7 +173,7 @@ def read(path: str) -> str:
         return ""
 
 
-def container_signs() -> list[str]:
+def container_signs(module: AnsibleModule) -> list[str]:
     """Return what speaks for a container, each in a few words."""
     environment = read("/proc/1/environ")
     found = {
@@ -184,7 +185,8 @@ def container_signs() -> list[str]:
         ),
         "a driver that the host mounts": " /usr/lib/x86_64-linux-gnu/libcuda.so" in read("/proc/mounts"),
     }
-    return [name for name, there in found.items() if there]
+    said = ask(module, "systemd-detect-virt", "--container").strip()
+    return [*(name for name, there in found.items() if there), *([f"systemd-detect-virt says {said}"] if said else [])]
 
 
 def ask(module: AnsibleModule, *command: str) -> str:
@@ -224,9 +226,9 @@ def gather(module: AnsibleModule) -> dict[str, Any]:
         ).splitlines()
     ]
     rows = [row for row in rows if len(row) == 3]
-    found = [path for pattern in PLACES for path in map(str, Path("/").glob(pattern.lstrip("/")))]
-    found.append(str(own_nvcc(Path(module.params["root"]), module.params["wheels_version"])))
-    found += filter(None, [shutil.which("nvcc")])
+    found = sorted(path for pattern in PLACES for path in map(str, Path("/").glob(pattern.lstrip("/"))))
+    ours = str(own_nvcc(Path(module.params["root"]), module.params["wheels_version"]))
+    found += [ours, *filter(None, [shutil.which("nvcc")])]
     launcher = str(Path(module.params["bin_dir"], "nvcc"))
     versions = {path: nvcc_version(module, path) for path in dict.fromkeys(found) if path != launcher}
     sources = Path("/etc/apt/sources.list.d").glob("*")
@@ -234,7 +236,7 @@ def gather(module: AnsibleModule) -> dict[str, Any]:
         "system": release.get("ID", "") + number,
         "machine": platform.machine(),
         "kernel": kernel,
-        "container_signs": container_signs(),
+        "container_signs": container_signs(module),
         "may_load_modules": bool(capabilities and int(capabilities[1], 16) & CAP_SYS_MODULE),
         "kernel_modules": Path(f"/lib/modules/{kernel}").is_dir(),
         "gpus": cards,
@@ -243,6 +245,7 @@ def gather(module: AnsibleModule) -> dict[str, Any]:
         "capabilities": sorted({float(row[2]) for row in rows if re.fullmatch(r"\d+\.\d+", row[2])}),
         "stand_in": "STAND-IN" in ask(module, "nvidia-smi", "-L"),
         "nvcc": {path: version for path, version in versions.items() if version},
+        "wheels_nvcc": ours,
         "compiler": shutil.which("g++") is not None,
         "repository": any("/compute/cuda/repos/" in read(str(file)) for file in sources),
     }
@@ -365,34 +368,30 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             carry_out(module, step)
     reboot = not module.check_mode and any(step.driver for step in decision.steps) and not driver_runs(module)
     after = gather(module) if decision.steps and not module.check_mode else before
-    there = [path for path, version in after["nvcc"].items() if _cuda.fits(version, wanted)]
-    nvcc = decision.nvcc or (max(there, key=lambda path: _box.version_tuple(after["nvcc"][path])) if there else "")
+    nvcc = decision.nvcc
+    if nvcc not in after["nvcc"] and not module.check_mode:
+        raise _box.BoxError(f"{_cuda.wish(wanted)} was installed, but {nvcc} does not run.")
     skipped, kernel = list(decision.skipped), "no"
-    if not nvcc and not module.check_mode:
-        raise _box.BoxError(f"{_cuda.wish(wanted)} was installed, but no nvcc of it runs.")
     on_path = Path(options["bin_dir"], "nvcc")
-    if (
-        nvcc
-        and Path(nvcc).parent not in (Path("/usr/bin"), Path("/usr/local/bin"))
-        and read(str(on_path)) != launcher(nvcc)
-    ):
+    # What the system's package manager puts there is on PATH already.
+    if nvcc != "/usr/bin/nvcc" and read(str(on_path)) != launcher(nvcc):
         actions.append("write the launcher of nvcc")
         if not module.check_mode:
             _box.write_file(on_path, launcher(nvcc), 0o755)
+    # What was proved with this compiler and driver need not be proved again.
+    state = {"nvcc": nvcc, "version": after["nvcc"].get(nvcc), "driver": after["driver"], "gpus": after["gpu_names"]}
+    record = _box.read_record(record_file)
     if reboot:
         skipped.append("The kernel is proved after the reboot that the new driver needs.")
-    elif nvcc:
-        # What was proved with this compiler and driver need not be proved again.
-        state = {"nvcc": nvcc, "version": after["nvcc"][nvcc], "driver": after["driver"], "gpus": after["gpu_names"]}
-        record = _box.read_record(record_file)
-        kernel = str(record.get("kernel")) if record and record | {"kernel": ""} == state | {"kernel": ""} else "no"
-        if kernel == "no":
-            actions.append("prove it by a kernel")
-            if not module.check_mode:
-                kernel = prove(module, nvcc, after)
-                _box.write_record(record_file, state | {"kernel": kernel})
-        if after["stand_in"]:
-            skipped.append("The kernel is not run: this box is the sandbox's, which has no GPU.")
+    elif record and {**record, "kernel": ""} == {**state, "kernel": ""}:
+        kernel = str(record["kernel"])
+    else:
+        actions.append("prove it by a kernel")
+        if not module.check_mode:
+            kernel = prove(module, nvcc, after)
+            _box.write_record(record_file, {**state, "kernel": kernel})
+    if after["stand_in"]:
+        skipped.append("The kernel is not run: this box is the sandbox's, which has no GPU.")
     return {
         "changed": bool(actions),
         "actions": actions,
