@@ -84,7 +84,7 @@ def fits(version: str, wanted: Mapping[str, str]) -> bool:
     exact, least, most = (_box.version_tuple(wanted.get(name) or "") for name in ("version", "minimum", "maximum"))
     return (
         found[: len(exact)] == exact
-        and found[: max(len(least), 1)] >= least[: len(found)]
+        and found[: len(least)] >= least[: len(found)]
         and (not most or found[: len(most)] <= most)
     )
 

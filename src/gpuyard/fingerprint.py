@@ -38,10 +38,12 @@ class Part:
 PARTS = (
     Part("packages", "the system packages", "system_packages", ("packages",)),
     Part("rust", "the Rust toolchain", "rust", ("rust",)),
+    Part("cuda", "CUDA", "cuda", ("cuda",)),
     Part("repository", "the repository", "workload", ("repository",), with_tree=True),
     Part("python", "the Python environment", "python_env", ("python",)),
     Part("build", "the build", "workload", ("build", "environment.set")),
     Part("persist", "the persistent folders", "persistent_storage", ("persist.root", "persist.directories")),
+    Part("health", "the health of the machine", "health", ("health",)),
 )
 """The parts that a workload decides, in the order in which a machine gets them.
 

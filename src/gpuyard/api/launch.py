@@ -113,8 +113,14 @@ def launch(
     ledger, notes = Ledger(shared, progress), PendingNotes(shared, progress)
 
     health = plan.workload.health or Health()
+    cuda = plan.workload.cuda
     acceptance = Acceptance(
-        health.least, DEFAULTS, health.required, bucket=plan.bucket, hosts=FailedHosts(shared, progress)
+        health.least,
+        DEFAULTS,
+        health.required,
+        driver_comes=cuda is not None and cuda.driver == "auto",
+        bucket=plan.bucket,
+        hosts=FailedHosts(shared, progress),
     )
 
     def keep() -> None:

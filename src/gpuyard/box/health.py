@@ -516,8 +516,10 @@ def table(checks: list[Check]) -> list[str]:
 
 
 def main() -> int:
-    """Read the request from standard input, print the answer; 1 when a check has failed."""
+    """Read the request from standard input, print the answer, with ``--table`` also as lines; 1 when a check failed."""
     answer = measure(json.load(sys.stdin))
+    if "--table" in sys.argv[1:]:
+        answer["table"] = table(answer["checks"])
     print(json.dumps(answer))
     return int(any(one["state"] == "failed" for one in answer["checks"]))
 

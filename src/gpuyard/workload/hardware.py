@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BeforeValidator
+from typing import Annotated, Literal
 
-from gpuyard.workload.values import Positive, RelativePath, Section, Switch, show
+from pydantic import BeforeValidator, model_validator
+
+from gpuyard.workload.values import Positive, RelativePath, Section, Switch, Version, show
 
 
 def _choice(*choices: str) -> BeforeValidator:
@@ -14,6 +16,37 @@ def _choice(*choices: str) -> BeforeValidator:
         raise ValueError(f"must be one of {', '.join(choices)}, not {show(value)}")
 
     return BeforeValidator(check)
+
+
+class Cuda(Section):
+    """CUDA on the machine: its toolkit, and on a machine of its own the driver."""
+
+    version: Version | None = None
+    """The version, in quotes; any that begins with these numbers will do."""
+    minimum: Version | None = None
+    """The oldest version that will do, in quotes."""
+    maximum: Version | None = None
+    """The newest version that will do, in quotes."""
+    source: Annotated[
+        Literal["auto", "repository", "distribution", "wheels", "image"],
+        _choice("auto", "repository", "distribution", "wheels", "image"),
+    ] = "auto"
+    """Where the toolkit comes from: NVIDIA's ``repository``, the ``distribution``, NVIDIA's ``wheels`` or the
+    ``image``. ``auto`` takes what is there where it fits, else the first of these that has it."""
+    driver: Annotated[Literal["auto", "keep"], _choice("auto", "keep")] = "auto"
+    """Whether a driver may be installed (``auto``) on a machine that is no container, or not (``keep``)."""
+
+    @model_validator(mode="after")
+    def _one_wish(self) -> Cuda:
+        if self.version and (self.minimum or self.maximum):
+            raise ValueError("must have either version or minimum and maximum")
+        if self.minimum and self.maximum and _numbers(self.minimum) > _numbers(self.maximum):
+            raise ValueError(f"must have a maximum that is not below the minimum {self.minimum}, not {self.maximum}")
+        return self
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 class Health(Section):

@@ -27,7 +27,7 @@ from gpuyard.box.stages import spec
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Market, Query
 from gpuyard.tree import Rules
-from gpuyard.workload.hardware import Health
+from gpuyard.workload.hardware import Cuda, Health
 from gpuyard.workload.values import (
     COMMIT,
     Constraint,
@@ -543,6 +543,8 @@ class Workload(Section):
     """A virtual environment for the stages. None: no such environment."""
     rust: Rust | None = None
     """A Rust toolchain, by rustup. None: no toolchain."""
+    cuda: Cuda | None = None
+    """CUDA on the machine. None: what is there."""
     health: Health | None = None
     """What a machine has to show. None: a new one is tested as soon as it answers, with the defaults."""
     build: list[SomeWords] = []
@@ -757,6 +759,7 @@ class Workload(Section):
 # An allow-list, so that a key that is added stays on the controller until somebody says that the box needs it.
 _TO_BOX = (
     *("name", "packages", "python", "rust", "build", "persist", "checkpoints", "iterations", "windows", "overrides"),
+    *("cuda", "health"),
 )
 # Where things lie on this machine says nothing about the box.
 _PARTS_TO_BOX: Any = {
