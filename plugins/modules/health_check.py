@@ -136,7 +136,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     if not module.check_mode:
         _box.write_record(report, {"version": 1, **answer})
     failed = [name for name, state in after.items() if state == "failed"]
-    if failed and module.params["required"]:
+    if failed and module.params["required"] and not module.check_mode:
         lines = "\n".join(answer["table"])
         raise _box.BoxError(f"This machine cannot do its work ({', '.join(failed)}):\n{lines}", **answer)
     return {"changed": before != after, **answer, "diff": {"before": before, "after": after}}

@@ -160,7 +160,9 @@ def modules_and_options(folder: Path, python: str) -> dict[str, dict[str, Any]]:
     """Return harmless options, in check mode, for every module that runs on boxes."""
     return {
         "convergence": {"fingerprint": "aa", "state": "begun", "path": str(folder / "converged.json")},
+        "cuda_toolkit": {"root": str(folder / "cuda"), "bin_dir": str(folder / "bin"), "driver": "keep"},
         "debian_packages": {"names": ["no-such-package-anywhere"]},
+        "health_check": {"report": str(folder / "health.json")},
         "persistent_links": {"root": str(folder / "volume"), "directories": ["models"]},
         "rust_toolchain": {
             "version": "1.96.0",
