@@ -66,7 +66,7 @@ class Decision:
     nvcc: str
     version: str
     steps: Sequence[Step]
-    skipped: Sequence[str]
+    left_alone: Sequence[str]
 
 
 def is_container(facts: Mapping[str, Any]) -> bool:
@@ -125,7 +125,7 @@ def decide(facts: Mapping[str, Any], wanted: Mapping[str, str], wheels: str) -> 
     source, version, nvcc = _toolkit(facts, wanted, wheels)
     _check_gpu(facts, version)
     steps: list[Step] = []
-    skipped: list[str] = []
+    left_alone: list[str] = []
     if source == "repository" and not facts["repository"]:
         steps.append(_repository(facts))
     driver = _driver(facts, wanted, version, container, source)
@@ -134,13 +134,13 @@ def decide(facts: Mapping[str, Any], wanted: Mapping[str, str], wheels: str) -> 
             steps.append(_repository(facts))
         steps.append(driver)
     elif container:
-        skipped.append(f"The driver is the host's ({facts['driver']}), and stays as it is in a container.")
+        left_alone.append(f"The driver is the host's ({facts['driver']}), and stays as it is in a container.")
     else:
-        skipped.append(f"The driver {facts['driver']} will do.")
+        left_alone.append(f"The driver {facts['driver']} will do.")
     if not facts["compiler"]:
         steps.append(Step("install g++", [_apt("install", "g++")]))
     if nvcc in facts["nvcc"]:
-        skipped.append(f"CUDA {version} is there: {nvcc}.")
+        left_alone.append(f"CUDA {version} is there: {nvcc}.")
     elif source == "wheels":
         steps.append(Step(f"install CUDA {version} from NVIDIA's wheels", wheels=True))
     else:
@@ -150,7 +150,7 @@ def decide(facts: Mapping[str, Any], wanted: Mapping[str, str], wheels: str) -> 
     if any(step.commands for step in steps):
         first = next(at for at, step in enumerate(steps) if step.commands)
         steps.insert(first, Step("fetch package lists", [_apt("update")]))
-    return Decision(container, nvcc, version, steps, skipped)
+    return Decision(container, nvcc, version, steps, left_alone)
 
 
 def _toolkit(facts: Mapping[str, Any], wanted: Mapping[str, str], wheels: str) -> tuple[str, str, str]:

@@ -114,7 +114,7 @@ signs:
   type: list
   elements: str
   returned: success
-skipped:
+left_alone:
   description: What was left alone, and why, a sentence each.
   type: list
   elements: str
@@ -371,7 +371,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     nvcc = decision.nvcc
     if nvcc not in after["nvcc"] and not module.check_mode:
         raise _box.BoxError(f"{_cuda.wish(wanted)} was installed, but {nvcc} does not run.")
-    skipped, kernel = list(decision.skipped), "no"
+    left_alone, kernel = list(decision.left_alone), "no"
     on_path = Path(options["bin_dir"], "nvcc")
     # What the system's package manager puts there is on PATH already.
     if nvcc != "/usr/bin/nvcc" and read(str(on_path)) != launcher(nvcc):
@@ -382,7 +382,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     state = {"nvcc": nvcc, "version": after["nvcc"].get(nvcc), "driver": after["driver"], "gpus": after["gpu_names"]}
     record = _box.read_record(record_file)
     if reboot:
-        skipped.append("The kernel is proved after the reboot that the new driver needs.")
+        left_alone.append("The kernel is proved after the reboot that the new driver needs.")
     elif record and {**record, "kernel": ""} == {**state, "kernel": ""}:
         kernel = str(record["kernel"])
     else:
@@ -391,7 +391,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             kernel = prove(module, nvcc, after)
             _box.write_record(record_file, {**state, "kernel": kernel})
     if after["stand_in"]:
-        skipped.append("The kernel is not run: this box is the sandbox's, which has no GPU.")
+        left_alone.append("The kernel is not run: this box is the sandbox's, which has no GPU.")
     return {
         "changed": bool(actions),
         "actions": actions,
@@ -401,7 +401,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         "gpus": after["gpu_names"] or after["gpus"],
         "container": decision.container,
         "signs": before["container_signs"],
-        "skipped": skipped,
+        "left_alone": left_alone,
         "kernel": kernel,
         "reboot_required": reboot,
         "diff": {
