@@ -29,6 +29,8 @@ from gpuyard.renting.failed_hosts import FailedHosts
 
 LIMIT_S = 120.0
 _ATTEMPTS = 3
+_DRIVER_LOOKS = 3
+_DRIVER_PAUSE_S = 15.0
 _SSH_FAILED = 255
 _NO_PROGRAM = 127
 _SIGNED_S = 300
@@ -62,14 +64,14 @@ class Acceptance:
         """
         name = f"{instance.provider} instance {instance.id}"
         with self._way_to_bucket(instance, progress) as way:
-            checks = self._measure(instance, key, self._request(instance) | way, progress)
+            checks = self._patiently(instance, key, self._request(instance) | way, progress)
         if not checks:
             return
         silent = next((one for one in checks if one["found"] == health.NO_ANSWER and one["name"] == "network"), None)
         if silent and not self._bucket_answers():
             # It does not answer here either, which never keeps anybody from training.
             silent.update(state="skipped")
-        failed = [one for one in checks if one["state"] == "failed"]
+        failed = list(filter(_failed, checks))
         if not failed:
             progress(f"{name} is what was offered: {_passed(checks)}.")
             return
@@ -121,6 +123,19 @@ class Acceptance:
             return False
         return True
 
+    def _patiently(
+        self, instance: Instance, key: SshKey, request: Mapping[str, Any], progress: Progress
+    ) -> list[health.Check]:
+        """Measure, and again while a driver may still be starting: some machines answer before it does."""
+        checks = self._measure(instance, key, request, progress)
+        for _ in range(_DRIVER_LOOKS):
+            if not any(one["name"] == "gpu count" and "driver" in one["why"] for one in checks if _failed(one)):
+                break
+            progress(f"{instance.provider} instance {instance.id} has no working driver yet; looking again.")
+            self.clock.sleep(_DRIVER_PAUSE_S)
+            checks = self._measure(instance, key, request, progress)
+        return checks
+
     def _measure(
         self, instance: Instance, key: SshKey, request: Mapping[str, Any], progress: Progress
     ) -> list[health.Check]:
@@ -165,6 +180,10 @@ def _checks(output: str) -> list[health.Check]:
 
 def _not_tested(name: str, complaint: str) -> list[health.Check]:
     raise UnfitError(f"{name} cannot be tested: {complaint or 'it says nothing'}.")
+
+
+def _failed(one: health.Check) -> bool:
+    return one["state"] == "failed"
 
 
 def _words(one: health.Check) -> str:
