@@ -121,7 +121,7 @@ def decide(facts: Mapping[str, Any], wanted: Mapping[str, str], wheels: str) -> 
     """
     container = is_container(facts)
     if not facts["gpus"] and not facts["driver"]:
-        raise _box.BoxError("There is no NVIDIA GPU here: neither the bus nor a driver shows one.")
+        raise _box.BoxError("There is no NVIDIA GPU here: neither the bus nor a driver shows one.", unfit=True)
     source, version, nvcc = _toolkit(facts, wanted, wheels)
     _check_gpu(facts, version)
     steps: list[Step] = []
@@ -215,7 +215,8 @@ def _driver(
     if container:
         raise _box.BoxError(
             f"CUDA {version} needs a driver of at least {needed}, and {state}: in a container it is the host's, so "
-            f"take another machine (needs.cuda: '{_dotted(version)}'), or ask for an older CUDA."
+            f"take another machine (needs.cuda: '{_dotted(version)}'), or ask for an older CUDA.",
+            unfit=True,
         )
     if wanted["driver"] == "keep":
         raise _box.BoxError(

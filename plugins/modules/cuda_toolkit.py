@@ -340,7 +340,7 @@ def prove(module: AnsibleModule, nvcc: str, facts: dict[str, Any]) -> str:
         if done.returncode:
             said = done.stdout.strip() or f"it ended with {done.returncode}"
             raise _box.BoxError(
-                f"A kernel that {nvcc} compiled does not run on {', '.join(facts['gpu_names'])}: {said}."
+                f"A kernel that {nvcc} compiled does not run on {', '.join(facts['gpu_names'])}: {said}.", unfit=True
             )
     return "ran"
 

@@ -138,7 +138,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     failed = [name for name, state in after.items() if state == "failed"]
     if failed and module.params["required"] and not module.check_mode:
         lines = "\n".join(answer["table"])
-        raise _box.BoxError(f"This machine cannot do its work ({', '.join(failed)}):\n{lines}", **answer)
+        raise _box.BoxError(f"This machine cannot do its work ({', '.join(failed)}):\n{lines}", unfit=True, **answer)
     return {"changed": before != after, **answer, "diff": {"before": before, "after": after}}
 
 

@@ -255,8 +255,12 @@ def test_b4_the_commands_of_a_whole_installation() -> None:
 def test_b4_what_cannot_be_is_one_sentence(
     name: str, wanted: dict[str, str], changes: dict[str, Any], sentence: str
 ) -> None:
-    with pytest.raises(_box.BoxError, match=sentence):
+    with pytest.raises(_box.BoxError, match=sentence) as caught:
         decide(name, wanted, **changes)
+    # Only another machine can help where there is no GPU, or the driver is the host's.
+    said = str(caught.value)
+    unfit = "in a container it is the host's" in said or "There is no NVIDIA GPU" in said
+    assert caught.value.details == ({"unfit": True} if unfit else {})
 
 
 def test_a_container_is_told_by_several_facts() -> None:
