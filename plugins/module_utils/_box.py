@@ -388,11 +388,8 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def download(url: str, target: Path, accepted: Sequence[str]) -> None:
-    """Fetch ``url`` to ``target`` and check it against the SHA-256 sums in ``accepted``, any of which will do.
-
-    A broken connection or a busy server is tried three times. A wrong checksum is an error at once, and leaves nothing.
-    """
+def fetch(url: str, target: Path) -> None:
+    """Fetch ``url`` to ``target``. A broken connection or a busy server is tried three times."""
     failure = ""
     for attempt in range(_ATTEMPTS):
         if attempt:
@@ -414,6 +411,14 @@ def download(url: str, target: Path, accepted: Sequence[str]) -> None:
             failure = str(getattr(error, "reason", error))
     else:
         raise BoxError(f"{url} cannot be fetched after {_ATTEMPTS} attempts: {failure}.")
+
+
+def download(url: str, target: Path, accepted: Sequence[str]) -> None:
+    """Fetch ``url`` to ``target`` and check it against the SHA-256 sums in ``accepted``, any of which will do.
+
+    A wrong checksum is an error at once, and leaves nothing. See :func:`fetch`.
+    """
+    fetch(url, target)
     found = file_sha256(target)
     if found not in accepted:
         target.unlink()

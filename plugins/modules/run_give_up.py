@@ -16,7 +16,7 @@ author:
 description:
   - For the C(rescue) of a launch. A machine that the launch has rented and on which no stage has begun is destroyed
     when nobody stays to see it bill (O(shutdown)), or when the run was to be moved to it from another one
-    (O(hand_over)). Every other machine is kept.
+    (O(hand_over)), or when it cannot do the work (O(unfit)). Every other machine is kept.
   - Always fails, with a sentence that says what failed, what was destroyed, and what bills until which command.
 extends_documentation_fragment:
   - gpuyard.cloud.provider
@@ -51,6 +51,10 @@ options:
     default: false
   hand_over:
     description: Whether the run was to be moved to it from another machine.
+    type: bool
+    default: false
+  unfit:
+    description: Whether the machine itself cannot do the work, so that only another one can.
     type: bool
     default: false
   ssh_key:
@@ -97,6 +101,7 @@ ARGUMENT_SPEC: dict[str, Any] = (
         "rented": {"type": "bool", "default": False},
         "shutdown": {"type": "bool", "default": False},
         "hand_over": {"type": "bool", "default": False},
+        "unfit": {"type": "bool", "default": False},
         "ssh_key": {"type": "path", "no_log": False},
     }
 )
@@ -110,7 +115,7 @@ def run(call: Call) -> dict[str, Any]:
 
     failure = closing.Failure(
         rented=call.params["rented"] and not call.check_mode,
-        **{name: call.params[name] for name in ("run", "task", "node", "shutdown", "hand_over")},
+        **{name: call.params[name] for name in ("run", "task", "node", "shutdown", "hand_over", "unfit")},
     )
     raise GpuyardError(closing.give_up(call.site(), failure, progress=call.progress).text)
 

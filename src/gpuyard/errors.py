@@ -25,6 +25,10 @@ class UnreachableError(GpuyardError):
     """A rented machine never became usable: it failed to start, or SSH never answered. The text names the instance."""
 
 
+class UnfitError(UnreachableError):
+    """A rented machine answers, and is not what its offer promised. The text names the instance, and what is wrong."""
+
+
 class ConnectionLostError(UnreachableError):
     """A machine could not be reached over SSH, or the connection to it broke.
 

@@ -38,6 +38,7 @@ class Part:
 PARTS = (
     Part("base", "the base system", "base", ("packages",)),
     Part("rust", "the Rust toolchain", "rust", ("rust",)),
+    Part("cuda", "CUDA", "cuda", ("cuda",)),
     Part("repository", "the repository", "workload", ("repository",), with_tree=True),
     # The toolchain may be named, and Pantograph's source held, by a file of the repository.
     Part("lean", "the Lean toolchain", "lean", ("lean",), with_tree=True),
@@ -45,6 +46,7 @@ PARTS = (
     Part("build", "the build", "workload", ("build", "environment.set")),
     Part("persist", "the persistent folders", "persistent_storage", ("persist.root", "persist.directories")),
     Part("pantograph", "Pantograph", "pantograph", ("pantograph",), with_tree=True),
+    Part("health", "the health of the machine", "health", ("health",)),
 )
 """The parts that a workload decides, in the order in which a machine gets them.
 

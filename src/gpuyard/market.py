@@ -52,6 +52,8 @@ class Removal:
     best_seen: str  # the nearest to the condition among the removed; "" where there is no nearer or farther
 
     def __str__(self) -> str:
+        if self.condition == "failed_hosts":
+            return f"{self.condition} removed {self.removed} of {self.total}: {self.best_seen}"
         best = f" (best seen {self.best_seen})" if self.best_seen else ""
         return f"{self.condition} removed {self.removed} of {self.total}{best}"
 
@@ -129,13 +131,22 @@ def check_gpu_names(wanted: Iterable[str], offers: Sequence[Offer]) -> None:
         )
 
 
-def judge(offers: Iterable[Offer], query: Query, *, avoid_machines: Collection[str] = ()) -> list[Verdict]:
+def judge(
+    offers: Iterable[Offer],
+    query: Query,
+    *,
+    avoid_machines: Collection[str] = (),
+    failed_hosts: Mapping[tuple[str, str], str] | None = None,
+) -> list[Verdict]:
     """Hold every offer against every condition.
 
     A condition on something that a provider does not publish (reliability, CUDA) lets the offer pass.
-    ``avoid_machines`` are physical hosts (``Offer.machine_id``) that are not to be rented again.
+    ``avoid_machines`` are physical hosts (``Offer.machine_id``) that are not to be rented again, ``failed_hosts`` those
+    that have failed before, by provider and host, with the words for when and why.
     """
     conditions = _conditions(query, frozenset(avoid_machines))
+    if failed_hosts:
+        conditions.append(_not_failed(failed_hosts))
     return [
         Verdict(offer, tuple(condition.reason(offer) for condition in conditions if not condition.holds(offer)))
         for offer in offers
@@ -244,6 +255,7 @@ _ORDER = (
     "regions",
     "max_price_per_hour",
     "avoid_machines",
+    "failed_hosts",
 )
 
 
@@ -304,6 +316,16 @@ def _conditions(query: Query, avoid: frozenset[str]) -> list[_Condition]:
             )
         )
     return found
+
+
+def _not_failed(failed: Mapping[tuple[str, str], str]) -> _Condition:
+    def holds(offer: Offer) -> bool:
+        return (offer.provider, offer.machine_id) not in failed
+
+    def shows(offer: Offer) -> str:
+        return f"host {offer.machine_id} failed us {failed[offer.provider, offer.machine_id]}"
+
+    return _Condition("failed_hosts", holds, shows)
 
 
 def _at_least(name: str, wanted: float, value: Callable[[Offer], float | None]) -> _Condition:

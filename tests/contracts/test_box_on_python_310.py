@@ -173,6 +173,8 @@ def modules_and_options(folder: Path, python: str) -> dict[str, dict[str, Any]]:
             "root": str(folder / "pantograph"),
             "bin_dir": str(folder / "bin"),
         },
+        "cuda_toolkit": {"root": str(folder / "cuda"), "bin_dir": str(folder / "bin"), "driver": "keep"},
+        "health_check": {"report": str(folder / "health.json")},
         "persistent_links": {"root": str(folder / "volume"), "directories": ["models"]},
         "rust_toolchain": {
             "version": "1.96.0",

@@ -28,7 +28,8 @@ class Failure:
     """A launch that has failed after its machine was there.
 
     ``node`` is the place that the machine takes, ``rented`` whether this launch has rented it, ``shutdown`` whether the
-    rental was to end with the run, ``hand_over`` whether the run was to be moved to it from another machine.
+    rental was to end with the run, ``hand_over`` whether the run was to be moved to it from another machine, ``unfit``
+    whether the machine itself cannot do the work, so that only another one can.
     """
 
     run: str
@@ -37,6 +38,7 @@ class Failure:
     rented: bool = False
     shutdown: bool = False
     hand_over: bool = False
+    unfit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,13 @@ def give_up(site: Site, failure: Failure, *, progress: Progress) -> GivenUp:
     """Give back what nobody waits for, and return what became of the launch's machine.
 
     A machine that this launch has rented and on which no stage has begun holds nothing that is not elsewhere. It goes
-    where nobody stays to see it bill, and where its run has another one that waits. Every other machine is kept.
+    where nobody stays to see it bill, where its run has another one that waits, and where it cannot do the work. Every
+    other machine is kept.
     """
     what = f'"{failure.task}" failed, as shown above.'
     again = f"`{remedy('launch', run=failure.run)}` tries again"
     ends = f"`{remedy('teardown', run=failure.run)}` ends it"
-    if not (failure.rented and (failure.shutdown or failure.hand_over)):
+    if not (failure.rented and (failure.shutdown or failure.hand_over or failure.unfit)):
         return GivenUp(f"{what} The machine is kept, and bills: {again}, {ends}.")
     order = ending.Order(failure.run, node=failure.node, only="not-begun")
     try:
@@ -68,6 +71,8 @@ def give_up(site: Site, failure: Failure, *, progress: Progress) -> GivenUp:
         return GivenUp(f"{what} {error}")
     if failure.hand_over:
         return GivenUp(f"{what} The new machine is destroyed: no stage had begun on it.")
+    if failure.unfit:
+        return GivenUp(f"{what} The machine is destroyed, since it cannot do the work: {again} on another one.")
     return GivenUp(f"{what} The machine is destroyed, as shutdown=true asks for.")
 
 

@@ -15,10 +15,13 @@ from gpuyard.planning import PlanRequest
 from gpuyard.planning.nodes import NodePlan
 from gpuyard.providers.base import Progress
 from gpuyard.renting import claim, machine, nodes, record
+from gpuyard.renting.acceptance import Acceptance
+from gpuyard.renting.failed_hosts import FailedHosts
 from gpuyard.renting.ledger import Ledger
 from gpuyard.renting.machine import Outcome
 from gpuyard.renting.notebook import Notebook
 from gpuyard.renting.pending import PendingNotes
+from gpuyard.workload.hardware import DEFAULTS, Health
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,17 @@ def launch(
     shared = Notebook(site.shared_store)
     ledger, notes = Ledger(shared, progress), PendingNotes(shared, progress)
 
+    health = plan.workload.health or Health()
+    cuda = plan.workload.cuda
+    acceptance = Acceptance(
+        health.least,
+        DEFAULTS,
+        health.required,
+        driver_comes=cuda is not None and cuda.driver == "auto",
+        bucket=plan.bucket,
+        hosts=FailedHosts(shared, progress),
+    )
+
     def keep() -> None:
         # A bucket that has failed before is asked again: without it nobody else could go on with the run.
         if plan.to_keep and (store := site.shared_store()):
@@ -131,6 +145,7 @@ def launch(
             ledger=ledger,
             claims=claim.Claims(shared, progress),
             keep=keep,
+            acceptance=acceptance,
         )
         for node in plan.nodes
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gpuyard import market, records
@@ -14,6 +14,9 @@ from gpuyard.planning.request import PlanRequest
 from gpuyard.providers.base import Offer, Progress, Provider, Query
 from gpuyard.renting import runs
 from gpuyard.workload import Workload
+
+Failed = Mapping[tuple[str, str], str]
+"""Hosts that are not to be chosen, by provider and host, with when and why they failed."""
 
 
 @dataclass(slots=True)
@@ -38,10 +41,12 @@ def fitting(
     clouds: Sequence[Provider],
     request: PlanRequest,
     progress: Progress | None,
+    failed: Failed | None = None,
 ) -> tuple[list[NodePlan], list[str]]:
     """Return the nodes that have to be rented with what fits each, best first, and the choice in words.
 
-    No two of them begin with the same machine, and a physical host that a node has just lost it does not take again.
+    No two of them begin with the same machine, and a physical host that a node has just lost it does not take again,
+    nor one of those that have ``failed`` before.
     Raises :class:`NoOfferError`, naming the pool, when there are fewer offers than nodes.
     """
     if request.offer and len(wanted) > 1:
@@ -54,7 +59,7 @@ def fitting(
         groups.setdefault(node.place.pools, _Pool(node.place.pools)).members.append(node)
     answers: dict[Query, list[Offer]] = {}
     for group in groups.values():
-        _ask(group, workload, clouds, request, answers, progress, alone=len(groups) == 1)
+        _ask(group, workload, clouds, request, answers, progress, failed, alone=len(groups) == 1)
     chosen = _share_out(list(groups.values()))
     words: list[str] = []
     for group in groups.values():
@@ -71,6 +76,7 @@ def by_pools(
     request: PlanRequest,
     turn: pools.Turn,
     progress: Progress | None,
+    failed: Failed | None = None,
 ) -> pools.Choice:
     """Return on which boxes a run goes on whose pools take turns, and what that costs."""
     answers: dict[Query, list[Offer]] = {}
@@ -79,7 +85,7 @@ def by_pools(
         group = _Pool(names, [node])
         # The offer that was named is for the machine that is rented now.
         wanted = request if turn.pool in names else replace(request, offer=None)
-        _ask(group, workload, clouds, wanted, answers, None, alone=True)
+        _ask(group, workload, clouds, wanted, answers, None, failed, alone=True)
         words = [*records.offer_table(group.offers), *_reasons(group, wanted), *([group.why] if group.why else [])]
         return pools.Box(names, group.offers, words)
 
@@ -95,6 +101,7 @@ def _ask(
     request: PlanRequest,
     answers: dict[Query, list[Offer]],
     progress: Progress | None,
+    failed: Failed | None,
     *,
     alone: bool,
 ) -> None:
@@ -106,7 +113,7 @@ def _ask(
     if query not in answers:
         answers[query] = market.collect(clouds, query, progress=progress).offers
     lost = {one.machine_id for node in group.members for one in node.now.leftovers if one.machine_id}
-    group.verdicts = market.judge(answers[query], query, avoid_machines=lost)
+    group.verdicts = market.judge(answers[query], query, avoid_machines=lost, failed_hosts=failed)
     group.offers = market.rank(group.verdicts)
     if request.offer:
         group.offers = _the_one(request.offer, group.verdicts)

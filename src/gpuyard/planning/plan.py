@@ -24,6 +24,8 @@ from gpuyard.planning.request import Connections, Mode, PlanRequest
 from gpuyard.providers.base import Instance, Progress, Provider
 from gpuyard.remedies import option, remedy
 from gpuyard.renting import machine, record, runs, survey
+from gpuyard.renting.failed_hosts import FailedHosts
+from gpuyard.renting.notebook import Notebook
 from gpuyard.renting.runs import Run
 from gpuyard.workload import Origin, Resolved, Workload
 from gpuyard.workload.schema import as_text
@@ -239,9 +241,11 @@ def make(
         turn_pools = pools.pools_of(turn.machine, workload, followed=request.follow)
     words = [line for node in planned if node.machine for line in _has_machine(run, node)]
     wanted = [node for node in planned if not node.machine]
+    memory = FailedHosts(Notebook(lambda: runs.shared(store)), progress or (lambda _: None))
+    failed = {host: one.words for host, one in memory.known(chosen_clouds).items()} if wanted else {}
     if wanted and turn:
         turn = dataclasses.replace(turn, pool=pools.pool_of(workload, wanted[0].to_run[0][1]))
-        by_pools = offers.by_pools(wanted[0], workload, chosen_clouds, request, turn, progress)
+        by_pools = offers.by_pools(wanted[0], workload, chosen_clouds, request, turn, progress, failed)
         turn_pools = by_pools.turn_pools
         # A machine for all is on the node that every run begins with, but beside one that waits it needs its own.
         label = pools.node_of(turn.pool) if turn_pools or turn.waits else FIRST_NODE
@@ -250,7 +254,7 @@ def make(
         planned = [dataclasses.replace(_on_label(wanted[0], label), offers=best, disk_gb=disk_gb)]
         words += by_pools.first.words
     elif wanted:
-        chosen, reasons = offers.fitting(wanted, workload, chosen_clouds, request, progress)
+        chosen, reasons = offers.fitting(wanted, workload, chosen_clouds, request, progress, failed)
         by_name = {node.name: node for node in chosen}
         planned = [by_name.get(node.name, node) for node in planned]
         words += reasons

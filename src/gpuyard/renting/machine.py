@@ -18,6 +18,7 @@ from gpuyard.formats.label import FIRST_NODE, RunRef, check_name
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
 from gpuyard.remedies import option, remedy
 from gpuyard.renting import claim, destroy, ready, rent, rivals, survey
+from gpuyard.renting.acceptance import Acceptance
 from gpuyard.renting.ledger import Ledger
 from gpuyard.renting.pending import PendingNotes
 
@@ -61,6 +62,7 @@ class Order:
     keep: Callable[[], None] = lambda: None  # writes into the bucket what the run is made of, before anything is rented
     clock: pace.Clock = field(default_factory=pace.Clock)
     shared: rent.Shared = field(default_factory=rent.Shared)  # with the nodes that are rented at the same time
+    acceptance: Acceptance | None = None  # what a new machine has to pass once it answers; None: nothing
 
     @property
     def whose(self) -> str:
@@ -86,8 +88,8 @@ def present(
     """Make the node have a machine that runs and, with ``order.wait``, answers over SSH under its pinned host key.
 
     A machine that it has is kept, and started when it was stopped. One that was taken away is replaced only with
-    ``order.replace_preempted``; otherwise :class:`UsageError` says what to do. A new machine that never becomes usable
-    is destroyed, and the next offer is taken.
+    ``order.replace_preempted``; otherwise :class:`UsageError` says what to do. A new machine that never becomes usable,
+    or does not pass ``order.acceptance``, is destroyed, and the next offer is taken.
     """
     check_name(order.run)
     if check:
@@ -358,6 +360,8 @@ def _new(
         rivals.settle(everywhere, instance, known_ids, ledger=order.ledger, last=not order.wait, progress=progress)
         try:
             usable = _usable(providers, instance, order, progress, new=True)
+            if order.wait and order.acceptance:
+                order.acceptance.check(usable, order.key, progress or (lambda _: None))
         except GpuyardError as error:
             if progress:
                 progress(f"{error} Giving it back.")

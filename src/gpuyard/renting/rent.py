@@ -20,6 +20,7 @@ from gpuyard.errors import (
     LeakError,
     NoCapacityError,
     ProviderError,
+    UnfitError,
     UnreachableError,
     UsageError,
 )
@@ -84,8 +85,10 @@ def rent(
     between = shared or Shared()
     by_name = {provider.name: provider for provider in providers}
     trouble: list[GpuyardError] = []
+    unfit: set[tuple[str, str]] = set()
     for offer in worth_trying(offers):
-        if between.failed or not between.take(offer):
+        # A host may be on offer twice, at two prices.
+        if between.failed or (offer.provider, offer.machine_id) in unfit or not between.take(offer):
             continue
         _check_has_none(providers, spec)
         tell(f"Renting {describe(offer)}.")
@@ -107,6 +110,8 @@ def rent(
             return make_usable(instance)
         except UnreachableError as error:
             trouble.append(error)
+            if isinstance(error, UnfitError) and offer.machine_id:
+                unfit.add((offer.provider, offer.machine_id))
     raise _none_to_be_had(offers, trouble, between)
 
 

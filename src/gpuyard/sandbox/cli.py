@@ -26,6 +26,7 @@ _FAULTS = {
     "lost-answer": "creates rent, but their answer is lost",
     "throttle": "requests are answered with 429",
     "server-error": "requests are answered with a 5xx status",
+    "bad-gpu": "a new machine has no working GPU",
 }
 
 

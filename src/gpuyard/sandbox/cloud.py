@@ -97,7 +97,8 @@ class Cloud:
             if rental.phase is not Phase.BOOTING:
                 return
             try:
-                await asyncio.to_thread(self._start_container, rental)
+                broken = not rental.made and self.take_fault(rental.provider, "bad-gpu")
+                await asyncio.to_thread(self._start_container, rental, broken=broken)
             except Exception as error:
                 # Whatever it is, the rental must not stay in its boot for ever.
                 LOG.warning("%s %s cannot start: %s", rental.provider, rental.id, error, exc_info=_unforeseen(error))
@@ -116,7 +117,7 @@ class Cloud:
         self.save()
         LOG.info("%s %s runs at %s", rental.provider, rental.id, rental.address)
 
-    def _start_container(self, rental: Rental) -> None:
+    def _start_container(self, rental: Rental, *, broken: bool = False) -> None:
         if rental.made:
             if rental.boot == "reboot":
                 self.engine.stop(rental.container, grace_s=_STOP_GRACE_S)
@@ -130,7 +131,7 @@ class Cloud:
                     self.engine,
                     self.settings,
                     rental,
-                    gpu=boot.gpu,
+                    gpu={**boot.gpu, "count": 0} if broken else boot.gpu,
                     environment=boot.environment,
                     onstart=boot.onstart,
                     user_data=boot.user_data,

@@ -38,7 +38,7 @@ class Preemption(BaseModel):
 class FaultRequest(BaseModel):
     """Something that is to go wrong ``count`` times."""
 
-    kind: Literal["no-capacity", "lost-answer", "throttle", "server-error"]
+    kind: Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu"]
     provider: ProviderName
     count: int = Field(default=1, ge=1, le=10_000)
 

@@ -101,7 +101,7 @@ class SshKey:
 class Fault:
     """Something that is to go wrong ``remaining`` more times."""
 
-    kind: Literal["no-capacity", "lost-answer", "throttle", "server-error"]
+    kind: Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu"]
     provider: ProviderName
     remaining: int
 

@@ -28,6 +28,7 @@ from gpuyard.errors import UsageError
 from gpuyard.providers.base import Market, Query
 from gpuyard.tree import Rules
 from gpuyard.workload.lean import Lean, Pantograph
+from gpuyard.workload.hardware import Cuda, Health
 from gpuyard.workload.values import (
     Commit,
     Constraint,
@@ -540,6 +541,10 @@ class Workload(Section):
     """A Lean 4 toolchain, by elan. None: no toolchain."""
     pantograph: Pantograph | None = None
     """Pantograph, built with that toolchain. None: no Pantograph."""
+    cuda: Cuda | None = None
+    """CUDA on the machine. None: what is there."""
+    health: Health | None = None
+    """What a machine has to show. None: a new one is tested as soon as it answers, with the defaults."""
     build: list[SomeWords] = []
     """Shell commands, run in the repository once for each state of it."""
     persist: Persist = Persist()
@@ -759,6 +764,7 @@ class Workload(Section):
 _TO_BOX = (
     *("name", "packages", "python", "rust", "build", "persist", "checkpoints", "iterations", "windows", "overrides"),
     *("lean", "pantograph"),
+    *("cuda", "health"),
 )
 # Where things lie on this machine says nothing about the box.
 _PARTS_TO_BOX: Any = {

@@ -231,3 +231,22 @@ def test_a_module_as_a_process_of_its_own(yard: Yard) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["offers"][0]["provider"] == "vast"
+
+
+def test_x11_a_machine_that_fails_its_test_goes_back_and_its_host_is_left_out(yard: Yard) -> None:
+    """The whole way: rented, tested over SSH, destroyed, billed until then, remembered; the next offer is taken."""
+    yard.fault("bad-gpu", "vast")
+    launch = {"gpuyard.cloud.run_launch": {"workload": yard.workload, "provider": "vast", "run": "fit-0"}}
+    another = {"gpuyard.cloud.run_launch": {**launch["gpuyard.cloud.run_launch"], "run": "fit-1"}, "check_mode": True}
+    launched, planned = yard.play([launch, another])
+    (kept,) = yard.rented()
+    assert launched["changed"] and launched["hosts"][0]["instance"]["id"] == kept["id"]
+    lines = json.loads(yard.gpuyard("sandbox", "bill", "--json"))["lines"]
+    gone = {line["id"] for line in lines if line["end"] is not None} - {kept["id"]}
+    assert len(gone) == 1
+    said = yard.printed[-1]
+    assert f"vast instance {gone.pop()} is not what was offered: gpu count: 0 instead of 1. Giving it back." in said
+    assert f"vast instance {kept['id']} is what was offered: gpu count 1" in said
+    # The bucket was reached from the box, by signed addresses, which nobody sees.
+    assert "network " in said.split("is what was offered", 1)[1].split("\n")[0] and "Signature" not in said
+    assert planned["planned_calls"] and "failed us on" in said

@@ -41,6 +41,12 @@ def give_up(**changes: Any) -> str:
         ({"shutdown": True}, False, "The machine is kept, and bills"),
         ({"hand_over": True}, False, "The machine is kept, and bills"),
         ({"rented": True, "shutdown": True}, True, "The machine is destroyed, as shutdown=true asks for."),
+        ({"unfit": True}, False, "The machine is kept, and bills"),
+        (
+            {"rented": True, "unfit": True},
+            True,
+            "since it cannot do the work: `ansible-playbook launch.yml -e run=a-0`",
+        ),
         ({"rented": True, "hand_over": True}, True, "The new machine is destroyed: no stage had begun on it."),
         ({"rented": True, "hand_over": True, "shutdown": True}, True, "The new machine is destroyed"),
     ],

@@ -22,7 +22,7 @@ from gpuyard import config
 from gpuyard.errors import ProviderError
 from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Provider, Query, State
-from gpuyard.renting import access
+from gpuyard.renting import acceptance, access
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -149,6 +149,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     monkeypatch.setattr(config, "connect", made.connect)
     # The machines of this world are names only, so nobody goes and lets this controller in (test_access.py does).
     monkeypatch.setattr(access, "let_in", lambda *_args, **_more: None)
+    monkeypatch.setattr(acceptance.Acceptance, "check", lambda *_args: None)
     return made
 
 

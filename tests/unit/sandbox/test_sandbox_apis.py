@@ -329,7 +329,7 @@ def test_a_box_that_was_half_made_when_the_server_died_is_made_whole(apis: Apis)
     assert isinstance(engine, StandInEngine)
     copied: list[str] = []
     object.__setattr__(engine, "copy_in", lambda container, tar: copied.append(container))
-    apis.cloud._start_container = lambda rental: None  # type: ignore[method-assign]
+    apis.cloud._start_container = lambda rental, **_: None  # type: ignore[method-assign]
     apis.vast("POST", "/v0/ssh/", {"ssh_key": KEY})
     contract, instance = apis.rent_vast(env={"A": "b"}, onstart="true"), apis.rent_vultr()
     first, second = apis.cloud.world.rentals
