@@ -37,6 +37,7 @@ class Part:
 
 PARTS = (
     Part("packages", "the system packages", "system_packages", ("packages",)),
+    Part("volumes", "the volumes", "nvme", ("volumes",)),
     Part("rust", "the Rust toolchain", "rust", ("rust",)),
     Part("repository", "the repository", "workload", ("repository",), with_tree=True),
     Part("python", "the Python environment", "python_env", ("python",)),
