@@ -215,16 +215,10 @@ def free_at(folder: str) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def file_system_bytes(device: str) -> int:
-    """Return how large the file system on a device is by its own superblock; 0 when it is neither ext4 nor xfs."""
+def ext4_bytes(device: str) -> int:
+    """Return how large the ext4 file system on a device is, by its superblock."""
     with open(device, "rb") as stream:
-        head = stream.read(4096)
-    if head[:4] == b"XFSB":
-        block, blocks = struct.unpack(">IQ", head[4:16])
-        return int(block * blocks)
-    ext4 = head[1024:]
-    if ext4[56:58] != b"\x53\xef":
-        return 0
+        ext4 = stream.read(2048)[1024:]
     (low,), (power,), (incompatible,) = (struct.unpack_from("<I", ext4, place) for place in (4, 24, 96))
     high = struct.unpack_from("<I", ext4, 336)[0] if incompatible & 0x80 else 0
     return int(((high << 32) + low) * (1024 << power))
@@ -378,7 +372,7 @@ class Bringing:
         self.actions.append(f"format {'a RAID 0 of ' * several}{words} with {kind} for volume {name}")
         missing = [self.needs(f"mkfs.{kind}"), several and self.needs("mdadm")]
         if any(missing) or self.dry:
-            return disks[0].path, "UUID"
+            return f"/dev/md/{label_of(name)}" if several else disks[0].path, "UUID"
         for disk in disks:
             self.check_unused(disk)
         unfinished = self.note.get("unfinished") or []
@@ -415,7 +409,7 @@ class Bringing:
         text = conf.read_text(encoding="utf-8") if conf.exists() else ""
         kept = "".join(old for old in text.splitlines(keepends=True) if f" {array} " not in old)
         _box.write_file(conf, f"{kept}{line}\n")
-        return os.path.realpath(array)
+        return array
 
     def settle(self) -> None:
         """Wait until new devices have their names, where somebody gives them."""
@@ -472,13 +466,22 @@ class Bringing:
         """Let the file system have all of its device."""
         if self.dry and not mounted_at(self.wanted.mount):
             return
-        known = file_system_bytes(device)
-        if not known or device_bytes(device) - known < max(_LEAST_GROWTH, known // 1000):
+        known = self.file_system_bytes(device)
+        if device_bytes(device) - known < max(_LEAST_GROWTH, known // 1000):
             return
         self.actions.append(f"grow the file system of volume {self.wanted.name} from {gb(known)}")
         command = ["xfs_growfs", self.wanted.mount] if self.wanted.file_system == "xfs" else ["resize2fs", device]
         if not self.dry:
             self.run(*command, purpose=f"Growing the file system on {device}")
+
+    def file_system_bytes(self, device: str) -> int:
+        """Return how large the mounted file system is."""
+        if self.wanted.file_system == "ext4":
+            return ext4_bytes(device)
+        # What xfs has on the disk may be older than what it knows.
+        output = self.run("xfs_growfs", "-n", self.wanted.mount, purpose=f"Reading the file system on {device}")
+        found = re.search(r"^data\s+=\s+bsize=(\d+)\s+blocks=(\d+)", output, re.MULTILINE)
+        return int(found[1]) * int(found[2]) if found else device_bytes(device)
 
     def result(self, device: str, uuid: str) -> dict[str, Any]:
         """Return what the volume lies on; measures it once."""
@@ -493,7 +496,7 @@ class Bringing:
         if not self.dry or Path(place).exists():
             found = os.statvfs(place)
             size = found.f_blocks * found.f_frsize
-        return {"mount": place, "device": device, "size_gb": round(size / 1e9, 1), **speeds}
+        return {"mount": place, "device": device, "size_gb": round(size / 1e9, 3), **speeds}
 
     def in_words(self, found: Mapping[str, Any]) -> str:
         """Return what the volume lies on as a sentence."""
