@@ -334,7 +334,7 @@ def with_volume(text: str, wanted: Volume, uuid: str) -> str:
     Raises :class:`BoxError` when somebody else has a line for that mount.
     """
     # nofail: a machine whose volume is detached, or whose local disks were changed, starts all the same.
-    options = f"defaults,noatime,nofail,x-systemd.device-timeout=30s,{OURS}{wanted.name}"
+    options = f"defaults,noatime,nofail,{OURS}{wanted.name}"
     line = f"UUID={uuid} {escape(wanted.mount)} {wanted.file_system} {options} 0 2\n"
     kept, placed = "", False
     for old, fields in fstab_lines(text):
