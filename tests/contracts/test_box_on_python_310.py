@@ -160,6 +160,12 @@ def modules_and_options(folder: Path, python: str) -> dict[str, dict[str, Any]]:
     """Return harmless options, in check mode, for every module that runs on boxes."""
     return {
         "convergence": {"fingerprint": "aa", "state": "begun", "path": str(folder / "converged.json")},
+        "data_disks": {
+            "volumes": {
+                "cache": {"mount": str(folder / "cache"), "source": "attached", "size_gb": 0.001, "file_system": "ext4"}
+            },
+            "record": str(folder / "volumes.json"),
+        },
         "debian_packages": {"names": ["no-such-package-anywhere"]},
         "persistent_links": {"root": str(folder / "volume"), "directories": ["models"]},
         "rust_toolchain": {
