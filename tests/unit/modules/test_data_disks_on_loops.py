@@ -117,7 +117,8 @@ def test_an_empty_disk_is_formatted_mounted_and_comes_back(yard: Yard) -> None:
     assert not again["changed"] and again["actions"] == [] and again["diff"]["before"] == again["diff"]["after"]
     assert again["volumes"]["cache"]["read_mb_s"] == first["volumes"]["cache"]["read_mb_s"]  # measured once
     yard.down()
-    if "i" in call("lsattr", "-d", str(yard.mount)).split()[0]:  # not every file system can do that
+    if subprocess.run(["chattr", "+i", yard.fstab], check=False).returncode == 0:  # not every file system can do that
+        call("chattr", "-i", str(yard.fstab))
         with pytest.raises(PermissionError):
             (yard.mount / "lost").write_text("on the disk below")
     assert yard.have()["actions"] == [f"mount {device} at {yard.mount}"]
@@ -148,18 +149,30 @@ def test_a_disk_with_data_survives_byte_for_byte(yard: Yard) -> None:
 
 def test_a_disk_that_the_kernel_holds_is_not_formatted(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is known of its content: what blkid and lsblk say may be wrong."""
-    call("mkfs.ext4", "-q", "-L", "mydata", yard.devices[0])
+    device = yard.devices[0]
+    call("mkfs.ext4", "-q", "-L", "mydata", device)
     elsewhere = yard.folder / "elsewhere"
     elsewhere.mkdir()
-    call("mount", yard.devices[0], str(elsewhere))
-    monkeypatch.setattr(data_disks, "probe", lambda *_: {})
-    monkeypatch.setattr(data_disks.Disk, "mounts", ())
-    found = data_disks.Disk(yard.devices[0], "loop", 1)
-    bringing = data_disks.Bringing.__new__(data_disks.Bringing)
-    bringing.wanted = data_disks.Volume("cache", str(yard.mount), "local-nvme", 1, "ext4")
-    with pytest.raises(data_disks._box.BoxError, match="is in use"):
-        bringing.check_unused(found)
-    call("umount", str(elsewhere))
+    call("mount", device, str(elsewhere))
+    before = content(yard.image(device))
+    try:
+        empty = (data_disks.Disk(device, "loop", 64 << 20),)
+        monkeypatch.setattr(data_disks, "find_disks", lambda *_: empty)
+        assert f"{device} is in use" in yard.have()["msg"]
+        assert content(yard.image(device)) == before
+    finally:
+        call("umount", str(elsewhere))
+
+
+def test_local_disks_that_were_changed_for_empty_ones_are_formatted_anew(yard: Yard) -> None:
+    """As after a stop at a cloud whose local disks end with it: fstab names a file system that is gone."""
+    yard.have()
+    yard.down()
+    changed = yard.disk(64)
+    result = yard.have(changed)
+    assert result["actions"][0].startswith(f"format {changed}") and os.path.ismount(yard.mount)
+    [line] = yard.fstab.read_text().splitlines()
+    assert line.startswith(f"UUID={call('blkid', '-s', 'UUID', '-o', 'value', changed)} ")
 
 
 @pytest.mark.parametrize(
