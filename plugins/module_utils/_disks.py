@@ -29,6 +29,7 @@ OURS = "x-gpuyard.volume="
 # Models by which the clouds name disks that NVMe or SCSI alone do not tell apart, in lower case.
 _LOCAL_MODELS = ("instance storage", "ephemeraldisk", "nvme direct disk")
 _ATTACHED_MODELS = ("elastic block store", "nvme_card-pd", "persistentdisk", "msft nvme accelerator")
+_ATTACHED_PATHS = ("/dev/nvme", "/dev/sd", "/dev/vd", "/dev/xvd")
 _OF_THE_MACHINE = ("sata", "sas", "ata", "usb")
 
 
@@ -109,8 +110,8 @@ class Disk:
 
     @property
     def identity(self) -> str:
-        """What it is recognised by when the machine has started anew."""
-        return self.serial or (self.ids[0] if self.ids else self.path)
+        """What it is recognised by later; no two disks share it, as some share a serial number."""
+        return self.ids[0] if self.ids else self.path
 
     @property
     def is_local(self) -> bool:
@@ -123,7 +124,8 @@ class Disk:
     @property
     def is_attached(self) -> bool:
         """Whether it is a volume that a cloud has attached."""
-        return not self.is_local and (self._is_nvme or self.transport not in _OF_THE_MACHINE)
+        known = self.path.startswith(_ATTACHED_PATHS) and self.transport not in _OF_THE_MACHINE
+        return known and not self.is_local
 
     @property
     def _is_nvme(self) -> bool:
@@ -308,7 +310,7 @@ def _free(wanted: Volume, machine: Machine, label: str) -> tuple[Disk, ...]:
         raise BoxError(
             f"volumes.{wanted.name}: several attached volumes are empty and large enough: "
             f"{', '.join(disk.in_words() for disk in large)}. Name one as its source: "
-            f"{' or '.join(disk.identity for disk in large)}."
+            f"{' or '.join(disk.serial or disk.identity for disk in large)}."
         )
     return tuple(large)
 

@@ -169,7 +169,16 @@ def test_a_disk_with_anything_on_it_is_left_alone(content: Entry, words: str, so
     # What was noted before counts for gpuyard's own leavings only.
     if content.get("TYPE") != _disks.UNKNOWN:
         with pytest.raises(BoxError, match=words):
-            decide(volume(source), dataclasses.replace(found, unfinished=("ewr-5a1e",)))
+            decide(volume(source), dataclasses.replace(found, unfinished=("/dev/vdb",)))
+
+
+def test_what_is_no_attached_volume_is_none() -> None:
+    """Memory, and what a machine has itself, are not what a cloud has attached."""
+    others = [entry("zram0", 400), entry("nbd0", 400), entry("sdz", 4000, tran="sata")]
+    with pytest.raises(BoxError, match="no such thing as an attached volume with nothing on it; there are /dev/zram0"):
+        decide(volume(), machine(others))
+    assert paths(volume(), machine([*others, *VULTR])) == ("format", ["/dev/vdb"])
+    assert paths(volume("/dev/sdz"), machine(others)) == ("format", ["/dev/sdz"])
 
 
 def test_the_disk_of_the_system_is_never_taken() -> None:
@@ -239,7 +248,7 @@ def test_what_was_cut_off_is_gone_on_with() -> None:
     with pytest.raises(BoxError, match="holds content that no program knows, so it is left alone"):
         decide(wanted, half)
     # A single disk that holds half a file system.
-    torn = machine(with_content(VULTR, "vdb", TYPE=_disks.UNKNOWN), unfinished=("ewr-5a1e",))
+    torn = machine(with_content(VULTR, "vdb", TYPE=_disks.UNKNOWN), unfinished=("/dev/vdb",))
     assert paths(volume(), torn) == ("format", ["/dev/vdb"])
 
 

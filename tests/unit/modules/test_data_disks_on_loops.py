@@ -271,7 +271,7 @@ def test_in_a_container_a_folder_is_used(run_module: Any, tmp_path: Path, monkey
     ("change", "words"),
     [
         ({"mount": "cache"}, "mount=cache must be an absolute path"),
-        ({"mount": "/etc"}, "must not be /etc"),
+        ({"mount": "/etc"}, "mount=/etc is a folder that the system"),
         ({"size_gb": "much"}, "size_gb=much must be a positive number"),
         ({"file_system": "ntfs"}, "file_system=ntfs must be ext4 or xfs"),
         ({"colour": "red"}, "must say mount, source, size_gb and file_system"),
