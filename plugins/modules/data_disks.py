@@ -536,8 +536,8 @@ def read_volumes(given: Mapping[str, Any]) -> list[Volume]:
             _box.check_persistent_root(options["mount"])
         except _box.BoxError as error:
             raise _box.BoxError(
-                f"volumes.{name}: mount={options['mount']} is a folder that the system or gpuyard itself uses: name one "
-                "of its own, such as /mnt/cache."
+                f"volumes.{name}: mount={options['mount']} is a folder that the system or gpuyard itself uses: name "
+                "one of its own, such as /mnt/cache."
             ) from error
         found.append(Volume.from_options(name, {**options, "size_gb": size}))
     return found
