@@ -160,11 +160,14 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
+from ansible_collections.gpuyard.cloud.plugins.module_utils._disks import FSTAB, unmounted
 
 # The runner holds this lock while it lives, see gpuyard.box.stages.runner, which a box need not have yet.
 RUNNER_LOCK = "runner.lock"
 # What the settings say, and what the runner took up last, see gpuyard.box.stages.taking_up.
 IN_USE = ("settings.json", "taken-up.json")
+# The part of the state that has to be mounted, too, and the one that may lie on it.
+ON_VOLUMES = ("volumes", "persist")
 
 
 class Record:
@@ -238,8 +241,10 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     wanted, parts, state = options["fingerprint"], options["parts"], options["state"]
     before = record.fingerprint
     running = stages_run(settings)
-    as_wanted = before == wanted
-    differs = [] if as_wanted else [name for name in parts if record.parts.get(name) != parts[name]]
+    # A volume that did not come back with a reboot is not as it was recorded.
+    lost = ON_VOLUMES if ON_VOLUMES[0] in parts and unmounted(FSTAB, ours=True) else ()
+    as_wanted = before == wanted and not lost
+    differs = [] if as_wanted else [name for name in parts if name in lost or record.parts.get(name) != parts[name]]
     matches = as_wanted and not options["full"]
     left_alone = running and not options["update"]
     todo = [] if matches or left_alone else list(parts) if options["full"] else differs

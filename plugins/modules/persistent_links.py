@@ -22,6 +22,7 @@ options:
     description:
       - The folder where the persistent volume is mounted. It is created when it is missing.
       - A folder of the system's, a home, or gpuyard's own is refused, since all that is in it would be published.
+      - One on a volume that C(/etc/fstab) names and that is not mounted is refused.
     type: path
     default: /mnt/persistent
   directories:
@@ -72,6 +73,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
+from ansible_collections.gpuyard.cloud.plugins.module_utils._disks import FSTAB, unmounted
 
 SUFFIX = ".from-repository"
 
@@ -131,9 +133,11 @@ def move(source: Path, target: Path) -> None:
             # Left over from a move that was cut off; its source is still whole.
             shutil.rmtree(scratch, ignore_errors=True)
             shutil.copytree(source, scratch, symlinks=True)
+            os.sync()
             scratch.rename(target)
             shutil.rmtree(source)
         else:
+            scratch.unlink(missing_ok=True)
             shutil.copy2(source, scratch, follow_symlinks=False)
             if not scratch.is_symlink():
                 with scratch.open("rb") as stream:
@@ -221,6 +225,11 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     """Bring folders and links to the wanted state, or in check mode say what that would take."""
     _box.check_persistent_root(module.params["root"])
     root = Path(module.params["root"])
+    if missing := unmounted(FSTAB, at=os.path.realpath(root)):
+        raise _box.BoxError(
+            f"root={root} lies on the volume at {missing[0]}, which {FSTAB} names and which is not mounted: nothing "
+            "was written, since it would go to the disk below. Mount it, or take its line out of that file."
+        )
     repository = Path(module.params["repository"]) if module.params["repository"] else None
     names = check_directories(module.params["directories"])
     dry = module.check_mode

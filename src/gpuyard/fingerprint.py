@@ -37,6 +37,7 @@ class Part:
 
 PARTS = (
     Part("base", "the base system", "base", ("packages",)),
+    Part("volumes", "the volumes", "nvme", ("volumes",)),
     Part("rust", "the Rust toolchain", "rust", ("rust",)),
     Part("cuda", "CUDA", "cuda", ("cuda",)),
     Part("repository", "the repository", "workload", ("repository",), with_tree=True),

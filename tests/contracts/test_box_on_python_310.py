@@ -175,6 +175,12 @@ def modules_and_options(folder: Path, python: str) -> dict[str, dict[str, Any]]:
         },
         "cuda_toolkit": {"root": str(folder / "cuda"), "bin_dir": str(folder / "bin"), "driver": "keep"},
         "health_check": {"report": str(folder / "health.json")},
+        "data_disks": {
+            "volumes": {
+                "cache": {"mount": str(folder / "cache"), "source": "attached", "size_gb": 0.001, "file_system": "ext4"}
+            },
+            "record": str(folder / "volumes.json"),
+        },
         "persistent_links": {"root": str(folder / "volume"), "directories": ["models"]},
         "rust_toolchain": {
             "version": "1.96.0",

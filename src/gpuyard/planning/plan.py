@@ -18,7 +18,7 @@ from gpuyard.box.stages.choice import Choice
 from gpuyard.config import BucketSettings, SshKey
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.formats.label import FIRST_NODE, check_name, next_name
-from gpuyard.planning import choose, nodes, offers, pools, source, version
+from gpuyard.planning import choose, nodes, offers, pools, room, source, version
 from gpuyard.planning.nodes import NodePlan
 from gpuyard.planning.request import Connections, Mode, PlanRequest
 from gpuyard.providers.base import Instance, Progress, Provider
@@ -231,6 +231,9 @@ def make(
             f"{option('run', next_name(workload.name, [one.name for one in known]))}."
             + (f" `{remedy('teardown', run=run.name)}` ends what is left of it." if run.leftovers else "")
         )
+    for node in planned:
+        if not node.machine:
+            room.check(workload, node.disk_gb)
     if len(places) == 1:  # the checkpoint that the plan tells of is the one that will be restored
         run = dataclasses.replace(run, manifest=planned[0].now.manifest)
     turn_pools: tuple[str, ...] = ()
@@ -250,6 +253,7 @@ def make(
         # A machine for all is on the node that every run begins with, but beside one that waits it needs its own.
         label = pools.node_of(turn.pool) if turn_pools or turn.waits else FIRST_NODE
         disk_gb = float(request.conditions.get("disk_gb", nodes.strictest(workload, by_pools.first.pools).disk_gb))
+        room.check(workload, disk_gb)
         best = list(by_pools.first.offers)
         planned = [dataclasses.replace(_on_label(wanted[0], label), offers=best, disk_gb=disk_gb)]
         words += by_pools.first.words
@@ -265,6 +269,8 @@ def make(
         for node in wanted
         for one in node.now.leftovers
     ]
+    rooms = [one for node in planned if not node.machine for one in room.rooms(workload, node.disk_gb)]
+    words += dict.fromkeys(one.summary() for one in rooms)
     at_risk = [at for node in planned if node.offers and node.offers[0].market == "interruptible" for at in node.to_run]
     words += _losses(workload, at_risk) if at_risk else []
     estimate = cost.Estimates(

@@ -29,6 +29,7 @@ from gpuyard.providers.base import Market, Query
 from gpuyard.tree import Rules
 from gpuyard.workload.lean import Lean, Pantograph
 from gpuyard.workload.hardware import Cuda, Health
+from gpuyard.workload.disks import Size, Volume, VolumeName, check_volumes
 from gpuyard.workload.values import (
     Commit,
     Constraint,
@@ -37,6 +38,7 @@ from gpuyard.workload.values import (
     Extra,
     Folder,
     Iterations,
+    Keep,
     Name,
     NotNegative,
     Override,
@@ -153,13 +155,6 @@ def _kind(value: object) -> object:
     raise ValueError(f"must be one of {', '.join(KINDS)}, not {show(value)}")
 
 
-def _keep(value: object) -> object:
-    # A workload that is stored in the bucket says null where its author said nothing.
-    if value in (None, "latest", "all") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return value
-    raise ValueError(f"must be latest, all, or a whole number of at least 1, not {show(value)}")
-
-
 class Pool(Section):
     """A named group of nodes with the same needs and market. What it does not say is the workload's."""
 
@@ -257,7 +252,7 @@ class PersistRule(Section):
     """What it is."""
     publish: Switch | None = None
     """Whether checkpoints hold it. Default: not of a cache or data."""
-    keep: Annotated[Literal["latest", "all"] | int | None, BeforeValidator(_keep)] = None
+    keep: Keep = None
     """How many of a series a checkpoint holds: ``latest``, ``all``, or a number. Default: of models the latest."""
     complete_if: RelativePath | None = None
     """A pattern below a folder that the rule matches: the folder is whole when something matches."""
@@ -527,6 +522,11 @@ class Workload(Section):
     """What it may cost."""
     storage: Storage | None = None
     """What the run leaves in the bucket, and what that costs, for the estimate. None: not estimated."""
+    sizes: dict[Name, Size] = {}
+    """How much room the run's files take on the machine, by a name for each kind of them; checked before anything is
+    rented. None: not checked."""
+    volumes: dict[VolumeName, Volume] = {}
+    """Disks of the machine besides the one with its system, by their names."""
     image: Words = ""
     """A container image, at clouds that boot images. Empty: the cloud's own."""
     environment: Environment = Environment()
@@ -583,6 +583,11 @@ class Workload(Section):
             if stage.pool not in self.pools and (self.pools or stage.pool != "main"):
                 known = ", ".join(self.pools) or "none"
                 raise ValueError(f"has no pool {stage.pool!r}, which stage {stage.name} names; its pools are: {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _volumes(self) -> Workload:
+        check_volumes(self.volumes, self.sizes)
         return self
 
     @model_validator(mode="after")
@@ -765,6 +770,7 @@ _TO_BOX = (
     *("name", "packages", "python", "rust", "build", "persist", "checkpoints", "iterations", "windows", "overrides"),
     *("lean", "pantograph"),
     *("cuda", "health"),
+    "volumes",
 )
 # Where things lie on this machine says nothing about the box.
 _PARTS_TO_BOX: Any = {

@@ -210,6 +210,13 @@ def _persistent(value: object) -> str:
     return posixpath.normpath("/" + text.lstrip("/"))
 
 
+def _keep(value: object) -> object:
+    # A workload that is stored in the bucket says null where its author said nothing.
+    if value in (None, "latest", "all") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"must be latest, all, or a whole number of at least 1, not {show(value)}")
+
+
 def _relative(value: object) -> str:
     text = _some_words(value)
     if text.startswith(("/", "~")) or ".." in text.split("/"):
@@ -270,6 +277,8 @@ Variable = Annotated[
 Name = Annotated[str, BeforeValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{RUN_NAME.pattern}$"})]
 PersistentRoot = Annotated[str, BeforeValidator(_persistent), WithJsonSchema(_TEXT)]
 RelativePath = Annotated[str, BeforeValidator(_relative), WithJsonSchema(_TEXT)]
+AbsolutePath = Annotated[str, BeforeValidator(_absolute), WithJsonSchema(_TEXT)]
+Keep = Annotated[Literal["latest", "all"] | int | None, BeforeValidator(_keep)]
 Duration = Annotated[
     float,
     BeforeValidator(_duration),

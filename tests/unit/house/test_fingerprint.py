@@ -87,6 +87,7 @@ def test_documents_and_what_is_not_used_change_nothing(collection: Path, differs
         ("plugins/modules/work_tree.py", {"repository", "build"}),
         ("plugins/action/work_tree.py", {"repository", "build"}),
         ("plugins/modules/persistent_links.py", {"persist"}),
+        ("plugins/module_utils/_disks.py", {"persist"}),
         # The runtime's own Python comes from the same role.
         ("roles/python_env/vars/main.yml", {"python", "gpuyard"}),
         ("plugins/modules/stage_session.py", {"gpuyard"}),
@@ -109,6 +110,7 @@ def test_what_acts_changes_the_parts_that_use_it(
         ({"python": {"requirements": "other.txt"}}, {"python"}),
         ({"python": None}, {"python"}),
         ({"rust": {"version": "1.96.0"}}, {"rust"}),
+        ({"volumes": {"cache": {"mount": "/mnt/cache"}}}, {"volumes"}),
         ({"build": []}, {"build"}),
         ({"environment": {"required": [], "set": {"A": "1"}}}, {"build", "stages"}),
         ({"persist": {"root": "/mnt/other", "directories": ["models"]}}, {"persist", "stages"}),

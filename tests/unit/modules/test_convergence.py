@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import pytest
+from ansible_collections.gpuyard.cloud.plugins.modules import convergence
 
 
 @pytest.fixture
@@ -143,3 +144,22 @@ def test_what_nobody_needs_any_more_is_removed(compare, tmp_path: Path) -> None:
     assert sorted(removed) == sorted(map(str, [src / "old", envs / "image", envs / "old"]))
     assert {path.name.strip(".").split(".")[0] for path in src.iterdir()} == {"used", "told", "new"}
     assert {path.name for path in envs.iterdir()} == {"used", "told", "new"} and tmp_path.is_dir()
+
+
+def test_a_volume_that_did_not_come_back_is_brought_again(
+    run_module, record: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """After a reboot the record still says that everything is there."""
+    parts = {"volumes": "1", "persist": "2", "rust": "3"}
+    call = {"fingerprint": "aa", "parts": parts, "path": str(record)}
+    run_module("convergence", state="recorded", **call)
+    fstab = tmp_path / "fstab"
+    monkeypatch.setattr(convergence, "FSTAB", str(fstab))
+    assert run_module("convergence", **call)["matches"]
+    fstab.write_text("UUID=a /no/such/place ext4 nofail,x-gpuyard.volume=cache 0 2\n")
+    result = run_module("convergence", **call)
+    assert not result["matches"] and result["todo"] == ["volumes", "persist"]
+    # A workload without volumes has nothing to do with what an earlier one has left.
+    without = {name: value for name, value in parts.items() if name != "volumes"}
+    run_module("convergence", state="recorded", **{**call, "parts": without})
+    assert run_module("convergence", **{**call, "parts": without})["matches"]

@@ -6,14 +6,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
+import os
+import shutil
+import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.gpuyard.cloud.plugins.modules import persistent_links
 
 from gpuyard.box.stages.folders import why_not
 
@@ -170,6 +176,73 @@ def test_across_file_systems_nothing_is_lost(
     assert (volume / "deep/file").read_text() == (volume / "top").read_text() == "content"
     assert str((volume / "link").readlink()) == "top"
     assert sorted(path.name for path in volume.iterdir()) == ["deep", "link", "top"]
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Path]:
+    """Yield a folder on another file system than the repository's, so that a move is a copy."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("when", ["copytree", "copy2", "fsync", "sync", "rename", "unlink", "rmtree"])
+def test_a_move_to_a_real_volume_that_is_killed_loses_nothing(
+    run_module: Any, places: dict[str, Any], tmp_path: Path, volume: Path, when: str
+) -> None:
+    """B16: killed at any of its steps, the next run at the second such step; the one after that brings the rest."""
+    wanted = {f"models/{name}": name * 1000 for name in ("a", "deep/b", "deep/c", "deep/er/d", "e")}
+    for name, text in wanted.items():
+        write(tmp_path / "repo" / name, text)
+    (tmp_path / "repo/models/0-link").symlink_to("a")
+    owner: Any = {"fsync": os, "sync": os, "rename": Path, "unlink": Path}.get(when, shutil)
+    step = getattr(owner, when)
+
+    for number in (1, 2):
+        left = iter(range(number - 1))
+
+        def killing(*given: Any, left: Iterator[int] = left, **named: Any) -> Any:
+            goes_on = next(left, None) is not None
+            if goes_on or when in ("copytree", "copy2"):  # what is copied is there before the end
+                result = step(*given, **named)
+            if not goes_on:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        child = os.fork()
+        if not child:
+            setattr(owner, when, killing)
+            with contextlib.suppress(BaseException):
+                run_module("persistent_links", **places)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        assert number > 1 or os.WTERMSIG(status) == signal.SIGKILL
+    assert not run_module("persistent_links", **places).get("failed")
+    models = tmp_path / "repo/models"
+    assert models.is_symlink()
+    files = [file for file in (volume / "models").rglob("*") if file.is_file()]
+    found = {file.relative_to(volume).as_posix(): file.read_text() for file in files}
+    assert found == {**wanted, "models/0-link": wanted["models/a"]}
+    assert (models / "0-link").is_symlink() and not list(volume.rglob(".*.moving"))
+
+
+def test_a_root_on_a_volume_that_is_not_mounted_is_refused(
+    run_module: Any, places: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B16: what was written there would lie on the disk below, hidden once the volume is mounted."""
+    fstab = tmp_path / "fstab"
+    fstab.write_text(f"UUID=a / ext4 defaults 0 1\nUUID=b {tmp_path}/volume ext4 defaults,nofail 0 2\n")
+    monkeypatch.setattr(persistent_links, "FSTAB", str(fstab))
+    write(tmp_path / "repo/models/a", "only here")
+    for root in ("volume", "volume/run-0"):
+        result = run_module("persistent_links", **{**places, "root": str(tmp_path / root)})
+        assert result["failed"] and f"lies on the volume at {tmp_path}/volume, which" in result["msg"]
+    assert not (tmp_path / "volume").exists() and (tmp_path / "repo/models/a").read_text() == "only here"
+    assert run_module("persistent_links", **{**places, "root": str(tmp_path / "volumes")})["changed"]
 
 
 def test_a_link_to_elsewhere_is_turned(run_module: Any, places: dict[str, Any], tmp_path: Path) -> None:
