@@ -42,6 +42,8 @@ PARTS = (
     Part("python", "the Python environment", "python_env", ("python",)),
     Part("build", "the build", "workload", ("build", "environment.set")),
     Part("persist", "the persistent folders", "persistent_storage", ("persist.root", "persist.directories")),
+    Part("weights", "the model weights", "model_weights", ("weights", "persist.root")),
+    Part("datasets", "the data sets", "dataset", ("datasets", "persist.root")),
 )
 """The parts that a workload decides, in the order in which a machine gets them.
 

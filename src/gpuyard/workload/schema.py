@@ -27,6 +27,7 @@ from gpuyard.box.stages import spec
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Market, Query
 from gpuyard.tree import Rules
+from gpuyard.workload import data
 from gpuyard.workload.values import (
     COMMIT,
     Constraint,
@@ -542,6 +543,10 @@ class Workload(Section):
     """A virtual environment for the stages. None: no such environment."""
     rust: Rust | None = None
     """A Rust toolchain, by rustup. None: no toolchain."""
+    weights: dict[Name, data.Weights] = {}
+    """Model weights from the Hugging Face Hub, by a name of your own."""
+    datasets: dict[Name, data.Dataset] = {}
+    """Data sets from a bucket or a web server, by a name of your own."""
     build: list[SomeWords] = []
     """Shell commands, run in the repository once for each state of it."""
     persist: Persist = Persist()
@@ -592,6 +597,11 @@ class Workload(Section):
                 )
         if self.overrides and not any(stage.overrides for stage in self.stages):
             raise ValueError(f"has overrides ({self.overrides[0]}, …), and no stage takes them with overrides: true")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_data(self) -> Workload:
+        data.check_places(data.places(self.weights, self.datasets), self.persist.directories)
         return self
 
     @field_validator("profiles")
@@ -715,7 +725,9 @@ class Workload(Section):
 
     def missing_environment(self, env: Mapping[str, str]) -> list[str]:
         """Return the required variables that are unset or empty in ``env``."""
-        return [name for name in self.environment.required if not env.get(name)]
+        entries: list[data.Weights | data.Dataset] = [*self.weights.values(), *self.datasets.values()]
+        wanted = [*self.environment.required, *(name for entry in entries for name in entry.variables())]
+        return [name for name in dict.fromkeys(wanted) if not env.get(name)]
 
     def check_environment(self, env: Mapping[str, str]) -> None:
         """Raise :class:`UsageError`, naming every required variable that is not set."""
@@ -746,14 +758,32 @@ class Workload(Section):
         box look different from its workload.
         """
         box = self.model_dump(
-            mode="json", include={**dict.fromkeys(_TO_BOX, True), **_PARTS_TO_BOX, "stages": {"__all__": _STAGE_TO_BOX}}
+            mode="json",
+            by_alias=True,
+            include={**dict.fromkeys(_TO_BOX, True), **_PARTS_TO_BOX, "stages": {"__all__": _STAGE_TO_BOX}},
         )
+        box["environment"]["set"] = data.stage_environment(self.weights, self.persist.root) | self.environment.set
+        # They come first: no rule for a folder around them may send them to the bucket.
+        box["persist"]["rules"] = data.rules(data.places(self.weights, self.datasets)) + box["persist"]["rules"]
         return box | {"parameters": {name.upper(): as_text(entry.current) for name, entry in self.parameters.items()}}
 
 
 # An allow-list, so that a key that is added stays on the controller until somebody says that the box needs it.
 _TO_BOX = (
-    *("name", "packages", "python", "rust", "build", "persist", "checkpoints", "iterations", "windows", "overrides"),
+    *(
+        "name",
+        "packages",
+        "python",
+        "rust",
+        "weights",
+        "datasets",
+        "build",
+        "persist",
+        "checkpoints",
+        "iterations",
+        "windows",
+        "overrides",
+    ),
 )
 # Where things lie on this machine says nothing about the box.
 _PARTS_TO_BOX: Any = {

@@ -133,7 +133,8 @@ def test_what_runs_on_the_box_is_a_part_of_its_own(differs: Differs, monkeypatch
 
 
 def test_every_part_has_words() -> None:
-    assert set(parts(BOX | {"rust": {"version": "1.96.0"}})) == set(WORDS)
+    used = {"rust": {"version": "1.96.0"}, "weights": {"base": {}}, "datasets": {"pairs": {}}}
+    assert set(parts(BOX | used)) == set(WORDS)
 
 
 def test_the_checkout_is_found() -> None:

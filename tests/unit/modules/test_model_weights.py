@@ -139,7 +139,10 @@ def test_a_gated_repository_needs_the_token_which_is_written_nowhere(
     ("changes", "message"),
     [
         ({"repository": "org/absent"}, "it has no such repository or commit"),
-        ({"revision": "main"}, "must be a commit of 40 hexadecimal digits, because a branch names other files tomorrow"),
+        (
+            {"revision": "main"},
+            "must be a commit of 40 hexadecimal digits, because a branch names other files tomorrow",
+        ),
         ({"repository": "tiny"}, "must be of the form owner/name"),
         ({"include": ["*.gguf"]}, "no file of org/tiny matches include and exclude"),
         ({"directory": "../models"}, "does not lie in its folder"),
