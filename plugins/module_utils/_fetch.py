@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the modules share that bring large files onto a box: verified once, recognised afterwards, gone on with when cut.
+"""What the modules share that bring large files onto a box: verified once, known afterwards, gone on with when cut.
 
 Private to this collection.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -27,8 +28,9 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
 RECORD = ".gpuyard-files.json"
 LOCK = ".gpuyard-lock"
 LOG = ".gpuyard-log"
-OWN = (RECORD, LOCK, LOG)
-"""What gpuyard itself keeps in such a folder."""
+OWN = ".gpuyard"
+"""What the names of all begin with that gpuyard itself keeps in such a folder."""
+_TIME = re.compile(r"^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d [A-Z]+ *: ")  # before each line of rclone
 _BLOCK = 1 << 20
 _SPARE_BYTES = 500_000_000  # a disk that is filled to the last byte stops the stages
 _POLL_S = 0.05
@@ -73,7 +75,7 @@ def check_path(path: str, source: str) -> str:
     parts = path.split("/")
     if not path or path.startswith("/") or any(part in ("", ".", "..") for part in parts) or not path.isprintable():
         raise _box.BoxError(f"{source} names the file {path!r}, which does not lie in its folder: nothing was fetched.")
-    if parts[0] in OWN:
+    if parts[0].startswith(OWN):
         raise _box.BoxError(f"{source} names the file {path!r}, where gpuyard keeps its own record.")
     return path
 
@@ -183,7 +185,7 @@ class Folder:
         environment: Mapping[str, str],
         folder: Path | None = None,
     ) -> None:
-        """Run a long program on its own, so that it goes on when this module or its connection is gone, and wait for it.
+        """Run a long program on its own, so that it goes on when this module is gone, and wait for it.
 
         It keeps the folder locked while it lives, so the next command waits for it. Its output goes to the folder's
         log. Raises :class:`BoxError` that begins with ``purpose`` and ends with its last words.
@@ -205,12 +207,16 @@ class Folder:
             raise failure(purpose, program.returncode, log.read_text(encoding="utf-8", errors="replace"))
 
 
-def failure(purpose: str, code: int, output: str) -> _box.BoxError:
-    """Return the error of a program that has failed: its last line says why, and what comes before is for its makers."""
+def last_line(output: str) -> str:
+    """Return the last line of a program's output, which says why it failed, without time and full stop."""
     lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("Hint:")]
-    reason = (lines or ["it said nothing"])[-1].rstrip(".")
+    return _TIME.sub("", lines[-1]).rstrip(".") if lines else "it said nothing"
+
+
+def failure(purpose: str, code: int, output: str) -> _box.BoxError:
+    """Return the error of a program that has failed."""
     ended = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
-    return _box.BoxError(f"{purpose} {ended}: {reason}.", rc=code)
+    return _box.BoxError(f"{purpose} {ended}: {last_line(output)}.", rc=code)
 
 
 def wait(program: subprocess.Popen[bytes]) -> None:

@@ -10,8 +10,8 @@ module: model_weights
 short_description: Bring model weights from the Hugging Face Hub onto a machine, verified
 description:
   - Fetches the files of a repository at one commit with the real C(hf), which goes on where a connection was cut.
-  - Checks each file against the checksum that the Hub names, which is a SHA-256 for a large file and git's own for any other
-    one. A file that differs is fetched anew.
+  - Checks each file against the checksum that the Hub names, which is a SHA-256 for a large file and git's own for any
+    other one. A file that differs is fetched anew.
   - Writes down what was found right. Afterwards a file is known by its size and time, and the Hub is not asked.
   - A download goes on by itself when the connection to the machine is lost. The next command waits for it.
 version_added: "0.2.0"
