@@ -246,7 +246,7 @@ class Origin:
 
     def ask(self, *words: str) -> str:
         """Return what rclone says; raise :class:`NotThereError` when there is nothing."""
-        command = [self.module.params["rclone"], *words, *PATIENCE]
+        command = [self.module.params["rclone"], *words, *PATIENCE, "--low-level-retries", "2"]
         code, output, errors = _box.execute(self.module, command, environment=self.environment)
         if code in NOT_THERE:
             raise NotThereError
@@ -278,7 +278,7 @@ class Origin:
                 raise _box.BoxError(
                     f"{self.option}: {self.url} has no file {unlisted[0]}, which {self.entry['checksums']} names."
                 )
-            files += [_fetch.File(_fetch.check_path(path, self.url), -1, "sha256", sums[path]) for path in unlisted]
+            files += [_fetch.File(path, -1, "sha256", sums[path]) for path in unlisted]
         if not files:
             raise NotThereError
         return files
@@ -312,7 +312,7 @@ class Origin:
                 "nothing was fetched."
             )
         lines = [SUM_LINE.fullmatch(line.rstrip()) for line in text.splitlines() if line.strip()]
-        sums = {line[2].removeprefix("./"): line[1] for line in lines if line}
+        sums = {_fetch.check_path(line[2].removeprefix("./"), self.url): line[1] for line in lines if line}
         if not sums or None in lines:
             raise _box.BoxError(f"{self.option}: {name} of {self.url} has not the lines that sha256sum writes.")
         return sums

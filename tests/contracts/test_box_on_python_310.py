@@ -160,7 +160,12 @@ def modules_and_options(folder: Path, python: str) -> dict[str, dict[str, Any]]:
     """Return harmless options, in check mode, for every module that runs on boxes."""
     return {
         "convergence": {"fingerprint": "aa", "state": "begun", "path": str(folder / "converged.json")},
+        "dataset": {"datasets": {"pairs": {"from": "http://127.0.0.1:9/x", "to": "x"}}, "rclone": "/bin/false"},
         "debian_packages": {"names": ["no-such-package-anywhere"]},
+        "model_weights": {
+            "weights": {"base": {"repository": "org/tiny", "revision": "0" * 40, "directory": "models"}},
+            "endpoint": "http://127.0.0.1:9",
+        },
         "persistent_links": {"root": str(folder / "volume"), "directories": ["models"]},
         "rust_toolchain": {
             "version": "1.96.0",

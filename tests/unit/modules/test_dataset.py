@@ -250,7 +250,7 @@ def test_prepare_outlives_its_command(site: Site) -> None:
 @pytest.mark.parametrize(
     ("origin", "entry", "message"),
     [
-        ("s3://bucket/pairs", {"endpoint": "http://127.0.0.1:9"}, "s3://bucket/pairs cannot be read: "),
+        ("http://127.0.0.1:9/pairs/", {}, "http://127.0.0.1:9/pairs/ cannot be read: "),
         ("ftp://host/pairs", {}, "must begin with s3://, b2://, gs://, az:// or https://"),
         ("b2://bucket/pairs", {}, "needs the bucket's S3 address: set B2_S3_ENDPOINT"),
         ("s3://bucket/pairs", {"to": "../x"}, "does not lie in its folder"),
