@@ -232,10 +232,15 @@ class Origin:
                 "endpoint": endpoint or "",
             }
         elif self.scheme == "az":
-            own = {"type": "azureblob", "connection_string": keys.get("AZURE_STORAGE_CONNECTION_STRING", "")}
-            if public or not own["connection_string"]:
-                # Of a container that everybody may read the account's address is all that is needed.
-                own = {"type": "azureblob", "sas_url": f"{(endpoint or '').rstrip('/')}/{self.host}"}
+            account = keys.get("AZURE_STORAGE_CONNECTION_STRING", "")
+            if not account and not (public and endpoint):
+                raise _box.BoxError(
+                    f"{self.option}.from={self.url} needs AZURE_STORAGE_CONNECTION_STRING, or public and the account's "
+                    "address as endpoint."
+                )
+            # Of a container that everybody may read the address is all that is needed.
+            own = {"connection_string": account} if account else {"sas_url": f"{endpoint.rstrip('/')}/{self.host}"}
+            own["type"] = "azureblob"
         else:
             raise _box.BoxError(
                 f"{self.option}.from={self.url} must begin with s3://, b2://, gs://, az:// or https://."

@@ -110,7 +110,7 @@ class Origin(Section):
     ``https://host/path``; a folder of a web server ends with a slash."""
     endpoint: SomeWords | None = None
     """The address of an S3 service other than Amazon's. Default: for ``b2`` that in ``B2_S3_ENDPOINT``, else the one of
-    the run's bucket."""
+    the run's bucket. For ``az`` with ``public`` it is the account's address."""
     public: Switch = False
     """Whether everybody may read it, so that no keys are needed."""
     include: list[SomeWords] = []
