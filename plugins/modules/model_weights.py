@@ -57,7 +57,7 @@ EXAMPLES = r"""
     weights:
       prover:
         repository: deepseek-ai/DeepSeek-Prover-V2-7B
-        revision: 0000000000000000000000000000000000000000
+        revision: "0123456789012345678901234567890123456789"
         exclude: ["*.bin"]
         directory: models/base
 """
