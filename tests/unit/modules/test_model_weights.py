@@ -194,7 +194,7 @@ def start_and_cut(run_module: Any, server: hub.Hub, wanted: dict[str, Any]) -> i
 def test_a_download_outlives_its_command_and_is_waited_for(run_module: Any, server: hub.Hub, tmp_path: Path) -> None:
     """B11: a lost connection costs nothing: hf goes on by itself, and nothing is fetched twice."""
     wanted = options(server, tmp_path, "org/hanging", include=[hub.LARGE])
-    server.hanging_s = 1.0
+    server.hanging_s = 2.0
     start_and_cut(run_module, server, wanted)
     assert run_module("model_weights", **wanted)["changed"]
     content = hub.content("org/hanging", REVISION)[hub.LARGE]
