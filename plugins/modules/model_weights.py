@@ -25,6 +25,7 @@ options:
       - C(directory) is where the files go, relative to O(root).
       - C(store) is the folder of a volume in which the files lie. The directory becomes a link to it.
       - C(include) and C(exclude) are lists of patterns of the files to fetch and to leave out.
+      - C(gated) tells that the Hub asks for O(token), which then must not be empty.
     type: dict
     required: true
   root:
@@ -101,6 +102,7 @@ ENTRY = {
     "store": {"type": "path"},
     "include": {"type": "list", "elements": "str", "default": []},
     "exclude": {"type": "list", "elements": "str", "default": []},
+    "gated": {"type": "bool", "default": False},
 }
 ATTEMPTS = 3
 TIMEOUT_S = 60.0
@@ -135,6 +137,8 @@ class Weights:
             raise _box.BoxError(
                 f"weights.{name}.repository={self.repository} must be of the form owner/name, as on the Hub."
             )
+        if entry["gated"] and not self.token:
+            raise _box.BoxError(f"weights.{name} is gated, and HF_TOKEN is not set where the play runs.")
         _fetch.check_path(entry["directory"], f"weights.{name}.directory")
         self.where = (options["root"], entry["directory"], entry["store"])
         self.folder = _fetch.Folder(_fetch.place(*self.where))

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -21,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from gpuyard.sandbox import hub
+from gpuyard.workload import data
 
 HF = shutil.which("hf") or str(Path(sys.executable).with_name("hf"))
 REVISION = "a" * 40
@@ -136,6 +139,15 @@ def test_a_gated_repository_needs_the_token_which_is_written_nowhere(
 
 
 @pytest.mark.parametrize(
+    ("module", "table", "section"),
+    [("model_weights", "ENTRY", data.Weights), ("dataset", "ENTRY", data.Dataset), ("dataset", "ORIGIN", data.Origin)],
+)
+def test_a_workload_says_what_the_module_takes(module: str, table: str, section: type[BaseModel]) -> None:
+    found = importlib.import_module(f"ansible_collections.gpuyard.cloud.plugins.modules.{module}")
+    assert {entry.alias or name for name, entry in section.model_fields.items()} == set(getattr(found, table))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"repository": "org/absent"}, "it has no such repository or commit"),
@@ -146,6 +158,7 @@ def test_a_gated_repository_needs_the_token_which_is_written_nowhere(
         ({"repository": "tiny"}, "must be of the form owner/name"),
         ({"include": ["*.gguf"]}, "no file of org/tiny matches include and exclude"),
         ({"directory": "../models"}, "does not lie in its folder"),
+        ({"gated": True}, "weights.prover is gated, and HF_TOKEN is not set where the play runs"),
         ({"branch": "main"}, "weights.prover has a wrong key or value: branch"),
     ],
 )
