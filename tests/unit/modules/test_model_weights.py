@@ -106,9 +106,9 @@ def test_patterns_choose_and_another_choice_leaves_nothing_behind(
 def test_a_volume_that_holds_them_is_linked(run_module: Any, server: hub.Hub, tmp_path: Path) -> None:
     """B12: what another run or the user has put onto the volume is verified, and not fetched."""
     store = tmp_path / "volume/prover"
-    for name, data in hub.content("org/tiny", REVISION).items():
+    for name, content in hub.content("org/tiny", REVISION).items():
         (store / name).parent.mkdir(parents=True, exist_ok=True)
-        (store / name).write_bytes(data)
+        (store / name).write_bytes(content)
     wanted = options(server, tmp_path, "org/tiny", store=str(store))
     result = run_module("model_weights", **wanted)
     assert result["actions"] == ["verify prover", f"link models/base to {store}"]
