@@ -109,6 +109,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -371,7 +372,7 @@ class Dataset:
                 except _box.BoxError as error:
                     if is_last:
                         raise
-                    why = str(error).removeprefix(f"{origin.option} ").partition(":")[0]
+                    why = str(error).replace(origin.option, "it", 1).partition(":")[0]
                 else:
                     return origin, files, missing
             self.notes.append(f"take the fallback of {self.name}, because {why}")
@@ -410,9 +411,9 @@ class Dataset:
                     f"{self.option}: {file.path} from {origin.url} has not the {wanted} that is named there, after "
                     f"{ATTEMPTS} downloads."
                 )
-            for left in [*(self.folder.path / PARTS).rglob("*"), *self.folder.path.rglob("*.gpuyard")]:
-                if not left.is_dir():
-                    left.unlink()
+            shutil.rmtree(self.folder.path / PARTS, ignore_errors=True)
+            for left in self.folder.path.rglob("*.gpuyard"):
+                left.unlink()
             self.folder.keep(origin.identity, files)
 
     def fetch_small(self, lock: int, origin: Origin, files: list[_fetch.File]) -> None:
@@ -534,6 +535,8 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         whole = data.is_whole()
         if not whole:
             origin, files, missing = data.choose()
+            for note in data.notes:
+                module.warn(note)
             actions += data.notes
             actions.append(
                 f"fetch {count(missing)} of {data.name} from {origin.url}" if missing else f"verify {data.name}"

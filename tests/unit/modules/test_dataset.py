@@ -200,7 +200,7 @@ def test_the_fallback_is_taken_where_the_disk_is_too_small(site: Site, monkeypat
     entry = {"disk_gb": 100, "fallback": {"from": "s3://bucket/small"}}
     result = site("s3://bucket/full", **entry)
     assert result["actions"] == [
-        f"take the fallback of pairs, because needs 100.0 GB in {site.data}, and 59.5 GB are free there",
+        f"take the fallback of pairs, because it needs 100.0 GB in {site.data}, and 59.5 GB are free there",
         "fetch 1 file (5 bytes) of pairs from s3://bucket/small",
     ]
     assert held(site.data) == {"trace": b"small"}
