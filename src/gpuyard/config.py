@@ -224,14 +224,14 @@ def s3_settings(
 
 
 def mirrors(*, sandbox: bool | None = None, sandbox_state: str | Path | None = None) -> dict[str, str]:
-    """Return where machines get toolchains from instead of their official servers, by toolchain (``rust``).
+    """Return where machines get things from instead of their official servers, by what it is (``rust``, ``hub``).
 
     Only the sandbox has such mirrors: its machines may be unable to reach the official servers.
     """
     world = World.of(sandbox, sandbox_state)
     info = sandbox_info.read(world.sandbox_state) if world.sandbox else None
-    rust = info.from_boxes.get("rust_mirror") if info else None
-    return {"rust": rust} if rust else {}
+    found = {"rust": info.from_boxes.get("rust_mirror"), "hub": info.from_boxes.get("hub")} if info else {}
+    return {what: address for what, address in found.items() if address}
 
 
 def key_path(path: str | None = None) -> Path:

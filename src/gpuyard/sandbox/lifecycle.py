@@ -58,6 +58,7 @@ def up(state: Path, progress: Progress, options: Options | None = None) -> Sandb
         progress(f"Starting the sandbox {settings.name} with {engine.kind}")
         engine.ensure_network(settings.network, {LABEL: settings.name})
         services.ensure(engine, settings, services.bucket(settings))
+        services.ensure(engine, settings, services.model_hub())
         folder = services.rust_mirror_folder(engine, progress)
         settings.rust_mirror = services.MIRROR_URL if folder else ""
         if folder:

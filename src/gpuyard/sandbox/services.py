@@ -17,7 +17,7 @@ from pathlib import Path
 from gpuyard import paths
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.providers.base import Progress
-from gpuyard.sandbox import images
+from gpuyard.sandbox import hub, images
 from gpuyard.sandbox.engine import LABEL, ContainerSpec, Engine, Port
 from gpuyard.sandbox.settings import BUCKET, LOOPBACK, Settings
 
@@ -25,6 +25,7 @@ S3_PORT = 8333
 _S3_INSIDE_PORT = 8334  # where SeaweedFS itself listens, on its container's loopback
 _MOST_CONNECTIONS = 1024
 MIRROR_PORT = 8080
+HUB_PORT = 8090
 MIRROR_URL = f"http://mirror:{MIRROR_PORT}"
 _READY_S = 120.0
 _SERVER_PACKAGES = ("starlette", "uvicorn")
@@ -88,6 +89,14 @@ def mirror(folder: Path) -> Service:
     """Return a server of static files: what boxes install from where the public servers are out of reach."""
     command = ["python3", "-m", "http.server", str(MIRROR_PORT), "--directory", "/srv/mirror"]
     return Service(name="mirror", command=command, port=MIRROR_PORT, mounts=[(folder, "/srv/mirror")])
+
+
+def model_hub() -> Service:
+    """Return the stand-in for the Hugging Face Hub."""
+    program = Path(hub.__file__).absolute()
+    return Service(
+        name="hub", command=["python3", "/hub.py", str(HUB_PORT)], port=HUB_PORT, mounts=[(program, "/hub.py")]
+    )
 
 
 def weed() -> Path:

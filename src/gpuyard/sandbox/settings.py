@@ -61,7 +61,7 @@ class Settings:
     def sandbox_json(self, pid: int) -> dict[str, object]:
         """Return the content of ``sandbox.json``: everything that a client of this sandbox needs."""
         root = f"http://{LOOPBACK}:{self.port}"
-        boxes = {"s3": "http://bucket:8333"}
+        boxes = {"s3": "http://bucket:8333", "hub": "http://hub:8090"}
         if self.rust_mirror:
             boxes["rust_mirror"] = self.rust_mirror
         return {

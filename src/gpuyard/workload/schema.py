@@ -30,6 +30,7 @@ from gpuyard.tree import Rules
 from gpuyard.workload.lean import Lean, Pantograph
 from gpuyard.workload.hardware import Cuda, Health
 from gpuyard.workload.disks import Size, Volume, VolumeName, check_volumes
+from gpuyard.workload import data
 from gpuyard.workload.values import (
     Commit,
     Constraint,
@@ -545,6 +546,10 @@ class Workload(Section):
     """CUDA on the machine. None: what is there."""
     health: Health | None = None
     """What a machine has to show. None: a new one is tested as soon as it answers, with the defaults."""
+    weights: dict[Name, data.Weights] = {}
+    """Model weights from the Hugging Face Hub, by a name of your own."""
+    datasets: dict[Name, data.Dataset] = {}
+    """Data sets from a bucket or a web server, by a name of your own."""
     build: list[SomeWords] = []
     """Shell commands, run in the repository once for each state of it."""
     persist: Persist = Persist()
@@ -606,6 +611,8 @@ class Workload(Section):
     def _lean_for_pantograph(self) -> Workload:
         if self.pantograph is not None and self.lean is None:
             raise ValueError("has pantograph and no lean, whose toolchain builds it: add lean.toolchain or lean.file")
+    def _kept_data(self) -> Workload:
+        data.check_places(data.places(self.weights, self.datasets), self.persist.directories)
         return self
 
     @field_validator("profiles")
@@ -729,7 +736,9 @@ class Workload(Section):
 
     def missing_environment(self, env: Mapping[str, str]) -> list[str]:
         """Return the required variables that are unset or empty in ``env``."""
-        return [name for name in self.environment.required if not env.get(name)]
+        entries: list[data.Weights | data.Dataset] = [*self.weights.values(), *self.datasets.values()]
+        wanted = [*self.environment.required, *(name for entry in entries for name in entry.variables())]
+        return [name for name in dict.fromkeys(wanted) if not env.get(name)]
 
     def check_environment(self, env: Mapping[str, str]) -> None:
         """Raise :class:`UsageError`, naming every required variable that is not set."""
@@ -760,8 +769,13 @@ class Workload(Section):
         box look different from its workload.
         """
         box = self.model_dump(
-            mode="json", include={**dict.fromkeys(_TO_BOX, True), **_PARTS_TO_BOX, "stages": {"__all__": _STAGE_TO_BOX}}
+            mode="json",
+            by_alias=True,
+            include={**dict.fromkeys(_TO_BOX, True), **_PARTS_TO_BOX, "stages": {"__all__": _STAGE_TO_BOX}},
         )
+        box["environment"]["set"] = data.stage_environment(self.weights, self.persist.root) | self.environment.set
+        # They come first: no rule for a folder around them may send them to the bucket.
+        box["persist"]["rules"] = data.rules(data.places(self.weights, self.datasets)) + box["persist"]["rules"]
         return box | {"parameters": {name.upper(): as_text(entry.current) for name, entry in self.parameters.items()}}
 
 
@@ -771,6 +785,20 @@ _TO_BOX = (
     *("lean", "pantograph"),
     *("cuda", "health"),
     "volumes",
+    *(
+        "name",
+        "packages",
+        "python",
+        "rust",
+        "weights",
+        "datasets",
+        "build",
+        "persist",
+        "checkpoints",
+        "iterations",
+        "windows",
+        "overrides",
+    ),
 )
 # Where things lie on this machine says nothing about the box.
 _PARTS_TO_BOX: Any = {
