@@ -42,6 +42,7 @@ PARTS = (
     Part("python", "the Python environment", "python_env", ("python",)),
     Part("build", "the build", "workload", ("build", "environment.set")),
     Part("persist", "the persistent folders", "persistent_storage", ("persist.root", "persist.directories")),
+    Part("monitoring", "what monitoring needs", "monitoring", ("monitoring",)),
 )
 """The parts that a workload decides, in the order in which a machine gets them.
 

@@ -27,6 +27,7 @@ from gpuyard.box.stages import spec
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Market, Query
 from gpuyard.tree import Rules
+from gpuyard.workload.monitoring import Monitoring
 from gpuyard.workload.values import (
     COMMIT,
     Constraint,
@@ -548,6 +549,8 @@ class Workload(Section):
     """What of the repository's folders lives on the volume and in checkpoints."""
     checkpoints: Checkpoints = Checkpoints()
     """How often checkpoints are published, and which are kept."""
+    monitoring: Monitoring | None = None
+    """When the monitor on the machine alerts. None: every ten minutes, when a disk is 90 % full."""
     iterations: Iterations = spec.DEFAULT_ITERATIONS
     """How often the stages run, from iteration 0 on."""
     setup_hours: Span = Span(expected=0.1, worst=0.5)
@@ -592,6 +595,13 @@ class Workload(Section):
                 )
         if self.overrides and not any(stage.overrides for stage in self.stages):
             raise ValueError(f"has overrides ({self.overrides[0]}, …), and no stage takes them with overrides: true")
+        return self
+
+    @model_validator(mode="after")
+    def _monitored(self) -> Workload:
+        if self.monitoring is not None:
+            secrets = {*self.environment.required, *self.environment.optional}
+            self.monitoring.check([stage.name for stage in self.stages], secrets, self.persist.root)
         return self
 
     @field_validator("profiles")
@@ -754,6 +764,7 @@ class Workload(Section):
 # An allow-list, so that a key that is added stays on the controller until somebody says that the box needs it.
 _TO_BOX = (
     *("name", "packages", "python", "rust", "build", "persist", "checkpoints", "iterations", "windows", "overrides"),
+    "monitoring",
 )
 # Where things lie on this machine says nothing about the box.
 _PARTS_TO_BOX: Any = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from gpuyard.box import machine
-from gpuyard.box.monitor import alerts, prometheus
+from gpuyard.box.monitor import alerts, notify, prometheus
 from gpuyard.box.monitor.checks import CHECKS, DISK, Finding, LogReader, Look, disks_of
 from gpuyard.box.monitor.companion import END
 from gpuyard.box.monitor.settings import Monitoring
@@ -104,11 +104,6 @@ class Monitor:
             record = alerts.append(spec.root, event, name, text, **place)
         except OSError as error:
             _say(f"Warning: the alert cannot be written: {error.strerror}")
-        if not self.monitoring.notify:
-            return
-        # Here, since mail and HTTP take ten megabytes of memory, which most monitors never need.
-        from gpuyard.box.monitor import notify
-
         message = {**record, "run": spec.run, "workload": spec.workload, "node": spec.node, "title": title}
         for channel, why in notify.send_all(self.monitoring.notify, message, spec.secrets()).items():
             _say(f"Warning: {channel} has not got the alert {name}: {why}")

@@ -43,12 +43,15 @@ class Monitoring:
     @classmethod
     def from_workload(cls, said: Mapping[str, Any]) -> Monitoring:
         """Return it from the workload's section, ``{}`` where there is none."""
-        bands = said.get("bands") or {}
+        bands = {
+            name: {key: value for key, value in band.items() if value is not None}
+            for name, band in (said.get("bands") or {}).items()
+        }
         return cls(
             every_s=float(said.get("every_s", DEFAULT_EVERY_S)),
             disk_alert_percent=float(said.get("disk_alert_percent", DEFAULT_DISK_ALERT_PERCENT)),
             bands=tuple(
-                Band(name=name, **{**band, "stages": tuple(band.get("stages") or ())}) for name, band in bands.items()
+                Band(name=name, **{**band, "stages": tuple(band.get("stages", ()))}) for name, band in bands.items()
             ),
             notify={name: channel for name, channel in (said.get("notify") or {}).items() if channel},
             prometheus=str(said.get("prometheus") or ""),
