@@ -217,6 +217,4 @@ class Monitoring(Section):
                     f"name {variable}"
                 )
         if self.prometheus and PurePosixPath(root) in PurePosixPath(self.prometheus).parents:
-            raise ValueError(
-                f"must not have the file of monitoring.prometheus below {root}: it would be in checkpoints"
-            )
+            raise ValueError(f"must not have monitoring.prometheus below {root}: checkpoints would hold the file")

@@ -370,7 +370,7 @@ def test_an_alert_is_mailed(certificate: tuple[Path, Path], monkeypatch: pytest.
 
     def login(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
         passwords.append((data.login, data.password))
-        return AuthResult(success=data.password == CANARY.encode())
+        return AuthResult(success=data.password == CANARY.encode(), handled=False)
 
     inbox = Inbox()
     controller = MailServer(

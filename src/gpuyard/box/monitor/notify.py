@@ -52,7 +52,7 @@ def send_all(notify: Mapping[str, Mapping[str, Any]], alert: Alert, secrets: Map
 
 def _reason(error: object) -> str:
     """Return what went wrong; of an exception that may quote an address, its kind only."""
-    return str(error.strerror or "no answer") if isinstance(error, OSError) else type(error).__name__
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
 def _secret(secrets: Mapping[str, str], variable: str) -> str:
