@@ -161,6 +161,7 @@ def modules_and_options(folder: Path, python: str) -> dict[str, dict[str, Any]]:
     return {
         "convergence": {"fingerprint": "aa", "state": "begun", "path": str(folder / "converged.json")},
         "debian_packages": {"names": ["no-such-package-anywhere"]},
+        "monitoring_targets": {"prometheus": str(folder / "node-exporter/gpuyard.prom")},
         "persistent_links": {"root": str(folder / "volume"), "directories": ["models"]},
         "rust_toolchain": {
             "version": "1.96.0",

@@ -106,6 +106,7 @@ def test_what_acts_changes_the_parts_that_use_it(
     ("values", "changed"),
     [
         ({"packages": []}, {"packages"}),
+        ({"monitoring": {"every_s": 60}}, {"monitoring"}),
         ({"python": {"requirements": "other.txt"}}, {"python"}),
         ({"python": None}, {"python"}),
         ({"rust": {"version": "1.96.0"}}, {"rust"}),
@@ -133,7 +134,8 @@ def test_what_runs_on_the_box_is_a_part_of_its_own(differs: Differs, monkeypatch
 
 
 def test_every_part_has_words() -> None:
-    assert set(parts(BOX | {"rust": {"version": "1.96.0"}})) == set(WORDS)
+    used = {"rust": {"version": "1.96.0"}, "monitoring": {"every_s": 60}}
+    assert set(parts(BOX | used)) == set(WORDS)
 
 
 def test_the_checkout_is_found() -> None:
