@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -21,7 +22,7 @@ from aiosmtpd.smtp import AuthResult
 from stage_box import CANARY, RUN, Box, alive, until, wait_for
 
 from gpuyard.box import machine
-from gpuyard.box.monitor import checks, notify
+from gpuyard.box.monitor import alerts, checks, notify
 from gpuyard.box.monitor.loop import Monitor
 
 STAGE = {"name": "search", "command": until("test -e go"), "grace_s": 5}
@@ -151,6 +152,24 @@ def test_a_full_disk_is_told_once_when_it_begins_and_once_when_it_ends(
     fill(monkeypatch, 70.0)
     monitor.look()
     assert ("end", name) in told(box) and box.status()["alerts"] == []
+
+
+def test_what_goes_wrong_in_telling_makes_nobody_be_told_twice(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.describe([STAGE], monitoring={"notify": {"webhook": {"address_from": "HOOK"}}})
+    box.root.mkdir()
+    fill(monkeypatch, 95.0)
+    (box.settings / "secrets.env").write_text("HOOK='never closed")
+    monitor = Monitor(box.settings)
+    for _ in range(9):
+        with contextlib.suppress(ValueError):
+            monitor.look()
+    begun = told(box)
+    assert begun and len(begun) == len(set(begun))
+    # A line that a full disk has cut off costs only itself.
+    file = box.root / alerts.FILE
+    file.write_bytes(file.read_bytes() + b'{"time": "2026-01')
+    alerts.append(box.root, "end", begun[0][1], "no more")
+    assert begun[0][1] not in alerts.open_alerts(box.root)
 
 
 def test_the_file_systems_of_a_run_are_looked_at_once_each(box: Box) -> None:

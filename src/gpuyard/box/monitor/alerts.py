@@ -42,9 +42,12 @@ def append(root: Path, event: str, alert: str, text: str, **fields: Any) -> dict
     record = {"time": timestamp(), "event": event, "alert": alert, "text": text, **fields}
     file = root / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        os.write(handle, json.dumps(record).encode() + b"\n")
+        size = os.fstat(handle).st_size
+        # A full disk, or a kill, may have cut off the last line.
+        cut_off = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        os.write(handle, (b"\n" if cut_off else b"") + json.dumps(record).encode() + b"\n")
     finally:
         os.close(handle)
     return record

@@ -87,8 +87,9 @@ class Monitor:
             return
         since = self._since.setdefault(finding.alert, look.now)
         if finding.alert not in self._open and look.now - since >= finding.for_s:
-            self._tell("begin", finding.alert, finding.trouble, look.place)
+            # First, so that nothing that goes wrong in telling it makes it be told again.
             self._open[finding.alert] = {"alert": finding.alert, "text": finding.trouble}
+            self._tell("begin", finding.alert, finding.trouble, look.place)
 
     def _end(self, name: str, where: Position | None) -> None:
         if (before := self._open.pop(name, None)) is not None:
