@@ -125,9 +125,31 @@ runs:
         - What its machine says of its stages, as C(gpuyard.box.stages status --json) prints it there. C(state) is one
           of those above.
         - With V(failed), C(failure) holds C(stage), C(iteration), C(exit_code), C(reason) and C(last_line).
+        - C(machine) is what the machine itself says. C(gpus), each with C(index), C(name), C(use_percent),
+          C(memory_used_gb) and C(memory_total_gb), as C(nvidia-smi) has them; empty where there is none. C(disk) of
+          the persistent root, with C(total_gb), C(used_gb), C(free_gb) and C(used_percent). C(load), the processes
+          that want a processor in the last minute, of C(cores).
+        - C(alerts) are those that have begun and not ended (role P(gpuyard.cloud.monitoring#role)), each with C(alert),
+          C(text) and C(time).
+        - C(links) are the addresses at which experiment trackers (C(wandb), C(mlflow), C(tensorboard)) show the run, as
+          its logs say them.
         - Empty when there is no machine that runs, or with O(ask_boxes=false).
       type: dict
-      sample: {state: running, iteration: 0, stage: search, stages_done: 1, stages_total: 4, failure: null}
+      sample:
+        state: running
+        iteration: 0
+        stage: search
+        stages_done: 1
+        stages_total: 4
+        failure: null
+        machine:
+          gpus:
+            - {index: 0, name: NVIDIA A100, use_percent: 97, memory_used_gb: 34.2, memory_total_gb: 85.9}
+          disk: {path: /mnt/persistent, total_gb: 200, used_gb: 84, free_gb: 116, used_percent: 42}
+          load: 3.1
+          cores: 16
+        alerts: []
+        links: {wandb: "https://wandb.ai/me/canyon/runs/1a2b3c4d"}
 unanswered:
   description: For each cloud that could not be asked, by its name, a sentence with the reason.
   returned: success

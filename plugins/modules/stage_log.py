@@ -43,7 +43,12 @@ options:
     type: int
     default: 50
   errors:
-    description: Show only lines that look like errors.
+    description:
+      - Show only errors and warnings. These are the lines that hold, in capitals or not, C(error), C(exception),
+        C(traceback), C(panicked), C(fatal), C(killed), C(out of memory), C(warn) or C(warning), C(segmentation fault)
+        or C(core dumped).
+      - Of a Python traceback and of a Rust panic all lines are shown, also when that makes more than O(lines).
+      - The machine itself looks for them, so only what is shown travels.
     type: bool
     default: false
   follow:
@@ -78,6 +83,11 @@ lines:
   returned: success
   type: list
   elements: str
+links:
+  description: Where experiment trackers show the run, as its logs say it, by their names.
+  returned: without O(follow)
+  type: dict
+  sample: {wandb: "https://wandb.ai/me/canyon/runs/1a2b3c4d"}
 state:
   description: How the run stood when O(follow) ended, V(finished), V(idle), V(failed) or V(interrupted).
   returned: with O(follow)

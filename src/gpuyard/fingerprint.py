@@ -50,6 +50,7 @@ PARTS = (
     Part("health", "the health of the machine", "health", ("health",)),
     Part("weights", "the model weights", "model_weights", ("weights", "persist.root")),
     Part("datasets", "the data sets", "dataset", ("datasets", "persist.root")),
+    Part("monitoring", "what monitoring needs", "monitoring", ("monitoring",)),
 )
 """The parts that a workload decides, in the order in which a machine gets them.
 

@@ -164,7 +164,7 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
     """
     if not found:
         return ["There are no runs."]
-    rows = [["run", "state", "at", "machine", "$/hour", "hours", "$ so far", "checkpoint"]]
+    rows = [["run", "state", "at", "machine", "GPU", "disk", "load", "$/hour", "hours", "$ so far", "checkpoint"]]
     notes = []
     for one in found:
         if len(one.nodes) == 1:
@@ -178,6 +178,7 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
                     one.state.replace("-", " "),
                     "-",
                     f"{alive} of {len(names)} nodes",
+                    *_use({}),
                     *_money(one, held=bool(one.instances)),
                     "-",
                 ]
@@ -193,6 +194,8 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
             for node in one.nodes
             if node.problem
         ]
+        for node in one.nodes:
+            notes += _seen(host_name(one.name, node.name, [node.name for node in one.nodes]), node.stages)
         if one.resumable and not any(node.problem for node in one.nodes):
             notes.append(f"{one.name} can go on: {remedy('resume', run=one.name)}")
         else:
@@ -209,9 +212,33 @@ def _row(name: str, node: runs.Node) -> list[str]:
         node.state.replace("-", " "),
         runs.place_text(node),
         machine.describe(held) if held else "-",
+        *_use(node.stages.get("machine") or {}),
         *_money(node, held=held is not None),
         f"{node.manifest.sequence} of {node.manifest.time}" if node.manifest else "-",
     ]
+
+
+def _use(facts: Mapping[str, Any]) -> list[str]:
+    """Return how much of its GPUs, its disk and its processors a machine uses, as it says it itself."""
+    gpus, disk = facts.get("gpus") or [], facts.get("disk")
+    used = [gpu["use_percent"] for gpu in gpus if gpu["use_percent"] is not None]
+    memory = [gpu["memory_used_gb"] for gpu in gpus if gpu["memory_used_gb"] is not None]
+    words = [f"{len(gpus)}×"] if len(gpus) > 1 else []
+    words += [f"{sum(used) / len(used):.0f}%"] if used else []
+    words += [f"{max(memory):.0f}G"] if memory else []
+    return [
+        " ".join(words) or "-",
+        f"{disk['used_percent']:.0f}%" if disk else "-",
+        f"{facts['load']:.1f}/{facts['cores']}" if "load" in facts else "-",
+    ]
+
+
+def _seen(name: str, stages: Mapping[str, Any]) -> list[str]:
+    """Return the alerts that a machine has, and where experiment trackers show the run."""
+    alerts = stages.get("alerts") or []
+    count = f"{len(alerts)} alert" + ("s" if len(alerts) > 1 else "")
+    told = [f"{name} has {count}: {'; '.join(str(alert['text']) for alert in alerts)}"] if alerts else []
+    return told + [f"{name} at {tracker}: {address}" for tracker, address in (stages.get("links") or {}).items()]
 
 
 def _money(one: runs.Run | runs.Node, *, held: bool) -> list[str]:

@@ -185,6 +185,7 @@ def modules_and_options(folder: Path, python: str) -> dict[str, dict[str, Any]]:
             "weights": {"base": {"repository": "org/tiny", "revision": "0" * 40, "directory": "models"}},
             "endpoint": "http://127.0.0.1:9",
         },
+        "monitoring_targets": {"prometheus": str(folder / "node-exporter/gpuyard.prom")},
         "persistent_links": {"root": str(folder / "volume"), "directories": ["models"]},
         "rust_toolchain": {
             "version": "1.96.0",

@@ -20,6 +20,7 @@ from gpuyard.box.checkpoints import (
     restore,
     write_record,
 )
+from gpuyard.box.monitor import alerts
 from gpuyard.errors import CheckpointError, UnreadableManifestError
 from gpuyard.formats import journal, manifest, versions
 from gpuyard.formats.journal import Journal, fold, parse
@@ -63,6 +64,23 @@ def test_todays_writer_writes_the_newest_manifest_and_run_record() -> None:
     assert the_manifest().to_bytes() == golden("manifest/1.json")
     record = RunRecord(RUN, "miniprover", WHEN, "2026-03-01T14:00:00Z", "done")
     assert record.to_bytes() == golden("run-record/1.json")
+
+
+def test_todays_writer_writes_the_newest_alerts_and_both_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alerts, "timestamp", lambda: WHEN)
+    for line in golden("alerts/1.jsonl").splitlines():
+        fields = json.loads(line)
+        own = ("event", "alert", "text")
+        more = {name: value for name, value in fields.items() if name not in (*own, "time")}
+        alerts.append(tmp_path, *(fields[name] for name in own), **more)
+    assert (tmp_path / alerts.FILE).read_bytes() == golden("alerts/1.jsonl")
+    text = "the disk of /mnt/persistent is 91 % full (18 GB are free)"
+    still_open = {"disk /mnt/persistent": {"alert": "disk /mnt/persistent", "text": text, "time": WHEN}}
+    assert alerts.open_alerts(tmp_path) == still_open
+    (tmp_path / alerts.FILE).write_bytes(golden("alerts/1-with-more.jsonl"))
+    assert alerts.open_alerts(tmp_path) == still_open
 
 
 def test_todays_writer_writes_the_newest_journal(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def undisturbed(yard: Yard) -> dict[str, Any]:
 def test_a_run_that_loses_its_machine_ends_like_one_that_does_not(
     yard: Yard, undisturbed: dict[str, Any], first: str
 ) -> None:
+    """Also B22 and U12: the session's windows, and ssh by the run's name."""
     run = f"story-{first}"
     other = next(cloud for cloud in CLOUDS if cloud != first)
     launched = yard.play("launch", provider=first, run=run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,8 @@ class LogRequest:
 
     ``run``: by default the only one there is. ``node``: by default the first that is at work. ``stage``: by default the
     one whose log was written to last.
-    ``iteration``: by default the stage's last one. ``lines``: how many, from the end. ``errors``: only lines that look
-    like errors.
+    ``iteration``: by default the stage's last one. ``lines``: how many, from the end. ``errors``: only errors and
+    warnings, tracebacks whole.
     """
 
     run: str | None = None
@@ -34,14 +35,16 @@ class LogRequest:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """The lines of a log."""
+    """The lines of a log, and where experiment trackers show the run, by the trackers' names."""
 
     run: str
     lines: list[str]
+    links: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
-        return {"lines": self.lines, "text": "\n".join(self.lines)}
+        text = [*self.lines, *(f"{self.run} at {name}: {address}" for name, address in self.links.items())]
+        return {"lines": self.lines, "links": dict(self.links), "text": "\n".join(text)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +72,12 @@ def read(site: Site, request: LogRequest, *, progress: Progress) -> Log:
     node = watch.choose_node(run, request.node)
     whose = machine.whose(run.name, node.name)
     if node.machine and node.is_up:
-        return Log(run.name, list(watch.lines(node.machine, site.key(), query.words())))
+        found = watch.log(node.machine, site.key(), query)
+        return Log(run.name, found.lines, found.links)
     if store is None:
         raise UsageError(f"{whose} has no running machine, and no bucket that could hold its logs.")
-    return Log(run.name, watch.published_log(whose[0].lower() + whose[1:], node, store, query))
+    found = watch.published_log(whose[0].lower() + whose[1:], node, store, query)
+    return Log(run.name, found.lines, found.links)
 
 
 def follow(site: Site, name: str | None, *, progress: Progress) -> Followed:

@@ -21,7 +21,7 @@ from typing import Any
 
 from gpuyard import ssh
 from gpuyard.box.checkpoints import Store
-from gpuyard.box.stages.report import ERRORS
+from gpuyard.box.stages import findings
 from gpuyard.config import SshKey
 from gpuyard.errors import CheckpointError, ConnectionLostError, GpuyardError, NothingBegunError, UsageError
 from gpuyard.providers.base import Instance, Progress
@@ -342,7 +342,10 @@ def tell(record: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LogQuery:
-    """Which log is wanted: of the stage written to last, or a named one; its last ``lines`` lines, or only errors."""
+    """Which log is wanted: of the stage written to last, or a named one; its last ``lines`` lines.
+
+    ``errors``: only errors and warnings, see :func:`gpuyard.box.stages.findings.last_errors`.
+    """
 
     stage: str | None = None
     iteration: int | None = None
@@ -358,10 +361,25 @@ class LogQuery:
         return [*words, "--errors"] if self.errors else words
 
 
+@dataclass(frozen=True, slots=True)
+class LogText:
+    """Lines of a log, and the addresses at which experiment trackers show the run, by the trackers' names."""
+
+    lines: list[str]
+    links: Mapping[str, str]
+
+
+def log(instance: Instance, key: SshKey, query: LogQuery) -> LogText:
+    """Return the wanted log from the machine, which sends no more than is shown. Raises as :func:`lines` does."""
+    said = list(lines(instance, key, [*query.words(), "--links"]))
+    record = _last_record(said[-1:], "links")
+    return LogText(said, {}) if record is None else LogText(said[:-1], record["links"])
+
+
 _LOG_FILE = re.compile(r"\.gpuyard/logs/(\d+)-(.+)\.log")
 
 
-def published_log(whose: str, one: Node, store: Store, query: LogQuery) -> list[str]:
+def published_log(whose: str, one: Node, store: Store, query: LogQuery) -> LogText:
     """Return the wanted log from the newest checkpoint of a node whose machine is gone; ``whose`` names it in words.
 
     Raises :class:`UsageError` that lists the logs there are when the wanted one is not among them.
@@ -383,8 +401,10 @@ def published_log(whose: str, one: Node, store: Store, query: LogQuery) -> list[
     current = (one.progress.get("iteration"), one.progress.get("stage"))
     # Without a stage named, the one that the run was at is meant; of several iterations, the last.
     wanted = current if current in fitting else max(fitting)
-    text = store.get(found[wanted]).decode(errors="replace").splitlines()
-    return [line for line in text if not query.errors or ERRORS.search(line)][-query.lines :]
+    text = store.get(found[wanted]).decode(errors="replace")
+    said = text.splitlines()
+    shown = findings.last_errors(said, query.lines) if query.errors else said[-query.lines :]
+    return LogText(shown, findings.links_in(text))
 
 
 def choose(found: Sequence[Run], wanted: str | None) -> Run:

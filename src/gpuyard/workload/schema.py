@@ -31,6 +31,7 @@ from gpuyard.workload.lean import Lean, Pantograph
 from gpuyard.workload.hardware import Cuda, Health
 from gpuyard.workload.disks import Size, Volume, VolumeName, check_volumes
 from gpuyard.workload import data
+from gpuyard.workload.monitoring import Monitoring
 from gpuyard.workload.values import (
     Commit,
     Constraint,
@@ -556,6 +557,8 @@ class Workload(Section):
     """What of the repository's folders lives on the volume and in checkpoints."""
     checkpoints: Checkpoints = Checkpoints()
     """How often checkpoints are published, and which are kept."""
+    monitoring: Monitoring | None = None
+    """When the monitor on the machine alerts. None: every ten minutes, when a disk is 90 % full."""
     iterations: Iterations = spec.DEFAULT_ITERATIONS
     """How often the stages run, from iteration 0 on."""
     setup_hours: Span = Span(expected=0.1, worst=0.5)
@@ -613,6 +616,10 @@ class Workload(Section):
             raise ValueError("has pantograph and no lean, whose toolchain builds it: add lean.toolchain or lean.file")
     def _kept_data(self) -> Workload:
         data.check_places(data.places(self.weights, self.datasets), self.persist.directories)
+    def _monitored(self) -> Workload:
+        if self.monitoring is not None:
+            secrets = {*self.environment.required, *self.environment.optional}
+            self.monitoring.check([stage.name for stage in self.stages], secrets, self.persist.root)
         return self
 
     @field_validator("profiles")
@@ -799,6 +806,7 @@ _TO_BOX = (
         "windows",
         "overrides",
     ),
+    "monitoring",
 )
 # Where things lie on this machine says nothing about the box.
 _PARTS_TO_BOX: Any = {

@@ -107,6 +107,7 @@ def test_what_acts_changes_the_parts_that_use_it(
     ("values", "changed"),
     [
         ({"packages": []}, {"base"}),
+        ({"monitoring": {"every_s": 60}}, {"monitoring"}),
         ({"python": {"requirements": "other.txt"}}, {"python"}),
         ({"python": None}, {"python"}),
         ({"rust": {"version": "1.96.0"}}, {"rust"}),

@@ -284,6 +284,37 @@ def test_the_table_shows_what_the_machine_says(stages: dict[str, Any], shown: st
         assert note in rest[0]
 
 
+def test_the_table_shows_how_a_machine_is_used_its_alerts_and_its_trackers() -> None:
+    """U5, B24."""
+    gpu = {"index": 0, "name": "A100", "use_percent": 97.0, "memory_used_gb": 34.2, "memory_total_gb": 85.9}
+    facts = {"gpus": [gpu], "disk": {"used_percent": 42.4}, "load": 3.14, "cores": 16}
+    alert = {"alert": "disk /mnt/persistent", "text": "the disk is 91 % full", "time": "2026-01-01T00:00:00Z"}
+    stages: dict[str, Any] = {"state": "running", "iteration": 1, "stage": "search", "machine": facts}
+    heading, row, *notes = records.run_table([Run("a-0", "w", (machine(),), stages={"main-0": stages})])
+    place = heading.index("GPU")
+    assert heading[place:].startswith("GPU") and row[place:].split()[:4] == ["97%", "34G", "42%", "3.1/16"]
+    assert len(notes) == 1
+    second = {**gpu, "use_percent": 3.0, "memory_used_gb": 60.0}
+    busy = {
+        **stages,
+        "machine": {**facts, "gpus": [gpu, second]},
+        "alerts": [alert, {**alert, "text": "busy: 3 %"}],
+        "links": {"wandb": "https://wandb.ai/me/w/runs/1"},
+    }
+    _, row, *notes = records.run_table([Run("a-0", "w", (machine(),), stages={"main-0": busy})])
+    assert "2× 50% 60G" in row
+    assert notes[:2] == [
+        "a-0 has 2 alerts: the disk is 91 % full; busy: 3 %",
+        "a-0 at wandb: https://wandb.ai/me/w/runs/1",
+    ]
+    # A machine without a GPU, and one that does not answer, show that they do not.
+    for nothing in ({**facts, "gpus": []}, {}):
+        _, row, *_ = records.run_table(
+            [Run("a-0", "w", (machine(),), stages={"main-0": {**stages, "machine": nothing}})]
+        )
+        assert row[place:].split()[0] == "-"
+
+
 def test_only_a_run_without_a_machine_is_to_be_resumed() -> None:
     record = RunRecord("a-0", "w", "2026-01-01T00:00:00Z")
     assert Run("a-0", "w", record=record).resumable
@@ -305,7 +336,8 @@ def published(tmp_path: Path) -> tuple[Run, LocalStore]:
     """Return a run whose machine is gone, and the store with two logs of its search."""
     store = LocalStore(tmp_path)
     files = []
-    for iteration, text in ((0, "one\nerror: two\nthree\n"), (1, "four\nfive\n")):
+    link = "wandb: View run at https://wandb.ai/me/canyon/runs/1a2b\n"
+    for iteration, text in ((0, "one\nerror: two\nthree\n"), (1, f"{link}four\nfive\n")):
         key = f"r/checkpoints/000001/.gpuyard/logs/{iteration}-search.log"
         store.put(key, text.encode())
         files.append(
@@ -318,9 +350,15 @@ def published(tmp_path: Path) -> tuple[Run, LocalStore]:
 
 def test_a_log_comes_from_the_bucket_when_the_machine_is_gone(tmp_path: Path) -> None:
     one, store = published(tmp_path)
-    assert watch.published_log("run r", one.nodes[0], store, watch.LogQuery()) == ["four", "five"]
-    assert watch.published_log("run r", one.nodes[0], store, watch.LogQuery("search", 0, lines=1)) == ["three"]
-    assert watch.published_log("run r", one.nodes[0], store, watch.LogQuery("search", 0, errors=True)) == ["error: two"]
+
+    def shown(query: watch.LogQuery) -> list[str]:
+        return watch.published_log("run r", one.nodes[0], store, query).lines
+
+    assert shown(watch.LogQuery())[1:] == ["four", "five"]
+    assert shown(watch.LogQuery("search", 0, lines=1)) == ["three"]
+    assert shown(watch.LogQuery("search", 0, errors=True)) == ["error: two"]
+    link = {"wandb": "https://wandb.ai/me/canyon/runs/1a2b"}
+    assert watch.published_log("run r", one.nodes[0], store, watch.LogQuery()).links == link
     with pytest.raises(UsageError, match=r"no log of ebm.*0-search, 1-search"):
         watch.published_log("run r", one.nodes[0], store, watch.LogQuery("ebm"))
     with pytest.raises(UsageError, match=r"no log of any stage in iteration 7\. "):

@@ -12,6 +12,7 @@ import importlib
 import json
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -938,6 +939,21 @@ def test_a_log_does_not_need_the_other_clouds(world: World, verb: Verb, monkeypa
     world.vultr.error = ProviderDownError("Vultr is down.", provider="vultr")
     assert verb("stage_log", run="a-0", bucket="")["lines"] == ["theorem 41: proved"]
     assert sentence(verb("stage_log", run="b-0", bucket="")) == "Vultr is down."
+
+
+def test_a_log_says_where_the_run_is_shown(world: World, verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    """U5."""
+    world.vast.held["1"] = instance("vast", "1", "a-0")
+    asked: list[list[str]] = []
+
+    def said(machine: Any, key: Any, words: list[str]) -> Iterator[str]:
+        asked.append(words)
+        yield from ("ERROR: slow", '{"links": {"wandb": "https://wandb.ai/me/a/runs/1"}}')
+
+    monkeypatch.setattr(watch, "lines", said)
+    result = verb("stage_log", run="a-0", bucket="", errors=True)
+    assert asked == [["log", "--lines", "50", "--errors", "--links"]]
+    assert (result["lines"], result["links"]) == (["ERROR: slow"], {"wandb": "https://wandb.ai/me/a/runs/1"})
 
 
 # -- secrets ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from stage_box import CANARY, RUN, Box, alive, mark, until, wait_for
 
-from gpuyard.box.stages import report
+from gpuyard.box.stages import panes, report
 from gpuyard.box.stages.runner import is_running
 
 
@@ -39,6 +39,7 @@ LONG = {"name": "search", "command": "echo first line; touch ready; sleep 600; e
 
 
 def test_a_session_has_the_four_windows_and_starts_once(box: Box) -> None:
+    """B22."""
     box.describe([LONG])
     started = answer(box, "start")
     assert started["changed"] and started["session"]["state"] == "running" and started["session"]["tmux"]
@@ -195,6 +196,17 @@ def test_start_restores_first(box: Box) -> None:
     again = answer(box, "start", "--restore")
     assert not again["changed"] and again["restored"]["source"] == "local"
     assert box.marks == ["x"]
+
+
+def test_the_disk_window_shows_every_file_system_and_every_persistent_folder(box: Box) -> None:
+    """B22: what checkpoints, trajectories and models take, and what is left for them."""
+    box.describe([LONG], persist={"root": str(box.root), "directories": ["checkpoints", "trajectories", "models"]})
+    box.spec.make_directories()
+    (box.root / "models/weights").write_bytes(b"w" * 3 * 1024 * 1024)
+    lines = panes.disk_text(box.spec).splitlines()
+    assert lines[0].startswith("Filesystem") and len(lines) >= 2 + 1 + 3
+    sizes = {Path(line.split()[1]).name: line.split()[0] for line in lines[lines.index("") + 1 :]}
+    assert list(sizes) == ["checkpoints", "trajectories", "models"] and sizes["models"] == "3.1M"
 
 
 # --- logs and progress ---

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpuyard.box import machine
 from gpuyard.box.stages import ending, panes, report, session
 from gpuyard.box.stages.choice import Choice, check
 from gpuyard.box.stages.runner import EXIT_CODES, Runner, restore_checkpoint
@@ -70,7 +71,7 @@ def _stop(options: argparse.Namespace) -> int:
 
 
 def _status(spec: BoxSpec, options: argparse.Namespace) -> int:
-    status = report.status(spec)
+    status = {**report.status(spec), "machine": machine.facts(spec.root)}
     if options.json:
         _print(status)
         return 0
@@ -97,6 +98,8 @@ def _log(spec: BoxSpec, options: argparse.Namespace) -> int:
     file = report.find_log(spec, options.stage, options.iteration)
     for line in (report.error_lines if options.errors else report.last_lines)(file, options.lines):
         print(line)
+    if options.links:
+        _print({"links": report.links(spec)})
     return 0
 
 
@@ -175,7 +178,8 @@ def _parser() -> argparse.ArgumentParser:
     log.add_argument("--lines", type=int, default=40, metavar="N")
     shape = log.add_mutually_exclusive_group()
     shape.add_argument("--follow", action="store_true", help="go on until the run ends")
-    shape.add_argument("--errors", action="store_true", help="only lines that look like errors")
+    shape.add_argument("--errors", action="store_true", help="only errors and warnings, tracebacks whole")
+    log.add_argument("--links", action="store_true", help="end with a JSON line that says where trackers show the run")
     progress = command("progress", _progress, "print what happened as JSON lines")
     progress.add_argument("--follow", action="store_true", help="go on until the run ends")
     progress.add_argument("--since", type=int, default=0, metavar="N", help="leave out the journal's first N events")

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from gpuyard.box.monitor.checks import disks_of
 from gpuyard.box.stages.report import follow_log, newest_log
 from gpuyard.box.stages.runner import is_running
 from gpuyard.box.stages.spec import BoxSpec
@@ -16,6 +17,8 @@ PANES = ("gpu", "log", "disk")
 _CLEAR = "\x1b[H\x1b[2J"
 _GPU_EVERY_S = 5.0
 _DISK_EVERY_S = 30.0
+# How many times as long as it has taken to find out what a window shows, nothing is asked again.
+_PAUSE = 50.0
 
 
 def show(spec: BoxSpec, pane: str) -> None:
@@ -38,19 +41,23 @@ def gpu_text() -> str:
 
 
 def disk_text(spec: BoxSpec) -> str:
-    """Return the file system's use, and the size of every persistent folder."""
+    """Return the use of the run's file systems, and the size of every persistent folder."""
     places = [spec.root / name for name in spec.directories]
     present = [str(place) for place in places if place.is_dir()] or [str(spec.root)]
-    free = subprocess.run(["df", "-h", str(spec.root)], capture_output=True, text=True, check=False)
+    disks = [disk.path for disk in disks_of(spec)]
+    free = subprocess.run(["df", "-h", *disks], capture_output=True, text=True, check=False)
     used = subprocess.run(["du", "-sh", *present], capture_output=True, text=True, check=False)
     return f"{free.stdout}\n{used.stdout}"
 
 
 def _redraw(text: Callable[[], str], every_s: float) -> None:
     while True:
-        sys.stdout.write(f"{_CLEAR}{time.strftime('%H:%M:%S')}\n{text()}")
+        began = time.monotonic()
+        drawn = text()
+        sys.stdout.write(f"{_CLEAR}{time.strftime('%H:%M:%S')}\n{drawn}")
         sys.stdout.flush()
-        time.sleep(every_s)
+        # Folders of millions of files take long to add up, which must not keep a disk busy that a stage needs.
+        time.sleep(max(every_s, _PAUSE * (time.monotonic() - began)))
 
 
 def _follow_forever(spec: BoxSpec) -> None:

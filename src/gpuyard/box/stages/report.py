@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpuyard.box.stages import session
+from gpuyard.box import machine
+from gpuyard.box.monitor.alerts import open_alerts
+from gpuyard.box.stages import findings, session
 from gpuyard.box.stages.runner import is_running, journal_of, progress_of
 from gpuyard.box.stages.spec import BoxSpec, Stage
 from gpuyard.errors import UsageError
 from gpuyard.formats.journal import Progress
 
 STATES = ("not-started", "running", "idle", "waiting", "interrupted", "failed", "finished")
-ERRORS = re.compile(r"error|exception|traceback|panicked|fatal|killed|out of memory", re.IGNORECASE)
 _POLL_S = 0.3
 # More of a log's end than this (bytes) is not read for its last lines: a progress bar may be one endless line.
 _MOST_READ = 4 * 1024 * 1024
@@ -61,7 +59,8 @@ def status(spec: BoxSpec) -> dict[str, Any]:
     ``state`` is one of :data:`STATES`. ``failure`` says of a failed run which stage of which iteration failed, with its
     ``exit_code``, the ``reason`` as a sentence, and the ``last_line`` that the stage itself printed; else it is
     ``None``. ``waits_for`` names the pool for whose box a run waits. ``space_free_gb`` is what the disk of the
-    persistent root has left (10^9 bytes).
+    persistent root has left (10^9 bytes). ``links`` are the addresses at which experiment trackers show the run, by the
+    trackers' names. ``alerts`` are those that have begun and not ended, each with ``alert``, ``text`` and ``time``.
     """
     alive = is_running(spec)
     progress = progress_of(spec)
@@ -69,6 +68,7 @@ def status(spec: BoxSpec) -> dict[str, Any]:
     current = (progress.running if alive else None) or progress.current
     latest = newest_log(spec)
     lines = last_lines(latest, 1) if latest else []
+    disk = machine.disk(spec.root)
     return {
         "run": spec.run,
         "node": spec.node,
@@ -84,7 +84,9 @@ def status(spec: BoxSpec) -> dict[str, Any]:
         "last_published": progress.last_published,
         "failure": _failure(spec, progress) if state == "failed" else None,
         "waits_for": _waits_for(spec, progress, state),
-        "space_free_gb": _space_free_gb(spec.root),
+        "space_free_gb": disk.free_gb if disk else None,
+        "links": links(spec),
+        "alerts": list(open_alerts(spec.root).values()),
         "tmux": session.exists(spec),
     }
 
@@ -103,13 +105,6 @@ def _failure(spec: BoxSpec, progress: Progress) -> dict[str, Any]:
         "reason": reason or "no reason is recorded.",
         "last_line": own[-1] if own else "",
     }
-
-
-def _space_free_gb(folder: Path) -> float | None:
-    for place in (folder, *folder.parents):
-        with contextlib.suppress(OSError):
-            return round(shutil.disk_usage(place).free / 1e9, 3)
-    return None
 
 
 def stage_table(progress: Progress) -> list[dict[str, Any]]:
@@ -140,13 +135,18 @@ def newest_log(spec: BoxSpec, stage: str | None = None) -> Path | None:
     """Return the log that was written to last (of ``stage``, when named), or ``None``."""
     if stage is not None:
         spec.stage(stage)
-    newest: tuple[int, Path] | None = None
-    for iteration, name in spec.order:
+    return next(iter(_logs(spec, stage)), None)
+
+
+def _logs(spec: BoxSpec, stage: str | None = None) -> list[Path]:
+    """Return the logs (of ``stage``, when named), the one that was written to last first."""
+    found: list[tuple[int, int, Path]] = []
+    for place, (iteration, name) in enumerate(spec.order):
         file = spec.log(iteration, name)
         if stage in (None, name) and file.is_file():
-            # The later stage wins when two were written to within one tick of the clock.
-            newest = max(newest or (0, file), (file.stat().st_mtime_ns, file), key=lambda item: item[0])
-    return newest[1] if newest else None
+            # The later stage comes first when two were written to within one tick of the clock.
+            found.append((file.stat().st_mtime_ns, place, file))
+    return [file for _, _, file in sorted(found, reverse=True)]
 
 
 def find_log(spec: BoxSpec, stage: str | None, iteration: int | None) -> Path:
@@ -185,9 +185,14 @@ def last_lines(file: Path, count: int) -> list[str]:
 
 
 def error_lines(file: Path, count: int) -> list[str]:
-    """Return the last ``count`` lines of a log that look like errors."""
+    """Return the last errors and warnings of a log, see :func:`gpuyard.box.stages.findings.last_errors`."""
     with file.open(errors="replace") as stream:
-        return [line.rstrip("\n") for line in stream if ERRORS.search(line)][-count:]
+        return findings.last_errors(stream, count)
+
+
+def links(spec: BoxSpec) -> dict[str, str]:
+    """Return where experiment trackers show the run, as its logs say it, by the trackers' names."""
+    return findings.links(_logs(spec))
 
 
 def follow_log(spec: BoxSpec, stage: str | None, iteration: int | None, lines: int) -> Iterator[str]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from gpuyard.box.checkpoints import Published, Restored, answer_soon, publish_or_warn, restore, write_record
+from gpuyard.box.monitor.companion import Companion
 from gpuyard.box.stages import choice as choosing
 from gpuyard.box.stages import processes, surroundings
 from gpuyard.box.stages.choice import Choice
@@ -241,6 +242,8 @@ class Runner:
         self._publisher = threading.Thread(target=self._publish_now_and_then, name="publisher", daemon=True)
         self._wake = threading.Event()
         self._closing = threading.Event()
+        monitor = python_module("gpuyard.box.monitor", "--settings", str(spec.folder))
+        self._monitor = Companion(monitor, spec.monitoring.every_s)
         # The stage that runs: the token of its processes, and its grace time.
         self._token: tuple[str, float] | None = None
 
@@ -274,6 +277,7 @@ class Runner:
         self.journal.append(BEGIN, run=self.spec.run, workload=self.spec.workload, pid=os.getpid())
         self.spec.make_directories()
         self._publisher.start()
+        self._monitor.start()
         outcome = "done"
         for place in todo:
             if self.spec.waits_for(place[1]) is not None:
@@ -496,6 +500,8 @@ class Runner:
             self.journal.append("run-end", outcome=outcome, complete=complete, **why)
         except OSError as error:
             self._say(f"Warning: the journal cannot be written: {error}")
+        # It writes into what the last checkpoint holds.
+        self._monitor.close()
         said = {"done": "all done" if complete else "done", "failed": "the run has failed"}.get(outcome, outcome)
         self._say(f"{said}: {reason}" if reason else said)
         self._closing.set()

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from gpuyard.box.checkpoints import Retention, Store, open_store
 from gpuyard.box.checkpoints.rules import Rules
+from gpuyard.box.monitor.settings import Monitoring
 from gpuyard.box.stages.folders import why_not
 from gpuyard.errors import UsageError
 from gpuyard.formats.label import FIRST_NODE
@@ -124,6 +125,7 @@ class BoxSpec:
     overrides: tuple[str, ...] = ()
     windows: tuple[tuple[str, str], ...] = ()
     rules: Rules = field(default_factory=Rules)
+    monitoring: Monitoring = field(default_factory=Monitoring)
     bucket: str = ""
     bucket_endpoint: str = ""
     bucket_region: str = ""
@@ -211,6 +213,7 @@ def load_spec(folder: Path = DEFAULT_FOLDER) -> BoxSpec:
             overrides=tuple(str(word) for word in workload.get("overrides") or ()),
             windows=tuple((str(item["name"]), str(item["command"])) for item in workload.get("windows") or ()),
             rules=Rules.from_workload(persist.get("rules") or ()),
+            monitoring=Monitoring.from_workload(workload.get("monitoring") or {}),
             bucket=str(settings.get("bucket") or ""),
             bucket_endpoint=str(settings.get("bucket_endpoint") or ""),
             bucket_region=str(settings.get("bucket_region") or ""),
