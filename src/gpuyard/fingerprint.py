@@ -47,10 +47,10 @@ PARTS = (
     Part("build", "the build", "workload", ("build", "environment.set")),
     Part("persist", "the persistent folders", "persistent_storage", ("persist.root", "persist.directories")),
     Part("pantograph", "Pantograph", "pantograph", ("pantograph",), with_tree=True),
-    Part("health", "the health of the machine", "health", ("health",)),
     Part("weights", "the model weights", "model_weights", ("weights", "persist.root")),
     Part("datasets", "the data sets", "dataset", ("datasets", "persist.root")),
     Part("monitoring", "what monitoring needs", "monitoring", ("monitoring",)),
+    Part("health", "the health of the machine", "health", ("health",)),
 )
 """The parts that a workload decides, in the order in which a machine gets them.
 

@@ -180,6 +180,7 @@ def modules_and_options(folder: Path, python: str) -> dict[str, dict[str, Any]]:
                 "cache": {"mount": str(folder / "cache"), "source": "attached", "size_gb": 0.001, "file_system": "ext4"}
             },
             "record": str(folder / "volumes.json"),
+        },
         "dataset": {"datasets": {"pairs": {"from": "http://127.0.0.1:9/x", "to": "x"}}, "rclone": "/bin/false"},
         "model_weights": {
             "weights": {"base": {"repository": "org/tiny", "revision": "0" * 40, "directory": "models"}},

@@ -614,8 +614,14 @@ class Workload(Section):
     def _lean_for_pantograph(self) -> Workload:
         if self.pantograph is not None and self.lean is None:
             raise ValueError("has pantograph and no lean, whose toolchain builds it: add lean.toolchain or lean.file")
+        return self
+
+    @model_validator(mode="after")
     def _kept_data(self) -> Workload:
         data.check_places(data.places(self.weights, self.datasets), self.persist.directories)
+        return self
+
+    @model_validator(mode="after")
     def _monitored(self) -> Workload:
         if self.monitoring is not None:
             secrets = {*self.environment.required, *self.environment.optional}
@@ -789,24 +795,7 @@ class Workload(Section):
 # An allow-list, so that a key that is added stays on the controller until somebody says that the box needs it.
 _TO_BOX = (
     *("name", "packages", "python", "rust", "build", "persist", "checkpoints", "iterations", "windows", "overrides"),
-    *("lean", "pantograph"),
-    *("cuda", "health"),
-    "volumes",
-    *(
-        "name",
-        "packages",
-        "python",
-        "rust",
-        "weights",
-        "datasets",
-        "build",
-        "persist",
-        "checkpoints",
-        "iterations",
-        "windows",
-        "overrides",
-    ),
-    "monitoring",
+    *("lean", "pantograph", "cuda", "health", "volumes", "weights", "datasets", "monitoring"),
 )
 # Where things lie on this machine says nothing about the box.
 _PARTS_TO_BOX: Any = {
