@@ -65,12 +65,19 @@ class ActionModule(ActionBase):
             return packed
         bundle, addresses = shelf.to_send(packed["manifest"])
         count = len(addresses)
-        self._show(f"Packed {bundle.unpacked_bytes / 1e6:.0f} MB into {bundle.bytes / 1e6:.0f} MB; {count} pieces to send.")
+        self._show(
+            f"Packed {bundle.unpacked_bytes / 1e6:.0f} MB into {bundle.bytes / 1e6:.0f} MB; {count} pieces to send."
+        )
         sent = self._module({**arguments, "step": "sent", "addresses": addresses}, task_vars)
         if sent.get("failed"):
             return sent
         shelf.finish(bundle)
         seconds = packed["seconds"] + sent["seconds"]
+        price = float(arguments.get("price_per_gb_month") or 0.0)
+        cost = f", ${bundle.bytes / 1e9 * price:.2f} a month at ${price:g} a GB" if price else ""
+        self._show(
+            f"Bundle {bundle.key[:12]}: {bundle.bytes / 1e6:.0f} MB in the bucket{cost}; made in {seconds:.0f} s."
+        )
         return {
             **packed,
             "actions": [*packed["actions"], f"send {count} pieces"],

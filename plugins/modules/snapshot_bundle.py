@@ -58,6 +58,10 @@ options:
     description: With O(state=present), the workload's name, for the list of bundles.
     type: str
     default: ""
+  price_per_gb_month:
+    description: With O(state=present), US dollars for a gigabyte and month in the bucket. Read on the controller.
+    type: float
+    default: 0.0
   launchers:
     description: The folder on PATH whose launchers of what is in the bundle come with it.
     type: path
@@ -151,7 +155,6 @@ seconds:
 """
 
 import functools
-import hashlib
 import os
 import platform
 import shutil
@@ -702,6 +705,7 @@ def main() -> None:
             "environment": {"type": "dict", "default": {}},
             "always": {"type": "bool", "default": False},
             "workload": {"type": "str", "default": ""},
+            "price_per_gb_month": {"type": "float", "default": 0.0},
             "launchers": {"type": "path", "default": "/usr/local/bin"},
             "root": {"type": "path", "default": "/opt/gpuyard"},
             "streams": {"type": "int", "default": 8},

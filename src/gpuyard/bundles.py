@@ -91,7 +91,9 @@ class Shelf:
         there = {found.key: found.size for found in self.store.objects(bundle.folder)}
         for piece in (*bundle.pieces, bundle.zstd):
             if there.pop(bundle.folder + piece.sha256, None) != piece.bytes:
-                raise CheckpointError(f"The piece {piece.sha256[:12]} of the bundle is not in the bucket; make it again.")
+                raise CheckpointError(
+                    f"The piece {piece.sha256[:12]} of the bundle is not in the bucket; make it again."
+                )
         self.store.put(bundle.folder + _MANIFEST, bundle.to_bytes())
         for key in there:
             if not key.endswith(f"/{_MANIFEST}"):
@@ -103,7 +105,9 @@ class Shelf:
             raise UsageError(f"bundle={key} is no bundle's key, which has 32 hexadecimal digits.")
         prefix = f"{FOLDER}/{key}/"
         bundles = list(self._read(prefix))
-        names = sorted((found.key for found in self.store.objects(prefix)), key=lambda name: not name.endswith(_MANIFEST))
+        names = sorted(
+            (found.key for found in self.store.objects(prefix)), key=lambda name: not name.endswith(_MANIFEST)
+        )
         for name in names:
             self.store.delete(name)
         return bundles

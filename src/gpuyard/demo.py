@@ -43,6 +43,8 @@ UNSAID: dict[str, Any] = {
     ),
     **dict.fromkeys(("follow", "shutdown", "lose", "update"), False),
     "converge": "auto",
+    "from_bundle": "auto",
+    **dict.fromkeys(("state", "bundle"), ""),
 }
 _BEAT_S = 5.0
 _WIDTH = 100

@@ -13,7 +13,7 @@ from gpuyard.errors import UsageError, listed
 from gpuyard.formats.label import check_form
 
 _RENTING = ("launch", "resume_search")
-_ALL = (*_RENTING, "logs", "status", "teardown")
+_ALL = (*_RENTING, "logs", "snapshot", "status", "teardown")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "workload": _RENTING,
@@ -43,6 +43,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "stage": (*_RENTING, "logs"),
     "from_stage": _RENTING,
     "iteration": (*_RENTING, "logs"),
+    "from_bundle": _RENTING,
+    "state": ("snapshot",),
+    "bundle": ("snapshot",),
     "lines": ("logs",),
     "errors": ("logs",),
     "wait_s": ("teardown",),

@@ -46,8 +46,8 @@ class Bundle:
     """The state of a machine of one ``platform`` (architecture, distribution and C library).
 
     ``parts`` are the fingerprints by which it is found, ``held`` names those that it brings. ``folders`` and ``files``
-    are absolute paths on the machine. ``zstd`` is the program that unpacks the pieces there. ``built_s`` says by path how
-    many seconds it took to make what lies there; ``unpacked_bytes`` is what it takes on the machine.
+    are absolute paths on the machine. ``zstd`` is the program that unpacks the pieces there. ``built_s`` says by path
+    how many seconds it took to make what lies there; ``unpacked_bytes`` is what it takes on the machine.
     """
 
     platform: str
@@ -75,8 +75,8 @@ class Bundle:
         return f"{FOLDER}/{self.key}/{self.platform}/"
 
     @property
-    def bytes(self) -> int:
-        """What it takes in the bucket."""
+    def size(self) -> int:
+        """What it takes in the bucket, in bytes."""
         return self.zstd.bytes + sum(piece.bytes for piece in self.pieces)
 
     def to_dict(self) -> dict[str, Any]:

@@ -544,6 +544,8 @@ class Workload(Section):
     """A Rust toolchain, by rustup. None: no toolchain."""
     build: list[SomeWords] = []
     """Shell commands, run in the repository once for each state of it."""
+    verify: list[SomeWords] = []
+    """Shell commands, run in the repository, that have to succeed before a snapshot is made of a machine."""
     persist: Persist = Persist()
     """What of the repository's folders lives on the volume and in checkpoints."""
     checkpoints: Checkpoints = Checkpoints()
