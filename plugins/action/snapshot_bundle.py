@@ -66,7 +66,7 @@ class ActionModule(ActionBase):
         bundle, addresses = shelf.to_send(packed["manifest"])
         count = len(addresses)
         self._show(
-            f"Packed {bundle.unpacked_bytes / 1e6:.0f} MB into {bundle.bytes / 1e6:.0f} MB; {count} pieces to send."
+            f"Packed {bundle.unpacked_bytes / 1e6:.0f} MB into {bundle.size / 1e6:.0f} MB; {count} pieces to send."
         )
         sent = self._module({**arguments, "step": "sent", "addresses": addresses}, task_vars)
         if sent.get("failed"):
@@ -74,15 +74,15 @@ class ActionModule(ActionBase):
         shelf.finish(bundle)
         seconds = packed["seconds"] + sent["seconds"]
         price = float(arguments.get("price_per_gb_month") or 0.0)
-        cost = f", ${bundle.bytes / 1e9 * price:.2f} a month at ${price:g} a GB" if price else ""
+        cost = f", ${bundle.size / 1e9 * price:.2f} a month at ${price:g} a GB" if price else ""
         self._show(
-            f"Bundle {bundle.key[:12]}: {bundle.bytes / 1e6:.0f} MB in the bucket{cost}; made in {seconds:.0f} s."
+            f"Bundle {bundle.key[:12]}: {bundle.size / 1e6:.0f} MB in the bucket{cost}; made in {seconds:.0f} s."
         )
         return {
             **packed,
             "actions": [*packed["actions"], f"send {count} pieces"],
             "key": bundle.key,
-            "bytes": bundle.bytes,
+            "bytes": bundle.size,
             "seconds": seconds,
             "manifest": {name: value for name, value in bundle.to_dict().items() if name != "pieces"},
         }

@@ -107,7 +107,7 @@ def run(call: Call) -> dict[str, Any]:
     else:
         found = snapshot.delete(site, call.option("bundle") or "", check=call.check_mode)
         text = [f"{'Would delete' if call.check_mode else 'Deleted'} {snapshot.describe(bundle)}" for bundle in found]
-    shown = [{"key": bundle.key, "platform": bundle.platform, "bytes": bundle.bytes} for bundle in found]
+    shown = [{"key": bundle.key, "platform": bundle.platform, "bytes": bundle.size} for bundle in found]
     return {"changed": state == "absent", "hosts": [], "bundles": shown, "text": "\n".join(text)}
 
 

@@ -403,8 +403,8 @@ class Packing(Machine):
 def compress(program: str, names: list[str], target: Path) -> dict[str, Any]:
     """Pack ``names`` into ``target``; return its SHA-256 and size."""
     # GNU's format has no parts of a second; cargo, and our own notes of what was brought, go by them.
-    words = ["tar", "--create", "--format=posix", "--numeric-owner", "--no-recursion", "--null"]
-    words += ["--pax-option=delete=atime,delete=ctime", "--verbatim-files-from", "--files-from=-", "--directory=/"]
+    words = ["tar", "--create", "--format=posix", "--numeric-owner", "--no-recursion", "--directory=/"]
+    words += ["--pax-option=delete=atime,delete=ctime", "--null", "--verbatim-files-from", "--files-from=-"]
     listing = "".join(f"{name.lstrip('/')}\0" for name in names).encode(errors="surrogateescape")
     with target.open("wb") as stream:
         tar = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -120,9 +120,10 @@ def shelf(settings: BucketSettings) -> Shelf:
             f"Bundles need a bucket that all machines reach: name one with {option('bucket', 's3://…')}"
             + (f", instead of {settings.url}." if settings.url else ".")
         )
-    keys = {"access_key": settings.access_key, "secret_key": settings.secret_key}
-    store = open_store(settings.location, **keys)
     endpoint = settings.endpoint_from_boxes or settings.endpoint
-    outside = open_store(dataclasses.replace(settings.location, endpoint=endpoint), **keys)
+    places = (settings.location, dataclasses.replace(settings.location, endpoint=endpoint))
+    store, outside = (
+        open_store(place, access_key=settings.access_key, secret_key=settings.secret_key) for place in places
+    )
     assert isinstance(outside, S3Store)  # by the scheme
     return Shelf(store, outside)

@@ -98,6 +98,6 @@ def delete(site: Site, key: str, *, check: bool = False) -> list[Bundle]:
 def describe(bundle: Bundle) -> str:
     """Return a line about a bundle: key, workload, platform, sizes and age."""
     return (
-        f"{bundle.key[:12]}  {bundle.workload or '-':<16} {bundle.platform}  {bundle.bytes / 1e6:.0f} MB "
+        f"{bundle.key[:12]}  {bundle.workload or '-':<16} {bundle.platform}  {bundle.size / 1e6:.0f} MB "
         f"({bundle.unpacked_bytes / 1e6:.0f} MB on a machine), {', '.join(bundle.held)}  {bundle.created}"
     )
