@@ -176,7 +176,7 @@ LEVEL = "-3"  # higher ones cost much and save little
 BLOCK = 1 << 20
 ATTEMPTS = 3
 TIMEOUT_S = 60.0
-PROBE_S = 3.0  # so long the bucket's speed is measured before it is believed
+PROBE_S = 5.0  # so long the bucket's speed is measured before it is believed
 SPARE_BYTES = 200_000_000
 MOST_LAUNCHER_BYTES = 65_536
 # Whatever can be had again; what a build needs, such as target/release, is none of them.
@@ -471,19 +471,25 @@ class Meter:
     """Measures the bucket's speed, and says when building is faster than what is left to fetch."""
 
     def __init__(self, total: int, building_s: float) -> None:
-        self.total, self.building_s = total, building_s
+        self.left, self.building_s = total, building_s
         self.fetched = 0
         self.began = time.monotonic()
         self.lock = threading.Lock()
         self.stopped = threading.Event()
 
+    def pass_over(self, count: int) -> None:
+        """Take away what need not be fetched."""
+        with self.lock:
+            self.left -= count
+
     def add(self, count: int) -> None:
         """Count what was fetched; raises :class:`Unfit` when it is too slow."""
         with self.lock:
             self.fetched += count
+            self.left -= count
             passed = time.monotonic() - self.began
             speed = self.fetched / max(passed, 1e-6)
-            left_s = (self.total - self.fetched) / max(speed, 1.0)
+            left_s = self.left / max(speed, 1.0)
         if self.building_s and passed > PROBE_S and left_s > self.building_s:
             self.stopped.set()
             raise Unfit(
@@ -501,7 +507,7 @@ class Restoring(Machine):
         super().__init__(module)
         self.manifest = manifest
         self.tree = self.work / "tree"
-        self.total = sum(piece["bytes"] for piece in manifest["pieces"])
+        self.total = sum(piece["bytes"] for piece in [*manifest["pieces"], manifest["zstd"]])
         building_s = 0.0 if self.options["always"] else sum(manifest["built_s"].values())
         self.meter = Meter(self.total, building_s)
 
@@ -536,7 +542,7 @@ class Restoring(Machine):
         digest, size = piece["sha256"], piece["bytes"]
         target, part = self.pieces / digest, self.pieces / f"{digest}.part"
         if target.exists():
-            self.meter.add(size)
+            self.meter.pass_over(size)
             return target
         failure = ""
         for attempt in range(ATTEMPTS):
@@ -559,6 +565,7 @@ class Restoring(Machine):
     def fetch_rest(self, digest: str, part: Path, size: int) -> None:
         """Fetch what ``part`` lacks."""
         have = part.stat().st_size if part.exists() else 0
+        self.meter.pass_over(have)
         if have >= size:
             return
         headers = {"Range": f"bytes={have}-"} if have else {}
