@@ -60,8 +60,12 @@ class ActionModule(ActionBase):
     def _keep(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         """Let the machine pack, then send what the bucket lacks."""
         shelf = self._shelf()
-        packed = self._module({**arguments, "step": "packed", "bundled": list(bundles.PARTS)}, task_vars)
+        there = [f"{bundle.key}/{bundle.platform}" for bundle in shelf.all()]
+        asked = {"step": "packed", "bundled": list(bundles.PARTS), "there": there}
+        packed = self._module({**arguments, **asked}, task_vars)
         if packed.get("failed") or "manifest" not in packed:
+            if not packed.get("failed") and not packed.get("changed"):
+                self._show("The bucket has a bundle of this state already.")
             return packed
         bundle, addresses = shelf.to_send(packed["manifest"])
         count = len(addresses)

@@ -10,7 +10,7 @@ module: snapshot_bundle
 short_description: Keep what a machine was brought to as a bundle in the bucket, and bring another one to it
 description:
   - With O(state=present), packs the toolchains, environments, code and builds of this machine, and sends them to the
-    bucket. Verified and cleaned first.
+    bucket. Verified and cleaned first. Where the bucket has a bundle of this state already, nothing is done.
   - With O(state=restored), brings a machine without them to the same state, when the bucket has a bundle for it and
     that is faster than building. Otherwise nothing is changed and RV(reason) says why.
   - A bundle consists of pieces of some 50 MB, each with its SHA-256. They are packed, sent, fetched and unpacked side
@@ -95,6 +95,11 @@ options:
     type: list
     elements: str
     default: []
+  there:
+    description: Only for the action plugin, the bundles that the bucket has, each as C(<key>/<platform>).
+    type: list
+    elements: str
+    default: []
   offers:
     description: Only for the action plugin, what the bundles of the wanted state hold.
     type: list
@@ -147,7 +152,7 @@ reason:
 manifest:
   description: What the bundle holds.
   type: dict
-  returned: with O(state=present), and when one was restored
+  returned: when one was made or restored
 seconds:
   description: How long it took.
   type: float
@@ -155,6 +160,8 @@ seconds:
 """
 
 import functools
+import hashlib
+import json
 import os
 import platform
 import shutil
@@ -202,6 +209,11 @@ def platform_name() -> str:
     release = os_release()
     library = "".join(platform.libc_ver())
     return f"{platform.machine()}-{release.get('ID', 'linux')}{release.get('VERSION_ID', '')}-{library or 'libc'}"
+
+
+def key_of(parts: dict[str, str]) -> str:
+    """Return the key of a bundle of these parts, as gpuyard.formats.bundle has it, which a box need not have yet."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def megabytes(count: float) -> str:
@@ -544,6 +556,8 @@ class Restoring(Machine):
         if target.exists():
             self.meter.pass_over(size)
             return target
+        if part.exists():
+            self.meter.pass_over(part.stat().st_size)
         failure = ""
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -565,7 +579,6 @@ class Restoring(Machine):
     def fetch_rest(self, digest: str, part: Path, size: int) -> None:
         """Fetch what ``part`` lacks."""
         have = part.stat().st_size if part.exists() else 0
-        self.meter.pass_over(have)
         if have >= size:
             return
         headers = {"Range": f"bytes={have}-"} if have else {}
@@ -630,6 +643,9 @@ def packed(module: AnsibleModule) -> dict[str, Any]:
     """Verify, clean and pack."""
     began = time.monotonic()
     machine = Packing(module)
+    place = f"{key_of(machine.parts)}/{platform_name()}"
+    if place in module.params["there"]:
+        return {"changed": False, "actions": [], "parts": machine.parts, "seconds": 0.0}
     running = _box.stages_run(machine.root / "run")
     count = len(module.params["verify"])
     caches = [] if running else machine.caches()
@@ -722,6 +738,7 @@ def main() -> None:
             "sandbox_state": {"type": "path"},
             "step": {"type": "str", "choices": ["packed", "sent"]},
             "bundled": {"type": "list", "elements": "str", "default": []},
+            "there": {"type": "list", "elements": "str", "default": []},
             "offers": {"type": "list", "elements": "dict", "default": []},
             "addresses": {"type": "dict", "default": {}, "no_log": True},
         },

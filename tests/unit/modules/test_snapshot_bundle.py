@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from gpuyard.formats import bundle
+
 PARTS = {"rust": "aa", "repository": "bb", "python": "cc", "build": "dd"}
 COLLECTIONS = Path(__file__).resolve().parents[3] / "collections"
 CANARY = "canary-bundle-3b7f19d0c2"
@@ -201,6 +203,14 @@ def test_nothing_of_the_run_is_in_a_bundle(
 def test_the_same_state_makes_the_same_pieces(run_module: Any, machine: dict[str, Any], packed: dict[str, Any]) -> None:
     """So that what is in the bucket already is not sent again."""
     assert run_module("snapshot_bundle", **machine, step="packed")["manifest"]["pieces"] == packed["pieces"]
+
+
+def test_a_state_that_the_bucket_has_is_not_packed_again(
+    run_module: Any, machine: dict[str, Any], packed: dict[str, Any]
+) -> None:
+    there = [f"{bundle.Bundle.from_dict(packed).key}/{packed['platform']}"]
+    done = run_module("snapshot_bundle", **machine, step="packed", there=there, verify=["exit 3"])
+    assert not done["changed"] and "manifest" not in done
 
 
 def test_the_state_is_verified_before_and_the_release_build_stays(run_module: Any, machine: dict[str, Any]) -> None:
