@@ -27,6 +27,7 @@ from gpuyard.box.stages import spec
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Market, Query
 from gpuyard.tree import Rules
+from gpuyard.workload.images import Container
 from gpuyard.workload.values import (
     COMMIT,
     Constraint,
@@ -534,6 +535,8 @@ class Workload(Section):
     """What the run leaves in the bucket, and what that costs, for the estimate. None: not estimated."""
     image: Words = ""
     """A container image, at clouds that boot images. Empty: the cloud's own."""
+    container: Container | None = None
+    """The container image that ``image.yml`` makes of this workload. None: no such image."""
     environment: Environment = Environment()
     """Variables of the stages."""
     packages: list[SomeWords] = []
