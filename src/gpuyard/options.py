@@ -19,7 +19,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "workload": (*_RENTING, "image"),
     # Runs are looked for everywhere, whatever it says; it may well stand in the configuration of all plays.
     "provider": _ALL,
-    "run": _ALL,
+    "run": tuple(play for play in _ALL if play != "image"),
     "market": _RENTING,
     "max_price_per_hour": _RENTING,
     "gpu_name": _RENTING,
