@@ -53,6 +53,8 @@ code=$?
 echo $code >"$0/code.part" && /bin/mv "$0/code.part" "$0/code"
 exit $code
 """
+# The runner holds this lock while it lives, see gpuyard.box.stages.runner, which a box need not have yet.
+_RUNNER_LOCK = "runner.lock"
 
 
 # The same as in gpuyard.box.stages.folders, which a box need not have yet.
@@ -81,7 +83,9 @@ def guarded(module: AnsibleModule, work: Callable[[AnsibleModule], dict[str, Any
         os.dup2(nothing.fileno(), 0)
     try:
         with at_work():
+            began = time.monotonic()
             result = work(module)
+            note_time(module, result, time.monotonic() - began)
     except BoxError as error:
         module.fail_json(msg=str(error), **error.details)
     except OSError as error:
@@ -105,6 +109,33 @@ def at_work() -> Iterator[None]:
     with handle:
         fcntl.flock(handle, fcntl.LOCK_SH)
         yield
+
+
+def stages_run(settings: Path) -> bool:
+    """Tell whether a stage runner lives, by the lock that it holds."""
+    try:
+        with (settings / _RUNNER_LOCK).open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def note_time(module: AnsibleModule, result: Mapping[str, Any], seconds: float) -> None:
+    """Note beside the lock how long it took to make what the module was asked for, by its path.
+
+    Whoever has a bundle of it compares that with fetching. The longest time counts: a later change to what is there
+    already takes less, and says nothing of making it.
+    """
+    path = result.get("path") or module.params.get("root")
+    if not path or not result.get("changed") or module.check_mode or not MODULES_LOCK.exists():
+        return
+    file = MODULES_LOCK.with_name("took.json")
+    took = read_record(file)
+    if seconds > took.get(str(path), 0.0):
+        write_record(file, {**took, str(path): round(seconds, 1)})
 
 
 def check_persistent_root(root: str) -> None:

@@ -153,7 +153,6 @@ recorded:
   returned: always
 """
 
-import fcntl
 import shutil
 from pathlib import Path
 from typing import Any
@@ -162,8 +161,6 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
 from ansible_collections.gpuyard.cloud.plugins.module_utils._disks import FSTAB, unmounted
 
-# The runner holds this lock while it lives, see gpuyard.box.stages.runner, which a box need not have yet.
-RUNNER_LOCK = "runner.lock"
 # What the settings say, and what the runner took up last, see gpuyard.box.stages.taking_up.
 IN_USE = ("settings.json", "taken-up.json")
 # The part of the state that has to be mounted, too, and the one that may lie on it.
@@ -193,18 +190,6 @@ class Record:
                 "search_path": self.search_path,
             },
         )
-
-
-def stages_run(settings: Path) -> bool:
-    """Tell whether a stage runner lives, by the lock that it holds."""
-    try:
-        with (settings / RUNNER_LOCK).open("rb") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def prune(folders: list[str], needed: list[str], settings: Path) -> list[str]:
@@ -240,7 +225,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     record = Record(Path(options["path"]))
     wanted, parts, state = options["fingerprint"], options["parts"], options["state"]
     before = record.fingerprint
-    running = stages_run(settings)
+    running = _box.stages_run(settings)
     # A volume that did not come back with a reboot is not as it was recorded.
     lost = ON_VOLUMES if ON_VOLUMES[0] in parts and unmounted(FSTAB, ours=True) else ()
     as_wanted = before == wanted and not lost

@@ -41,8 +41,10 @@ UNSAID: dict[str, Any] = {
     **dict.fromkeys(
         ("bucket", "ssh_key", "max_price_per_hour", "gpu_count", "gpu_ram_gb", "disk_gb", "restore", "wait_s")
     ),
-    **dict.fromkeys(("follow", "shutdown", "lose", "update"), False),
+    **dict.fromkeys(("follow", "shutdown", "lose", "update", "push"), False),
     "converge": "auto",
+    "from_bundle": "auto",
+    **dict.fromkeys(("state", "bundle", "run_options"), ""),
 }
 _BEAT_S = 5.0
 _WIDTH = 100

@@ -13,13 +13,13 @@ from gpuyard.errors import UsageError, listed
 from gpuyard.formats.label import check_form
 
 _RENTING = ("launch", "resume_search")
-_ALL = (*_RENTING, "logs", "status", "teardown")
+_ALL = (*_RENTING, "image", "logs", "snapshot", "status", "teardown")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "workload": _RENTING,
+    "workload": (*_RENTING, "image"),
     # Runs are looked for everywhere, whatever it says; it may well stand in the configuration of all plays.
     "provider": _ALL,
-    "run": _ALL,
+    "run": tuple(play for play in _ALL if play != "image"),
     "market": _RENTING,
     "max_price_per_hour": _RENTING,
     "gpu_name": _RENTING,
@@ -37,12 +37,17 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "follow": (*_RENTING, "logs"),
     "shutdown": _RENTING,
     "node": ("logs",),
-    "profile": _RENTING,
+    "profile": (*_RENTING, "image"),
     "overrides": _RENTING,
     "iterations": _RENTING,
     "stage": (*_RENTING, "logs"),
     "from_stage": _RENTING,
     "iteration": (*_RENTING, "logs"),
+    "from_bundle": _RENTING,
+    "push": ("image",),
+    "run_options": ("image",),
+    "state": ("snapshot",),
+    "bundle": ("snapshot",),
     "lines": ("logs",),
     "errors": ("logs",),
     "wait_s": ("teardown",),

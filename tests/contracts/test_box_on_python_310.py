@@ -195,6 +195,11 @@ def modules_and_options(folder: Path, python: str) -> dict[str, dict[str, Any]]:
             "rustup_version": "1.28.2",
             "rustup_sha256": {f"{machine}-unknown-linux-gnu": ["0" * 64] for machine in ("x86_64", "aarch64")},
         },
+        "snapshot_bundle": {
+            "state": "restored",
+            "root": str(folder / "gpuyard"),
+            "offers": [{"platform": "riscv64-plan9-none"}],
+        },
         "stage_session": {
             "run": RUN,
             "workload": {"name": "canyon", "stages": []},

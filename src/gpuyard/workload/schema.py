@@ -32,6 +32,7 @@ from gpuyard.workload.hardware import Cuda, Health
 from gpuyard.workload.disks import Size, Volume, VolumeName, check_volumes
 from gpuyard.workload import data
 from gpuyard.workload.monitoring import Monitoring
+from gpuyard.workload.images import Container
 from gpuyard.workload.values import (
     Commit,
     Constraint,
@@ -531,6 +532,8 @@ class Workload(Section):
     """Disks of the machine besides the one with its system, by their names."""
     image: Words = ""
     """A container image, at clouds that boot images. Empty: the cloud's own."""
+    container: Container | None = None
+    """The container image that ``image.yml`` makes of this workload. None: no such image."""
     environment: Environment = Environment()
     """Variables of the stages."""
     packages: list[SomeWords] = []
@@ -553,6 +556,8 @@ class Workload(Section):
     """Data sets from a bucket or a web server, by a name of your own."""
     build: list[SomeWords] = []
     """Shell commands, run in the repository once for each state of it."""
+    verify: list[SomeWords] = []
+    """Shell commands, run in the repository, that have to succeed before a snapshot is made of a machine."""
     persist: Persist = Persist()
     """What of the repository's folders lives on the volume and in checkpoints."""
     checkpoints: Checkpoints = Checkpoints()

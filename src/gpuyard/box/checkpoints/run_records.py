@@ -7,13 +7,15 @@ from dataclasses import replace
 from gpuyard.box.checkpoints.parallel import in_parallel
 from gpuyard.box.checkpoints.stores import Store
 from gpuyard.errors import CheckpointError, MissingObjectError
+from gpuyard.formats.label import RUN_NAME
 from gpuyard.formats.manifest import timestamp
 from gpuyard.formats.run_record import RunRecord
 
 
 def list_runs(store: Store) -> list[RunRecord]:
     """Return a record of every run that the store knows, by name. Raises :class:`BucketError`."""
-    return in_parallel(lambda run: read_record(store, run), store.folders())
+    # What is not a run, such as the bundles, has a name that no run can have.
+    return in_parallel(lambda run: read_record(store, run), filter(RUN_NAME.fullmatch, store.folders()))
 
 
 def read_record(store: Store, run: str) -> RunRecord:

@@ -79,6 +79,8 @@ class S3Store(Store):
                     read_timeout=READ_TIMEOUT_S,
                     retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
                     max_pool_connections=32,
+                    # Otherwise an address for others is signed in the old way, which newer regions do not take.
+                    signature_version="s3v4",
                     # Buckets other than Amazon's often know neither virtual hosts nor the newer checksums.
                     s3={"addressing_style": "path"} if self.endpoint else {},
                     request_checksum_calculation="when_required",
@@ -177,6 +179,16 @@ class S3Store(Store):
             with self._failures(key), contextlib.suppress(self._client.exceptions.NoSuchUpload):
                 self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
         return len(unwanted)
+
+    def signed(self, key: str, seconds: int, *, put: bool = False) -> str:
+        """Return an address that lets whoever has it fetch the object, or ``put`` it, for so many seconds."""
+        with self._failures(key):
+            address: str = self._client.generate_presigned_url(
+                "put_object" if put else "get_object",
+                Params={"Bucket": self.bucket, "Key": self.prefix + key},
+                ExpiresIn=seconds,
+            )
+            return address
 
     def ends_unfinished(self) -> bool | None:
         try:
