@@ -195,8 +195,9 @@ def make(
         kept = pool.submit(runs.stored, store, run=request.run)
         seen = asked.result()
         _complain(seen.errors, chosen_clouds, progress)
-        for sentence in survey.silent_boxes(seen.instances) if progress else ():
-            progress(sentence)
+        if progress:
+            for sentence in survey.silent_boxes(seen.instances):
+                progress(sentence)
         known = runs.join(seen.instances, kept.result())
     run = (
         choose.to_resume(known, request)

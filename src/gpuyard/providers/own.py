@@ -1,7 +1,7 @@
 """Boxes that the user owns, behind the same interface as a cloud.
 
-An offer is a box of the user's inventory that no run has claimed, at the price of 0. "Create" claims it, "destroy" takes
-the claim back and leaves the box as it is (:mod:`gpuyard.box.own`). Nothing here can switch a box off.
+An offer is a box of the user's inventory that no run has claimed, at the price of 0. "Create" claims it, "destroy"
+takes the claim back and leaves the box as it is (:mod:`gpuyard.box.own`). Nothing here can switch a box off.
 
 The claim is on the box itself, so every controller sees it. What this controller has seen last is also kept below
 ``~/.gpuyard/own``: a box that is switched off is still its run's.
@@ -235,7 +235,11 @@ class Own(Provider):
             price_per_hour_usd=0.0,
             machine_id=one.name,
             emulated=bool(self.sandbox),
-            **{name: float(facts.get(name) or 0.0) for name in _FACTS},
+            gpu_count=float(facts.get("gpu_count") or 0.0),
+            gpu_ram_gb=float(facts.get("gpu_ram_gb") or 0.0),
+            cpu_cores=float(facts.get("cpu_cores") or 0.0),
+            ram_gb=float(facts.get("ram_gb") or 0.0),
+            disk_gb=float(facts.get("disk_gb") or 0.0),
         )
 
     # -- create ---------------------------------------------------------------------------------------------------
