@@ -47,7 +47,7 @@ class OwnBox:
 
     def since(self) -> str:
         """When its first process began: another one after a restart."""
-        return self.run("stat -c %Y /proc/1; cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub")
+        return self.run("cut -d ' ' -f 22 /proc/1/stat; hostname")
 
 
 def make(yard: Yard, name: str, image: str, user: str) -> tuple[OwnBox, dict[str, object]]:

@@ -37,7 +37,7 @@ SPEC = CreateSpec(RunRef("prover-0", "prover"), "ssh-ed25519 AAAA")
 KEY = SshKey(Path("/nowhere/id"), "ssh-ed25519 AAAA")
 # STAND-IN: each host is a folder here that stands for its /opt/gpuyard. Without the folder the host is switched off.
 SSH = """\
-#!{python}
+#!{python} -IS
 import json, os, pathlib, subprocess, sys
 base, words = pathlib.Path({base!r}), sys.argv[1:]
 if words[0] == "-G":
