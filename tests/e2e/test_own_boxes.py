@@ -124,7 +124,7 @@ def is_free(box: OwnBox) -> None:
     assert "own.json" not in box.run("ls /opt/gpuyard")
     assert box.run("ls -d /opt/gpuyard/run /opt/gpuyard/src/moved 2>/dev/null || true") == ""
     assert box.run(f"grep -rl {CANARY} /opt /mnt /root /home /etc /tmp /var 2>/dev/null || true") == ""
-    assert box.run("pgrep -f gpuyard.box || true") == ""
+    assert box.run("pgrep -f [g]puyard.box || true") == ""
     assert "rust" in box.run("ls /opt/gpuyard /opt/gpuyard/venv/bin") or box.run("ls /opt/gpuyard/venv/bin/python")
 
 
