@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from gpuyard import paths, ssh_options
+from gpuyard import paths
 from gpuyard.config import SshKey
 from gpuyard.errors import (
     UsageError,
@@ -22,6 +22,7 @@ from gpuyard.errors import (
 from gpuyard.files import write_whole
 from gpuyard.formats.label import FIRST_NODE
 from gpuyard.hosts import host_name
+from gpuyard.providers import ssh_options
 from gpuyard.providers.base import OWN, Instance, Provider, alias_prefix, sandbox_prefix
 
 _SSH_CONNECT_TIMEOUT_S = 10

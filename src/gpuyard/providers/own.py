@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from gpuyard import gpus, paths, ssh_options
+from gpuyard import gpus, paths
 from gpuyard.box import own as box
 from gpuyard.errors import (
     AmbiguousError,
@@ -35,6 +35,7 @@ from gpuyard.errors import (
 )
 from gpuyard.files import write_whole
 from gpuyard.formats.label import RunRef
+from gpuyard.providers import ssh_options
 from gpuyard.providers.base import (
     OWN,
     Capability,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gpuyard import paths, ssh, ssh_options
+from gpuyard import paths, ssh
 from gpuyard.config import SshKey
 from gpuyard.errors import (
     ProviderDownError,
@@ -15,6 +15,7 @@ from gpuyard.errors import (
     UnsupportedError,
 )
 from gpuyard.pace import Clock
+from gpuyard.providers import ssh_options
 from gpuyard.providers.base import Instance, Progress, Provider, State
 from gpuyard.providers.rental import UNLISTED_S
 from gpuyard.providers.values import same_ssh_key
