@@ -189,7 +189,7 @@ def connect(
         boxes = world.sandbox_state.absolute() / OWN_FILE.name
         if OWN in wanted and read_inventory(boxes):
             emulated.append(Own(str(boxes), sandbox=info.name, patience=patience))
-        if require and not emulated:
+        if require and provider == OWN and not emulated:
             raise UsageError(f"There is no own box in {boxes}, where a sandbox's are named.")
         return emulated
     found = {name: key for name in wanted if (key := _key(CLOUDS[name], world.env))}
