@@ -144,8 +144,9 @@ def refuse_silent_box(run: Run) -> None:
         if node.machine and node.machine.silent and node.machine.way:
             raise UsageError(
                 f"{machine.whose(run.name, node.name)} is on own box {node.machine.way.name}, which "
-                f"{node.machine.status_text.rstrip('.')}. Switch it on and try again, or name another run. A box that is gone for good is "
-                f"given up by removing it from its inventory; `{remedy('resume', run=run.name)}` then goes on."
+                f"{node.machine.status_text.rstrip('.')}. Switch it on and try again, or name another run. A box that "
+                f"is gone for good is given up by removing it from its inventory; `{remedy('resume', run=run.name)}` "
+                "then goes on."
             )
 
 
