@@ -86,7 +86,7 @@ def facts() -> dict[str, Any]:
     found: dict[str, Any] = {"gpu_count": 0, "gpu_name": "", "gpu_ram_gb": 0.0}
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=15, check=False)
         rows = [line.rpartition(",") for line in answer.stdout.splitlines() if not answer.returncode and "," in line]
         if rows:
             memory = min(float(row[2]) for row in rows)
