@@ -209,9 +209,9 @@ CREDENTIALS = re.compile(r"(?<=//)[^/@\s'\"]*@|\?[^\s'\"]+")
 PERHAPS_CREDENTIALS = re.compile(r"[:/=][^\s]*@|\?")
 # What git runs to get at user and token; it asks for nothing but the one host.
 TOKEN_HELPER = (
-    '!f() { test "$1" != get || printf "username=%s\\npassword=%s\\n" "$GPUYARD_GIT_USER" "$GPUYARD_GIT_SECRET"; }; f'
+    '!f() { test "$1" != get || printf "username=%s\\npassword=%s\\n" "$REPOSITORY_USER" "$REPOSITORY_SECRET"; }; f'
 )
-WITH_KEY = 'printf "%s" "$GPUYARD_GIT_SECRET" | ssh-add -q - || exit; unset GPUYARD_GIT_SECRET; exec "$@"'
+WITH_KEY = 'printf "%s" "$REPOSITORY_SECRET" | ssh-add -q - || exit; unset REPOSITORY_SECRET; exec "$@"'
 # The output goes straight to the log, which can be followed while the command runs.
 LOGGED = 'exec >>"$0" 2>&1; exec bash -o pipefail -c "$1"'
 
@@ -501,7 +501,7 @@ class Way:
             if not secret:
                 raise _box.BoxError("credentials: deploy_key needs secret, the content of the private key.")
             self.before = ["ssh-agent", "sh", "-c", WITH_KEY, "sh"]
-            self.environment["GPUYARD_GIT_SECRET"] = secret.strip() + "\n"
+            self.environment["REPOSITORY_SECRET"] = secret.strip() + "\n"
         elif not os.environ.get("SSH_AUTH_SOCK"):
             raise _box.BoxError(
                 "credentials: no SSH agent reaches this machine: run `eval $(ssh-agent); ssh-add` on the controller, "
@@ -520,7 +520,7 @@ class Way:
         self.words = ["-c", "credential.helper=", "-c", f"credential.{host}.helper={TOKEN_HELPER}"]
         for address in (f"git@{name}:", f"ssh://git@{name}/"):
             self.words += ["-c", f"url.{host}/.insteadOf={address}"]
-        self.environment = {"GPUYARD_GIT_USER": user, "GPUYARD_GIT_SECRET": token}
+        self.environment = {"REPOSITORY_USER": user, "REPOSITORY_SECRET": token}
 
     def _ssh(self, known_hosts: Path, host_keys: list[str]) -> None:
         if host_keys:

@@ -63,10 +63,10 @@ class Way:
 
 def with_token(url: str, user: str, token: str) -> Way:
     """Return the way with a token, which no other host than that of ``url`` ever gets."""
-    answer = 'printf "username=%s\\npassword=%s\\n" "$GPUYARD_GIT_USER" "$GPUYARD_GIT_SECRET"'
+    answer = 'printf "username=%s\\npassword=%s\\n" "$REPOSITORY_USER" "$REPOSITORY_SECRET"'
     helper = f'!f() {{ test "$1" != get || {answer}; }}; f'
     host = "/".join(url.split("/")[:3])
-    return Way(["-c", f"credential.{host}.helper={helper}"], {"GPUYARD_GIT_USER": user, "GPUYARD_GIT_SECRET": token})
+    return Way(["-c", f"credential.{host}.helper={helper}"], {"REPOSITORY_USER": user, "REPOSITORY_SECRET": token})
 
 
 def with_key(file: Path) -> Way:

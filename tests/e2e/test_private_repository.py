@@ -27,7 +27,7 @@ packages: [git, openssh-client]
 build: [cat part/file.txt]
 persist: {{directories: [models]}}
 stages:
-  - {{name: work, command: 'cp part/file.txt models/result && ! env | grep GPUYARD_GIT'}}
+  - {{name: work, command: 'cp part/file.txt models/result && ! env | grep REPOSITORY_SECRET'}}
 """
 SOURCE = """\
 set -e
