@@ -77,7 +77,9 @@ class ActionModule(ActionBase):
         if self._connection.transport != "ssh":
             return
         more = self._connection.get_option("ssh_extra_args") or ""
-        self._connection.set_option("ssh_extra_args", f"{more} -o ForwardAgent=yes".strip())
+        # A connection that other tasks share forwards nothing for one of them.
+        words = f"{more} -o ForwardAgent=yes -o ControlPath=none"
+        self._connection.set_option("ssh_extra_args", words.strip())
         become = self._connection.become
         if become is not None and become.name.rpartition(".")[2] == "sudo":
             flags = become.get_option("become_flags") or ""

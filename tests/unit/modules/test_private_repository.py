@@ -231,5 +231,5 @@ def test_an_agent_is_forwarded_for_this_task_alone(monkeypatch: pytest.MonkeyPat
     module._module({"credentials": {"kind": "deploy_key"}}, {})
     assert connection.options == {"ssh_extra_args": "-o A=b"}
     module._module({"credentials": {"kind": "agent"}}, {})
-    assert connection.options == {"ssh_extra_args": "-o A=b -o ForwardAgent=yes"}
+    assert connection.options == {"ssh_extra_args": "-o A=b -o ForwardAgent=yes -o ControlPath=none"}
     assert connection.become.options == {"become_flags": "-H -S -n --preserve-env=SSH_AUTH_SOCK"}
