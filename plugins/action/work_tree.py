@@ -65,7 +65,22 @@ class ActionModule(ActionBase):
 
     def _module(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         """Run the module of the same name on the machine."""
+        if (arguments.get("credentials") or {}).get("kind") == "agent":
+            self._forward_agent()
         result: dict[str, Any] = self._execute_module(
             module_name="gpuyard.cloud.work_tree", module_args=arguments, task_vars=task_vars, wrap_async=False
         )
         return result
+
+    def _forward_agent(self) -> None:
+        """Let this task alone reach the controller's SSH agent; every task has a connection object of its own."""
+        if self._connection.transport != "ssh":
+            return
+        more = self._connection.get_option("ssh_extra_args") or ""
+        # A connection that other tasks share forwards nothing for one of them.
+        words = f"{more} -o ForwardAgent=yes -o ControlPath=none"
+        self._connection.set_option("ssh_extra_args", words.strip())
+        become = self._connection.become
+        if become is not None and become.name.rpartition(".")[2] == "sudo":
+            flags = become.get_option("become_flags") or ""
+            become.set_option("become_flags", f"{flags} --preserve-env=SSH_AUTH_SOCK".strip())

@@ -15,6 +15,8 @@ author:
 description:
   - Lists the machines of the accounts whose label or tags say that gpuyard rented them. All clouds that have a key are
     asked at the same time, once.
+  - Boxes of the user's own (C(inventories/own.yml)) are asked in the same way; those that a run has claimed are hosts,
+    in the group C(provider_own).
   - A host has the name of its run; where a run has several nodes, C(<run>.<node>). A second machine of a node, and one
     that was taken away, has the end of its instance id behind that.
   - Every host is in the group C(gpuyard) and in groups by provider, run, workload, pool, GPU, region and state, such as

@@ -44,6 +44,35 @@ options:
         O(src) come as they are on the controller.
     type: bool
     default: false
+  credentials:
+    description:
+      - What opens a private O(url), and its submodules at the same host. It is used for the fetch only, and kept
+        nowhere.
+      - A task with V(agent) forwards the SSH agent of the controller to the machine as long as it runs.
+    type: dict
+    suboptions:
+      kind:
+        description: A token for C(https), an SSH key, or the SSH agent of the controller.
+        type: str
+        choices: [token, deploy_key, agent]
+        required: true
+      variable:
+        description: Not used here. Where the controller has the secret from.
+        type: str
+      user:
+        description: The user name that goes with a token.
+        type: str
+        default: x-access-token
+      host_keys:
+        description:
+          - Lines of a C(known_hosts) file; the forge may show no other key over SSH.
+          - By default, the first key that the machine sees is kept in C(.git_known_hosts) beside O(dest).
+        type: list
+        elements: str
+        default: []
+  secret:
+    description: The token, or the content of the private key.
+    type: str
   include:
     description: Patterns, as in C(.gitignore), of files of O(src) that are brought although git ignores them.
     type: list
@@ -157,6 +186,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import tarfile
 import time
@@ -184,6 +214,11 @@ for command in "$@"; do
     bash -o pipefail -c "$command" || exit
 done
 """
+# What git runs to get at user and token; it asks for nothing but the one host.
+TOKEN_HELPER = (
+    '!f() { test "$1" != get || printf "username=%s\\npassword=%s\\n" "$REPOSITORY_USER" "$REPOSITORY_SECRET"; }; f'
+)
+WITH_KEY = 'printf "%s" "$REPOSITORY_SECRET" | ssh-add -q - || exit; unset REPOSITORY_SECRET; exec "$@"'
 
 
 class Place:
@@ -447,6 +482,67 @@ def redacted(text: str) -> str:
     return CREDENTIALS.sub(lambda found: "…@" if found[0].endswith("@") else "?…", text)
 
 
+class Way:
+    """How git gets at a private repository. The secret is in no file and no command line, so a kill leaves none behind.
+
+    A token is in the environment of git alone, a key in an ``ssh-agent`` that ends with git.
+    """
+
+    def __init__(self, options: dict[str, Any], url: str, place: Place) -> None:
+        found = options["credentials"] or {}
+        self.kind: str = found.get("kind") or ""
+        self.before: list[str] = []
+        self.words: list[str] = []
+        self.environment: dict[str, str] = {}
+        if not self.kind:
+            return
+        secret = options["secret"] or ""
+        if self.kind == "token":
+            self._token(url, found["user"], secret)
+            return
+        if not re.match(r"ssh://|[A-Za-z0-9._]+@", url):
+            raise _box.BoxError(f"credentials: {self.kind} is for an SSH address, and url={url!r} is none.")
+        if self.kind == "deploy_key":
+            if not secret:
+                raise _box.BoxError("credentials: deploy_key needs secret, the content of the private key.")
+            self.before = ["ssh-agent", "sh", "-c", WITH_KEY, "sh"]
+            self.environment["REPOSITORY_SECRET"] = secret.strip() + "\n"
+        elif not os.environ.get("SSH_AUTH_SOCK"):
+            raise _box.BoxError(
+                "credentials: no SSH agent reaches this machine: run `eval $(ssh-agent); ssh-add` on the controller, "
+                "and see that sshd here has AllowAgentForwarding yes."
+            )
+        self._ssh(place.dest.with_name(".git_known_hosts"), found["host_keys"])
+
+    def _token(self, url: str, user: str, token: str) -> None:
+        if not url.startswith("https://"):
+            raise _box.BoxError(f"credentials: a token goes over https only, and url={url!r} is no such address.")
+        if not token or "\n" in token:
+            raise _box.BoxError("credentials: token needs secret, one line with the token.")
+        host = "/".join(url.split("/")[:3])
+        name = host.removeprefix("https://")
+        # A helper that the machine's own configuration names may write a password to the disk: it is left out.
+        self.words = ["-c", "credential.helper=", "-c", f"credential.{host}.helper={TOKEN_HELPER}"]
+        for address in (f"git@{name}:", f"ssh://git@{name}/"):
+            self.words += ["-c", f"url.{host}/.insteadOf={address}"]
+        self.environment = {"REPOSITORY_USER": user, "REPOSITORY_SECRET": token}
+
+    def _ssh(self, known_hosts: Path, host_keys: list[str]) -> None:
+        if host_keys:
+            _box.write_file(known_hosts, "".join(f"{line}\n" for line in host_keys))
+        known_hosts.parent.mkdir(parents=True, exist_ok=True)
+        options = {
+            "BatchMode": "yes",
+            "IdentityFile": "none",  # only what the agent has
+            "StrictHostKeyChecking": "yes" if host_keys else "accept-new",
+            "UserKnownHostsFile": shlex.quote(str(known_hosts)),
+            "GlobalKnownHostsFile": "/dev/null",
+            "ForwardAgent": "no",
+        }
+        words = " ".join(f"-o {name}={value}" for name, value in options.items())
+        self.environment["GIT_SSH_COMMAND"] = f"ssh -F /dev/null {words}"
+
+
 class GitTree:
     """A tree that the machine fetches itself."""
 
@@ -460,11 +556,15 @@ class GitTree:
         self.url: str = module.params["url"]
         self.submodules: bool = module.params["submodules"]
 
-    def git(self, *arguments: str, purpose: str) -> str:
-        """Run git in the tree, never asking for a password."""
+    def git(self, *arguments: str, purpose: str, way: Way | None = None) -> str:
+        """Run git in the tree, never asking for a password; ``way`` opens what is private for this one command."""
         command = ["git", "-C", str(self.place.dest), "-c", "advice.detachedHead=false", *arguments]
+        environment = {"GIT_TERMINAL_PROMPT": "0"}
+        if way is not None:
+            command = [*way.before, *command[:3], *way.words, *command[3:]]
+            environment |= way.environment
         try:
-            return _box.run(self.module, command, purpose=purpose, environment={"GIT_TERMINAL_PROMPT": "0"})
+            return _box.run(self.module, command, purpose=purpose, environment=environment)
         except _box.BoxError as error:
             # The repository itself may name submodules by addresses with a token in them.
             raise _box.BoxError(redacted(str(error)), **error.details) from None
@@ -506,15 +606,17 @@ class GitTree:
         place.record = {"built": built}
         place.save()
         purpose = f"Fetching {self.url} at {self.digest[:12]}"
+        way = Way(self.module.params, self.url, place)
         self.git("init", "--quiet", purpose="git init")
-        self.git("fetch", "--quiet", "--depth", "1", "--no-tags", "--", self.url, self.digest, purpose=purpose)
+        fetch = ["fetch", "--quiet", "--depth", "1", "--no-tags", "--", self.url, self.digest]
+        self.git(*fetch, purpose=purpose, way=way)
         self.renew_linked()
         self.git("checkout", "--quiet", "--force", "--detach", self.digest, purpose=f"Checking out {self.digest[:12]}")
         if self.submodules:
             # Relative submodule URLs are relative to this one.
             self.git("config", "--", "remote.origin.url", self.url, purpose="git config")
             update = ["submodule", "update", "--init", "--recursive", "--force", "--depth", "1", "--quiet"]
-            self.git(*update, purpose=f"Fetching the submodules of {self.url}")
+            self.git(*update, purpose=f"Fetching the submodules of {self.url}", way=way)
         place.record |= {"digest": self.digest, "url": self.url, "submodules": self.submodules}
         place.save()
 
@@ -683,6 +785,16 @@ def main() -> None:
             "url": {"type": "str"},
             "commit": {"type": "str"},
             "submodules": {"type": "bool", "default": False},
+            "credentials": {
+                "type": "dict",
+                "options": {
+                    "kind": {"type": "str", "choices": ["token", "deploy_key", "agent"], "required": True},
+                    "variable": {"type": "str"},
+                    "user": {"type": "str", "default": "x-access-token"},
+                    "host_keys": {"type": "list", "elements": "str", "default": [], "no_log": False},
+                },
+            },
+            "secret": {"type": "str", "no_log": True},
             "include": {"type": "list", "elements": "str", "default": []},
             "by_content": {"type": "bool", "default": False},
             "variant": {"type": "raw"},

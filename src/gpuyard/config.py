@@ -18,8 +18,9 @@ import yaml
 from gpuyard import paths
 from gpuyard.errors import UsageError
 from gpuyard.formats.location import DEFAULT_REGION, Location
-from gpuyard.providers.base import Provider
+from gpuyard.providers.base import OWN, Provider
 from gpuyard.providers.http import Patience
+from gpuyard.providers.own import Own, read_inventory
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
 from gpuyard.remedies import option, remedy
@@ -38,7 +39,7 @@ _NO_SANDBOX = (
 class _Cloud:
     """What configuration knows of a provider."""
 
-    make: Callable[..., Provider]  # takes the key, base_url=, emulated=, sandbox= and patience=
+    make: Callable[..., Provider]  # takes the key, base_url=, emulated=, sandbox= and patience=; own boxes not all
     variable: str
     key_file: str  # as shown to people
     read_file: Callable[[Mapping[str, str]], str]
@@ -82,9 +83,19 @@ def _vultr_file(env: Mapping[str, str]) -> str:
     return ""
 
 
+def _own_file(env: Mapping[str, str]) -> str:
+    """Return the inventory of the user's own boxes when it names one, as the plays' folder has it."""
+    file = OWN_FILE.absolute()
+    return str(file) if read_inventory(file) else ""
+
+
+OWN_FILE = Path("inventories/own.yml")
+
 CLOUDS: dict[str, _Cloud] = {
     "vast": _Cloud(Vast, "VAST_API_KEY", "~/.config/vastai/vast_api_key", _vast_file),
     "vultr": _Cloud(Vultr, "VULTR_API_KEY", "~/.config/vultr-cli.yaml", _vultr_file),
+    # Their inventory stands for the key.
+    OWN: _Cloud(Own, "GPUYARD_OWN_BOXES", str(OWN_FILE), _own_file),
 }
 """The clouds by name, in the order in which they are named to people."""
 
@@ -167,13 +178,20 @@ def connect(
             exists = (world.sandbox_state / "settings.json").exists()
             launch = remedy("launch", sandbox=True)
             raise UsageError((_NOT_RUNNING if exists else _NO_SANDBOX).format(state=world.sandbox_state, launch=launch))
-        return [
+        emulated: list[Provider] = [
             CLOUDS[name].make(
                 info.keys[name], base_url=info.endpoints[name], emulated=True, sandbox=info.name, patience=patience
             )
             for name in wanted
             if name in info.keys and name in info.endpoints
         ]
+        # No box that is really the user's: those of a sandbox are named in its own folder.
+        boxes = world.sandbox_state.absolute() / OWN_FILE.name
+        if OWN in wanted and read_inventory(boxes):
+            emulated.append(Own(str(boxes), sandbox=info.name, patience=patience))
+        if require and provider == OWN and not emulated:
+            raise UsageError(f"There is no own box in {boxes}, where a sandbox's are named.")
+        return emulated
     found = {name: key for name in wanted if (key := _key(CLOUDS[name], world.env))}
     if require and not found:
         raise UsageError(_no_key(provider))
@@ -262,13 +280,18 @@ def _key(cloud: _Cloud, env: Mapping[str, str]) -> str:
 
 
 def _no_key(provider: str | None) -> str:
+    if provider == OWN:
+        return f"There is no box of your own in {OWN_FILE}: name one there, or the file with {CLOUDS[OWN].variable}."
     emulated = f"{option('sandbox', True)} (or GPUYARD_SANDBOX=1)"
     way_out = f"or try it on the emulated clouds of this machine with {emulated}."
     if provider:
         cloud = CLOUDS[provider]
         return f"There is no key for {provider}: set {cloud.variable} or put it into {cloud.key_file}, {way_out}"
-    variables = " or ".join(cloud.variable for cloud in CLOUDS.values())
-    return f"There is no key of any cloud: set {variables} (or use the files of the providers' own tools), {way_out}"
+    variables = " or ".join(cloud.variable for name, cloud in CLOUDS.items() if name != OWN)
+    return (
+        f"There is no key of any cloud: set {variables} (or use the files of the providers' own tools), name boxes of "
+        f"your own in {OWN_FILE}, {way_out}"
+    )
 
 
 def _flag(env: Mapping[str, str], name: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from gpuyard import gpus
 from gpuyard.errors import GpuyardError, NoOfferError, UsageError
-from gpuyard.providers.base import Offer, Progress, Provider, Query
+from gpuyard.providers.base import OWN, Offer, Progress, Provider, Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +265,8 @@ def _conditions(query: Query, avoid: frozenset[str]) -> list[_Condition]:
         found.append(
             _Condition(
                 f"market = {query.market}",
-                lambda offer: offer.market == query.market,
+                # Nobody takes an own box away, and nothing is cheaper.
+                lambda offer: offer.market == query.market or offer.provider == OWN,
                 lambda offer: offer.market,
             )
         )
@@ -279,7 +280,7 @@ def _conditions(query: Query, avoid: frozenset[str]) -> list[_Condition]:
         )
     # A machine with a slice of a GPU sees one GPU. How large the slice is shows in its memory.
     least: list[tuple[str, float | None, Callable[[Offer], float | None]]] = [
-        ("gpu_count", query.gpu_count, lambda offer: max(1.0, offer.gpu_count)),
+        ("gpu_count", query.gpu_count, _gpus_seen),
         ("gpu_ram_gb", query.gpu_ram_gb, lambda offer: offer.gpu_ram_gb),
         ("cpu_cores", query.cpu_cores, lambda offer: offer.cpu_cores),
         ("ram_gb", query.ram_gb, lambda offer: offer.ram_gb),
@@ -326,6 +327,11 @@ def _not_failed(failed: Mapping[tuple[str, str], str]) -> _Condition:
         return f"host {offer.machine_id} failed us {failed[offer.provider, offer.machine_id]}"
 
     return _Condition("failed_hosts", holds, shows)
+
+
+def _gpus_seen(offer: Offer) -> float:
+    """Return how many GPUs the machine sees: one of a slice, none on an own box that has none."""
+    return 0.0 if offer.provider == OWN and not offer.gpu_count else max(1.0, offer.gpu_count)
 
 
 def _at_least(name: str, wanted: float, value: Callable[[Offer], float | None]) -> _Condition:

@@ -63,7 +63,7 @@ def _number(name: str, value: Any) -> float:
 def instance_to_dict(instance: Instance) -> dict[str, Any]:
     """Return an instance as plain values; ``run`` and ``workload`` are empty when gpuyard did not rent it."""
     values = asdict(instance)
-    del values["ref"]
+    del values["ref"], values["way"]
     return values | {
         "state": str(instance.state),
         "run": instance.ref.run if instance.ref else "",
@@ -255,9 +255,23 @@ def _what_bills(one: runs.Run) -> list[str]:
     return [line for node in one.nodes for line in _node_bills(one.name, host_name(one.name, node.name, names), node)]
 
 
+def _own_box(name: str, node: runs.Node, box: str, again: str, end: str) -> list[str]:
+    """Return what a person has to know of an own box that a run keeps, and on which nothing is at work."""
+    assert node.machine is not None  # it is an own box
+    if node.state == "running":
+        return []
+    if node.state == "unreachable":
+        why = node.machine.status_text if node.machine.silent else "does not answer"
+        return [f"{name} is on own box {box}, which {why}; it is not lost, and costs nothing"]
+    why = watch.failure_text(node.stages) if node.state == "failed" else ""
+    return [f"{name} is {node.state}{why}, and own box {box} stays its own: {again} goes on, {end} frees the box"]
+
+
 def _node_bills(run: str, name: str, node: runs.Node) -> list[str]:
     end = f"{remedy('teardown', run=run)}"
     again = f"{remedy('launch', run=run)}"
+    if node.machine and node.machine.way:
+        return _own_box(name, node, node.machine.way.name, again, end)
     if not node.instances or node.state in ("running", "pending", "stopped", "preempted", "unknown"):
         return []
     match node.state:

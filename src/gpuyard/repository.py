@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import shlex
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpuyard.errors import UsageError
@@ -38,7 +40,7 @@ def why_not(url: str) -> str:
     if _PERHAPS.search(url):
         return (
             "must not hold a user name, a password or a token: a workload can be read in plans, logs and on the "
-            "machine. Write the address without them; of a private repository, name a local clone with repository.path"
+            "machine. Write the address without them; repository.credentials names what opens a private repository"
         )
     if url.startswith("file:"):
         return "must be an address that the machine can reach; a folder of this one is named with repository.path"
@@ -51,11 +53,33 @@ def redacted(text: str) -> str:
     return _CREDENTIALS.sub(lambda found: "…@" if found[0].endswith("@") else "?…", text)
 
 
-def look(url: str, commit: str, *, timeout_s: float = 10.0) -> str:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How git gets at a private repository: words for its command line, which hold no secret, and its environment."""
+
+    words: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def with_token(url: str, user: str, token: str) -> Way:
+    """Return the way with a token, which no other host than that of ``url`` ever gets."""
+    answer = 'printf "username=%s\\npassword=%s\\n" "$REPOSITORY_USER" "$REPOSITORY_SECRET"'
+    helper = f'!f() {{ test "$1" != get || {answer}; }}; f'
+    host = "/".join(url.split("/")[:3])
+    return Way(["-c", f"credential.{host}.helper={helper}"], {"REPOSITORY_USER": user, "REPOSITORY_SECRET": token})
+
+
+def with_key(file: Path) -> Way:
+    """Return the way with a private SSH key alone."""
+    options = f"-o BatchMode=yes -o IdentitiesOnly=yes -i {shlex.quote(str(file))}"
+    return Way(environment={"GIT_SSH_COMMAND": f"ssh {options}"})
+
+
+def look(url: str, commit: str, *, way: Way | None = None, timeout_s: float = 10.0) -> str:
     """Return a warning when this machine cannot say whether the repository has ``commit``; ``""`` when it has.
 
     Raises :class:`UsageError` when the server says that it has not: no machine would get it either. Nobody is asked for
-    a password, and none that is kept here is used, since the machine has none.
+    a password, and none that is kept here is used, since the machine has none; ``way`` is what the machine will have.
     """
     began = time.monotonic()
     name = f"{redacted(url)} at {commit[:12]}"
@@ -69,7 +93,7 @@ def look(url: str, commit: str, *, timeout_s: float = 10.0) -> str:
         for step in steps:
             left = timeout_s - (time.monotonic() - began)
             try:
-                done = _git(folder, *step, timeout_s=max(left, 0.1))
+                done = _git(folder, *step, way=way or Way(), timeout_s=max(left, 0.1))
             except FileNotFoundError:
                 return f"There is no git here, so nobody has looked for {name}."
             except subprocess.TimeoutExpired:
@@ -88,7 +112,7 @@ def look(url: str, commit: str, *, timeout_s: float = 10.0) -> str:
     return ""
 
 
-def _git(folder: str, *words: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+def _git(folder: str, *words: str, way: Way, timeout_s: float) -> subprocess.CompletedProcess[str]:
     alone = {
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ASKPASS": "true",
@@ -97,8 +121,8 @@ def _git(folder: str, *words: str, timeout_s: float) -> subprocess.CompletedProc
         "LC_ALL": "C",
     }
     process = subprocess.Popen(
-        ["git", "-C", folder, "-c", "credential.helper=", *words],
-        env=os.environ | alone,
+        ["git", "-C", folder, "-c", "credential.helper=", *way.words, *words],
+        env={**os.environ, **alone, **way.environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import fcntl
 import hashlib
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from gpuyard import paths
@@ -25,7 +24,8 @@ from gpuyard.errors import (
 from gpuyard.files import write_whole
 from gpuyard.formats.label import FIRST_NODE
 from gpuyard.hosts import host_name
-from gpuyard.providers.base import Instance, Provider, alias_prefix, sandbox_prefix
+from gpuyard.providers import ssh_options
+from gpuyard.providers.base import OWN, Instance, Provider, alias_prefix, sandbox_prefix
 
 _SSH_CONNECT_TIMEOUT_S = 10
 # The kernel's limit is 108 bytes, and ssh puts 17 characters more behind the name while it makes the socket.
@@ -54,11 +54,12 @@ def ssh_args(
     ``first_contact`` accepts and pins an unknown host key; without it only the pinned one is accepted.
     """
     return [
-        *_ssh_options(instance, known_hosts or paths.known_hosts(), first_contact),
+        *ssh_options.words(instance, known_hosts or paths.known_hosts(), first_contact=first_contact),
         *("-o", "BatchMode=yes", "-o", f"ConnectTimeout={_SSH_CONNECT_TIMEOUT_S}", "-o", "LogLevel=ERROR"),
         # A command or terminal request in the user's own ssh configuration (Host *) would break ours.
         *("-o", "RemoteCommand=none", "-o", "RequestTTY=no"),
-        *("-i", str(key.private_path), "-p", str(instance.ssh_port)),
+        *(["-i", identity] if (identity := _identity(instance, key)) else []),
+        *("-p", str(instance.ssh_port)),
         f"{instance.ssh_user}@{instance.ssh_host}",
     ]
 
@@ -71,11 +72,21 @@ def ansible_vars(instance: Instance, key: SshKey, known_hosts: Path | None = Non
         "ansible_host": instance.ssh_host,
         "ansible_port": instance.ssh_port,
         "ansible_user": instance.ssh_user,
-        "ansible_ssh_private_key_file": str(key.private_path),
+        "ansible_ssh_private_key_file": _identity(instance, key),
         "ansible_ssh_common_args": shlex.join(
-            [*_ssh_options(instance, known_hosts or paths.known_hosts(), False), *_shared(instance, key)]
+            [
+                *ssh_options.words(instance, known_hosts or paths.known_hosts(), first_contact=False),
+                *_shared(instance, key),
+            ]
         ),
+        # What the roles write belongs to root, as on every machine.
+        **({} if instance.ssh_user == "root" else {"ansible_become": True}),
     }
+
+
+def _identity(instance: Instance, key: SshKey) -> str:
+    """Return the path of the private key for an instance; for an own box ``""`` when its inventory names none."""
+    return instance.way.private_key if instance.way else str(key.private_path)
 
 
 def shared_connection_args(instance: Instance, key: SshKey) -> list[str]:
@@ -94,7 +105,7 @@ def end_shared_connection(instance: Instance, key: SshKey) -> None:
     if place.is_socket():
         with suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(
-                ["ssh", "-O", "exit", "-o", f"ControlPath={_ssh_path(place)}", instance.ssh_host],
+                ["ssh", "-O", "exit", "-o", f"ControlPath={ssh_options.quoted(place)}", instance.ssh_host],
                 capture_output=True,
                 timeout=_SSH_CONNECT_TIMEOUT_S,
             )
@@ -106,7 +117,7 @@ def _shared(instance: Instance, key: SshKey) -> list[str]:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return []
-    return ["-o", f"ControlPath={_ssh_path(place)}"] if len(str(place)) <= _MOST_SOCKET_PATH else []
+    return ["-o", f"ControlPath={ssh_options.quoted(place)}"] if len(str(place)) <= _MOST_SOCKET_PATH else []
 
 
 def _control_path(instance: Instance, key: SshKey) -> Path:
@@ -139,10 +150,10 @@ def add_ssh_host(instance: Instance, key: SshKey, known_hosts: Path | None = Non
         "HostName": instance.ssh_host,
         "Port": str(instance.ssh_port),
         "User": instance.ssh_user,
-        "IdentityFile": _ssh_path(key.private_path),
-        **_ssh_settings(instance, file, first_contact=False),
+        **({"IdentityFile": ssh_options.quoted(Path(identity))} if (identity := _identity(instance, key)) else {}),
+        **ssh_options.settings(instance, file, first_contact=False),
     }
-    with locked(file):
+    with ssh_options.locked(file):
         # One file a run, and in it one entry a node: a machine that replaces a lost one takes over its name.
         entry = _ssh_entries(file) / f"{ref.run}.conf"
         paths.ensure_private(entry.parent)
@@ -150,7 +161,9 @@ def add_ssh_host(instance: Instance, key: SshKey, known_hosts: Path | None = Non
         _write_nodes(entry, {**_nodes_of(entry), ref.node: lines})
         top = file.parent / "ssh_config"
         if not top.exists():
-            write_whole(top, f"# Written by gpuyard: one file a run.\nInclude {_ssh_path(entry.parent)}/*.conf\n")
+            write_whole(
+                top, f"# Written by gpuyard: one file a run.\nInclude {ssh_options.quoted(entry.parent)}/*.conf\n"
+            )
 
 
 def _nodes_of(entry: Path) -> dict[str, list[str]]:
@@ -208,14 +221,19 @@ def forget_sandbox(name: str, known_hosts: Path | None = None) -> None:
 
 def _forget(unwanted: Callable[[str], bool], file: Path) -> None:
     """Remove the pinned keys, and the entries for ssh, whose alias is ``unwanted``."""
-    with locked(file):
+    with ssh_options.locked(file):
         for entry in _ssh_entries(file).glob("*.conf"):
             nodes = _nodes_of(entry)
             left = {node: lines for node, lines in nodes.items() if not any(map(unwanted, _aliases(lines)))}
             if len(left) != len(nodes):
                 _write_nodes(entry, left)
         lines = _known_lines(file)
-        kept = [line for line in lines if not (line.split() and unwanted(line.split()[0]))]
+        # An own box stays the same machine, whatever runs on it, so its key stays pinned.
+        kept = [
+            line
+            for line in lines
+            if not (line.split() and unwanted(line.split()[0])) or line.startswith(alias_prefix(OWN, ""))
+        ]
         if len(kept) != len(lines):
             write_whole(file, "".join(line + "\n" for line in kept))
 
@@ -223,31 +241,6 @@ def _forget(unwanted: Callable[[str], bool], file: Path) -> None:
 def _aliases(lines: Iterable[str]) -> set[str]:
     """Return the aliases that lines of an entry for ssh name."""
     return {words[1] for line in lines if (words := line.split())[:1] == ["HostKeyAlias"]}
-
-
-def _ssh_settings(instance: Instance, known_hosts: Path, first_contact: bool) -> dict[str, str]:
-    checking = "accept-new" if first_contact else "yes"
-    return {
-        "HostKeyAlias": instance.host_key_alias,
-        "UserKnownHostsFile": _ssh_path(known_hosts),
-        # Only our own file counts: addresses and ports are re-used by other people's machines.
-        "GlobalKnownHostsFile": "/dev/null",
-        "StrictHostKeyChecking": checking,
-        "HashKnownHosts": "no",
-        "UpdateHostKeys": "no",
-        "IdentitiesOnly": "yes",
-    }
-
-
-def _ssh_options(instance: Instance, known_hosts: Path, first_contact: bool) -> list[str]:
-    settings = _ssh_settings(instance, known_hosts, first_contact)
-    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-
-
-def _ssh_path(path: Path) -> str:
-    """Return a path as ssh's option syntax wants it: ``%`` doubled, in quotes when it holds a space."""
-    escaped = str(path).replace("%", "%%")
-    return f'"{escaped}"' if " " in escaped else escaped
 
 
 def try_once(command: Sequence[str], *, within_s: float = 3 * _SSH_CONNECT_TIMEOUT_S) -> str | None:
@@ -281,19 +274,6 @@ def _known_lines(file: Path) -> list[str]:
         return file.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
-
-
-@contextmanager
-def locked(file: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock that goes with ``file``.
-
-    Rewriting it excludes everybody else; ssh, which appends to it, only excludes that: a line appended to the file that
-    is just being replaced would be lost.
-    """
-    paths.ensure_private(file.parent)
-    with file.with_name(f"{file.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
 
 
 def _name(instance: Instance) -> str:

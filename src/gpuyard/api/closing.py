@@ -86,9 +86,12 @@ def left_alone(run: str, states: Sequence[str], machines: int, price_per_hour_us
     if known == {"finished"}:
         telling = "finished"
     who = "The machine bills" if machines == 1 else f"Its {machines} machines bill"
+    costs = f"{who} {price_per_hour_usd:.4f} USD an hour, also when the run has ended, until:"
+    if not price_per_hour_usd:
+        costs = "It has boxes of yours only, which cost nothing and are the run's until:"
     # Short enough not to be folded, so that the commands can be copied.
     return [
         f"Run {run} {_STATES.get(telling, 'is at work')}. Its log: {remedy('logs', run=run)}",
-        f"{who} {price_per_hour_usd:.4f} USD an hour, also when the run has ended, until:",
+        costs,
         f"{remedy('teardown', run=run)}",
     ]

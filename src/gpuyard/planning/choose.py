@@ -138,6 +138,18 @@ def to_resume(known: Sequence[Run], request: PlanRequest) -> Run:
     return _with_nothing_to_lose(candidates[0])
 
 
+def refuse_silent_box(run: Run) -> None:
+    """Refuse to go on with a run on an own box that does not answer: it is not lost, only out of reach."""
+    for node in run.nodes:
+        if node.machine and node.machine.silent and node.machine.way:
+            raise UsageError(
+                f"{machine.whose(run.name, node.name)} is on own box {node.machine.way.name}, which "
+                f"{node.machine.status_text.rstrip('.')}. Switch it on and try again, or name another run. A box that "
+                f"is gone for good is given up by removing it from its inventory; `{remedy('resume', run=run.name)}` "
+                "then goes on."
+            )
+
+
 def _with_nothing_to_lose(run: Run) -> Run:
     for node in run.nodes:
         _not_the_only_copy(run.name, node)

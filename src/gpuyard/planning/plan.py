@@ -197,12 +197,16 @@ def make(
         kept = pool.submit(runs.stored, store, run=request.run)
         seen = asked.result()
         _complain(seen.errors, chosen_clouds, progress)
+        if progress:
+            for sentence in survey.silent_boxes(seen.instances):
+                progress(sentence)
         known = runs.join(seen.instances, kept.result())
     run = (
         choose.to_resume(known, request)
         if request.mode == "resume"
         else choose.to_launch(known, chosen_clouds, workload, request)
     )
+    choose.refuse_silent_box(run)
     made = version.of_run(run, request, runs.shared(store), checked.resolved, progress)
     if made.resolved is not checked.resolved:
         checked = _checked(made.resolved, request, env)

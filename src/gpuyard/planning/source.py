@@ -14,6 +14,7 @@ from gpuyard.box.checkpoints.brought import compare
 from gpuyard.errors import UsageError
 from gpuyard.renting.runs import Run
 from gpuyard.workload import Workload, lean
+from gpuyard.workload.schema import Repository
 
 _NAMED = 3  # files that are named before the rest is counted
 _WORTH_NAMING_BYTES = 100_000  # what is left out and smaller is told to nobody
@@ -136,13 +137,24 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
+def _way(source: Repository) -> repository.Way | None:
+    """Return how the machine will get at a private repository, with what this controller has for it."""
+    credentials = source.credentials
+    if credentials is None or source.url is None:
+        return None
+    if credentials.kind == "token":
+        return repository.with_token(source.url, credentials.user, os.environ[credentials.variable or ""])
+    file = credentials.key_file(os.environ)
+    return repository.with_key(file) if file else None
+
+
 def look(workload: Workload) -> list[str]:
     """Return a warning when nobody here can say whether the machine will find the workload's repository."""
     source = workload.repository
     if not (source.url and source.commit):
         return []
     try:
-        warning = repository.look(source.url, source.commit)
+        warning = repository.look(source.url, source.commit, way=_way(source))
     except UsageError as error:
         raise UsageError(f"{workload.source}: {error} Nothing was rented.") from None
     return [warning] if warning else []

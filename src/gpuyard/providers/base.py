@@ -104,9 +104,22 @@ class CreateSpec:
     """Called each time right before a create request is sent."""
 
 
+OWN = "own"
+"""The provider of the boxes that belong to the user, which cost nothing and are never ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a box of the user's own is reached, where that is not as a rented one, and what it is called."""
+
+    name: str  # in the user's inventory
+    private_key: str = ""  # its path; "": ssh offers what it always offers
+    options: tuple[tuple[str, str], ...] = ()  # further ones of ssh, by name: ProxyJump and the like
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A rented machine."""
+    """A rented machine, or a box of the user's own (``way``) that a run has claimed."""
 
     provider: str
     id: str
@@ -128,6 +141,7 @@ class Instance:
     emulated: bool = False
     sandbox: str = ""  # the name of the sandbox that emulates it; "": a real one
     idle_price_per_hour_usd: float | None = None  # while it does not run; None: the same as while it does
+    way: Way | None = None  # how an own box is reached; None: it is rented
 
     @property
     def place(self) -> tuple[str, str]:
@@ -155,14 +169,22 @@ class Instance:
         return self.price_per_hour_usd if self.idle_price_per_hour_usd is None else self.idle_price_per_hour_usd
 
     @property
+    def silent(self) -> bool:
+        """Whether it is an own box that does not answer: switched off, say, and still its run's."""
+        return self.way is not None and self.state is State.UNKNOWN
+
+    @property
     def cost_now_per_hour_usd(self) -> float:
         """What it costs an hour as it is now."""
         return self.idle_price if self.idle else self.price_per_hour_usd
 
     @property
     def host_key_alias(self) -> str:
-        """The name under which its SSH host key is pinned: belongs to the instance, not to an address."""
-        return alias_prefix(self.provider, self.sandbox) + self.id
+        """The name under which its SSH host key is pinned: belongs to the instance, not to an address.
+
+        An own box has the same one for all runs.
+        """
+        return alias_prefix(self.provider, self.sandbox) + (self.way.name if self.way else self.id)
 
 
 def alias_prefix(provider: str, sandbox: str) -> str:

@@ -267,7 +267,8 @@ def _kept(verdict: Verdict, order: Order) -> str:
     """Return why a machine is kept, what it costs, and what can be done, in sentences."""
     one = verdict.instance
     teardown = f"`{remedy('teardown', run=order.run)}`"
-    bills = f"{machine.describe(one)} is kept, and bills {one.cost_now_per_hour_usd:.4f} USD an hour"
+    cost = "costs nothing" if one.way else f"bills {one.cost_now_per_hour_usd:.4f} USD an hour"
+    bills = f"{machine.describe(one)} is kept, and {cost}"
     if order.only:
         return (
             f"Nothing is destroyed: {verdict.why} So {bills}: `{remedy('status')}` shows how it stands, "

@@ -15,6 +15,7 @@ from gpuyard.errors import (
     UnsupportedError,
 )
 from gpuyard.pace import Clock
+from gpuyard.providers import ssh_options
 from gpuyard.providers.base import Instance, Progress, Provider, State
 from gpuyard.providers.rental import UNLISTED_S
 from gpuyard.providers.values import same_ssh_key
@@ -66,7 +67,7 @@ def wait_ready(
         if elapsed > timeout_s:
             state = trouble or f"it last was {last or 'not listed'}"
             raise UnreachableError(
-                f"{_name(instance)} was not ready after {timeout_s:.0f} s; {state}. It is rented and bills."
+                f"{_name(instance)} was not ready after {timeout_s:.0f} s; {state}.{_bills(instance)}"
             )
         clock.sleep(delay)
     raise AssertionError("the delays never end")
@@ -114,7 +115,7 @@ def wait_ssh(
     known: Sequence[str] = []
     refused_until: float | None = None
     for delay in clock.delays():
-        with ssh.locked(file, shared=True):
+        with ssh_options.locked(file, shared=True):
             complaint = ssh.try_once(command, within_s=timeout_s)
         elapsed = clock.now() - start
         if complaint is None:
@@ -144,7 +145,7 @@ def wait_ssh(
         if elapsed > timeout_s:
             raise UnreachableError(
                 f"{_name(instance)} did not answer over SSH at {instance.ssh_host}:{instance.ssh_port} within "
-                f"{timeout_s:.0f} s ({last}). It is rented and bills."
+                f"{timeout_s:.0f} s ({last}).{_bills(instance)}"
             )
         clock.sleep(delay)
     raise AssertionError("the delays never end")
@@ -181,7 +182,7 @@ def _key_may_arrive_s(instance: Instance, key: SshKey, known: Sequence[str], clo
 def _refused(instance: Instance, key: SshKey, known: Sequence[str], new: bool) -> str:
     ours = f"{ssh.key_fingerprint(key.public_text)} ({key.private_path})"
     if new:
-        return f"{_name(instance)} still refuses the SSH key with which it was rented, {ours}. It is rented and bills."
+        return f"{_name(instance)} still refuses the SSH key with which it was rented, {ours}.{_bills(instance)}"
     others = [
         f"{ssh.key_fingerprint(one)}{f' ({name})' if (name := ' '.join(one.split()[2:])) else ''}"
         for one in known
@@ -195,6 +196,10 @@ def _refused(instance: Instance, key: SshKey, known: Sequence[str], new: bool) -
         f"with a key of its own.{account} Name that key's private file with {option('ssh_key', 'PATH')}, work from "
         f"that controller, or end the run with `{remedy('teardown', run=run)}`."
     )
+
+
+def _bills(instance: Instance) -> str:
+    return "" if instance.way else " It is rented and bills."
 
 
 def _name(instance: Instance) -> str:

@@ -102,9 +102,11 @@ def rent(
         with suppress(OSError):
             ssh.forget_host_key(instance)
             ssh.forget_run(spec.ref.run, providers, node=spec.ref.node)
+        teardown = f"`{remedy('teardown', run=spec.ref.run)}`"
         tell(
-            f"Rented {_name(instance)} for run {spec.ref.run}; it bills until "
-            f"`{remedy('teardown', run=spec.ref.run)}` ends that."
+            f"Own box {instance.way.name} is run {spec.ref.run}'s until {teardown} frees it; it costs nothing."
+            if instance.way
+            else f"Rented {_name(instance)} for run {spec.ref.run}; it bills until {teardown} ends that."
         )
         try:
             return make_usable(instance)

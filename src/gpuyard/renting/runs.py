@@ -112,7 +112,7 @@ class Node:
         if said:
             return said
         if self.machine:
-            return str(self.machine.state)
+            return "unreachable" if self.machine.silent else str(self.machine.state)
         if any(instance.state is State.PREEMPTED for instance in self.instances):
             return "preempted"
         if not (self.record or self.manifest) and self.entries and all(one.ended_by_us for one in self.entries):

@@ -37,6 +37,15 @@ class Survey:
         }
 
 
+def silent_boxes(instances: Iterable[Instance]) -> list[str]:
+    """Return a sentence for each own box that does not answer, and of which nobody here knows whose it is."""
+    return [
+        f"Own box {one.way.name} {one.status_text.rstrip('.')}; a run that is there is not seen."
+        for one in instances
+        if one.way and one.silent and one.ref is None
+    ]
+
+
 def take(providers: Sequence[Provider], *, within_s: float | None = None) -> Survey:
     """Ask all ``providers`` for their instances at the same time.
 

@@ -66,6 +66,8 @@ def command(instance: Instance, key: SshKey, words: list[str]) -> list[str]:
     runner = shlex.join([BOX_PYTHON, "-m", "gpuyard.box.stages", *words])
     # To anybody but root a folder that must not be entered looks as if it were empty.
     line = f'test -e {BOX_SETTINGS} || test "$(id -u)" != 0 || exit {_NOTHING_BEGUN}; exec {runner}'
+    if instance.ssh_user != "root":
+        line = shlex.join(["sudo", "-n", "sh", "-c", line])
     return ["ssh", *_SSH_OPTIONS, *ssh.ssh_args(instance, key), line]
 
 

@@ -33,6 +33,7 @@ from gpuyard.workload.disks import Size, Volume, VolumeName, check_volumes
 from gpuyard.workload import data
 from gpuyard.workload.monitoring import Monitoring
 from gpuyard.workload.images import Container
+from gpuyard.workload.credentials import Credentials
 from gpuyard.workload.values import (
     Commit,
     Constraint,
@@ -117,6 +118,8 @@ class Repository(Section):
     """The commit of ``url``, all 40 hexadecimal digits."""
     submodules: Switch = False
     """Whether the submodules of ``url`` come with it."""
+    credentials: Credentials | None = None
+    """What opens ``url`` where it is private."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Repository:
@@ -126,6 +129,10 @@ class Repository(Section):
             raise ValueError("must have url and commit together, so that a run can be repeated")
         if self.include and self.url:
             raise ValueError("must not have include with url: a machine that fetches the commit has nothing else")
+        if self.credentials and not self.url:
+            raise ValueError("must have url where it has credentials: a local tree needs none")
+        if self.credentials and self.url and (why := self.credentials.why_not_for(self.url)):
+            raise ValueError(f"has credentials that {why}")
         return self
 
 
@@ -765,6 +772,9 @@ class Workload(Section):
                 f"Workload {self.name} needs {', '.join(missing)} in the environment of this machine. "
                 "Nothing was rented."
             )
+        credentials = self.repository.credentials
+        if credentials and (lack := credentials.missing(env)):
+            raise UsageError(f"{self._source}: repository.credentials: {lack}. Nothing was rented.")
         files = self.secret_files(env)
         for name in self.environment.files:
             if name not in files:
@@ -804,7 +814,7 @@ _TO_BOX = (
 )
 # Where things lie on this machine says nothing about the box.
 _PARTS_TO_BOX: Any = {
-    "repository": {"url", "commit", "submodules", "include"},
+    "repository": {"url", "commit", "submodules", "include", "credentials"},
     "environment": {"required", "optional", "set"},
 }
 _STAGE_TO_BOX: Any = {
