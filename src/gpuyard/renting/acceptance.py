@@ -114,7 +114,7 @@ class Acceptance:
         store = runs.open_bucket(replace(self.bucket, endpoint=from_boxes))
         if not isinstance(store, S3Store):
             return {"no_network": "there is no bucket that a machine reaches by network"}
-        return {name.lower(): store.signed(name, key, _SIGNED_S) for name in ("PUT", "GET")}
+        return {name: store.signed(key, _SIGNED_S, put=name == "put") for name in ("put", "get")}
 
     def _bucket_answers(self) -> bool:
         try:

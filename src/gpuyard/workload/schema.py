@@ -27,13 +27,13 @@ from gpuyard.box.stages import spec
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Market, Query
 from gpuyard.tree import Rules
-from gpuyard.workload.lean import Lean, Pantograph
-from gpuyard.workload.hardware import Cuda, Health
-from gpuyard.workload.disks import Size, Volume, VolumeName, check_volumes
 from gpuyard.workload import data
-from gpuyard.workload.monitoring import Monitoring
-from gpuyard.workload.images import Container
 from gpuyard.workload.credentials import Credentials
+from gpuyard.workload.disks import Size, Volume, VolumeName, check_volumes
+from gpuyard.workload.hardware import Cuda, Health
+from gpuyard.workload.images import Container
+from gpuyard.workload.lean import Lean, Pantograph
+from gpuyard.workload.monitoring import Monitoring
 from gpuyard.workload.values import (
     Commit,
     Constraint,

@@ -88,15 +88,6 @@ class S3Store(Store):
                 ),
             )
 
-    def signed(self, method: str, key: str, lifetime_s: int) -> str:
-        """Return an address with which whoever has it may ``PUT`` or ``GET`` this one object for so many seconds."""
-        operation = {"PUT": "put_object", "GET": "get_object"}[method]
-        with self._failures(key):
-            address: str = self._client.generate_presigned_url(
-                operation, Params={"Bucket": self.bucket, "Key": self.prefix + key}, ExpiresIn=lifetime_s
-            )
-            return address
-
     def get(self, key: str) -> bytes:
         with self._failures(key):
             data: bytes = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].read()
