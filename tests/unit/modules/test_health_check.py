@@ -38,7 +38,8 @@ def a_torch(folder: Path, gpus: int, right: bool = True) -> str:
         "class multiprocessing:\n    spawn = staticmethod(lambda work, args, nprocs: args == (nprocs,) or 1 / 0)\n"
     )
     python = folder / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
+    # Compiled code goes by the second in which a file was written, and the next one is written in the same second.
+    python.write_text(f'#!/bin/sh\nPYTHONDONTWRITEBYTECODE=1 PYTHONPATH={folder} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     return str(python)
 
