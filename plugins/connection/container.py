@@ -50,6 +50,7 @@ class Connection(ConnectionBase):
 
     transport = "gpuyard.cloud.container"
     has_pipelining = True
+    _connected: bool
 
     def _connect(self) -> Connection:
         """Find the engine."""

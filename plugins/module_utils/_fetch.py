@@ -131,7 +131,7 @@ class Folder:
         if not file.digest:
             return True
         known = self.files.get(file.path)
-        if self._is_unchanged(file.path) and known.get("digest") == file.digest:
+        if known and self._is_unchanged(file.path) and known.get("digest") == file.digest:
             return True
         return digest(path, file.algorithm) == file.digest
 

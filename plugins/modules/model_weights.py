@@ -209,7 +209,7 @@ class Weights:
                     f"{reason.format(token=token)}."
                 ) from error
             except (OSError, ValueError) as error:
-                reason = getattr(error, "reason", error)
+                reason = str(getattr(error, "reason", error))
                 raise _box.BoxError(
                     f"weights.{self.name}: {self.endpoint} cannot be asked for {self.repository}: {reason}."
                 ) from error

@@ -552,7 +552,8 @@ class Restoring(Machine):
     def fetch(self, piece: dict[str, Any]) -> Path:
         """Return the file of a piece, fetched and checked; raises :class:`Unfit` that names a damaged one."""
         digest, size = piece["sha256"], piece["bytes"]
-        target, part = self.pieces / digest, self.pieces / f"{digest}.part"
+        target: Path = self.pieces / digest
+        part: Path = self.pieces / f"{digest}.part"
         if target.exists():
             self.meter.pass_over(size)
             return target
