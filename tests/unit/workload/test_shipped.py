@@ -1,0 +1,30 @@
+"""The workloads that come with gpuyard can be used as they are, with each of their profiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpuyard.workload import resolve
+
+ROOT = Path(__file__).resolve().parents[3]
+FILES = sorted(path.stem for path in (ROOT / "workloads").glob("*.yml"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_b3_b28_f5_each_profile_resolves_and_can_be_sent_to_a_machine(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    own = resolve(name).workload
+    for profile in ("", *own.profiles):
+        found = resolve(name, profiles=[profile] if profile else []).workload
+        assert found.to_box()["stages"], profile
+        assert all(stage.hours for stage in found.stages), "the plan has to know what each stage takes"
+        assert found.description and found.budget.max_price_per_hour
+
+
+def test_the_five_projects_and_the_two_examples_are_there() -> None:
+    projects = {"burnqed", "eigen2", "fairy2", "universal_simulator"}
+    assert set(FILES) == {"miniprover", "nanogpt"} | projects
