@@ -76,7 +76,7 @@ def ansible_vars(instance: Instance, key: SshKey, known_hosts: Path | None = Non
         "ansible_ssh_common_args": shlex.join(
             [
                 *ssh_options.words(instance, known_hosts or paths.known_hosts(), first_contact=False),
-                *_shared(instance, key),
+                *by_shared_connection(instance, key),
             ]
         ),
         # What the roles write belongs to root, as on every machine.
@@ -91,7 +91,7 @@ def _identity(instance: Instance, key: SshKey) -> str:
 
 def shared_connection_args(instance: Instance, key: SshKey) -> list[str]:
     """Return ssh's arguments that leave the connection open for a minute to those who come by :func:`ansible_vars`."""
-    shared = _shared(instance, key)
+    shared = by_shared_connection(instance, key)
     return (
         [*shared, "-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", "ServerAliveInterval=30"]
         if shared
@@ -111,7 +111,8 @@ def end_shared_connection(instance: Instance, key: SshKey) -> None:
             )
 
 
-def _shared(instance: Instance, key: SshKey) -> list[str]:
+def by_shared_connection(instance: Instance, key: SshKey) -> list[str]:
+    """Return ssh's arguments that use the shared connection where there is one, and one of its own otherwise."""
     place = _control_path(instance, key)
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -142,7 +142,12 @@ class Acceptance:
         """Return what the machine says of itself; nothing, which is told, where it has no Python."""
         name = f"{instance.provider} instance {instance.id}"
         source = Path(health.__file__).read_text(encoding="utf-8")
-        command = ["ssh", *ssh.ssh_args(instance, key), shlex.join(["python3", "-c", source])]
+        command = [
+            "ssh",
+            *ssh.by_shared_connection(instance, key),
+            *ssh.ssh_args(instance, key),
+            shlex.join(["python3", "-c", source]),
+        ]
         complaint = ""
         for attempt in range(_ATTEMPTS):
             if attempt:

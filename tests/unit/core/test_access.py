@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,15 @@ def test_only_running_machines_of_runs_are_asked(vast: Vast, box: Path, changes:
     access.let_in([vast], [an_instance("vast", **changes)], KEY)
     access.let_in([], [an_instance("vast")], KEY)
     assert not (box / "calls").exists()
+
+
+def test_the_roles_use_the_connection_of_the_first_contact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = Path(tempfile.mkdtemp(dir="/tmp"))
+    monkeypatch.setattr(Path, "home", lambda: short)
+    machine, other = an_instance("vast"), an_instance("vultr")
+    shared = ssh.by_shared_connection(machine, KEY)
+    assert shared[1] in str(ssh.ansible_vars(machine, KEY)["ansible_ssh_common_args"])
+    assert ssh.shared_connection_args(machine, KEY)[:2] == shared != ssh.by_shared_connection(other, KEY)
+    # The kernel takes no longer name for a socket, so there is none to share.
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / ("x" * 90))
+    assert ssh.by_shared_connection(machine, KEY) == ssh.shared_connection_args(machine, KEY) == []
