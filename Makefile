@@ -19,7 +19,7 @@ demo: setup ## The main job on the sandbox: rent, train, lose the machine, resum
 test: setup ## Every test: check, integration, roles, end to end
 	@scripts/test all
 
-check: setup ## Lint, types and unit tests, in about two minutes
+check: setup ## Lint, types, and the unit tests that start no programs, within two minutes
 	@scripts/test check
 
 lint: setup
