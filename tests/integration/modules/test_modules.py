@@ -239,10 +239,12 @@ def test_x11_a_machine_that_fails_its_test_goes_back_and_its_host_is_left_out(ya
     launch = {"gpuyard.cloud.run_launch": {"workload": yard.workload, "provider": "vast", "run": "fit-0"}}
     another = {"gpuyard.cloud.run_launch": {**launch["gpuyard.cloud.run_launch"], "run": "fit-1"}, "check_mode": True}
     launched, planned = yard.play([launch, another])
-    (kept,) = yard.rented()
+    label = "gpuyard/fit-0/"
+    (kept,) = [row for row in yard.rented() if row["label"].startswith(label)]
     assert launched["changed"] and launched["hosts"][0]["instance"]["id"] == kept["id"]
     lines = json.loads(yard.gpuyard("sandbox", "bill", "--json"))["lines"]
-    gone = {line["id"] for line in lines if line["end"] is not None} - {kept["id"]}
+    ended = [line for line in lines if line["label"].startswith(label) and line["end"] is not None]
+    gone = {line["id"] for line in ended} - {kept["id"]}
     assert len(gone) == 1
     said = yard.printed[-1]
     assert f"vast instance {gone.pop()} is not what was offered: gpu count: 0 instead of 1. Giving it back." in said
