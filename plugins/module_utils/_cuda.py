@@ -35,7 +35,21 @@ USUAL = "12.8"
 DRIVER_FOR = {11: 450, 12: 525, 13: 580}
 # From this branch on a data-centre GPU runs CUDA 13 with the package cuda-compat.
 COMPAT_FROM = 535
-DATA_CENTRE: tuple[str, ...] = ("A2", "A10", "A10G", "A16", "A30", "A40", "A100", "A800", "B100", "B200", "B300", "GB200", "GH200")
+DATA_CENTRE: tuple[str, ...] = (
+    "A2",
+    "A10",
+    "A10G",
+    "A16",
+    "A30",
+    "A40",
+    "A100",
+    "A800",
+    "B100",
+    "B200",
+    "B300",
+    "GB200",
+    "GH200",
+)
 DATA_CENTRE += ("H100", "H200", "H800", "H20", "L4", "L40", "L40S", "P4", "P40", "P100", "T4", "V100")
 # The oldest CUDA that can compile for a GPU, by compute capability.
 TOOLKIT_FOR_GPU = ((10.0, "12.8"), (8.9, "11.8"), (8.0, "11.0"))

@@ -165,7 +165,7 @@ class Disk:
             return "can only be read"
         if self.removable:
             return "is removable"
-        own = self.file_system in (*FILE_SYSTEMS, RAID_MEMBER) and self.label.split(":")[-1] == label
+        own = self.file_system in (*FILE_SYSTEMS, RAID_MEMBER) and self.label.rsplit(":", maxsplit=1)[-1] == label
         if self.file_system and not (self.identity in unfinished and (own or self.file_system == UNKNOWN)):
             named = f" labelled {self.label}" if self.label else ""
             return f"holds {self.file_system}{named}"
@@ -377,7 +377,7 @@ def unmounted(fstab: str, *, at: str = "", ours: bool = False) -> list[str]:
     except OSError:
         return []
     found = []
-    for _, fields in fstab_lines(text):
+    for _line, fields in fstab_lines(text):
         if len(fields) < 4 or not fields[1].startswith("/"):
             continue
         options, place = fields[3].split(","), unescape(fields[1])

@@ -192,7 +192,7 @@ class Folder:
         """
         log = self.path / LOG
         with log.open("wb") as output:
-            program = subprocess.Popen(
+            program = subprocess.Popen(  # pylint: disable=ansible-bad-function
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -168,7 +168,7 @@ def is_blank(path: str) -> bool:
 
 def probe(module: AnsibleModule, path: str) -> dict[str, str]:
     """Return what lies on a device by its own content, as ``blkid`` calls it."""
-    code, output, _ = execute(module, ["blkid", "--probe", "--output", "export", path])
+    code, output, _errors = execute(module, ["blkid", "--probe", "--output", "export", path])
     found = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
     if code not in (0, 2):  # several signatures at once, or it cannot be read
         return {"TYPE": UNKNOWN}
@@ -200,7 +200,7 @@ def mounted_at(place: str) -> str:
     """Return the source of what is mounted at ``place``, ``""`` for nothing."""
     found = ""
     for line in Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        source, target, *_ = line.split(" ")
+        source, target = line.split(" ")[:2]
         if unescape(target) == place:
             found = source
     return found

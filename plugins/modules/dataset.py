@@ -464,7 +464,7 @@ class Dataset:
         """Append rclone's output to a file; return its exit code and errors. rclone outlives this module."""
         errors = part.with_name(f"{part.name}.log")
         with part.open("ab") as output, errors.open("wb") as log:
-            program = subprocess.Popen(
+            program = subprocess.Popen(  # pylint: disable=ansible-bad-function
                 [self.module.params["rclone"], *words, *PATIENCE],
                 stdin=subprocess.DEVNULL,
                 stdout=output,

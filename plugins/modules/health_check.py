@@ -104,7 +104,7 @@ def measure(module: AnsibleModule) -> dict[str, Any]:
     request.update({name: value for name, value in options["least"].items() if value is not None})
     command = ["python3", "-m", "gpuyard.box.health", "--table"]
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
             command,
             input=json.dumps(request),
             env={"PYTHONPATH": options["box_zip"], "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"},

@@ -419,9 +419,14 @@ def compress(program: str, names: list[str], target: Path) -> dict[str, Any]:
     words += ["--pax-option=delete=atime,delete=ctime", "--null", "--verbatim-files-from", "--files-from=-"]
     listing = "".join(f"{name.lstrip('/')}\0" for name in names).encode(errors="surrogateescape")
     with target.open("wb") as stream:
-        tar = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        packing = subprocess.Popen([program, "-q", LEVEL], stdin=tar.stdout, stdout=stream, stderr=subprocess.PIPE)
-        assert tar.stdin and tar.stdout and tar.stderr and packing.stderr
+        tar = subprocess.Popen(  # pylint: disable=ansible-bad-function
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        packing = subprocess.Popen(  # pylint: disable=ansible-bad-function
+            [program, "-q", LEVEL], stdin=tar.stdout, stdout=stream, stderr=subprocess.PIPE
+        )
+        if not (tar.stdin and tar.stdout and tar.stderr and packing.stderr):
+            raise AssertionError("all of them were asked for")
         tar.stdout.close()
         errors: list[bytes] = []
         reader = threading.Thread(target=lambda: errors.append(tar.stderr.read()))  # type: ignore[union-attr]
@@ -599,7 +604,9 @@ class Restoring(Machine):
         file = self.fetch(piece)
         words = ["tar", "--extract", "--numeric-owner", f"--directory={self.tree}"]
         words += [f"--use-compress-program={program} -d -q", f"--file={file}"]
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
+            words, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
         if done.returncode:
             said = _box.tail(done.stderr.decode(errors="replace"), 2)
             raise Unfit(f"its piece {piece['sha256'][:12]} cannot be unpacked: {said}")

@@ -74,11 +74,10 @@ def ansible_vars(instance: Instance, key: SshKey, known_hosts: Path | None = Non
         "ansible_user": instance.ssh_user,
         "ansible_ssh_private_key_file": _identity(instance, key),
         "ansible_ssh_common_args": shlex.join(
-            [
-                *ssh_options.words(instance, known_hosts or paths.known_hosts(), first_contact=False),
-                *by_shared_connection(instance, key),
-            ]
+            ssh_options.words(instance, known_hosts or paths.known_hosts(), first_contact=False)
         ),
+        # Ansible replaces what begins with %, and so does ssh.
+        "ansible_control_path": str(place).replace("%", "%%%%") if (place := _control_path(instance, key)) else "",
         # What the roles write belongs to root, as on every machine.
         **({} if instance.ssh_user == "root" else {"ansible_become": True}),
     }
@@ -102,7 +101,7 @@ def shared_connection_args(instance: Instance, key: SshKey) -> list[str]:
 def end_shared_connection(instance: Instance, key: SshKey) -> None:
     """End the shared connection to the instance, which may have restarted since; nothing happens when there is none."""
     place = _control_path(instance, key)
-    if place.is_socket():
+    if place and place.is_socket():
         with suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(
                 ["ssh", "-O", "exit", "-o", f"ControlPath={ssh_options.quoted(place)}", instance.ssh_host],
@@ -114,18 +113,22 @@ def end_shared_connection(instance: Instance, key: SshKey) -> None:
 def by_shared_connection(instance: Instance, key: SshKey) -> list[str]:
     """Return ssh's arguments that use the shared connection where there is one, and one of its own otherwise."""
     place = _control_path(instance, key)
+    return ["-o", f"ControlPath={ssh_options.quoted(place)}"] if place else []
+
+
+def _control_path(instance: Instance, key: SshKey) -> Path | None:
+    """Return the socket of the shared connection to this very instance, beside those of Ansible.
+
+    ``None`` where none can be: the folder cannot be made, or its path is longer than the kernel takes.
+    """
+    words = (instance.host_key_alias, instance.ssh_host, instance.ssh_port, instance.ssh_user, key.private_path)
+    digest = hashlib.sha256("|".join(map(str, words)).encode()).hexdigest()
+    place = Path.home() / ".ansible" / "cp" / f"gpuyard-{digest[:16]}"
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
-        return []
-    return ["-o", f"ControlPath={ssh_options.quoted(place)}"] if len(str(place)) <= _MOST_SOCKET_PATH else []
-
-
-def _control_path(instance: Instance, key: SshKey) -> Path:
-    """Return the socket of the shared connection to this very instance, beside those of Ansible."""
-    words = (instance.host_key_alias, instance.ssh_host, instance.ssh_port, instance.ssh_user, key.private_path)
-    digest = hashlib.sha256("|".join(map(str, words)).encode()).hexdigest()
-    return Path.home() / ".ansible" / "cp" / f"gpuyard-{digest[:16]}"
+        return None
+    return place if len(str(place)) <= _MOST_SOCKET_PATH else None
 
 
 def host_key_fingerprint(instance: Instance, known_hosts: Path | None = None) -> str | None:

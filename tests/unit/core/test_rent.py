@@ -293,6 +293,7 @@ def test_variables_for_ansible() -> None:
         "ansible_user": "root",
         "ansible_ssh_private_key_file": "/keys/with space/id",
         "ansible_ssh_common_args": variables["ansible_ssh_common_args"],
+        "ansible_control_path": variables["ansible_control_path"],
     }
     words = shlex.split(str(variables["ansible_ssh_common_args"]))
     options = dict(word.split("=", 1) for word in words[1::2])
