@@ -38,7 +38,7 @@ _TIMEOUT_S = 60.0
 # Made by the first command that locks the machine for bringing it into shape, see gpuyard.box.converging.
 MODULES_LOCK = Path("/opt/gpuyard/modules.lock")
 # What goes on without its module, see `detached`: a folder for each slot.
-WORK = Path("/opt/gpuyard/work")
+WORK = Path("/opt/gpuyard/detached")
 LIMIT_S = 6 * 3600.0
 _FOLLOW_S = 0.1
 _END_S = 10.0

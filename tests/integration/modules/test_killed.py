@@ -100,7 +100,7 @@ def test_the_next_run_ends_what_a_killed_one_has_begun(box: Box, role: str, tmp_
     play = box.play(role, variables, tmp_path / "play.yml")
     first = start(box.yard, play)
     try:
-        begun = box.ssh("for _ in $(seq 1000); do ls /opt/gpuyard/work/*/record.json && exit; sleep 0.1; done; exit 1")
+        begun = box.ssh("for i in $(seq 999); do ls /opt/gpuyard/detached/*/record.json && exit; sleep .1; done; false")
         assert begun.returncode == 0 and first.poll() is None, begun.stderr
     finally:
         kill_all(first.pid)
@@ -110,4 +110,4 @@ def test_the_next_run_ends_what_a_killed_one_has_begun(box: Box, role: str, tmp_
     assert did in said, said
     done = box.ssh(check)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{said}"
-    assert box.ssh("ls /opt/gpuyard/work").stdout == ""
+    assert box.ssh("ls /opt/gpuyard/detached").stdout == ""
