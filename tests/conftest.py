@@ -24,6 +24,7 @@ WITH_PROGRAMS = (
     "unit/house/test_play_and_watch.py",
     "unit/house/test_tarball.py",
     "unit/miniprover/",
+    "unit/modules/test_box_code.py",
     "unit/modules/test_cuda_toolkit.py",
     "unit/modules/test_data_disks_on_loops.py",
     "unit/modules/test_dataset",

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import shlex
@@ -13,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core, show_line
@@ -23,6 +25,7 @@ with suppress(ImportError):  # told when the task runs
     from gpuyard.renting import converging
 
 DEFAULT_PATH = "/opt/gpuyard/converged.json"
+DEFAULT_SETTINGS = "/opt/gpuyard/run"
 
 
 def _words(parts: list[str]) -> str:
@@ -46,10 +49,12 @@ class ActionModule(ActionBase):
             result = self._module(arguments, task_vars)
             converging.release(name, play)
             return result
-        result = self._module(arguments, task_vars)
-        if state != "compared" or result.get("failed"):
-            return result
-        self._tell(result, name)
+        result = None if state != "compared" or self._task.check_mode else self._at_a_glance(arguments)
+        if result is None:
+            result = self._module(arguments, task_vars)
+            if state != "compared" or result.get("failed"):
+                return result
+            self._tell(result, name)
         if not result["to_change"] or self._task.check_mode:
             return result
         if (command := self._command(arguments, name, task_vars or {})) is not None:
@@ -62,6 +67,38 @@ class ActionModule(ActionBase):
         if result.get("failed") or not result["to_change"]:
             converging.release(name, play)
         return result
+
+    def _at_a_glance(self, arguments: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the answer for a machine that matches, or plainly does not, in a tenth of the module's time.
+
+        ``None`` where it takes the module to tell: stages run, volumes have to be looked at, all has to be looked at.
+        """
+        if boolean(arguments.get("full", False)) or "volumes" in (arguments.get("parts") or {}):
+            return None
+        folder = str(arguments.get("settings") or DEFAULT_SETTINGS)
+        lock, record = posixpath.join(folder, "runner.lock"), str(arguments.get("path") or DEFAULT_PATH)
+        words = f"test ! -e {shlex.quote(lock)} || flock --nonblock --shared {shlex.quote(lock)} true || exit 9"
+        answer = self._low_level_execute_command(f"{words}; cat {shlex.quote(record)} 2>/dev/null || echo {{}}")
+        try:
+            found = json.loads(answer["stdout"]) if answer["rc"] == 0 else None
+        except ValueError:
+            found = {}
+        if not isinstance(found, dict):
+            return None
+        matches = bool(found) and found.get("fingerprint") == arguments["fingerprint"]
+        return {
+            "changed": False,
+            "matches": matches,
+            "running": False,
+            "to_change": not matches,
+            "todo": [],
+            "waiting": [],
+            "differs": [],
+            "removed": [],
+            "recorded": str(found.get("fingerprint") or ""),
+            "repository": str(found.get("repository") or ""),
+            "search_path": found.get("search_path") or [],
+        }
 
     def _tell(self, result: dict[str, Any], name: str) -> None:
         """Say what happens to a machine on which stages run."""

@@ -214,6 +214,7 @@ def detached(
     log: Path | None = None,
     limit_s: float = LIMIT_S,
     may_be_ended: bool = True,
+    wait: bool = True,
 ) -> str:
     """Run a long command in a session of its own, which goes on when module, connection or controller ends.
 
@@ -224,7 +225,7 @@ def detached(
 
     ``environment`` is added to the module's own and written nowhere. The output goes to ``log``, by default a file of
     the slot, and is returned. Raises :class:`BoxError` as :func:`run` does, also after ``limit_s`` seconds, which end
-    the command.
+    the command. Without ``wait`` it is only begun, and nothing is returned.
     """
     variables = {**os.environ, **(environment or {})}
     if not shutil.which(command[0], path=variables.get("PATH")):
@@ -234,7 +235,10 @@ def detached(
     with work.locked():
         if work.taken_over(key):
             return place.read_text(encoding="utf-8", errors="replace") if place.exists() else ""
-        code = work.follow(work.start(command, key, variables, folder, place, limit_s, may_be_ended))
+        process = work.start(command, key, variables, folder, place, limit_s, may_be_ended)
+        if not wait:
+            return ""
+        code = work.follow(process)
         work.forget()
         output = place.read_text(encoding="utf-8", errors="replace")
     if code == 0:

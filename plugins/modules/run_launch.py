@@ -116,6 +116,20 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PLAN_OP
 
 ARGUMENT_SPEC: dict[str, Any] = PLAN_OPTIONS | {"timeout": {"type": "int", "default": 900}}
 CONDITIONS: dict[str, Any] = {}
+# What the tasks of launch.yml need on a machine soon, in their order; the action packs them while the machine boots.
+NEXT_ON_MACHINES = tuple(
+    f"gpuyard.cloud.{name}"
+    for name in (
+        "convergence",
+        "stage_session",
+        "base_system",
+        "rust_toolchain",
+        "work_tree",
+        "uv_environment",
+        "persistent_links",
+        "box_code",
+    )
+)
 
 
 def run(call: Call) -> dict[str, Any]:

@@ -46,6 +46,12 @@ options:
     description: The server, or a mirror of it, that has the toolchains and C(rustup-init).
     type: str
     default: https://static.rust-lang.org
+  wait:
+    description:
+      - Whether the task waits until the toolchain is installed. Without, it only begins that, and a later task that
+        waits follows it to its end and does the rest.
+    type: bool
+    default: true
   rustup_version:
     description: The version of rustup.
     type: str
@@ -76,6 +82,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+under_way:
+  description: Whether the toolchain is being installed, see O(wait).
+  type: bool
+  returned: success
 cargo:
   description: What C(cargo --version) says; empty in check mode on a machine without it.
   type: str
@@ -212,15 +222,15 @@ class Toolchain:
         """What decides about the toolchain's installation."""
         return [self.server, *(self.options[name] for name in ("version", "profile", "components", "rustup_version"))]
 
-    def install_toolchain(self) -> None:
-        """Let rustup install the toolchain and its components."""
+    def install_toolchain(self, *, wait: bool = True) -> None:
+        """Let rustup install the toolchain and its components, or only begin to."""
         version = self.options["version"]
         command = [str(self.program("rustup")), "toolchain", "install", version, "--no-self-update"]
         command += ["--profile", self.options["profile"]]
         for component in self.options["components"]:
             command += ["--component", component]
         purpose = f"Installing Rust {version} from {self.server}"
-        _box.detached(command, slot=self.slot, key=self.key, purpose=purpose, environment=self.environment)
+        _box.detached(command, slot=self.slot, key=self.key, purpose=purpose, environment=self.environment, wait=wait)
 
     def make_default(self) -> None:
         """Make the toolchain the one that is used without a choice."""
@@ -257,6 +267,12 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         (before["launchers"] != wanted["launchers"], "write launchers", toolchain.write_launchers),
     ]
     actions = [name for needed, name, _step in steps if needed]
+    under_way = incomplete and not options["wait"] and not module.check_mode
+    if under_way:
+        if before["rustup"] != wanted["rustup"]:
+            toolchain.install_rustup()
+        toolchain.install_toolchain(wait=False)
+        return {"changed": True, "under_way": True, "actions": actions, "cargo": "", "rustc": "", "diff": {}}
     if not module.check_mode:
         for needed, _name, step in steps:
             if needed:
@@ -270,6 +286,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         check_minimum(options["minimum"], cargo.split()[1], cargo)
     return {
         "changed": bool(actions),
+        "under_way": False,
         "actions": actions,
         "cargo": cargo,
         "rustc": toolchain.ask("rustc", "--version"),
@@ -288,6 +305,7 @@ def main() -> None:
             "root": {"type": "path", "default": "/opt/gpuyard/rust"},
             "bin_dir": {"type": "path", "default": "/usr/local/bin"},
             "dist_server": {"type": "str", "default": "https://static.rust-lang.org"},
+            "wait": {"type": "bool", "default": True},
             "rustup_version": {"type": "str", "required": True},
             "rustup_sha256": {"type": "dict", "required": True},
         },

@@ -74,6 +74,12 @@ options:
     type: list
     elements: path
     default: []
+  compile:
+    description:
+      - Whether what is installed is compiled at once, and not when it is first imported. It pays where little is
+        installed and programs begin often.
+    type: bool
+    default: false
   uv:
     description: The C(uv) to use. When it is not given, one on PATH is taken, and otherwise O(uv_root) is installed.
     type: path
@@ -140,6 +146,7 @@ import re
 import shlex
 import shutil
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -172,6 +179,14 @@ def included(requirements: Path) -> list[Path]:
             if option in ("-r", "-c", "--requirement", "--constraint") and name.strip():
                 waiting.append(file.parent / name.strip())
     return files
+
+
+def pip_archive() -> Path | None:
+    """Return the archive of pip that belongs to this Python, from which pip can run; ``None`` where there is none."""
+    # Debian keeps it apart from Python; the package python3-venv brings it.
+    folders = [sysconfig.get_config_var("WHEEL_PKG_DIR"), Path(os.__file__).parent / "ensurepip" / "_bundled"]
+    found = [file for folder in folders if folder for file in sorted(Path(folder).glob("pip-*.whl"))]
+    return found[-1] if found else None
 
 
 class Environment:
@@ -219,8 +234,10 @@ class Environment:
     def install_uv(self) -> None:
         """Install our own uv from the package index, by checksum."""
         root, version = Path(self.options["uv_root"]), self.options["uv_version"]
+        # Installing pip there takes longer than all that it is needed for, so it runs from its own archive.
+        archive = pip_archive()
         try:
-            command = [sys.executable, "-m", "venv", "--clear", str(root)]
+            command = [sys.executable, "-m", "venv", "--clear", *(["--without-pip"] if archive else []), str(root)]
             _box.run(self.module, command, purpose="Creating the environment of uv")
         except _box.BoxError as error:
             raise _box.BoxError(
@@ -232,7 +249,10 @@ class Environment:
             hashes = " ".join(f"--hash=sha256:{value}" for value in self.options["uv_sha256"])
             wanted.write_text(f"uv=={version} {hashes}\n", encoding="utf-8")
             command = [
-                str(root / "bin" / "pip"),
+                *(["env", f"PYTHONPATH={archive}"] if archive else []),
+                str(root / "bin" / "python"),
+                "-m",
+                "pip",
                 "--disable-pip-version-check",
                 "install",
                 "--quiet",
@@ -287,8 +307,10 @@ class Environment:
         commands = []
         if options["lock"]:
             self.settings["UV_PROJECT_ENVIRONMENT"] = str(self.path)
-            commands.append([uv, "sync", "--frozen", "--no-dev", "--project", project, *extras])
+            compiled = ["--compile-bytecode"] if options["compile"] else []
+            commands.append([uv, "sync", "--frozen", "--no-dev", *compiled, "--project", project, *extras])
         command = [uv, "pip", "install", "--python", str(self.path / "bin" / "python")]
+        command += ["--compile-bytecode"] if options["compile"] else []
         if options["requirements"]:
             command += ["--requirements", options["requirements"]]
         if self.project and not options["lock"]:
@@ -446,6 +468,7 @@ def main() -> None:
             "beside": {"type": "bool", "default": False},
             "base": {"type": "path"},
             "import_paths": {"type": "list", "elements": "path", "default": []},
+            "compile": {"type": "bool", "default": False},
             "uv": {"type": "path"},
             "uv_root": {"type": "path", "default": "/opt/gpuyard/uv"},
             "uv_version": {"type": "str", "required": True},

@@ -160,6 +160,7 @@ def modules_and_options(folder: Path, python: str) -> dict[str, dict[str, Any]]:
     """Return harmless options, in check mode, for every module that runs on boxes."""
     return {
         "convergence": {"fingerprint": "aa", "state": "begun", "path": str(folder / "converged.json")},
+        "box_code": {"src": __file__, "dest": str(folder / "box.zip"), "python": str(folder / "python")},
         "base_system": {"packages": ["no-such-package-anywhere"]},
         "lean_toolchain": {
             "toolchain": "leanprover/lean4:v4.27.0",

@@ -151,6 +151,16 @@ def test_x11_a_gpu_that_fails_is_told(libcuda: Path, fault: str, name: str, why:
     assert found["disk"]["state"] == "ok"
 
 
+@pytest.mark.parametrize(("least", "pieces"), [(None, 4), (0.001, 4), (1e9, 16)])
+def test_a_disk_is_measured_for_longer_only_where_its_threshold_is_near(
+    monkeypatch: pytest.MonkeyPatch, least: float | None, pieces: int
+) -> None:
+    written: list[int] = []
+    monkeypatch.setattr(health.os, "write", lambda _handle, data: written.append(len(data)) or len(data))
+    found = health.disk_checks({"disk_mb_s": least})
+    assert len(written) == pieces and found[-1]["state"] == ("failed" if least == 1e9 else "ok")
+
+
 def test_x11_a_gpu_that_hangs_is_ended(libcuda: Path) -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(SOURCE.parents[2])!r}); from gpuyard.box import health, health as h\n"

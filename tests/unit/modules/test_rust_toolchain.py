@@ -100,6 +100,22 @@ def test_a_killed_modules_download_is_taken_over(
     assert downloads.read_text().count("begun") == 1
 
 
+def test_an_installation_that_was_only_begun_is_followed_by_the_next_task(
+    run_module: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "rust/cargo").mkdir(parents=True)
+    hold, downloads = tmp_path / "rust/cargo/hold", tmp_path / "rust/cargo/downloads"
+    hold.touch()
+    begun = run_module("rust_toolchain", **options, wait=False)
+    assert begun["under_way"] and begun["changed"] and "install toolchain 1.96.0" in begun["actions"]
+    threading.Timer(0.3, hold.unlink).start()
+    ended = run_module("rust_toolchain", **options)
+    assert not ended["under_way"] and ended["actions"] == ["make 1.96.0 the default", "write launchers"]
+    assert ended["cargo"] == "cargo 1.96.0 (stand-in)" and downloads.read_text().count("begun") == 1
+    right = run_module("rust_toolchain", **options, wait=False)
+    assert not right["changed"] and not right["under_way"], "what is there is not begun again"
+
+
 def test_launchers_need_nothing_from_the_shell(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:
     run_module("rust_toolchain", **options)
     said = subprocess.check_output(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,19 @@ def _import_boto3(libraries: str) -> Any:
     return importlib.import_module("boto3")
 
 
+@functools.cache
+def _descriptions() -> Any:
+    """Return the reader of the services' descriptions, which take longer to read than all else of a client."""
+    return importlib.import_module("botocore.loaders").create_loader()
+
+
+def _session(boto3: Any) -> Any:
+    """Return a session of one's own: the default one of boto3 must not be made by several threads at once."""
+    session = importlib.import_module("botocore.session").Session()
+    session.register_component("data_loader", _descriptions())
+    return boto3.session.Session(botocore_session=session)
+
+
 class S3Store(Store):
     """A bucket at Amazon S3 or at anything that speaks its protocol (B2, R2, Vultr object storage, seaweedfs)."""
 
@@ -66,9 +80,8 @@ class S3Store(Store):
         self._transfer = transfer(
             multipart_threshold=SINGLE_REQUEST_BYTES, multipart_chunksize=2 * SINGLE_REQUEST_BYTES
         )
-        # A session of its own: the default one of boto3 must not be made by several threads at once.
         with self._failures(""):
-            self._client: Any = boto3.session.Session().client(
+            self._client: Any = _session(boto3).client(
                 "s3",
                 endpoint_url=self.endpoint,
                 aws_access_key_id=access_key or None,
