@@ -21,8 +21,9 @@ _NICENESS = 5
 def pack_ahead(pack: Callable[[str], Any], names: Iterable[str]) -> int:
     """Call ``pack`` for each module in a process beside this one, and return its number; nobody waits for it.
 
-    What fails here is tried again, and told, by the task that needs the module.
+    It stops when this process has ended: from then on the tasks themselves need the processor. What fails here is tried again, and told, by the task that needs the module.
     """
+    waiting = os.getpid()
     child = os.fork()
     if child:
         return child
@@ -30,6 +31,8 @@ def pack_ahead(pack: Callable[[str], Any], names: Iterable[str]) -> int:
         with suppress(OSError):
             os.nice(_NICENESS)  # the machine is what matters
         for name in names:
+            if os.getppid() != waiting:
+                break
             with suppress(Exception):
                 pack(name)
     finally:
