@@ -21,7 +21,8 @@ _NICENESS = 5
 def pack_ahead(pack: Callable[[str], Any], names: Iterable[str]) -> int:
     """Call ``pack`` for each module in a process beside this one, and return its number; nobody waits for it.
 
-    It stops when this process has ended: from then on the tasks themselves need the processor. What fails here is tried again, and told, by the task that needs the module.
+    It stops when this process has ended: from then on the tasks themselves need the processor. What fails here is tried
+    again, and told, by the task that needs the module.
     """
     waiting = os.getpid()
     child = os.fork()
