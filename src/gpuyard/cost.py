@@ -1,4 +1,4 @@
-"""What a run is expected to cost, before anything is rented: stage hours times the hourly price."""
+"""What a run is expected to cost, before anything is rented: hours times the hourly price, traffic, the bucket."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Part:
     name: str
     count: int
     stages: tuple[Line, ...]
-    total: Line
+    total: Line  # with its traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,35 @@ class Storage:
 
     gb: float
     dollars_per_month: float
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What goes over the network (10^9 bytes), at the price that the cloud asks for a gigabyte; 0: nothing."""
+
+    price_per_gb_usd: float
+    setup_gb: float | None = None  # None: the workload does not say
+    gb_per_iteration: float = 0.0
+
+    def of_setup(self) -> Span:
+        """Return what a new machine's downloads cost, in dollars."""
+        return self._dollars(self.setup_gb or 0.0)
+
+    def of_iteration(self) -> Span:
+        """Return what the traffic of one iteration costs, in dollars."""
+        return self._dollars(self.gb_per_iteration)
+
+    def in_words(self) -> str:
+        """Return what the sums hold of it, to follow the price of an hour."""
+        if not self.price_per_gb_usd:
+            return "; the cloud names no price for traffic"
+        price = f"traffic at ${self.price_per_gb_usd:.4g} a GB"
+        if self.setup_gb is None:
+            return f"; {price} is not in it, since the workload does not say how much there is (traffic)"
+        return f", with {price}: {self.setup_gb:g} GB of set-up and {self.gb_per_iteration:g} GB an iteration"
+
+    def _dollars(self, gb: float) -> Span:
+        return Span(gb, gb) * self.price_per_gb_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +103,13 @@ class Estimate:
     run: Line
     unknown: tuple[str, ...]
     storage: Storage | None = None
+    traffic: Traffic = Traffic(0.0)
+
+    @property
+    def all_in(self) -> Line:
+        """The run with a month of what it leaves in the bucket."""
+        kept = self.storage.dollars_per_month if self.storage else 0.0
+        return Line("with the bucket", self.run.hours, _sum([self.run.dollars, Span(kept, kept)]))
 
     def to_dict(self) -> dict[str, object]:
         """Return the estimate as JSON-able values: hours and dollars."""
@@ -93,7 +129,9 @@ class Estimate:
             ],
             "stages": [_line_dict(stage) for stage in self.stages],
             "run": _line_dict(self.run),
+            "all_in": _line_dict(self.all_in),
             "stages_without_hours": list(self.unknown),
+            "traffic": dataclasses.asdict(self.traffic),
             "storage": {"gb": self.storage.gb, "usd_per_month": self.storage.dollars_per_month} if self.storage else {},
         }
 
@@ -103,13 +141,17 @@ class Estimate:
         rows.append(_row(self.setup))
         for part in self.parts:
             rows += [_row(stage, indent="  ") for stage in part.stages]
+            if self.traffic.of_iteration() != NOTHING:
+                rows.append(_dollars_row("  traffic", self.traffic.of_iteration()))
             rows.append(_row(part.total))
         rows.append(_row(self.run))
+        rows += _bucket_rows([self])
         return "\n".join([*_aligned(rows), *self.notes()])
 
     def notes(self) -> list[str]:
         """Return what a reader of the numbers has to know."""
-        notes = [f"At ${self.price_per_hour_usd:.4f} an hour for GPU and disk; traffic and bucket are not in it."]
+        bucket = "" if self.storage else " The bucket is not in it."
+        notes = [f"At ${self.price_per_hour_usd:.4f} an hour for GPU and disk{self.traffic.in_words()}.{bucket}"]
         if self.storage:
             notes.append(
                 f"The bucket then holds {self.storage.gb:g} GB, for "
@@ -124,10 +166,11 @@ class Estimate:
     def summary(self) -> str:
         """Return the estimate in one sentence."""
         least = "at least " if self.unknown else ""
-        hours, dollars = self.run.hours or NOTHING, self.run.dollars or NOTHING
+        hours, dollars = self.run.hours or NOTHING, self.all_in.dollars or NOTHING
+        kept = " and a month of the bucket" if self.storage else ""
         return (
             f"{self.workload} is expected to take {least}{hours_text(hours.expected)} h and to cost {least}"
-            f"${dollars_text(dollars.expected)} for {self.what}, "
+            f"${dollars_text(dollars.expected)} for {self.what}{kept}, "
             f"at worst {hours_text(hours.worst)} h and ${dollars_text(dollars.worst)}."
         )
 
@@ -156,6 +199,11 @@ class Estimates:
         longest = Span(max(one.expected for one in hours), max(one.worst for one in hours))
         return Line("run", longest, _sum([line.dollars for line in lines]))
 
+    @property
+    def all_in(self) -> Line:
+        """The whole run with a month of what its nodes leave in the bucket."""
+        return dataclasses.replace(self.first.all_in, dollars=_sum([one.all_in.dollars for one in self.nodes.values()]))
+
     def to_dict(self) -> dict[str, object]:
         """Return the estimate of a run of one node as it is; of several nodes each, and their sum as ``run``."""
         if len(self.nodes) == 1:
@@ -166,6 +214,7 @@ class Estimates:
             "iterations": self.first.iterations,
             "nodes": {name: one.to_dict() for name, one in self.nodes.items()},
             "run": _line_dict(self.run),
+            "all_in": _line_dict(self.all_in),
         }
 
     def to_table(self) -> str:
@@ -175,21 +224,33 @@ class Estimates:
         rows = [("", "hours", "worst", "USD", "worst")]
         rows += [_row(dataclasses.replace(one.run, name=name)) for name, one in self.nodes.items()]
         rows.append(_row(dataclasses.replace(self.run, name=f"run of {len(self.nodes)} nodes")))
+        rows += _bucket_rows(list(self.nodes.values()))
         notes = dict.fromkeys(note for one in self.nodes.values() for note in one.notes()[1:])
-        price = f"At ${self.price_per_hour_usd:.4f} an hour for GPU and disk of all; traffic and bucket are not in it."
-        return "\n".join([*_aligned(rows), price, *notes])
+        price = f"At ${self.price_per_hour_usd:.4f} an hour for GPU and disk of all."
+        traffic = [f"{name}: {one.notes()[0]}" for name, one in self.nodes.items() if one.traffic.price_per_gb_usd]
+        return "\n".join([*_aligned(rows), price, *traffic, *notes])
 
     def summary(self) -> str:
         """Return the estimate in one sentence."""
         if len(self.nodes) == 1:
             return self.first.summary()
         least = "at least " if any(one.unknown for one in self.nodes.values()) else ""
-        hours, dollars = self.run.hours or NOTHING, self.run.dollars or NOTHING
+        hours, dollars = self.run.hours or NOTHING, self.all_in.dollars or NOTHING
+        kept = " with a month of the bucket" if self.first.storage else ""
         return (
             f"{self.first.workload} is expected to take {least}{hours_text(hours.expected)} h and to cost {least}"
-            f"${dollars_text(dollars.expected)} on {len(self.nodes)} nodes, "
+            f"${dollars_text(dollars.expected)} on {len(self.nodes)} nodes{kept}, "
             f"at worst {hours_text(hours.worst)} h and ${dollars_text(dollars.worst)}."
         )
+
+
+def _bucket_rows(estimates: Sequence[Estimate]) -> list[tuple[str, str, str, str, str]]:
+    """Return the rows below a run: a month of its bucket, and the sum; none where nobody says what it leaves there."""
+    kept = sum(one.storage.dollars_per_month for one in estimates if one.storage)
+    if not kept:
+        return []
+    whole = _sum([one.all_in.dollars for one in estimates])
+    return [_dollars_row("bucket, a month", Span(kept, kept)), _dollars_row("with the bucket", whole)]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -209,12 +270,19 @@ def of_pools(
     *,
     gpu_name: str = "",
     places: Sequence[Position] | None = None,
+    traffic_price_per_gb_usd: float = 0.0,
 ) -> Estimate:
     """Return the estimate of a node that runs the stages of ``pools``; the rest is as for :func:`estimate`."""
     stages = [stage for stage in workload.stages if stage.pool in pools]
     names = {stage.name for stage in stages}
     own = None if places is None else [place for place in places if place[1] in names]
-    return estimate(workload.model_copy(update={"stages": stages}), price_per_hour_usd, gpu_name=gpu_name, places=own)
+    return estimate(
+        workload.model_copy(update={"stages": stages}),
+        price_per_hour_usd,
+        gpu_name=gpu_name,
+        places=own,
+        traffic_price_per_gb_usd=traffic_price_per_gb_usd,
+    )
 
 
 def estimate(
@@ -223,16 +291,21 @@ def estimate(
     *,
     gpu_name: str = "",
     places: Sequence[Position] | None = None,
+    traffic_price_per_gb_usd: float = 0.0,
 ) -> Estimate:
     """Return what ``workload`` takes and costs, set-up included, at a price in dollars an hour (disk included).
 
     ``places`` are the stages that are to run (pairs of iteration and stage name); default: all. ``gpu_name`` is the
-    GPU of the offer, for stages that have other hours on it.
+    GPU of the offer, for stages that have other hours on it, and ``traffic_price_per_gb_usd`` what its cloud asks for
+    a gigabyte.
     """
     order = workload.order
     chosen = order if places is None else list(places)
     by_name = {stage.name: stage for stage in workload.stages}
+    said = workload.traffic
+    traffic = Traffic(traffic_price_per_gb_usd, *((said.setup_gb, said.gb_per_iteration) if said else ()))
     setup = _line("setup", Span(workload.setup_hours.expected, workload.setup_hours.worst), price_per_hour_usd)
+    setup = dataclasses.replace(setup, dollars=_sum([setup.dollars, traffic.of_setup()]))
     parts: list[Part] = []
     began = 0
     for iteration, group in itertools.groupby(chosen, key=lambda place: place[0]):
@@ -245,6 +318,7 @@ def estimate(
         else:
             began, count, name = iteration, 1, f"iteration {iteration}"
         total = _line(name, _sum([line.hours for line in lines]), price_per_hour_usd)
+        total = dataclasses.replace(total, dollars=_sum([total.dollars, traffic.of_iteration()]))
         part = Part(name, count, lines, total)
         parts[-1 if count > 1 else len(parts) :] = [part]
     if len(parts) == 1 and parts[0].count == workload.iterations:
@@ -266,13 +340,14 @@ def estimate(
         stages=tuple(
             _line(name, None if None in found else _sum(found), price_per_hour_usd) for name, found in spans.items()
         ),
-        run=_line(
+        run=Line(
             f"run of {workload.iterations}" if whole else "what is to run",
             _sum([setup.hours, *((part.total.hours or NOTHING) * part.count for part in parts)]),
-            price_per_hour_usd,
+            _sum([setup.dollars, *((part.total.dollars or NOTHING) * part.count for part in parts)]),
         ),
         unknown=tuple(name for name, found in spans.items() if None in found),
         storage=_storage(workload),
+        traffic=traffic,
     )
 
 
@@ -316,6 +391,10 @@ def _row(line: Line, indent: str = "") -> tuple[str, str, str, str, str]:
         dollars_text(line.dollars.expected),
         dollars_text(line.dollars.worst),
     )
+
+
+def _dollars_row(name: str, dollars: Span) -> tuple[str, str, str, str, str]:
+    return (name, "", "", dollars_text(dollars.expected), dollars_text(dollars.worst))
 
 
 def hours_text(hours: float) -> str:

@@ -73,6 +73,11 @@ class NodePlan:
         return self.offers[0].gpu_name if self.offers else ""
 
     @property
+    def traffic_price_per_gb_usd(self) -> float:
+        """What its cloud asks for a gigabyte of traffic; 0 where it asks nothing or does not say."""
+        return self.offers[0].traffic_price_per_gb_usd if self.offers and not self.machine else 0.0
+
+    @property
     def price_per_hour_usd(self) -> float:
         """What its machine costs an hour, all-in; the best offer's price when it is still to be rented."""
         if self.machine:

@@ -280,7 +280,12 @@ def make(
     estimate = cost.Estimates(
         {
             node.name: cost.of_pools(
-                workload, node.place.pools, node.price_per_hour_usd, gpu_name=node.gpu_name, places=node.to_run
+                workload,
+                node.place.pools,
+                node.price_per_hour_usd,
+                gpu_name=node.gpu_name,
+                places=node.to_run,
+                traffic_price_per_gb_usd=node.traffic_price_per_gb_usd,
             )
             for node in planned
         }

@@ -192,6 +192,15 @@ class Storage(Section):
     """US dollars for a gigabyte and month, as the bucket's provider asks."""
 
 
+class Traffic(Section):
+    """What goes over the network, for the estimate: some clouds ask for it by the gigabyte."""
+
+    setup_gb: NotNegative = 0
+    """What a new machine downloads before its first stage: packages, weights, data, in gigabytes."""
+    gb_per_iteration: NotNegative = 0
+    """What the stages of one iteration send and fetch, checkpoints included, in gigabytes."""
+
+
 class Environment(Section):
     """Variables of the stages. Those that come from the controller's environment count as secret, and so do files."""
 
@@ -532,6 +541,8 @@ class Workload(Section):
     """What it may cost."""
     storage: Storage | None = None
     """What the run leaves in the bucket, and what that costs, for the estimate. None: not estimated."""
+    traffic: Traffic | None = None
+    """What goes over the network, for the estimate. None: not estimated."""
     sizes: dict[Name, Size] = {}
     """How much room the run's files take on the machine, by a name for each kind of them; checked before anything is
     rented. None: not checked."""

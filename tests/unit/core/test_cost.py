@@ -64,7 +64,7 @@ def test_the_table(workload: Workload) -> None:
         "  search          0.500   1.00  0.0250  0.0500",
         "one iteration      2.00   4.00  0.1000  0.2000",
         "run of 2           4.25   8.50  0.2125  0.4250",
-        "At $0.0500 an hour for GPU and disk; traffic and bucket are not in it.",
+        "At $0.0500 an hour for GPU and disk; the cloud names no price for traffic. The bucket is not in it.",
         "The workload gives no hours for export: the sums are without, so a lower bound.",
     ]
 
@@ -116,9 +116,41 @@ def test_x1_only_what_is_to_run_is_counted() -> None:
         ("each of iterations 2 to 4", 3),
     ]
     assert found.run.name == "what is to run"
-    assert found.summary().startswith("burn is expected to take 28.70 h and to cost $28.70 for what is to run, 7 of 11")
+    assert found.run.dollars == Span(28.70, 45.0)
+    assert found.summary() == (
+        "burn is expected to take 28.70 h and to cost $30.90 for what is to run, 7 of 11 stages and a month of the "
+        "bucket, at worst 45.00 h and $47.20."
+    )
     alone = estimate(workload, 1.0, places=[(4, "search")])
     assert [stage.name for stage in alone.stages] == ["search"] and alone.run.dollars == Span(5.3, 9.0)
+
+
+def test_x1_traffic_and_the_bucket_are_in_the_sums() -> None:
+    """B19, E12: by set-up, iteration and run, at what the offer's cloud asks for a gigabyte."""
+    text = BURN.replace("iterations: 5", "iterations: 2\ntraffic: {setup_gb: 40, gb_per_iteration: 22}")
+    workload = parse_workload(text, "w.yml")
+    found = estimate(workload, 1.0, traffic_price_per_gb_usd=0.01)
+    assert found.setup.dollars == Span(0.4, 1.4)
+    assert [part.total.dollars for part in found.parts] == [
+        Span(pytest.approx(11.8 + 0.22), pytest.approx(21.22)),
+        Span(pytest.approx(7.8 + 0.22), pytest.approx(12.22)),
+    ]
+    assert found.run.dollars == Span(pytest.approx(0.4 + 12.02 + 8.02), pytest.approx(1.4 + 21.22 + 12.22))
+    table = found.to_table().splitlines()
+    assert table[5].split() == ["traffic", "0.2200", "0.2200"]
+    assert [line.split() for line in table[11:14]] == [
+        ["run", "of", "2", "19.60", "34.00", "20.44", "34.84"],
+        ["bucket,", "a", "month", "0.8800", "0.8800"],
+        ["with", "the", "bucket", "21.32", "35.72"],
+    ]
+    assert table[14] == (
+        "At $1.0000 an hour for GPU and disk, with traffic at $0.01 a GB: 40 GB of set-up and 22 GB an iteration."
+    )
+    values = json.loads(json.dumps(found.to_dict()))
+    assert values["all_in"]["usd"]["expected"] == pytest.approx(21.32)
+    assert values["traffic"] == {"price_per_gb_usd": 0.01, "setup_gb": 40, "gb_per_iteration": 22}
+    silent = estimate(parse_workload(BURN, "w.yml"), 1.0, traffic_price_per_gb_usd=0.01)
+    assert "is not in it, since the workload does not say how much there is (traffic)." in silent.notes()[0]
 
 
 def test_many_iterations_are_reckoned_at_once() -> None:
