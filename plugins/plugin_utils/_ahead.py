@@ -18,23 +18,42 @@ from typing import Any
 _NICENESS = 5
 
 
-def pack_ahead(pack: Callable[[str], Any], names: Iterable[str]) -> int:
-    """Call ``pack`` for each module in a process beside this one, and return its number; nobody waits for it.
+class Ahead:
+    """Packs modules in a process beside this one; nobody waits for it.
 
     It stops when this process has ended: from then on the tasks themselves need the processor. What fails here is tried
     again, and told, by the task that needs the module.
     """
-    waiting = os.getpid()
-    child = os.fork()
-    if child:
-        return child
-    try:
+
+    def __init__(self, pack: Callable[[str], Any]) -> None:
+        self._pack = pack
+        self._names: int | None = None
+
+    def pack(self, names: Iterable[str]) -> None:
+        """Have these modules packed, after those that were named before. The first call starts the process.
+
+        That one is made before other threads are, which a forked process would not have.
+        """
+        if self._names is None:
+            reading, self._names = os.pipe()
+            waiting = os.getpid()
+            if not os.fork():
+                os.close(self._names)
+                self._work(reading, waiting)
+            os.close(reading)
         with suppress(OSError):
-            os.nice(_NICENESS)  # the machine is what matters
-        for name in names:
-            if os.getppid() != waiting:
-                break
-            with suppress(Exception):
-                pack(name)
-    finally:
-        os._exit(0)
+            os.write(self._names, "".join(f"{name}\n" for name in names).encode())
+
+    def _work(self, reading: int, waiting: int) -> None:
+        """Pack what is named until nobody waits any more, and end the process."""
+        try:
+            with suppress(OSError):
+                os.nice(_NICENESS)  # the machine is what matters
+            with open(reading, encoding="utf-8") as lines:
+                for line in lines:
+                    if os.getppid() != waiting:
+                        break
+                    with suppress(Exception):
+                        self._pack(line.strip())
+        finally:
+            os._exit(0)
