@@ -107,8 +107,8 @@ def launch(
     """Plan the run of ``request``, tell the plan line by line, and have a machine for each of its nodes, side by side.
 
     ``timeout_s`` is how long one machine may take to be usable; ``planned`` gets the plan before anything is rented.
-    Raises what :func:`gpuyard.planning.make` and :func:`gpuyard.renting.nodes.present` raise; whatever it is, no machine
-    that this call has rented is left unsaid.
+    Raises what :func:`gpuyard.planning.make` and :func:`gpuyard.renting.nodes.present` raise; whatever it is, no
+    machine that this call has rented is left unsaid.
     """
     checked = planning.check(request)
     connections = site.connections(start_sandbox=request.mode == "launch", progress=progress)
