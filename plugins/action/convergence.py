@@ -71,9 +71,11 @@ class ActionModule(ActionBase):
     def _at_a_glance(self, arguments: dict[str, Any]) -> dict[str, Any] | None:
         """Return the answer for a machine that matches, or plainly does not, in a tenth of the module's time.
 
-        ``None`` where it takes the module to tell: stages run, volumes have to be looked at, all has to be looked at.
+        ``None`` where it takes the module to tell: stages run, or volumes have to be looked at. Where everything is to
+        be looked at, volumes make no difference to the answer.
         """
-        if boolean(arguments.get("full", False)) or "volumes" in (arguments.get("parts") or {}):
+        full = boolean(arguments.get("full", False))
+        if not full and "volumes" in (arguments.get("parts") or {}):
             return None
         folder = str(arguments.get("settings") or DEFAULT_SETTINGS)
         lock, record = posixpath.join(folder, "runner.lock"), str(arguments.get("path") or DEFAULT_PATH)
@@ -85,7 +87,7 @@ class ActionModule(ActionBase):
             found = {}
         if not isinstance(found, dict):
             return None
-        matches = bool(found) and found.get("fingerprint") == arguments["fingerprint"]
+        matches = bool(found) and found.get("fingerprint") == arguments["fingerprint"] and not full
         return {
             "changed": False,
             "matches": matches,

@@ -15,7 +15,8 @@ import importlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +24,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import SITE_OPTIONS, Call, attempt
-from ansible_collections.gpuyard.cloud.plugins.plugin_utils._ahead import packing_ahead
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._ahead import Ahead
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core, show_line
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._given import given_to, wrong_values
 
@@ -54,8 +55,12 @@ class ActionModule(ActionBase):
             _result, options = self.validate_argument_spec(module.ARGUMENT_SPEC, **module.CONDITIONS)
             # The core gets the plain values that a module process would get, without Ansible's tags on them.
             plain = json.loads(json.dumps(options))
-            with self._packing_ahead(module, task_vars or {}):
-                result = attempt(module.run, Call(plain, self._task.check_mode, self._show))
+            call = Call(plain, self._task.check_mode, self._show)
+            variables = {**(task_vars or {}), "ansible_python_interpreter": "/usr/bin/python3"}
+            with closing(Ahead(lambda name: self._configure_module(f"gpuyard.cloud.{name}", {}, variables))) as ahead:
+                if not self._task.check_mode:
+                    call = replace(call, next_on_machines=ahead.pack)
+                result = attempt(module.run, call)
         for line in str(result.get("text") or "").splitlines():
             self._show(line)
         return result

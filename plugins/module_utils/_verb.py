@@ -11,7 +11,7 @@ it runs. Private to this collection.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -82,6 +82,10 @@ def _silent(line: str) -> None:
     """Show no progress: a module process has nobody to show it to."""
 
 
+def _unprepared(names: Iterable[str]) -> None:
+    """Make nothing ready: no task comes after a module process that could use it."""
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of a verb: its validated options, and the way to tell what is going on."""
@@ -89,6 +93,8 @@ class Call:
     params: dict[str, Any]
     check_mode: bool = False
     progress: Callable[[str], None] = field(default=_silent)
+    next_on_machines: Callable[[Iterable[str]], None] = field(default=_unprepared)
+    """Takes names of modules that the next tasks send to machines, in their order, so that they are made ready."""
 
     def option(self, name: str) -> Any:
         """Return an option, with an empty text meaning that it was not said (plays pass on what they were given)."""

@@ -116,28 +116,23 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PLAN_OP
 
 ARGUMENT_SPEC: dict[str, Any] = PLAN_OPTIONS | {"timeout": {"type": "int", "default": 900}}
 CONDITIONS: dict[str, Any] = {}
-# What the tasks of launch.yml need on a machine soon, in their order; the action packs them while the machine boots.
-NEXT_ON_MACHINES = tuple(
-    f"gpuyard.cloud.{name}"
-    for name in (
-        "convergence",
-        "stage_session",
-        "base_system",
-        "rust_toolchain",
-        "work_tree",
-        "uv_environment",
-        "persistent_links",
-        "box_code",
-    )
-)
+# What launch.yml sends to every machine, whatever its state.
+FIRST_ON_MACHINES = ("convergence", "stage_session")
 
 
 def run(call: Call) -> dict[str, Any]:
     """Plan the run, and have its machines."""
+    from gpuyard import fingerprint
     from gpuyard.api.launch import launch
 
+    call.next_on_machines([*FIRST_ON_MACHINES, *fingerprint.modules({})])
     done = launch(
-        call.site(), plan_request(call), timeout_s=call.params["timeout"], check=call.check_mode, progress=call.progress
+        call.site(),
+        plan_request(call),
+        timeout_s=call.params["timeout"],
+        check=call.check_mode,
+        progress=call.progress,
+        planned=lambda plan: call.next_on_machines(fingerprint.modules(plan.workload.to_box())),
     )
     return done.to_dict()
 

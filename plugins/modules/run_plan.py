@@ -91,6 +91,10 @@ plan:
     parts:
       description: The parts of which the fingerprint consists, by name, for M(gpuyard.cloud.convergence).
       type: dict
+    not_beside:
+      description: The parts that wait until no stage runs, for M(gpuyard.cloud.convergence).
+      type: list
+      elements: str
     disk_gb:
       description: The disk to rent, in gigabytes.
       type: float

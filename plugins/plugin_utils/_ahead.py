@@ -12,32 +12,57 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 _NICENESS = 5
 
 
-@contextmanager
-def packing_ahead(pack: Callable[[str], Any], names: Iterable[str]) -> Iterator[None]:
-    """Call ``pack`` for each module in a process beside this one, which ends with the block.
+class Ahead:
+    """Packs modules in a process beside this one; nobody waits for it.
 
-    From then on the tasks themselves need the processor, and a play that has ended removes the folder. What fails here
-    is tried again, and told, by the task that needs the module.
+    It has to be closed when nobody waits for the machine any more: from then on the tasks themselves need the processor,
+    and a play that has ended removes the folder. What fails here is tried again, and told, by the task that needs the
+    module.
     """
-    child = os.fork()
-    if not child:
+
+    def __init__(self, pack: Callable[[str], Any]) -> None:
+        self._pack = pack
+        self._names: int | None = None
+        self._child = 0
+
+    def pack(self, names: Iterable[str]) -> None:
+        """Have these modules packed, after those that were named before. The first call starts the process.
+
+        That one is made before other threads are, which a forked process would not have.
+        """
+        if self._names is None:
+            reading, self._names = os.pipe()
+            self._child = os.fork()
+            if not self._child:
+                os.close(self._names)
+                self._work(reading)
+            os.close(reading)
+        with suppress(OSError):
+            os.write(self._names, "".join(f"{name}\n" for name in names).encode())
+
+    def close(self) -> None:
+        """End the process, whatever it is at."""
+        if self._names is not None:
+            os.kill(self._child, signal.SIGKILL)
+            os.waitpid(self._child, 0)
+            os.close(self._names)
+            self._names = None
+
+    def _work(self, reading: int) -> None:
+        """Pack what is named, and end the process."""
         try:
             with suppress(OSError):
                 os.nice(_NICENESS)  # the machine is what matters
-            for name in names:
-                with suppress(Exception):
-                    pack(name)
+            with open(reading, encoding="utf-8") as lines:
+                for line in lines:
+                    with suppress(Exception):
+                        self._pack(line.strip())
         finally:
             os._exit(0)
-    try:
-        yield
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)

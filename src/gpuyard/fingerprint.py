@@ -33,6 +33,8 @@ class Part:
     """What of the workload's specification for the box the role is given."""
     with_tree: bool = False
     """Whether the content of the local repository counts."""
+    beside: bool = True
+    """Whether it can be prepared beside what a running stage uses. Else it waits until no stage runs."""
 
 
 PARTS = (
@@ -46,9 +48,9 @@ PARTS = (
     Part("python", "the Python environment", "python_env", ("python",)),
     Part("build", "the build", "workload", ("build", "environment.set")),
     Part("persist", "the persistent folders", "persistent_storage", ("persist.root", "persist.directories")),
-    Part("pantograph", "Pantograph", "pantograph", ("pantograph",), with_tree=True),
-    Part("weights", "the model weights", "model_weights", ("weights", "persist.root")),
-    Part("datasets", "the data sets", "dataset", ("datasets", "persist.root")),
+    Part("pantograph", "Pantograph", "pantograph", ("pantograph",), with_tree=True, beside=False),
+    Part("weights", "the model weights", "model_weights", ("weights", "persist.root"), beside=False),
+    Part("datasets", "the data sets", "dataset", ("datasets", "persist.root"), beside=False),
     Part("monitoring", "what monitoring needs", "monitoring", ("monitoring",)),
     Part("health", "the health of the machine", "health", ("health",)),
 )
@@ -57,7 +59,7 @@ PARTS = (
 A part whose first key is unset is left out: the workload does not use it. A role that is added gets a row here, its
 keys a place in the workload's ``to_box``, and a block in playbooks/tasks/converge.yml.
 """
-OWN = Part("gpuyard", "gpuyard's own code", "checkpoints", ())
+OWN = Part("gpuyard", "gpuyard's own code", "checkpoints", (), beside=False)
 """The part that is the same for every workload."""
 WORDS = {part.name: part.words for part in (*PARTS, OWN)} | {"stages": "the stages and their settings"}
 """What each part is called for people."""
@@ -90,15 +92,36 @@ def parts(box: Mapping[str, Any], tree_digest: str = "") -> dict[str, str]:
     """
     root = collection_root()
     found: dict[str, str] = {}
-    for part in PARTS:
+    for part in _used(box):
         value = [_value(box, key) for key in part.keys]
-        if part.name in _ALWAYS or value[0]:
-            found[part.name] = _digest([value, tree_digest if part.with_tree else "", _role_content(root, part.role)])
+        found[part.name] = _digest([value, tree_digest if part.with_tree else "", _role_content(root, part.role)])
     found[OWN.name] = _digest([hashlib.sha256(boxzip.content()).hexdigest(), _role_content(root, OWN.role)])
     # What a role is given whole says nothing more to the stages.
     taken = {key for part in PARTS for key in part.keys}
     found["stages"] = _digest({name: value for name, value in box.items() if name not in taken})
     return found
+
+
+def not_beside() -> list[str]:
+    """Return the names of the parts that wait until no stage runs, whether or not a workload uses them."""
+    return [part.name for part in (*PARTS, OWN) if not part.beside]
+
+
+def modules(box: Mapping[str, Any]) -> list[str]:
+    """Return the modules that the roles send to a machine to bring it to the state of ``box``, in that order.
+
+    With an empty ``box`` they are those that every workload needs.
+    """
+    root = collection_root()
+    if root is None:
+        return []
+    paths = (path for part in (*_used(box), OWN) for path in _acting(root, part.role, set()))
+    return list(dict.fromkeys(path.stem for path in paths if path.parent == root / "plugins" / "modules"))
+
+
+def _used(box: Mapping[str, Any]) -> list[Part]:
+    """Return the parts that a workload uses."""
+    return [part for part in PARTS if part.name in _ALWAYS or _value(box, part.keys[0])]
 
 
 def _value(box: Mapping[str, Any], key: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,18 +96,26 @@ class Launched:
 
 
 def launch(
-    site: Site, request: PlanRequest, *, timeout_s: float = 900.0, check: bool = False, progress: Progress
+    site: Site,
+    request: PlanRequest,
+    *,
+    timeout_s: float = 900.0,
+    check: bool = False,
+    progress: Progress,
+    planned: Callable[[planning.Plan], None] = lambda plan: None,
 ) -> Launched:
     """Plan the run of ``request``, tell the plan line by line, and have a machine for each of its nodes, side by side.
 
-    ``timeout_s`` is how long one machine may take to be usable. Raises what :func:`gpuyard.planning.make` and
-    :func:`gpuyard.renting.nodes.present` raise; whatever it is, no machine that this call has rented is left unsaid.
+    ``timeout_s`` is how long one machine may take to be usable; ``planned`` gets the plan before anything is rented.
+    Raises what :func:`gpuyard.planning.make` and :func:`gpuyard.renting.nodes.present` raise; whatever it is, no
+    machine that this call has rented is left unsaid.
     """
     checked = planning.check(request)
     connections = site.connections(start_sandbox=request.mode == "launch", progress=progress)
     plan = planning.make(request, checked, connections, progress=progress)
     for line in plan.text:
         progress(line)
+    planned(plan)
     everywhere = connections.everywhere
     shared = Notebook(site.shared_store)
     ledger, notes = Ledger(shared, progress), PendingNotes(shared, progress)

@@ -87,6 +87,7 @@ class Plan:
             "tree": str(self.tree or ""),
             "fingerprint": fingerprint.fingerprint(parts),
             "parts": parts,
+            "not_beside": fingerprint.not_beside(),
             "image": self.workload.image,
             "disk_gb": first.disk_gb,
             "environment_required": list(self.workload.environment.required),

@@ -85,6 +85,11 @@ class Lean(Section):
     sha256: Sha256 | None = None
     """The SHA-256 of the toolchain's archive. Needed with ``archive``, and for most toolchains with ``mirror``."""
 
+    @property
+    def system_packages(self) -> list[str]:
+        """The distribution's packages that the toolchain needs, as in roles/lean/defaults."""
+        return ["ca-certificates", "curl", "git", "zstd", *(["elan"] if self.elan == "package" else [])]
+
     @model_validator(mode="after")
     def _one_toolchain(self) -> Lean:
         if (self.toolchain is None) == (self.file is None):

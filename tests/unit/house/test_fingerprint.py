@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gpuyard import fingerprint as module
-from gpuyard.fingerprint import WORDS, collection_root, fingerprint, parts
+from gpuyard.fingerprint import OWN, PARTS, WORDS, collection_root, fingerprint, modules, not_beside, parts
 
 BOX: dict[str, Any] = {
     "name": "tiny",
@@ -149,3 +149,16 @@ def test_every_part_has_words() -> None:
 def test_the_checkout_is_found() -> None:
     root = collection_root()
     assert root is not None and (root / "roles" / "stages").is_dir()
+
+
+def test_modules_follow_what_a_workload_uses() -> None:
+    """They are packed while a machine boots, in the roles' order."""
+    always = ["base_system", "work_tree", "persistent_links", "box_code", "uv_environment", "stage_session"]
+    assert modules({}) == always
+    assert modules(BOX | {"rust": {"version": "1.96.0"}})[:3] == ["base_system", "rust_toolchain", "work_tree"]
+    assert set(modules(BOX | {"weights": {"base": {}}})) == {*always, "model_weights"}
+
+
+def test_every_part_says_whether_it_can_be_prepared_beside() -> None:
+    assert not_beside() == ["pantograph", "weights", "datasets", "gpuyard"]
+    assert set(not_beside()) < {part.name for part in (*PARTS, OWN)}

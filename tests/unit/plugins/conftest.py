@@ -160,13 +160,25 @@ Verb = Callable[..., dict[str, Any]]
 def verb(world: World) -> Verb:
     """Return a function that runs a module's verb with its real argument specification, in this process."""
 
-    def run(name: str, *, check: bool = False, lines: list[str] | None = None, **options: Any) -> dict[str, Any]:
+    def run(
+        name: str,
+        *,
+        check: bool = False,
+        lines: list[str] | None = None,
+        named: list[str] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
         prefix = "ansible_collections.gpuyard.cloud.plugins"
         module = importlib.import_module(f"{prefix}.modules.{name}")
         shared = importlib.import_module(f"{prefix}.module_utils._verb")
         checked = ArgumentSpecValidator(module.ARGUMENT_SPEC, **module.CONDITIONS).validate(options)
         assert checked.error_messages == []
-        call = shared.Call(checked.validated_parameters, check, (lines if lines is not None else []).append)
+        call = shared.Call(
+            checked.validated_parameters,
+            check,
+            (lines if lines is not None else []).append,
+            (named if named is not None else []).extend,
+        )
         result = shared.attempt(module.run, call)
         json.dumps(result)  # a module's result leaves Python
         return result

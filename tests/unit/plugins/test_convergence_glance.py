@@ -69,9 +69,18 @@ def test_where_stages_run_the_module_has_to_tell(glance: Any, tmp_path: Path) ->
     assert glance()["matches"]
 
 
-@pytest.mark.parametrize("more", [{"full": True}, {"full": "yes"}, {"parts": {"volumes": "1"}}])
-def test_what_takes_a_look_at_the_machine_is_left_to_the_module(
+def test_volumes_take_a_look_that_is_left_to_the_module(glance: Any, tmp_path: Path) -> None:
+    write(tmp_path, WANTED)
+    assert glance(parts={"volumes": "1"}) is None
+
+
+@pytest.mark.parametrize("more", [{"full": True}, {"full": "yes"}, {"full": True, "parts": {"volumes": "1"}}])
+def test_where_all_is_to_be_looked_at_a_machine_that_matches_is_looked_at(
     glance: Any, tmp_path: Path, more: dict[str, Any]
 ) -> None:
     write(tmp_path, WANTED)
-    assert glance(**more) is None
+    found = glance(**more)
+    assert found["to_change"] and not found["matches"] and found["repository"] == "/opt/x"
+    with (tmp_path / "run/runner.lock").open("w") as runner:
+        fcntl.flock(runner, fcntl.LOCK_EX)
+        assert glance(**more) is None

@@ -475,3 +475,13 @@ def test_a_lost_node_is_kept_when_only_another_nodes_checkpoint_is_there(
     assert result["failure"]["kind"] == "NotSavedError" and "12" in market.vast.held
     checkpoint(bucket, "search-1", own_place("fleet-0", "search-1"), tmp_path)
     assert verb("run_end", run="fleet-0", bucket=bucket)["changed"] and "12" not in market.vast.held
+
+
+def test_what_the_next_tasks_send_is_named_as_the_workload_has_it(
+    verb: Verb, market: World, workload: str, bucket: str
+) -> None:
+    Path(workload).write_text(FLEET + "rust: {version: 1.96.0}\n")
+    named: list[str] = []
+    verb("run_launch", workload=workload, bucket=bucket, named=named)
+    assert named[:3] == ["convergence", "stage_session", "base_system"]
+    assert "rust_toolchain" in named and "model_weights" not in named

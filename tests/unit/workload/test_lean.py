@@ -10,7 +10,7 @@ from gpuyard.errors import UsageError
 from gpuyard.fingerprint import PARTS
 from gpuyard.planning import source
 from gpuyard.workload import Workload, load_workload, parse_workload
-from gpuyard.workload.lean import check
+from gpuyard.workload.lean import Lean, check
 
 LEAST = """name: prover
 repository: {path: .}
@@ -50,6 +50,16 @@ def test_the_machine_gets_to_know_it() -> None:
     assert isinstance(box["pantograph"], dict) and box["pantograph"]["mathlib"] == "v4.27.0"
     order = [part.name for part in PARTS]
     assert order.index("repository") < order.index("lean") < order.index("build") < order.index("pantograph")
+
+
+def test_what_lean_needs_comes_with_the_workloads_packages() -> None:
+    """One transaction brings both. The role has the same packages, for plays that are not ours."""
+    box = read("packages: [git, make]\nlean: {toolchain: v4.27.0, elan: package}\n").to_box()
+    assert box["packages"] == ["git", "make", "ca-certificates", "curl", "zstd", "elan"]
+    assert "elan" not in read("lean: {toolchain: v4.27.0}\n").to_box()["packages"]  # type: ignore[operator]
+    assert read("").to_box()["packages"] == []
+    role = (Path(__file__).parents[3] / "roles/lean/defaults/main.yml").read_text()
+    assert str(Lean(toolchain=TOOLCHAIN).system_packages) in role
 
 
 @pytest.mark.parametrize(
