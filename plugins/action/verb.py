@@ -103,14 +103,6 @@ class ActionModule(ActionBase):
                 else:
                     del os.environ[name]
 
-    def _packing_ahead(self, module: ModuleType, variables: dict[str, Any]) -> AbstractContextManager[None]:
-        """Have the modules packed that the next tasks send to machines, while the verb waits for these."""
-        names = () if self._task.check_mode else getattr(module, "NEXT_ON_MACHINES", ())
-        if not names:
-            return nullcontext()
-        known = {**variables, "ansible_python_interpreter": "/usr/bin/python3"}  # that of no machine is asked for
-        return packing_ahead(lambda name: self._configure_module(name, {}, known), names)
-
     def _show(self, line: str) -> None:
         """Show one line now, unless the task is secret."""
         if not self._task.no_log:

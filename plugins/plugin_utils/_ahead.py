@@ -22,9 +22,9 @@ _NICENESS = 5
 class Ahead:
     """Packs modules in a process beside this one; nobody waits for it.
 
-    It has to be closed when nobody waits for the machine any more: from then on the tasks themselves need the processor,
-    and a play that has ended removes the folder. What fails here is tried again, and told, by the task that needs the
-    module.
+    It has to be closed when nobody waits for the machine any more: from then on the tasks themselves need the
+    processor, and a play that has ended removes the folder. What fails here is tried again, and told, by the task that
+    needs the module.
     """
 
     def __init__(self, pack: Callable[[str], Any]) -> None:
