@@ -52,7 +52,7 @@ def test_b3_b23_b27_b28_burnqed_has_its_profiles_bands_and_ways_to_go_on(monkeyp
         "disk_growth_gb",
         "line_interval_s",
     }
-    small = resolve("burnqed", profiles=["small"], overrides=CHOSEN["burnqed"]).workload
+    small = resolve("burnqed", profiles=["small"]).workload
 
     def hours(workload: Workload) -> float:
         return sum(stage.hours.expected for stage in workload.stages if stage.hours)
