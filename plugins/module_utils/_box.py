@@ -30,6 +30,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
+from ansible_collections.gpuyard.cloud.plugins.module_utils._progress import Progress
 
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _BLOCK = 1 << 20
@@ -215,6 +216,7 @@ def detached(
     limit_s: float = LIMIT_S,
     may_be_ended: bool = True,
     wait: bool = True,
+    progress: Progress | None = None,
 ) -> str:
     """Run a long command in a session of its own, which goes on when module, connection or controller ends.
 
@@ -225,20 +227,21 @@ def detached(
 
     ``environment`` is added to the module's own and written nowhere. The output goes to ``log``, by default a file of
     the slot, and is returned. Raises :class:`BoxError` as :func:`run` does, also after ``limit_s`` seconds, which end
-    the command. Without ``wait`` it is only begun, and nothing is returned.
+    the command. Without ``wait`` it is only begun, and nothing is returned. ``progress`` is what the play shows
+    meanwhile, by default ``purpose`` with the last line of the output.
     """
     variables = {**os.environ, **(environment or {})}
     if not shutil.which(command[0], path=variables.get("PATH")):
         raise BoxError(f"{purpose} failed: {command[0]}: {os.strerror(errno.ENOENT)}.")
     work = _Work(WORK / _digest(slot)[:16])
     place = log or work.folder / "log"
-    with work.locked():
-        if work.taken_over(key):
+    with progress or Progress(purpose, log=place) as shown, work.locked():
+        if work.taken_over(key, shown):
             return place.read_text(encoding="utf-8", errors="replace") if place.exists() else ""
         process = work.start(command, key, variables, folder, place, limit_s, may_be_ended)
         if not wait:
             return ""
-        code = work.follow(process)
+        code = work.follow(shown, process)
         work.forget()
         output = place.read_text(encoding="utf-8", errors="replace")
     if code == 0:
@@ -258,17 +261,21 @@ def take_over(slot: str, key: Any) -> bool:
     work = _Work(WORK / _digest(slot)[:16])
     if not work.folder.is_dir():
         return False
-    with work.locked():
-        return work.taken_over(key)
+    with work.locked(), _earlier(work) as progress:
+        return work.taken_over(key, progress)
 
 
 def end_detached() -> None:
     """End what is still at work in any slot, or wait for it where it must not be ended, and forget all of them."""
     for folder in WORK.iterdir() if WORK.is_dir() else []:
         work = _Work(folder)
-        with work.locked():
-            work.taken_over(None)
+        with work.locked(), _earlier(work) as progress:
+            work.taken_over(None, progress)
         shutil.rmtree(folder)
+
+
+def _earlier(work: _Work) -> Progress:
+    return Progress("what an earlier command has begun", log=work.folder / "log")
 
 
 class _Work:
@@ -330,9 +337,10 @@ class _Work:
         record = self.record
         return bool(record.get("process")) and _process(record["pid"]) == record["process"]
 
-    def follow(self, process: subprocess.Popen[bytes] | None = None) -> int | None:
+    def follow(self, progress: Progress, process: subprocess.Popen[bytes] | None = None) -> int | None:
         """Wait for the end and return the exit code; leave the program when nobody waits for its answer any more."""
         while self.runs():
+            progress.tick()
             if _caller_has_left():
                 sys.exit(1)  # pylint: disable=ansible-bad-function
             try:
@@ -347,12 +355,12 @@ class _Work:
             return process.returncode  # a full disk may have kept the file from being written
         return code
 
-    def taken_over(self, key: Any) -> bool:
+    def taken_over(self, key: Any, progress: Progress) -> bool:
         record = self.record
         same = record.get("key") == _digest(key)
         if not same and record.get("may_be_ended"):
             self.end()
-        ended_well = self.follow() == 0
+        ended_well = self.follow(progress) == 0
         if not ended_well:
             self.end()  # what the process that watched has left behind
         self.forget()
