@@ -22,20 +22,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.urls import open_url
 from ansible_collections.gpuyard.cloud.plugins.module_utils._progress import Progress
 
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _BLOCK = 1 << 20
-_ATTEMPTS = 3
-_TIMEOUT_S = 60.0
 # Made by the first command that locks the machine for bringing it into shape, see gpuyard.box.converging.
 MODULES_LOCK = Path("/opt/gpuyard/modules.lock")
 # What goes on without its module, see `detached`: a folder for each slot.
@@ -429,43 +425,6 @@ def file_sha256(path: Path) -> str:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def fetch(url: str, target: Path) -> None:
-    """Fetch ``url`` to ``target``. A broken connection or a busy server is tried three times."""
-    failure = ""
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            time.sleep(2.0**attempt)
-        try:
-            # The bytes as they are, and no password from a file that is meant for other programs.
-            with (
-                open_url(url, timeout=_TIMEOUT_S, decompress=False, use_netrc=False) as answer,
-                target.open("wb") as stream,
-            ):
-                while block := answer.read(_BLOCK):
-                    stream.write(block)
-            break
-        except urllib.error.HTTPError as error:
-            failure = f"the server answered {error.code} {error.reason}"
-            if error.code < 500 and error.code != 429:
-                raise BoxError(f"{url} cannot be fetched: {failure}.") from error
-        except (OSError, ValueError) as error:
-            failure = str(getattr(error, "reason", error))
-    else:
-        raise BoxError(f"{url} cannot be fetched after {_ATTEMPTS} attempts: {failure}.")
-
-
-def download(url: str, target: Path, accepted: Sequence[str]) -> None:
-    """Fetch ``url`` to ``target`` and check it against the SHA-256 sums in ``accepted``, any of which will do.
-
-    A wrong checksum is an error at once, and leaves nothing. See :func:`fetch`.
-    """
-    fetch(url, target)
-    found = file_sha256(target)
-    if found not in accepted:
-        target.unlink()
-        raise BoxError(f"{url} has the SHA-256 {found}, but {' or '.join(accepted)} is pinned: nothing was installed.")
 
 
 def write_file(path: Path, content: str | bytes, mode: int = 0o644) -> None:
