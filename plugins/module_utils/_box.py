@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,15 +223,15 @@ def detached(
 
     ``environment`` is added to the module's own and written nowhere. The output goes to ``log``, by default a file of
     the slot, and is returned. Raises :class:`BoxError` as :func:`run` does, also after ``limit_s`` seconds, which end
-    the command. Without ``wait`` it is only begun, and nothing is returned. ``progress`` is what the play shows
-    meanwhile, by default ``purpose`` with the last line of the output.
+    the command. Without ``wait`` it is only begun, and nothing is returned. ``progress``, of work that has other parts,
+    too, is what the play shows meanwhile; by default that is ``purpose`` with the last line of the output.
     """
     variables = {**os.environ, **(environment or {})}
     if not shutil.which(command[0], path=variables.get("PATH")):
         raise BoxError(f"{purpose} failed: {command[0]}: {os.strerror(errno.ENOENT)}.")
     work = _Work(WORK / _digest(slot)[:16])
     place = log or work.folder / "log"
-    with progress or Progress(purpose, log=place) as shown, work.locked():
+    with nullcontext(progress) if progress else Progress(purpose, log=place) as shown, work.locked():
         if work.taken_over(key, shown):
             return place.read_text(encoding="utf-8", errors="replace") if place.exists() else ""
         process = work.start(command, key, variables, folder, place, limit_s, may_be_ended)
@@ -249,23 +249,24 @@ def detached(
     raise BoxError(f"{purpose} {how}:\n{tail(output)}", rc=code)
 
 
-def take_over(slot: str, key: Any) -> bool:
+def take_over(slot: str, key: Any, progress: Progress | None = None) -> bool:
     """Follow what an earlier module has begun in ``slot``, see :func:`detached`, before looking at the machine's state.
 
-    Returns whether that did what ``key`` says and has ended well. With another key it is ended.
+    Returns whether that did what ``key`` says and has ended well. With another key it is ended. ``progress`` is what
+    the play shows meanwhile, as in :func:`detached`.
     """
     work = _Work(WORK / _digest(slot)[:16])
     if not work.folder.is_dir():
         return False
-    with work.locked(), _earlier(work) as progress:
-        return work.taken_over(key, progress)
+    with nullcontext(progress) if progress else _earlier(work) as shown, work.locked():
+        return work.taken_over(key, shown)
 
 
 def end_detached() -> None:
     """End what is still at work in any slot, or wait for it where it must not be ended, and forget all of them."""
     for folder in WORK.iterdir() if WORK.is_dir() else []:
         work = _Work(folder)
-        with work.locked(), _earlier(work) as progress:
+        with _earlier(work) as progress, work.locked():
             work.taken_over(None, progress)
         shutil.rmtree(folder)
 

@@ -23,6 +23,7 @@ from typing import Any
 
 FILE = Path("/opt/gpuyard/progress.json")
 _EVERY_S = 1.0  # shorter work writes nothing
+_SHARE = 20  # of the time at most one part in so many goes into counting
 _SPAN_S = 10.0  # the speed is that of the last seconds
 _MOST_LOG_BYTES = 4096
 _MOST_LINE = 120
@@ -41,7 +42,8 @@ class Progress:
         self, what: str, *, log: Path | None = None, count: Callable[[], int] | None = None, total: int = 0
     ) -> None:
         self.what, self.log, self.count, self.total = what, log, count, total
-        self._began = self._written = time.monotonic()
+        self._began = time.monotonic()
+        self._next = self._began + _EVERY_S
         self._samples: deque[tuple[float, int]] = deque()
         self._is_shown = False
         self._lock = threading.Lock()
@@ -57,15 +59,16 @@ class Progress:
                 FILE.unlink()
 
     def tick(self) -> None:
-        """Write down how far the work is, once a second."""
+        """Write down how far the work is, once a second; less often where it takes long to count."""
         now = time.monotonic()
-        if now - self._written < _EVERY_S or not self._lock.acquire(blocking=False):
+        if now < self._next or not self._lock.acquire(blocking=False):
             return
         try:
-            self._written = now
             with suppress(OSError):
                 _write(self._record(now))
                 self._is_shown = True
+            took_s = time.monotonic() - now
+            self._next = now + max(_EVERY_S, _SHARE * took_s)
         finally:
             self._lock.release()
 
