@@ -450,6 +450,7 @@ class Dataset:
         part = self.folder.path / PARTS / known
         part.parent.mkdir(exist_ok=True)
         remote = origin.below(file.path)
+        # What a killed command has begun may still make the part longer.
         _box.take_over(str(part), APPENDING, progress)
         for attempt in range(ATTEMPTS):
             start = part.stat().st_size if part.exists() else 0

@@ -469,6 +469,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     if module.check_mode:
         return converge(pantograph, check=True)
     with _lake.alone(pantograph.root / ".lock"):
+        # What a killed command has begun still changes what is looked at here.
         _box.take_over(pantograph.slot, pantograph.name)
         return converge(pantograph, check=False)
 

@@ -183,11 +183,11 @@ def test_a_large_file_goes_on_where_it_was_cut(site: Site) -> None:
 
 
 def test_a_large_file_outlives_its_command(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next command follows the rclone that goes on, in place of a second one, and shows how far it is."""
+    """The next command follows the rclone that goes on, shows how far it is, and begins where that one has failed."""
     content = large_file(site)
     go, asked = site.root.parent / "go", site.root.parent / "asked"
     rclone = site.root.parent / "rclone-that-waits"
-    waiting = f"{{ head -c 20000000; until [ -e {go} ]; do sleep 0.05; done; cat; }}"
+    waiting = f"{{ head -c 20000000; until [ -e {go} ]; do sleep 0.05; done; head -c 20000000; exit 1; }}"
     rclone.write_text(
         f'#!/bin/bash\nif [ "$1" = cat ]; then echo "$*" >> {asked}; {RCLONE} "$@" | {waiting}\n'
         f'else exec {RCLONE} "$@"; fi\n'
@@ -206,7 +206,8 @@ def test_a_large_file_outlives_its_command(site: Site, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(progress, "_write", write_down)
     assert site("s3://bucket/pairs", rclone=str(rclone))["changed"]
-    assert held(site.data) == {"large": content} and len(asked.read_text().splitlines()) == 1
+    assert held(site.data) == {"large": content}
+    assert [line.split()[2] for line in asked.read_text().splitlines()] == ["0", "40000000"]
     assert (written[0]["what"], written[0]["total"]) == ("data set pairs", len(content))
     assert 20_000_000 <= written[0]["done"] < len(content)
 

@@ -170,10 +170,13 @@ def test_a_look_that_hangs_does_not_hold_up_the_end_and_shows_nothing_afterwards
         return made[-1]
 
     monkeypatch.setattr(subprocess, "Popen", look)
+    before = set(threading.enumerate())
     with watching.watching(task.action, {}):
+        (thread,) = set(threading.enumerate()) - before
         while not made:
             time.sleep(0.01)
-    assert made[0].wait(10) != 0 and task.lines == []
+    thread.join(60)
+    assert made[0].wait(10) != 0 and not thread.is_alive() and task.lines == []
 
 
 def test_a_setting_of_none_is_heeded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
