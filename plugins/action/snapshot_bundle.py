@@ -14,6 +14,7 @@ from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core, show_line
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._watching import watching
 
 with suppress(ImportError):  # told when the task runs
     from gpuyard import bundles, config
@@ -31,12 +32,13 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         require_core(AnsibleActionFail)
         arguments = {name: value for name, value in self._task.args.items() if name not in (*_OURS, *_SITE)}
-        if arguments.get("state", "present") == "restored":
-            return self._restore(arguments, task_vars)
-        try:
-            return self._keep(arguments, task_vars)
-        except GpuyardError as error:
-            raise AnsibleActionFail(str(error)) from None
+        with watching(self, task_vars):
+            if arguments.get("state", "present") == "restored":
+                return self._restore(arguments, task_vars)
+            try:
+                return self._keep(arguments, task_vars)
+            except GpuyardError as error:
+                raise AnsibleActionFail(str(error)) from None
 
     def _restore(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         """Bring the machine to what a bundle holds. Whatever is wrong with that, the machine can be built."""

@@ -16,6 +16,7 @@ from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._watching import watching
 
 with suppress(ImportError):  # told when the task runs
     from gpuyard import tree as source_tree
@@ -29,7 +30,11 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Run the module, once or twice."""
         super().run(tmp, task_vars)
-        arguments = {**self._task.args}
+        with watching(self, task_vars):
+            return self._bring({**self._task.args}, task_vars)
+
+    def _bring(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        """Run the module once, and once more with the content."""
         arguments.pop("tree", None)
         arguments.pop("archive", None)
         source = arguments.get("src")

@@ -16,7 +16,8 @@ author:
 description:
   - Installing packages or building a program takes minutes in which Ansible prints nothing. This callback prints a
     line with the task's name and its time so far every few seconds, as long as the output is for people.
-  - Tasks that show their own progress, such as M(gpuyard.cloud.instance), are left alone.
+  - Tasks that show their own progress, such as M(gpuyard.cloud.instance) and M(gpuyard.cloud.base_system), are
+    left alone. O(every) counts for theirs, too, where they work on a machine.
   - When the machine that a play works on does not answer any more, it may have been taken away. Ansible only prints
     what C(ssh) said; this callback adds what can be done about it.
 requirements:
@@ -44,13 +45,13 @@ from ansible.plugins.loader import module_loader
 
 # The group into which the plays put the machine that they work on.
 TARGET = "gpuyard_target"
-# What runs through this action tells what it does while it does it.
-TELLING = "gpuyard.cloud.verb"
+# What runs through an action of ours that meta/runtime.yml names tells what it does while it does it.
+TELLING = "gpuyard.cloud."
 
 
 def tells_itself(action: str) -> bool:
     """Return whether a task of this action shows what it does while it does it."""
-    return bool(module_loader.find_plugin_with_context(action).action_plugin == TELLING)
+    return (module_loader.find_plugin_with_context(action).action_plugin or "").startswith(TELLING)
 
 
 class CallbackModule(CallbackBase):

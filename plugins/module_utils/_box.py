@@ -22,19 +22,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.urls import open_url
+from ansible_collections.gpuyard.cloud.plugins.module_utils._progress import Progress
 
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _BLOCK = 1 << 20
-_ATTEMPTS = 3
-_TIMEOUT_S = 60.0
 # Made by the first command that locks the machine for bringing it into shape, see gpuyard.box.converging.
 MODULES_LOCK = Path("/opt/gpuyard/modules.lock")
 # What goes on without its module, see `detached`: a folder for each slot.
@@ -215,6 +212,7 @@ def detached(
     limit_s: float = LIMIT_S,
     may_be_ended: bool = True,
     wait: bool = True,
+    progress: Progress | None = None,
 ) -> str:
     """Run a long command in a session of its own, which goes on when module, connection or controller ends.
 
@@ -225,20 +223,21 @@ def detached(
 
     ``environment`` is added to the module's own and written nowhere. The output goes to ``log``, by default a file of
     the slot, and is returned. Raises :class:`BoxError` as :func:`run` does, also after ``limit_s`` seconds, which end
-    the command. Without ``wait`` it is only begun, and nothing is returned.
+    the command. Without ``wait`` it is only begun, and nothing is returned. ``progress``, of work that has other parts,
+    too, is what the play shows meanwhile; by default that is ``purpose`` with the last line of the output.
     """
     variables = {**os.environ, **(environment or {})}
     if not shutil.which(command[0], path=variables.get("PATH")):
         raise BoxError(f"{purpose} failed: {command[0]}: {os.strerror(errno.ENOENT)}.")
     work = _Work(WORK / _digest(slot)[:16])
     place = log or work.folder / "log"
-    with work.locked():
-        if work.taken_over(key):
+    with nullcontext(progress) if progress else Progress(purpose, log=place) as shown, work.locked():
+        if work.taken_over(key, shown):
             return place.read_text(encoding="utf-8", errors="replace") if place.exists() else ""
         process = work.start(command, key, variables, folder, place, limit_s, may_be_ended)
         if not wait:
             return ""
-        code = work.follow(process)
+        code = work.follow(shown, process)
         work.forget()
         output = place.read_text(encoding="utf-8", errors="replace")
     if code == 0:
@@ -250,25 +249,30 @@ def detached(
     raise BoxError(f"{purpose} {how}:\n{tail(output)}", rc=code)
 
 
-def take_over(slot: str, key: Any) -> bool:
+def take_over(slot: str, key: Any, progress: Progress | None = None) -> bool:
     """Follow what an earlier module has begun in ``slot``, see :func:`detached`, before looking at the machine's state.
 
-    Returns whether that did what ``key`` says and has ended well. With another key it is ended.
+    Returns whether that did what ``key`` says and has ended well. With another key it is ended. ``progress`` is what
+    the play shows meanwhile, as in :func:`detached`.
     """
     work = _Work(WORK / _digest(slot)[:16])
     if not work.folder.is_dir():
         return False
-    with work.locked():
-        return work.taken_over(key)
+    with nullcontext(progress) if progress else _earlier(work) as shown, work.locked():
+        return work.taken_over(key, shown)
 
 
 def end_detached() -> None:
     """End what is still at work in any slot, or wait for it where it must not be ended, and forget all of them."""
     for folder in WORK.iterdir() if WORK.is_dir() else []:
         work = _Work(folder)
-        with work.locked():
-            work.taken_over(None)
+        with _earlier(work) as progress, work.locked():
+            work.taken_over(None, progress)
         shutil.rmtree(folder)
+
+
+def _earlier(work: _Work) -> Progress:
+    return Progress("what an earlier command has begun", log=work.folder / "log")
 
 
 class _Work:
@@ -330,9 +334,10 @@ class _Work:
         record = self.record
         return bool(record.get("process")) and _process(record["pid"]) == record["process"]
 
-    def follow(self, process: subprocess.Popen[bytes] | None = None) -> int | None:
+    def follow(self, progress: Progress, process: subprocess.Popen[bytes] | None = None) -> int | None:
         """Wait for the end and return the exit code; leave the program when nobody waits for its answer any more."""
         while self.runs():
+            progress.tick()
             if _caller_has_left():
                 sys.exit(1)  # pylint: disable=ansible-bad-function
             try:
@@ -347,12 +352,12 @@ class _Work:
             return process.returncode  # a full disk may have kept the file from being written
         return code
 
-    def taken_over(self, key: Any) -> bool:
+    def taken_over(self, key: Any, progress: Progress) -> bool:
         record = self.record
         same = record.get("key") == _digest(key)
         if not same and record.get("may_be_ended"):
             self.end()
-        ended_well = self.follow() == 0
+        ended_well = self.follow(progress) == 0
         if not ended_well:
             self.end()  # what the process that watched has left behind
         self.forget()
@@ -421,43 +426,6 @@ def file_sha256(path: Path) -> str:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def fetch(url: str, target: Path) -> None:
-    """Fetch ``url`` to ``target``. A broken connection or a busy server is tried three times."""
-    failure = ""
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            time.sleep(2.0**attempt)
-        try:
-            # The bytes as they are, and no password from a file that is meant for other programs.
-            with (
-                open_url(url, timeout=_TIMEOUT_S, decompress=False, use_netrc=False) as answer,
-                target.open("wb") as stream,
-            ):
-                while block := answer.read(_BLOCK):
-                    stream.write(block)
-            break
-        except urllib.error.HTTPError as error:
-            failure = f"the server answered {error.code} {error.reason}"
-            if error.code < 500 and error.code != 429:
-                raise BoxError(f"{url} cannot be fetched: {failure}.") from error
-        except (OSError, ValueError) as error:
-            failure = str(getattr(error, "reason", error))
-    else:
-        raise BoxError(f"{url} cannot be fetched after {_ATTEMPTS} attempts: {failure}.")
-
-
-def download(url: str, target: Path, accepted: Sequence[str]) -> None:
-    """Fetch ``url`` to ``target`` and check it against the SHA-256 sums in ``accepted``, any of which will do.
-
-    A wrong checksum is an error at once, and leaves nothing. See :func:`fetch`.
-    """
-    fetch(url, target)
-    found = file_sha256(target)
-    if found not in accepted:
-        target.unlink()
-        raise BoxError(f"{url} has the SHA-256 {found}, but {' or '.join(accepted)} is pinned: nothing was installed.")
 
 
 def write_file(path: Path, content: str | bytes, mode: int = 0o644) -> None:

@@ -14,8 +14,6 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from typing import Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
+from ansible_collections.gpuyard.cloud.plugins.module_utils._progress import Progress
 
 RECORD = ".gpuyard-files.json"
 LOCK = ".gpuyard-lock"
@@ -33,8 +32,7 @@ OWN = ".gpuyard"
 _TIME = re.compile(r"^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d [A-Z]+ *: ")  # before each line of rclone
 _BLOCK = 1 << 20
 _SPARE_BYTES = 500_000_000  # a disk that is filled to the last byte stops the stages
-_POLL_S = 0.05
-_SLOW_POLL_S = 1.0
+LIMIT_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -168,43 +166,55 @@ class Folder:
         _box.write_record(self.path / RECORD, self.record)
 
     @contextmanager
-    def locked(self) -> Iterator[int]:
-        """Have the folder for this process and the programs that get the lock; wait for those of a killed command."""
+    def locked(self, key: Any, progress: Progress | None = None) -> Iterator[None]:
+        """Have the folder for this process, and follow what a killed one has begun there.
+
+        ``key`` is what is wanted of the folder: work for something else is ended. See :func:`_box.detached`.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / LOCK).open("wb") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
+            _box.take_over(self.slot, key, progress)
             self.record = _box.read_record(self.path / RECORD)
-            yield handle.fileno()
+            yield
+
+    @property
+    def slot(self) -> str:
+        """What names the work in this folder that goes on without its module."""
+        return f"files {self.path}"
 
     def run(
         self,
-        lock: int,
         command: Sequence[str],
+        key: Any,
         *,
         purpose: str,
         environment: Mapping[str, str],
         folder: Path | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        """Run a long program on its own, so that it goes on when this module is gone, and wait for it.
+        """Run a long program on its own, see :func:`_box.detached`, and :meth:`locked` for ``key``.
 
-        It keeps the folder locked while it lives, so the next command waits for it. Its output goes to the folder's
-        log. Raises :class:`BoxError` that begins with ``purpose`` and ends with its last words.
+        Its output goes to the folder's log. Raises :class:`BoxError` that begins with ``purpose`` and ends with its
+        last words.
         """
         log = self.path / LOG
-        with log.open("wb") as output:
-            program = subprocess.Popen(  # pylint: disable=ansible-bad-function
+        try:
+            _box.detached(
                 command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
-                cwd=folder,
-                pass_fds=[lock],
-                start_new_session=True,
+                slot=self.slot,
+                key=key,
+                purpose=purpose,
+                environment=environment,
+                folder=folder,
+                log=log,
+                limit_s=LIMIT_S,
+                progress=progress,
             )
-        wait(program)
-        if program.returncode:
-            raise failure(purpose, program.returncode, log.read_text(encoding="utf-8", errors="replace"))
+        except _box.BoxError as error:
+            if code := error.details.get("rc"):
+                raise failure(purpose, code, log.read_text(encoding="utf-8", errors="replace")) from error
+            raise
 
 
 def last_line(output: str) -> str:
@@ -215,16 +225,7 @@ def last_line(output: str) -> str:
 
 def failure(purpose: str, code: int, output: str) -> _box.BoxError:
     """Return the error of a program that has failed."""
-    ended = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
-    return _box.BoxError(f"{purpose} {ended}: {last_line(output)}.", rc=code)
-
-
-def wait(program: subprocess.Popen[bytes]) -> None:
-    """Wait for a program without taking the processor from it."""
-    pause = _POLL_S
-    while program.poll() is None:
-        time.sleep(pause)
-        pause = min(pause * 2, _SLOW_POLL_S)
+    return _box.BoxError(f"{purpose} failed with exit code {code}: {last_line(output)}.", rc=code)
 
 
 def place(root: str, folder: str, store: str | None) -> Path:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Long builds, and a talk with a program that answers in lines: standard library only, Python 3.10 or newer.
+"""A lock, and a talk with a program that answers in lines: standard library only, Python 3.10 or newer.
 
 Private to this collection.
 """
@@ -24,58 +24,14 @@ from typing import IO, Any, cast
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._box import BoxError, tail
 
-_LOG_LINES = 20
-
 
 @contextmanager
-def alone(file: Path) -> Iterator[int]:
-    """Hold the kernel's lock on ``file``, and wait for whoever has it. Yields the descriptor that holds it.
-
-    A program that inherits the descriptor has the lock, too: when this process is killed, the next one waits for the
-    program that it has started, and takes over what that one has done.
-    """
+def alone(file: Path) -> Iterator[None]:
+    """Hold the kernel's lock on ``file``, and wait for whoever has it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("ab") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        yield handle.fileno()
-
-
-def build(
-    command: Sequence[str],
-    *,
-    purpose: str,
-    log: Path,
-    folder: Path,
-    environment: Mapping[str, str],
-    lock: int,
-) -> None:
-    """Run a long program in ``folder``, its output in ``log``, so that it outlives this process.
-
-    It inherits ``lock``, see :func:`alone`. Raises :class:`BoxError` with the log's last lines when it fails.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as stream:
-        begin = stream.tell()
-        try:
-            # Ansible's run_command gives a program no descriptor to inherit, and keeps all of its output in memory.
-            done = subprocess.run(  # pylint: disable=ansible-bad-function
-                list(command),
-                cwd=folder,
-                env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                pass_fds=[lock],
-                start_new_session=True,
-                check=False,
-            )
-        except OSError as error:
-            raise BoxError(f"{purpose} failed: {command[0]}: {error.strerror}.") from error
-    if done.returncode:
-        with log.open("rb") as output:
-            output.seek(begin)
-            said = tail(output.read().decode(errors="replace"), _LOG_LINES)
-        raise BoxError(f"{purpose} failed with exit code {done.returncode}, see {log} on the machine:\n{said}")
+        yield
 
 
 def talk(

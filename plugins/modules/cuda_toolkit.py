@@ -141,6 +141,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box, _cuda
+from ansible_collections.gpuyard.cloud.plugins.module_utils import _download
 
 KERNEL = """
 #include <cstdio>
@@ -271,7 +272,7 @@ def add_key(address: str) -> None:
     """Fetch the repository's key, and keep it when it has the pinned fingerprint."""
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch, "key")
-        _box.fetch(address, target)
+        _download.fetch(address, target)
         text = read(str(target))
         try:
             found = fingerprint(text)

@@ -110,16 +110,17 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box, _fetch
+from ansible_collections.gpuyard.cloud.plugins.module_utils._progress import Progress
 
 ORIGIN = {
     "from": {"type": "str", "required": True},
@@ -146,6 +147,8 @@ SUM_LINE = re.compile(r"([0-9a-f]{64})[ \t]+\*?(.+)")
 NOT_THERE = (3, 4)  # rclone's exit codes for a folder and a file
 PARTS = ".gpuyard-parts"
 PREPARED = ".gpuyard-prepared"
+# The key of the work on one part: whatever was asked for, the next one goes on behind it.
+APPENDING = "append"
 # From this size on a file is fetched by itself, so that it can be gone on with; one rclone fetches all smaller ones.
 LARGE_BYTES = 64_000_000
 ATTEMPTS = 3
@@ -382,27 +385,33 @@ class Dataset:
         """Raise :class:`BoxError` when what is missing, or what it takes in all, is more than the disk has left."""
         if not missing:
             return
-        here = sum(path.stat().st_size for path in self.folder.path.rglob("*") if path.is_file())
         needed = sum(max(file.size, 0) for file in missing) - self.partial()
         if origin.entry["disk_gb"]:
-            needed = max(needed, origin.entry["disk_gb"] * 1e9 - here)
+            needed = max(needed, origin.entry["disk_gb"] * 1e9 - self.here())
         self.folder.check_space(needed, origin.option, "take a machine with a larger disk (needs.disk_gb)")
+
+    def here(self) -> int:
+        """Return the bytes of all that is in the folder."""
+        return size_of(self.folder.path)
 
     def partial(self) -> int:
         """Return the bytes that earlier downloads left."""
-        return sum(path.stat().st_size for path in (self.folder.path / PARTS).rglob("*") if path.is_file())
+        return size_of(self.folder.path / PARTS)
 
-    def fetch(self, origin: Origin, files: list[_fetch.File]) -> None:
-        """Have the files here, each with its content, and write that down."""
-        with self.folder.locked() as lock:
+    def fetch(self, origin: Origin, files: list[_fetch.File], size: int) -> None:
+        """Have the files here, each with its content, and write that down. Some ``size`` bytes of them are missing."""
+        before = self.here() - self.partial()
+        progress = Progress(f"data set {self.name}", count=lambda: max(self.here() - before, 0), total=size)
+        with progress, self.folder.locked(self.entry, progress):
             missing = self.folder.missing(files)
             for _attempt in range(ATTEMPTS):
                 if not missing:
                     break
                 for file in missing:
                     (self.folder.path / file.path).unlink(missing_ok=True)
-                self.fetch_large(lock, origin, [file for file in missing if not 0 <= file.size < LARGE_BYTES])
-                self.fetch_small(lock, origin, [file for file in missing if 0 <= file.size < LARGE_BYTES])
+                large = [file for file in missing if not 0 <= file.size < LARGE_BYTES]
+                self.fetch_large(origin, large, progress)
+                self.fetch_small(origin, [file for file in missing if file not in large], progress)
                 missing = self.folder.missing(missing)
             if missing:
                 file = missing[0]
@@ -416,7 +425,7 @@ class Dataset:
                 left.unlink()
             self.folder.keep(origin.identity, files)
 
-    def fetch_small(self, lock: int, origin: Origin, files: list[_fetch.File]) -> None:
+    def fetch_small(self, origin: Origin, files: list[_fetch.File], progress: Progress) -> None:
         """Let one rclone fetch many files side by side."""
         if not files:
             return
@@ -425,26 +434,29 @@ class Dataset:
         command = [self.module.params["rclone"], "copy", origin.remote, str(self.folder.path), *PATIENCE]
         command += ["--files-from-raw", str(names), "--no-traverse", "--ignore-times", "--partial-suffix", ".gpuyard"]
         command += ["--transfers", str(AT_ONCE)]
-        self.folder.run(lock, command, purpose=f"{self.option}: fetching {origin.url}", environment=origin.environment)
+        purpose = f"{self.option}: fetching {origin.url}"
+        self.folder.run(command, self.entry, purpose=purpose, environment=origin.environment, progress=progress)
 
-    def fetch_large(self, lock: int, origin: Origin, files: list[_fetch.File]) -> None:
+    def fetch_large(self, origin: Origin, files: list[_fetch.File], progress: Progress) -> None:
         """Fetch each file by itself, from where an earlier download was cut on."""
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for done in [pool.submit(self.fetch_one, lock, origin, file) for file in files]:
+            for done in [pool.submit(self.fetch_one, origin, file, progress) for file in files]:
                 done.result()
 
-    def fetch_one(self, lock: int, origin: Origin, file: _fetch.File) -> None:
+    def fetch_one(self, origin: Origin, file: _fetch.File, progress: Progress) -> None:
         """Fetch one file, and give it its name when it is whole."""
         # A part of another content is not gone on with.
         known = hashlib.sha256(f"{origin.url} {file}".encode()).hexdigest()[:16]
         part = self.folder.path / PARTS / known
         part.parent.mkdir(exist_ok=True)
         remote = origin.below(file.path)
+        # What a killed command has begun may still make the part longer.
+        _box.take_over(str(part), APPENDING, progress)
         for attempt in range(ATTEMPTS):
             start = part.stat().st_size if part.exists() else 0
             if start and start == file.size:
                 break
-            code, errors = self.append(lock, origin, ["cat", "--offset", str(start), remote], part)
+            code, errors = self.append(origin, ["cat", "--offset", str(start), remote], part, progress)
             now = part.stat().st_size
             if code == 0 and file.size in (-1, now):
                 break
@@ -460,21 +472,23 @@ class Dataset:
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
 
-    def append(self, lock: int, origin: Origin, words: Sequence[str], part: Path) -> tuple[int, str]:
+    def append(self, origin: Origin, words: Sequence[str], part: Path, progress: Progress) -> tuple[int, str]:
         """Append rclone's output to a file; return its exit code and errors. rclone outlives this module."""
         errors = part.with_name(f"{part.name}.log")
-        with part.open("ab") as output, errors.open("wb") as log:
-            program = subprocess.Popen(  # pylint: disable=ansible-bad-function
-                [self.module.params["rclone"], *words, *PATIENCE],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=log,
-                env={**os.environ, **origin.environment},
-                pass_fds=[lock],
-                start_new_session=True,
+        try:
+            _box.detached(
+                ["bash", "-c", 'exec "$@" >>"$0"', str(part), self.module.params["rclone"], *words, *PATIENCE],
+                slot=str(part),
+                key=APPENDING,
+                purpose=self.option,
+                environment=origin.environment,
+                log=errors,
+                limit_s=_fetch.LIMIT_S,
+                progress=progress,
             )
-        _fetch.wait(program)
-        return program.returncode, errors.read_text(encoding="utf-8", errors="replace")
+        except _box.BoxError as error:
+            return error.details.get("rc") or 1, errors.read_text(encoding="utf-8", errors="replace")
+        return 0, ""
 
     @property
     def state(self) -> str:
@@ -493,7 +507,7 @@ class Dataset:
     def prepare(self) -> None:
         """Run the command, unless one that a lost command had begun has done it meanwhile."""
         options = self.module.params
-        with self.folder.locked() as lock:
+        with self.folder.locked(self.entry):
             if self.is_prepared():
                 return
             command = [
@@ -507,12 +521,21 @@ class Dataset:
             ]
             path = ":".join([*options["search_path"], os.environ.get("PATH", "/usr/bin:/bin")])
             self.folder.run(
-                lock,
                 command,
+                self.entry,
                 purpose=f"{self.option}.prepare",
                 environment={**options["environment"], "PATH": path, "DATASET": str(self.folder.path)},
                 folder=Path(options["repository"] or self.folder.path),
             )
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of the files in a folder; a download may take away one of them meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def count(files: Iterable[_fetch.File]) -> str:
@@ -543,9 +566,10 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             )
             if missing:
                 fetched[data.name] = [file.path for file in missing]
-                total += sum(max(file.size, 0) for file in missing)
+            size = sum(max(file.size, 0) for file in missing)
+            total += size
             if not module.check_mode:
-                data.fetch(origin, files)
+                data.fetch(origin, files, size)
         if not _fetch.is_linked(*data.where):
             actions.append(f"link {data.entry['to']} to {data.entry['store']}")
             if not module.check_mode:

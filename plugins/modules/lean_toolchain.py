@@ -122,7 +122,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
-from ansible_collections.gpuyard.cloud.plugins.module_utils import _resume
+from ansible_collections.gpuyard.cloud.plugins.module_utils import _download
 
 LAUNCHED = ("elan", "lake", "lean")
 # As elan reads a name, but with a version or a date in it (src/elan-dist/src/dist.rs of leanprover/elan 4.2.3).
@@ -257,7 +257,7 @@ class Toolchain:
         name = f"elan-{self.machine}-unknown-linux-gnu.tar.gz"
         url = f"{self.mirror}/leanprover/elan/releases/download/v{version}/{name}"
         with tempfile.TemporaryDirectory() as scratch:
-            _box.download(url, Path(scratch, name), accepted)
+            _download.fetch(url, Path(scratch, name), accepted)
             self.run(["tar", "-xf", f"{scratch}/{name}", "-C", scratch], f"Unpacking {url}")
             # elan 1 to 3 would install their stable toolchain, were it not for the last two words.
             command = [f"{scratch}/elan-init", "-y", "--no-modify-path", "--default-toolchain", "none"]
@@ -347,7 +347,7 @@ class Toolchain:
             return archive
         self.downloads.mkdir(parents=True, exist_ok=True)
         archive = self.downloads / source.rsplit("/", 1)[-1]
-        _resume.fetch(source, archive, self.accepted())
+        _download.fetch(source, archive, self.accepted())
         return archive
 
     def is_version(self, said: str) -> bool:

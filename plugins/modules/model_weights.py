@@ -91,6 +91,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box, _fetch
+from ansible_collections.gpuyard.cloud.plugins.module_utils._progress import Progress
 
 REVISION = re.compile(r"[0-9a-f]{40}")
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -218,14 +219,16 @@ class Weights:
                 # The token is for this server alone.
                 raise _box.BoxError(f"weights.{self.name}: {self.endpoint} sends to another server, {url}.")
 
-    def fetch(self, files: list[_fetch.File]) -> None:
-        """Have the files here, each with its content, and write that down."""
-        with self.folder.locked() as lock:
+    def fetch(self, files: list[_fetch.File], wanted: list[_fetch.File]) -> None:
+        """Have the files here, each with its content, and write that down; ``wanted`` are those that are missing."""
+        size = sum(file.size for file in wanted)
+        progress = Progress(f"weights {self.name}", count=lambda: self.already(wanted), total=size)
+        with progress, self.folder.locked(self.identity, progress):
             missing = self.folder.missing(files)
             for _attempt in range(ATTEMPTS):
                 if not missing:
                     break
-                self.download(lock, missing)
+                self.download(missing, progress)
                 # What is right is not read once more.
                 missing = self.folder.missing(missing)
             if missing:
@@ -247,7 +250,7 @@ class Weights:
         with suppress(OSError):  # somebody else's, or none
             (self.folder.path / NOTES).parent.rmdir()
 
-    def download(self, lock: int, files: list[_fetch.File]) -> None:
+    def download(self, files: list[_fetch.File], progress: Progress) -> None:
         """Let ``hf`` fetch files; what lies there with another content goes first."""
         self.forget_notes()
         for file in files:
@@ -257,7 +260,7 @@ class Weights:
             command = [self.module.params["hf"], "download", self.repository, *names]
             command += ["--revision", self.revision, "--local-dir", str(self.folder.path)]
             purpose = f"weights.{self.name}: fetching {self.repository} from {self.endpoint}"
-            self.folder.run(lock, command, purpose=purpose, environment=self.environment)
+            self.folder.run(command, self.identity, purpose=purpose, environment=self.environment, progress=progress)
 
 
 def work(module: AnsibleModule) -> dict[str, Any]:
@@ -287,7 +290,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             else:
                 actions.append(f"verify {weights.name}")
             if not module.check_mode:
-                weights.fetch(files)
+                weights.fetch(files, missing)
         if not _fetch.is_linked(*weights.where):
             actions.append(f"link {weights.entry['directory']} to {weights.entry['store']}")
             if not module.check_mode:

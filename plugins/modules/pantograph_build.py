@@ -214,14 +214,13 @@ class Pantograph:
             # The prebuilt files are fetched in a step of its own.
             "MATHLIB_NO_CACHE_ON_UPDATE": "1",
             "GIT_TERMINAL_PROMPT": "0",
-            # git's own tidying in the background would hold the lock.
+            # No tidying of git's in the background, which would outlive lake.
             "GIT_CONFIG_COUNT": "1",
             "GIT_CONFIG_KEY_0": "gc.auto",
             "GIT_CONFIG_VALUE_0": "0",
         }
         if options["cache_url"]:
             self.environment["MATHLIB_CACHE_GET_URL"] = options["cache_url"]
-        self.lock = -1
 
     def check_options(self) -> None:
         """Raise :class:`BoxError` for options that cannot be followed, before anything is changed."""
@@ -237,6 +236,11 @@ class Pantograph:
             raise _box.BoxError(
                 f"project={project} is no Lean project: it has neither lakefile.lean nor lakefile.toml."
             )
+
+    @property
+    def slot(self) -> str:
+        """What names lake's work that goes on without this module."""
+        return f"pantograph {self.root}"
 
     def record(self) -> dict[str, Any]:
         """Return what was noted about the folder; nothing when the folder is not there."""
@@ -322,9 +326,17 @@ class Pantograph:
         return _box.run(self.module, command, purpose=purpose, environment=self.environment)
 
     def lake(self, *words: str, purpose: str, folder: Path) -> None:
-        """Run lake for as long as it takes, see :func:`_lake.build`."""
+        """Run lake for as long as it takes. It goes on when this module ends."""
         command = [str(Path(self.options["bin_dir"], "lake")), *words]
-        _lake.build(command, purpose=purpose, log=self.log, folder=folder, environment=self.environment, lock=self.lock)
+        _box.detached(
+            command,
+            slot=self.slot,
+            key=self.name,
+            purpose=purpose,
+            environment=self.environment,
+            folder=folder,
+            log=self.log,
+        )
 
     def clone(self, scratch: Path) -> None:
         """Fetch the commit into ``scratch``."""
@@ -456,8 +468,9 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     pantograph = Pantograph(module)
     if module.check_mode:
         return converge(pantograph, check=True)
-    with _lake.alone(pantograph.root / ".lock") as lock:
-        pantograph.lock = lock
+    with _lake.alone(pantograph.root / ".lock"):
+        # What a killed command has begun still changes what is looked at here.
+        _box.take_over(pantograph.slot, pantograph.name)
         return converge(pantograph, check=False)
 
 

@@ -111,6 +111,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
+from ansible_collections.gpuyard.cloud.plugins.module_utils import _download
 
 LAUNCHED = ("cargo", "rustc", "rustdoc", "rustup")
 
@@ -207,7 +208,7 @@ class Toolchain:
         with tempfile.TemporaryDirectory() as scratch:
             # The program decides by its own name what it is.
             program = Path(scratch, "rustup-init")
-            _box.download(f"{self.server}/rustup/archive/{version}/{self.target}/rustup-init", program, accepted)
+            _download.fetch(f"{self.server}/rustup/archive/{version}/{self.target}/rustup-init", program, accepted)
             program.chmod(0o755)
             command = [str(program), "-y", "--no-modify-path", "--profile", "minimal", "--default-toolchain", "none"]
             self.run(command, f"Installing rustup {version}")

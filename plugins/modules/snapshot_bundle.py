@@ -177,10 +177,11 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
+from ansible_collections.gpuyard.cloud.plugins.module_utils import _download
+from ansible_collections.gpuyard.cloud.plugins.module_utils._progress import Progress
 
 PIECE_BYTES = 48_000_000  # before packing
 LEVEL = "-3"  # higher ones cost much and save little
-BLOCK = 1 << 20
 ATTEMPTS = 3
 TIMEOUT_S = 60.0
 PROBE_S = 5.0  # so long the bucket's speed is measured before it is believed
@@ -489,6 +490,7 @@ class Meter:
 
     def __init__(self, total: int, building_s: float) -> None:
         self.left, self.building_s = total, building_s
+        self.progress = Progress("restoring the bundle", count=lambda: total - self.left, total=total)
         self.fetched = 0
         self.began = time.monotonic()
         self.lock = threading.Lock()
@@ -507,6 +509,7 @@ class Meter:
             passed = time.monotonic() - self.began
             speed = self.fetched / max(passed, 1e-6)
             left_s = self.left / max(speed, 1.0)
+        self.progress.tick()
         if self.building_s and passed > PROBE_S and left_s > self.building_s:
             self.stopped.set()
             raise Unfit(
@@ -547,10 +550,11 @@ class Restoring(Machine):
         self.pieces.mkdir(parents=True, exist_ok=True)
         self.work.chmod(0o700)
         self.tree.mkdir()
-        program = self.fetch(self.manifest["zstd"])
-        program.chmod(0o700)
-        streams = self.options["streams"]
-        self.run("restore", functools.partial(self.fetch_and_unpack, str(program)), self.manifest["pieces"], streams)
+        streams, pieces = self.options["streams"], self.manifest["pieces"]
+        with self.meter.progress:
+            program = self.fetch(self.manifest["zstd"])
+            program.chmod(0o700)
+            self.run("restore", functools.partial(self.fetch_and_unpack, str(program)), pieces, streams)
         self.place()
         shutil.rmtree(self.work, ignore_errors=True)
 
@@ -564,40 +568,15 @@ class Restoring(Machine):
             return target
         if part.exists():
             self.meter.pass_over(part.stat().st_size)
-        failure = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(2.0**attempt)
-            try:
-                self.fetch_rest(digest, part, size)
-                break
-            except (OSError, ValueError) as error:
-                failure = why(error)
-        else:
-            raise Unfit(f"its piece {digest[:12]} cannot be fetched: {failure}")
-        found = _box.file_sha256(part)
-        if found != digest:
-            part.unlink()
-            raise Unfit(f"its piece {digest[:12]} is damaged: it has the SHA-256 {found}")
-        part.rename(target)
+        try:
+            # A signed address lets in whoever has it, so it is in no message.
+            name, address = f"its piece {digest[:12]}", self.options["addresses"][digest]
+            _download.fetch(address, target, [digest], name=name, received=self.meter.add)
+        except _download.WrongChecksumError as error:
+            raise Unfit(f"its piece {digest[:12]} is damaged") from error
+        except _box.BoxError as error:
+            raise Unfit(str(error).rstrip(".")) from error
         return target
-
-    def fetch_rest(self, digest: str, part: Path, size: int) -> None:
-        """Fetch what ``part`` lacks."""
-        have = part.stat().st_size if part.exists() else 0
-        if have >= size:
-            return
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        with open_url(
-            self.options["addresses"][digest], headers=headers, timeout=TIMEOUT_S, decompress=False, use_netrc=False
-        ) as answer:
-            more = have and answer.status == 206
-            with part.open("ab" if more else "wb") as stream:
-                while block := answer.read(BLOCK):
-                    stream.write(block)
-                    self.meter.add(len(block))
-        if part.stat().st_size < size:
-            raise OSError("the connection ended early")
 
     def fetch_and_unpack(self, program: str, piece: dict[str, Any]) -> None:
         """Fetch a piece and unpack it beside."""

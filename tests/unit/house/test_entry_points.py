@@ -102,7 +102,13 @@ def test_runtime_names_every_module_of_ours_in_the_action_group() -> None:
         path.stem for path in (ROOT / "plugins/modules").glob("*.py") if "gpuyard.cloud.provider" in path.read_text()
     }
     assert set(runtime["action_groups"]["all"]) == verbs
-    assert runtime["plugin_routing"]["modules"] == {name: {"action_plugin": "gpuyard.cloud.verb"} for name in verbs}
+    routes = {name: route["action_plugin"] for name, route in runtime["plugin_routing"]["modules"].items()}
+    modules = {path.stem for path in (ROOT / "plugins/modules").glob("*.py")}
+    own = {path.stem for path in (ROOT / "plugins/action").glob("*.py")} & modules
+    assert {name for name, action in routes.items() if action == "gpuyard.cloud.verb"} == verbs
+    # What works on a machine shows how far it is.
+    assert {name for name, action in routes.items() if action == "gpuyard.cloud.watched"} == modules - verbs - own
+    assert {name for name, action in routes.items() if action == f"gpuyard.cloud.{name}"} == own & routes.keys()
 
 
 def test_the_demonstration_depends_on_no_configuration_of_the_user() -> None:

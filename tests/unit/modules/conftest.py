@@ -44,6 +44,8 @@ def detached_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     """Keep what modules run detached out of this machine's own folders, and end what a test has left."""
     box = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.module_utils._box")
     monkeypatch.setattr(box, "WORK", tmp_path / "detached")
+    progress = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.module_utils._progress")
+    monkeypatch.setattr(progress, "FILE", tmp_path / "progress.json")
     yield box.WORK
     box.end_detached()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.gpuyard.cloud.plugins.module_utils import _box, _cuda
+from ansible_collections.gpuyard.cloud.plugins.module_utils import _box, _cuda, _download
 from ansible_collections.gpuyard.cloud.plugins.modules import cuda_toolkit
 
 RunModule = Callable[..., dict[str, Any]]
@@ -303,16 +303,16 @@ def test_the_fingerprint_of_the_repositorys_key(monkeypatch: pytest.MonkeyPatch,
         lines = base64.encodebytes(data + b"\xb4\x02me").decode()
         text = f"-----BEGIN PGP PUBLIC KEY BLOCK-----\nVersion: x\n\n{lines}=abcd\n-----END PGP PUBLIC KEY BLOCK-----\n"
         assert cuda_toolkit.fingerprint(text) == right
-    monkeypatch.setattr(_box, "fetch", lambda _url, target: target.write_text(text))
+    monkeypatch.setattr(_download, "fetch", lambda _url, target: target.write_text(text))
     monkeypatch.setattr(_cuda, "KEY_FILE", str(tmp_path / "key.asc"))
     with pytest.raises(_box.BoxError, match=f"is {right}, but EB69.* is pinned: nothing was installed"):
         cuda_toolkit.add_key("https://example.org/key")
-    monkeypatch.setattr(_box, "fetch", lambda _url, target: target.write_text("<html>"))
+    monkeypatch.setattr(_download, "fetch", lambda _url, target: target.write_text("<html>"))
     with pytest.raises(_box.BoxError, match="is no key, but"):
         cuda_toolkit.add_key("https://example.org/key")
     assert not (tmp_path / "key.asc").exists()
     monkeypatch.setattr(_cuda, "KEY_FINGERPRINT", right)
-    monkeypatch.setattr(_box, "fetch", lambda _url, target: target.write_text(text))
+    monkeypatch.setattr(_download, "fetch", lambda _url, target: target.write_text(text))
     cuda_toolkit.add_key("https://example.org/key")
     assert (tmp_path / "key.asc").read_text() == text
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -179,6 +180,36 @@ def test_a_large_file_goes_on_where_it_was_cut(site: Site) -> None:
     assert result["changed"] and held(site.data) == {"large": content} and not part.exists()
     asked = (site.root.parent / "asked").read_text().splitlines()
     assert [line.split("--offset ")[1].split()[0] for line in asked if " cat " in line] == ["0", "20000000"]
+
+
+def test_a_large_file_outlives_its_command(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next command follows the rclone that goes on, shows how far it is, and begins where that one has failed."""
+    content = large_file(site)
+    go, asked = site.root.parent / "go", site.root.parent / "asked"
+    rclone = site.root.parent / "rclone-that-waits"
+    waiting = f"{{ head -c 20000000; until [ -e {go} ]; do sleep 0.05; done; head -c 20000000; exit 1; }}"
+    rclone.write_text(
+        f'#!/bin/bash\nif [ "$1" = cat ]; then echo "$*" >> {asked}; {RCLONE} "$@" | {waiting}\n'
+        f'else exec {RCLONE} "$@"; fi\n'
+    )
+    rclone.chmod(0o755)
+    killed = in_background(site, rclone=str(rclone))
+    wait_for(lambda: [p for p in (site.data / ".gpuyard-parts").glob("*") if p.stat().st_size >= 20_000_000])
+    killed.kill()
+    killed.join()
+    progress = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.module_utils._progress")
+    written: list[dict[str, Any]] = []
+
+    def write_down(record: dict[str, Any]) -> None:
+        written.append(record)
+        go.touch()
+
+    monkeypatch.setattr(progress, "_write", write_down)
+    assert site("s3://bucket/pairs", rclone=str(rclone))["changed"]
+    assert held(site.data) == {"large": content}
+    assert [line.split()[2] for line in asked.read_text().splitlines()] == ["0", "40000000"]
+    assert (written[0]["what"], written[0]["total"]) == ("data set pairs", len(content))
+    assert 20_000_000 <= written[0]["done"] < len(content)
 
 
 def slow_rclone(site: Site, pause_s: float, most: int) -> str:

@@ -189,7 +189,7 @@ def test_a_disk_that_is_too_small_is_a_sentence(
 def start_and_cut(run_module: Any, server: hub.Hub, wanted: dict[str, Any]) -> int:
     """Kill the module, as a lost machine or an impatient user does, when half of the large file is there.
 
-    Return the process id of hf, which goes on.
+    Return the process id of hf, which goes on; what watches it has begun before it.
     """
     module = multiprocessing.get_context("fork").Process(target=run_module, args=["model_weights"], kwargs=wanted)
     module.start()
@@ -200,18 +200,26 @@ def start_and_cut(run_module: Any, server: hub.Hub, wanted: dict[str, Any]) -> i
     module.kill()
     module.join()
     pattern = f"--local-dir {wanted['root']}"
-    found = subprocess.run(["pgrep", "-f", "--", pattern], capture_output=True, text=True, check=True)
+    found = subprocess.run(["pgrep", "-n", "-f", "--", pattern], capture_output=True, text=True, check=True)
     return int(found.stdout)
 
 
-def test_a_download_outlives_its_command_and_is_waited_for(run_module: Any, server: hub.Hub, tmp_path: Path) -> None:
-    """B11: a lost connection costs nothing: hf goes on by itself, and nothing is fetched twice."""
+def test_a_download_outlives_its_command_and_is_waited_for(
+    run_module: Any, server: hub.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B11: a lost connection costs nothing: hf goes on by itself, and nothing is fetched twice. It can be watched."""
     wanted = options(server, tmp_path, "org/hanging", include=[hub.LARGE])
     server.hanging_s = 2.0
     start_and_cut(run_module, server, wanted)
+    progress = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.module_utils._progress")
+    written: list[dict[str, Any]] = []
+    monkeypatch.setattr(progress, "_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "_write", written.append)
     assert run_module("model_weights", **wanted)["changed"]
     content = hub.content("org/hanging", REVISION)[hub.LARGE]
     assert held(tmp_path / "persistent/models/base") == {hub.LARGE: content} and server.sent == len(content)
+    assert written[0]["what"] == "weights prover" and {record["total"] for record in written} == {len(content)}
+    assert len(content) // 4 < written[-1]["done"] <= len(content)
     assert not run_module("model_weights", **wanted)["changed"]
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -224,43 +222,30 @@ def test_a_repl_that_does_not_answer_is_no_success(
 def test_a_failed_build_shows_the_end_of_its_log(run_module: Any, options: dict[str, Any], source: Path) -> None:
     (source / "Main.lean").write_text("")
     result = run_module("pantograph_build", **options)
-    assert result["msg"].startswith("Building Pantograph failed with exit code 1, see ")
+    assert result["msg"].startswith("Building Pantograph failed with exit code 1:\n")
     assert result["msg"].endswith("error: Main.lean: nothing to build")
     (source / "lean-toolchain").unlink()
     assert "repository.submodules: true" in run_module("pantograph_build", **options)["msg"]
 
 
-# What runs the module in a process of its own, which can be killed.
-IN_A_PROCESS = """
-import importlib, json, sys
-from ansible.module_utils.testing import patch_module_args
-from ansible.plugins.loader import init_plugin_loader
-init_plugin_loader([sys.argv[1]])
-module = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.modules.pantograph_build")
-with patch_module_args(json.loads(sys.argv[2])):
-    module.main()
-"""
-
-
 @pytest.mark.parametrize("lake_too", [False, True])
 def test_a_build_that_was_killed_is_repaired(
-    run_module: Any, options: dict[str, Any], tmp_path: Path, lake_too: bool
+    run_module: Any,
+    killed_module: Any,
+    detached_work: Path,
+    options: dict[str, Any],
+    tmp_path: Path,
+    lake_too: bool,
 ) -> None:
     """The next run waits for a lake that goes on, and takes over; it begins again where that one is gone, too."""
     program, gate = tmp_path / "bin/lake", tmp_path / "gate"
     until_it_opens = f"while [ ! -e {gate} ]; do sleep 0.02; done"
     program.write_text(program.read_text().replace("[ -e slow ] && sleep 0.6", until_it_opens))
-    collections = Path(__file__).resolve().parents[3] / "collections"
-    process = subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, str(collections), json.dumps(options)])
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "root").glob("*/.lake/building")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    found = subprocess.check_output(["pgrep", "-P", str(process.pid), "-x", "lake"], text=True).split()
-    assert len(found) == 1
-    process.kill()
+    killed_module("pantograph_build", tmp_path / "calls", "lake build", **options)
+    (record,) = detached_work.glob("*/record.json")
     if lake_too:
-        os.killpg(int(found[0]), signal.SIGKILL)
-    process.wait()
+        # All of its session: that which watches it, too.
+        subprocess.run(["pkill", "-KILL", "-s", str(json.loads(record.read_text())["pid"])], check=True)
     builds: list[int] = []
 
     def open_gate() -> None:
