@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpuyard import market, records
+from gpuyard import comparison, market, records
 from gpuyard.api.site import Site
-from gpuyard.errors import NoOfferError
-from gpuyard.providers.base import Offer, Progress
-from gpuyard.workload import load_workload
+from gpuyard.comparison import Comparison
+from gpuyard.errors import NoOfferError, UsageError
+from gpuyard.providers.base import Offer, Progress, Query
+from gpuyard.remedies import option
+from gpuyard.renting.failed_hosts import FailedHosts
+from gpuyard.renting.notebook import Notebook
+from gpuyard.workload import resolve
 
 
 @dataclass(frozen=True, slots=True)
 class OffersRequest:
     """What a machine has to offer: what ``workload`` (a name or a path) says, and ``conditions`` in place of that.
+
+    ``profiles`` are those of the workload, each over the one before.
 
     ``conditions`` are those of the plays' options by name (``gpu_ram_gb``, ``max_price_per_hour``, …): gigabytes, and
     US dollars an hour with everything.
@@ -23,6 +29,18 @@ class OffersRequest:
 
     workload: str | None = None
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    profiles: Sequence[str] = ()
+
+    def query(self) -> Query:
+        """Return it as a question to the market; raises :class:`gpuyard.errors.UsageError` for what cannot be."""
+        said = {}
+        if self.profiles and not self.workload:
+            raise UsageError(
+                f"profile={','.join(self.profiles)} is a workload's, and none is named: add {option('workload')}."
+            )
+        if self.workload:
+            said = records.query_to_dict(resolve(self.workload, profiles=self.profiles).workload.query())
+        return records.query_from_dict({**said, **self.conditions})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +69,7 @@ def find(site: Site, request: OffersRequest, *, progress: Progress | None = None
     Raises :class:`gpuyard.errors.UsageError` for a workload or a condition that cannot be, and the error of a cloud
     that does not answer when no other one does.
     """
-    said = records.query_to_dict(load_workload(request.workload).query()) if request.workload else {}
-    query = records.query_from_dict({**said, **request.conditions})
+    query = request.query()
     verdicts = market.judge(market.collect(site.clouds(), query, progress=progress).offers, query)
     fitting = market.rank(verdicts)
     try:
@@ -60,3 +77,18 @@ def find(site: Site, request: OffersRequest, *, progress: Progress | None = None
     except NoOfferError as error:
         text = [str(error)]
     return Offers(fitting, [verdict for verdict in verdicts if not verdict.fits], text)
+
+
+def compare(site: Site, request: OffersRequest, *, by: str = "price", progress: Progress) -> Comparison:
+    """Return the offers of ``site`` that fit, in the order of ``by`` (:data:`gpuyard.comparison.ORDERS`), and why.
+
+    Both markets are asked, so that their prices stand side by side. Hosts that have failed us are left out. A cloud
+    that does not answer is named in the result. That nothing fits is no error. Raises what :func:`find` raises.
+    """
+    query = request.query()
+    clouds = site.clouds()
+    collected = market.collect(clouds, replace(query, market="any"), progress=progress)
+    failed = FailedHosts(Notebook(site.shared_store), progress).known(clouds)
+    verdicts = market.judge(collected.offers, query, failed_hosts={host: one.words for host, one in failed.items()})
+    conditions = records.query_to_dict(query)
+    return comparison.compare(verdicts, clouds, collected.problems, conditions, by=by)
