@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gpuyard import market, records
+from gpuyard.cost import dollars_text, hours_text
 from gpuyard.providers.base import Offer, Provider
+from gpuyard.renting.measured import Measured
 
 SHOWN = {"table": 20, "markdown": 50}
 """How many offers each form shows; JSON has them all."""
@@ -103,6 +105,7 @@ class Comparison:
     seen: int = 0
     nothing: str = ""  # the sentence for a market in which nothing fits
     notes: list[str] = field(default_factory=list)
+    measured: Sequence[Measured] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -114,6 +117,7 @@ class Comparison:
             "providers": [asdict(one) for one in self.providers],
             "unanswered": {one.name: one.problem for one in self.providers if one.problem},
             "notes": self.notes,
+            "measured": [asdict(one) for one in self.measured],
         }
 
     def render(self, form: str) -> str:
@@ -132,7 +136,9 @@ class Comparison:
         notes += [*unanswered, *self.notes]
         if form == "table":
             offers = records.table(_offer_cells(shown)) if shown else []
-            return "\n".join([*offers, *words, *removed, *records.table(_provider_cells(self.providers)), *notes])
+            short = records.table(_provider_cells(self.providers))
+            earlier = records.table(_measured_cells(self.measured)) if self.measured else []
+            return "\n".join([*offers, *words, *removed, *short, *earlier, *notes])
         conditions = [f"- {name}: {_shown(value)}" for name, value in self.conditions.items()]
         return "\n".join(
             [
@@ -141,6 +147,11 @@ class Comparison:
                 *([*_markdown(_offer_cells(shown)), ""] if shown else []),
                 *(["## What the conditions removed", "", *(f"- {line}" for line in removed), ""] if removed else []),
                 *("## Providers", "", *_markdown(_provider_cells(self.providers)), ""),
+                *(
+                    ["## What earlier runs measured", "", *_markdown(_measured_cells(self.measured)), ""]
+                    if self.measured
+                    else []
+                ),
                 *(f"- {note}" for note in notes),
             ]
         )
@@ -153,8 +164,12 @@ def compare(
     conditions: Mapping[str, Any],
     *,
     by: str = "price",
+    measured: Sequence[Measured] = (),
 ) -> Comparison:
-    """Return what ``verdicts`` say, which have the offers of both markets, side by side."""
+    """Return what ``verdicts`` say, which have the offers of both markets, side by side.
+
+    ``measured`` is what earlier runs measured.
+    """
     offers = [verdict.offer for verdict in verdicts]
     prices = {(offer.provider, offer.id, offer.market): offer.price_per_hour_usd for offer in offers}
     speeds = _speeds(offers)
@@ -194,6 +209,7 @@ def compare(
         len({(offer.provider, offer.id) for offer in offers}),
         nothing,
         notes,
+        measured,
     )
 
 
@@ -277,6 +293,23 @@ def _provider_cells(providers: Sequence[Summary]) -> list[list[str]]:
                 one.remark or _NOTHING,
             ]
         )
+    return cells
+
+
+def _measured_cells(measured: Sequence[Measured]) -> list[list[str]]:
+    cells = [["earlier runs", "GPU", "machines", "set-up, minutes", "stage", "times", "hours", "USD"]]
+    for one in measured:
+        kind = [one.provider, one.gpu_name or "?", str(one.machines), f"{one.setup_minutes:.1f}"]
+        cells += [
+            [
+                *kind,
+                f"{stage.workload} {stage.stage}",
+                str(stage.times),
+                hours_text(stage.hours),
+                dollars_text(stage.usd),
+            ]
+            for stage in one.stages
+        ] or [[*kind, *[_NOTHING] * 4]]
     return cells
 
 

@@ -9,12 +9,13 @@ from typing import Any
 from gpuyard import comparison, market, records
 from gpuyard.api.site import Site
 from gpuyard.comparison import Comparison
-from gpuyard.errors import NoOfferError, UsageError
+from gpuyard.errors import GpuyardError, NoOfferError, UsageError
 from gpuyard.providers.base import Offer, Progress, Query
 from gpuyard.remedies import option
+from gpuyard.renting import measured
 from gpuyard.renting.failed_hosts import FailedHosts
 from gpuyard.renting.notebook import Notebook
-from gpuyard.workload import resolve
+from gpuyard.workload import load_workload, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +84,31 @@ def compare(site: Site, request: OffersRequest, *, by: str = "price", progress: 
     """Return the offers of ``site`` that fit, in the order of ``by`` (:data:`gpuyard.comparison.ORDERS`), and why.
 
     Both markets are asked, so that their prices stand side by side. Hosts that have failed us are left out. A cloud
-    that does not answer is named in the result. That nothing fits is no error. Raises what :func:`find` raises.
+    that does not answer is named in the result. What the bucket's earlier runs measured stands beside. That nothing
+    fits is no error. Raises what :func:`find` raises.
     """
     query = request.query()
     clouds = site.clouds()
     collected = market.collect(clouds, replace(query, market="any"), progress=progress)
-    failed = FailedHosts(Notebook(site.shared_store), progress).known(clouds)
+    bucket = Notebook(site.shared_store)
+    failed = FailedHosts(bucket, progress).known(clouds)
     verdicts = market.judge(collected.offers, query, failed_hosts={host: one.words for host, one in failed.items()})
-    conditions = records.query_to_dict(query)
-    return comparison.compare(verdicts, clouds, collected.problems, conditions, by=by)
+    return comparison.compare(
+        verdicts,
+        clouds,
+        collected.problems,
+        records.query_to_dict(query),
+        by=by,
+        measured=_measured(bucket, request, progress),
+    )
+
+
+def _measured(bucket: Notebook, request: OffersRequest, progress: Progress) -> list[measured.Measured]:
+    """Return what earlier runs measured; a bucket that cannot be read hides no offer."""
+    try:
+        store = bucket.store()
+        workload = load_workload(request.workload).name if request.workload else None
+        return measured.read(store, workload, progress) if store else []
+    except GpuyardError as error:
+        progress(f"What earlier runs measured is left out: {error}")
+        return []
