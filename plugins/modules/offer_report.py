@@ -21,6 +21,8 @@ description:
   - A cloud that does not answer is named, and hides no other. Hosts that have failed before are left out.
   - How fast a machine is comes from Vast.ai, which measures DLPerf on each of its machines. For another cloud's machine
     the median of Vast.ai's offers with the same GPU stands, where there are any now.
+  - Where there is a bucket, what its newest runs measured stands beside, by cloud and GPU. It is how long a machine took
+    from being rented to its first stage, and how long each stage took and what that cost.
 extends_documentation_fragment:
   - gpuyard.cloud.provider
   - gpuyard.cloud.provider.attributes
@@ -121,6 +123,20 @@ by:
   description: What the offers are ordered by.
   returned: success
   type: str
+measured:
+  description:
+    - What the newest 20 runs in the bucket measured, of the workload when one is named. All figures are medians.
+    - Runs of several nodes, and stages that were cut off, are not counted.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - provider: vast
+      gpu_name: RTX 4090
+      machines: 2
+      setup_minutes: 15.0
+      stages:
+        - {workload: prover, stage: tune, times: 2, hours: 1.5, usd: 0.75}
 notes:
   description: Where figures come from.
   returned: success

@@ -300,16 +300,11 @@ def _measured_cells(measured: Sequence[Measured]) -> list[list[str]]:
     cells = [["earlier runs", "GPU", "machines", "set-up, minutes", "stage", "times", "hours", "USD"]]
     for one in measured:
         kind = [one.provider, one.gpu_name or "?", str(one.machines), f"{one.setup_minutes:.1f}"]
-        cells += [
-            [
-                *kind,
-                f"{stage.workload} {stage.stage}",
-                str(stage.times),
-                hours_text(stage.hours),
-                dollars_text(stage.usd),
-            ]
-            for stage in one.stages
-        ] or [[*kind, *[_NOTHING] * 4]]
+        stages = [
+            [f"{at.workload} {at.stage}", str(at.times), hours_text(at.hours), dollars_text(at.usd)]
+            for at in one.stages
+        ]
+        cells += [[*kind, *stage] for stage in stages or [[_NOTHING] * 4]]
     return cells
 
 

@@ -65,10 +65,9 @@ def read(store: Store, workload: str | None, progress: Progress) -> list[Measure
             if began is not None:
                 setups.setdefault(kind, []).append((began - entry.began_at) / 60)
             for event in events:
-                # Of one that was cut off only the last attempt's time is known.
-                if event["event"] == "stage-end" and event.get("outcome") == "done" and event.get("attempt") == 1:
-                    hours = float(event["seconds"]) / 3600
-                    named = entry.workload, str(event["stage"])
+                if (seconds := _seconds(event)) is not None:
+                    named = entry.workload, str(event.get("stage"))
+                    hours = seconds / 3600
                     figures = stages.setdefault(kind, {}).setdefault(named, [])
                     figures.append((hours, hours * entry.price_per_hour_usd))
     return [
@@ -108,6 +107,15 @@ def _by_machine(entries: list[Entry], events: list[journal.Event]) -> list[tuple
         (entry, [event for event in events if entry.began_at <= _when(event) < end])
         for entry, end in zip(entries, ends, strict=True)
     ]
+
+
+def _seconds(event: journal.Event) -> float | None:
+    """Return how long a stage took from its beginning to its end, ``None`` for what is no such event."""
+    # Of one that was cut off only the last attempt's time is known.
+    if event["event"] != "stage-end" or event.get("outcome") != "done" or event.get("attempt") != 1:
+        return None
+    seconds = event.get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) else None
 
 
 def _when(event: journal.Event) -> float:

@@ -16,10 +16,8 @@ BEGAN = 1_800_000_000.0
 
 
 def entry(run: str, provider: str, began: float, price: float, node: str = "main-0") -> Entry:
-    changes = (Change(began, "running", price),)
-    return Entry(
-        run, "prover", provider, f"{provider}1", "RTX 4090", "SE", "on-demand", price, 0.0, changes, began, node
-    )
+    where = (provider, f"{provider}1", "RTX 4090", "SE", "on-demand")
+    return Entry(run, "prover", *where, price, 0.0, (Change(began, "running", price),), began, node)
 
 
 def event(at: float, name: str, **fields: object) -> str:
@@ -35,12 +33,9 @@ def a_run(store: LocalStore, root: Path, run: str, entries: list[Entry], events:
     publish(store, run, root / run, progress=lambda _: {"iteration": 0})
 
 
-def ended(at: float, stage: str, seconds: float, **fields: object) -> str:
-    return event(
-        at,
-        "stage-end",
-        **{"stage": stage, "iteration": 0, "attempt": 1, "outcome": "done", "seconds": seconds} | fields,
-    )
+def ended(at: float, stage: str, seconds: object, **fields: object) -> str:
+    values = {"stage": stage, "iteration": 0, "attempt": 1, "outcome": "done", "seconds": seconds}
+    return event(at, "stage-end", **{**values, **fields})
 
 
 def test_v18_machines_of_a_run_are_told_apart_by_when_they_were_rented(tmp_path: Path) -> None:
@@ -59,6 +54,7 @@ def test_v18_machines_of_a_run_are_told_apart_by_when_they_were_rented(tmp_path:
             event(second + 120, "stage-start", stage="search"),
             ended(second + 4000, "search", 3600, attempt=2),  # of what was cut off only the rest is known
             ended(second + 8000, "score", 1800),
+            ended(second + 9000, "score", "long"),
         ],
     )
     a_run(
