@@ -21,8 +21,8 @@ description:
   - A cloud that does not answer is named, and hides no other. Hosts that have failed before are left out.
   - How fast a machine is comes from Vast.ai, which measures DLPerf on each of its machines. For another cloud's machine
     the median of Vast.ai's offers with the same GPU stands, where there are any now.
-  - Where there is a bucket, what its newest runs measured stands beside, by cloud and GPU. It is how long a machine took
-    from being rented to its first stage, and how long each stage took and what that cost.
+  - Where there is a bucket, what its newest runs measured stands beside, by cloud and GPU; that is how long a machine
+    took from being rented to its first stage, and how long each stage took and what that cost.
 extends_documentation_fragment:
   - gpuyard.cloud.provider
   - gpuyard.cloud.provider.attributes
