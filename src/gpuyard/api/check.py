@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,6 +18,9 @@ from gpuyard.errors import UsageError
 from gpuyard.providers.base import OWN
 from gpuyard.remedies import option
 from gpuyard.workload import resolve
+
+WIDTH = 66
+"""How wide a cell of the table is that holds a sentence, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,10 @@ class Checked:
     def render(self) -> str:
         """Return it as a table for people."""
         rows = [["what", "state", "found", "what to do"]]
-        rows += [[one.what, one.level, one.found, one.todo or "-"] for one in self.findings]
+        for one in self.findings:
+            sentences = (textwrap.wrap(text or "-", WIDTH) for text in (one.found, one.todo))
+            cells: list[list[str]] = [[one.what], [one.level], *sentences]
+            rows += [list(row) for row in itertools.zip_longest(*cells, fillvalue="")]
         return "\n".join(records.table(rows))
 
 
