@@ -50,6 +50,8 @@ QUERY_OPTIONS: dict[str, Any] = {
     "max_price_per_hour": {"type": "float"},
 }
 
+REPORT_OPTIONS: dict[str, Any] = {"report": {"type": "path"}}
+
 SITE_OPTIONS = ("sandbox", "sandbox_state", "bucket", "bucket_endpoint", "ssh_key")
 """Where the clouds, the bucket and the SSH key are: the same for all verbs of a play."""
 

@@ -19,7 +19,8 @@ description:
   - Ranks what could be rented, says which offer will be taken and why, and what the run is expected to cost.
   - Fails with one sentence when the run could not succeed, such as when a variable of the environment that the
     workload requires is not set, the SSH key or the bucket cannot be used, no offer fits, or the run has finished.
-  - Changes nothing. The plan holds no secret.
+  - Says which writing calls to the providers' APIs a launch would make now, in their order, and makes none of them.
+  - Changes nothing but the file that O(report) names. The plan holds no secret.
   - What the machine has to offer is said by the workload. A condition given here takes the place of the workload's; of
     the price limits the lower one counts.
 extends_documentation_fragment:
@@ -28,11 +29,18 @@ extends_documentation_fragment:
   - gpuyard.cloud.bucket
   - gpuyard.cloud.query
   - gpuyard.cloud.plan
+  - gpuyard.cloud.report
 attributes:
   check_mode:
     support: full
   diff_mode:
     support: none
+options:
+  format:
+    description: In which form RV(text) shows the plan.
+    type: str
+    choices: [table, json]
+    default: table
 seealso:
   - module: gpuyard.cloud.instance
   - module: gpuyard.cloud.run_info
@@ -204,8 +212,36 @@ plan:
     connection:
       description: What Ansible needs to reach that machine, as host variables.
       type: dict
+costs:
+  description:
+    - What the run costs in all, in US dollars. C(machines_usd) and C(all_usd) have the expected and the worst value.
+    - C(loss_usd) is what one loss of an interruptible machine costs, and is part of the worst value.
+    - What nobody names a price for is V(null), and C(notes) say so.
+  returned: success
+  type: dict
+  sample:
+    machines_usd: {expected: 13.0, worst: 19.5}
+    bucket_gb: 110.0
+    bucket_usd_per_month: 2.53
+    traffic_gb: 110.0
+    traffic_usd: 0.55
+    traffic_usd_per_gb: 0.005
+    loss_usd: null
+    all_usd: {expected: 16.08, worst: 22.58}
+    lower_bound: false
+    notes: []
+actions:
+  description: What a launch would do now, in words.
+  returned: success
+  type: list
+  elements: str
+planned_calls:
+  description: The writing calls to the providers' APIs that a launch would make now, in their order.
+  returned: success
+  type: list
+  elements: dict
 text:
-  description: The plan for people.
+  description: All of it in the form that O(format) names.
   returned: success
   type: str
 """
@@ -214,29 +250,30 @@ from typing import Any
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
     PLAN_OPTIONS,
+    REPORT_OPTIONS,
     Call,
     plan_request,
     run_module,
 )
 
-ARGUMENT_SPEC: dict[str, Any] = PLAN_OPTIONS
+ARGUMENT_SPEC: dict[str, Any] = (
+    PLAN_OPTIONS
+    | REPORT_OPTIONS
+    | {
+        "format": {"type": "str", "choices": ["table", "json"], "default": "table"},
+    }
+)
 CONDITIONS: dict[str, Any] = {}
 
 
 def run(call: Call) -> dict[str, Any]:
     """Return the plan."""
-    from gpuyard import planning
-    from gpuyard import ssh
+    from gpuyard.api import plan, reports
 
-    request = plan_request(call)
-    checked = planning.check(request)
-    connections = call.site().connections(start_sandbox=request.mode == "launch", progress=call.progress)
-    made = planning.make(request, checked, connections, progress=call.progress)
-    machine = made.run.machine
-    return {
-        "plan": made.to_dict() | {"connection": ssh.ansible_vars(machine, made.key) if machine else {}},
-        "text": "\n".join(made.text),
-    }
+    reports.check_file(call.option("report"))
+    made = plan.plan(call.site(), plan_request(call), progress=call.progress)
+    text = made.render(call.params["format"])
+    return made.to_dict() | reports.keep(call.option("report"), text, check=call.check_mode, progress=call.progress)
 
 
 def main() -> None:

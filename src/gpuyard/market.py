@@ -232,6 +232,20 @@ def describe(offer: Offer) -> str:
     )
 
 
+def why_behind(winner: Offer, other: Offer) -> str:
+    """Return in a few words why ``other``, which fits as well, comes behind ``winner`` in :func:`rank`."""
+    dearer = other.price_per_hour_usd - winner.price_per_hour_usd
+    if round(dearer, 4) > 0:
+        share = f", {dearer / winner.price_per_hour_usd:+.0%}" if winner.price_per_hour_usd else ""
+        return f"${dearer:.4f} an hour dearer{share}"
+    if (other.reliability or 0.0) < (winner.reliability or 0.0):
+        known = "not said" if other.reliability is None else f"{other.reliability:.3f}"
+        return f"the same price, and less reliable ({known} against {winner.reliability:.3f})"
+    if other.gpu_ram_gb * max(1.0, other.gpu_count) < winner.gpu_ram_gb * max(1.0, winner.gpu_count):
+        return "the same price, and less GPU memory"
+    return "the same in all that counts; the order of the names decides"
+
+
 def count_of(gpu_count: float) -> str:
     """Return a number of GPUs as people write it: ``2``, or ``1/8`` for a slice."""
     if 0 < gpu_count < 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from gpuyard.formats.label import pool_of
 from gpuyard.hosts import host_name
 from gpuyard.planning import PlanRequest
 from gpuyard.planning.nodes import NodePlan
-from gpuyard.providers.base import Progress
+from gpuyard.providers.base import Progress, Provider
 from gpuyard.renting import claim, machine, nodes, record
 from gpuyard.renting.acceptance import Acceptance
 from gpuyard.renting.failed_hosts import FailedHosts
@@ -110,13 +110,39 @@ def launch(
     Raises what :func:`gpuyard.planning.make` and :func:`gpuyard.renting.nodes.present` raise; whatever it is, no
     machine that this call has rented is left unsaid.
     """
-    checked = planning.check(request)
-    connections = site.connections(start_sandbox=request.mode == "launch", progress=progress)
-    plan = planning.make(request, checked, connections, progress=progress)
+    plan, everywhere = _planned(site, request, progress)
     for line in plan.text:
         progress(line)
     planned(plan)
-    everywhere = connections.everywhere
+    return _have_machines(site, plan, everywhere, timeout_s=timeout_s, check=check, progress=progress)
+
+
+def dry_run(site: Site, request: PlanRequest, *, progress: Progress) -> Launched:
+    """Return the plan of ``request`` with what a launch would do now. No request that writes anything is sent.
+
+    Unlike :func:`launch` it does not tell the plan. Raises what :func:`gpuyard.planning.make` raises.
+    """
+    plan, everywhere = _planned(site, request, progress)
+    return _have_machines(site, plan, everywhere, timeout_s=0.0, check=True, progress=progress)
+
+
+def _planned(site: Site, request: PlanRequest, progress: Progress) -> tuple[planning.Plan, Sequence[Provider]]:
+    """Return the plan, and all clouds where the run may have a machine."""
+    checked = planning.check(request)
+    connections = site.connections(start_sandbox=request.mode == "launch", progress=progress)
+    return planning.make(request, checked, connections, progress=progress), connections.everywhere
+
+
+def _have_machines(
+    site: Site,
+    plan: planning.Plan,
+    everywhere: Sequence[Provider],
+    *,
+    timeout_s: float,
+    check: bool,
+    progress: Progress,
+) -> Launched:
+    """Have a machine for each node of ``plan``, side by side; with ``check`` only say what would be done."""
     shared = Notebook(site.shared_store)
     ledger, notes = Ledger(shared, progress), PendingNotes(shared, progress)
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpuyard import market, records
+from gpuyard import comparison, market, records
 from gpuyard.api.site import Site
-from gpuyard.errors import NoOfferError
-from gpuyard.providers.base import Offer, Progress
-from gpuyard.workload import load_workload
+from gpuyard.comparison import Comparison
+from gpuyard.errors import GpuyardError, NoOfferError, UsageError
+from gpuyard.providers.base import Offer, Progress, Query
+from gpuyard.remedies import option
+from gpuyard.renting import measured
+from gpuyard.renting.failed_hosts import FailedHosts
+from gpuyard.renting.notebook import Notebook
+from gpuyard.workload import load_workload, resolve
 
 
 @dataclass(frozen=True, slots=True)
 class OffersRequest:
     """What a machine has to offer: what ``workload`` (a name or a path) says, and ``conditions`` in place of that.
+
+    ``profiles`` are those of the workload, each over the one before.
 
     ``conditions`` are those of the plays' options by name (``gpu_ram_gb``, ``max_price_per_hour``, …): gigabytes, and
     US dollars an hour with everything.
@@ -23,6 +30,18 @@ class OffersRequest:
 
     workload: str | None = None
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    profiles: Sequence[str] = ()
+
+    def query(self) -> Query:
+        """Return it as a question to the market; raises :class:`gpuyard.errors.UsageError` for what cannot be."""
+        said = {}
+        if self.profiles and not self.workload:
+            raise UsageError(
+                f"profile={','.join(self.profiles)} is a workload's, and none is named: add {option('workload')}."
+            )
+        if self.workload:
+            said = records.query_to_dict(resolve(self.workload, profiles=self.profiles).workload.query())
+        return records.query_from_dict({**said, **self.conditions})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +70,7 @@ def find(site: Site, request: OffersRequest, *, progress: Progress | None = None
     Raises :class:`gpuyard.errors.UsageError` for a workload or a condition that cannot be, and the error of a cloud
     that does not answer when no other one does.
     """
-    said = records.query_to_dict(load_workload(request.workload).query()) if request.workload else {}
-    query = records.query_from_dict({**said, **request.conditions})
+    query = request.query()
     verdicts = market.judge(market.collect(site.clouds(), query, progress=progress).offers, query)
     fitting = market.rank(verdicts)
     try:
@@ -60,3 +78,37 @@ def find(site: Site, request: OffersRequest, *, progress: Progress | None = None
     except NoOfferError as error:
         text = [str(error)]
     return Offers(fitting, [verdict for verdict in verdicts if not verdict.fits], text)
+
+
+def compare(site: Site, request: OffersRequest, *, by: str = "price", progress: Progress) -> Comparison:
+    """Return the offers of ``site`` that fit, in the order of ``by`` (:data:`gpuyard.comparison.ORDERS`), and why.
+
+    Both markets are asked, so that their prices stand side by side. Hosts that have failed us are left out. A cloud
+    that does not answer is named in the result. What the bucket's earlier runs measured stands beside. That nothing
+    fits is no error. Raises what :func:`find` raises.
+    """
+    query = request.query()
+    clouds = site.clouds()
+    collected = market.collect(clouds, replace(query, market="any"), progress=progress)
+    bucket = Notebook(site.shared_store)
+    failed = FailedHosts(bucket, progress).known(clouds)
+    verdicts = market.judge(collected.offers, query, failed_hosts={host: one.words for host, one in failed.items()})
+    return comparison.compare(
+        verdicts,
+        clouds,
+        collected.problems,
+        records.query_to_dict(query),
+        by=by,
+        measured=_measured(bucket, request, progress),
+    )
+
+
+def _measured(bucket: Notebook, request: OffersRequest, progress: Progress) -> list[measured.Measured]:
+    """Return what earlier runs measured; a bucket that cannot be read hides no offer."""
+    try:
+        store = bucket.store()
+        workload = load_workload(request.workload).name if request.workload else None
+        return measured.read(store, workload, progress) if store else []
+    except GpuyardError as error:
+        progress(f"What earlier runs measured is left out: {error}")
+        return []

@@ -80,6 +80,7 @@ class Offer:
     cuda: str | None = None  # newest CUDA the driver supports; None: not said
     machine_id: str = ""  # the physical host where the provider names it, to avoid one just lost
     emulated: bool = False
+    dlperf: float | None = None  # how fast the whole machine is by Vast.ai's measure; None: not said
 
     @property
     def is_one_machine(self) -> bool:
@@ -206,6 +207,19 @@ class PlannedCall:
     body: Mapping[str, object] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What the key of an account may do, in the provider's own words, and the right without which it may not rent."""
+
+    held: tuple[str, ...]
+    needed: str
+
+    @property
+    def can_rent(self) -> bool:
+        """Whether the key may rent, as far as the provider says it."""
+        return self.needed in self.held
+
+
 class Provider(ABC):
     """A cloud. Implementations raise only the errors of :mod:`gpuyard.errors`."""
 
@@ -213,6 +227,9 @@ class Provider(ABC):
     title: ClassVar[str]  # as people write it, "Vast.ai"
     console_url: ClassVar[str]  # where a person sees and ends what is rented
     capabilities: ClassVar[frozenset[Capability]]
+    preinstalled: ClassVar[str] = ""  # what is on a machine that it rents out, in a few words
+    remark: ClassVar[str] = ""  # what to know before renting there, in a few words
+    prepaid: ClassVar[bool] = False  # whether nothing can be rented without credit
     sandbox: str = ""  # the name of the sandbox that emulates it; "": a real one
 
     @abstractmethod
@@ -254,6 +271,10 @@ class Provider(ABC):
     @abstractmethod
     def credit_usd(self) -> float | None:
         """Return the account's remaining credit in dollars, ``None`` where the provider does not say."""
+
+    def rights(self) -> Rights | None:
+        """Return what the key may do, ``None`` where the provider does not say."""
+        return None
 
     def ssh_keys(self) -> list[str]:
         """Return the public SSH keys that the account holds, each as ``type body name``."""

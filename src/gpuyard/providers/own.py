@@ -194,6 +194,8 @@ class Own(Provider):
     title: ClassVar[str] = "Own boxes"
     console_url: ClassVar[str] = "the box itself"
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
+    preinstalled: ClassVar[str] = "what is there"
+    remark: ClassVar[str] = "costs nothing, and stays on"
 
     def __init__(
         self,

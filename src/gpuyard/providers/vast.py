@@ -106,6 +106,9 @@ class Vast(Provider):
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
         {Capability.STOP, Capability.INTERRUPTIBLE, Capability.IMAGES}
     )
+    preinstalled: ClassVar[str] = "the image's programs; PyTorch by default"
+    remark: ClassVar[str] = "containers on other people's machines; an interruptible one stops without notice"
+    prepaid: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -202,6 +205,7 @@ class Vast(Provider):
             cuda=None if cuda is None else f"{cuda:.1f}",
             machine_id=text(row.get("machine_id")),
             emulated=self.emulated or bool(row.get("emulated")),
+            dlperf=optional_number(row.get("dlperf")),
         )
 
     # -- create ---------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ from gpuyard.providers.base import (
     Progress,
     Provider,
     Query,
+    Rights,
     State,
 )
 from gpuyard.providers.http import Answer, Client, Patience
@@ -98,6 +99,8 @@ class Vultr(Provider):
     title: ClassVar[str] = "Vultr"
     console_url: ClassVar[str] = "https://my.vultr.com/"
     capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.STOP, Capability.INTERRUPTIBLE})
+    preinstalled: ClassVar[str] = "Ubuntu 22.04"
+    remark: ClassVar[str] = "virtual machines; one that is stopped bills in full, and preemptible is a plan of its own"
 
     def __init__(
         self,
@@ -291,6 +294,12 @@ class Vultr(Provider):
         if not isinstance(account, dict) or optional_number(account.get("balance")) is None:
             return None
         return -number(account.get("balance")) - number(account.get("pending_charges"))
+
+    def rights(self) -> Rights | None:
+        """Return the rights of the key's user."""
+        account = self._api.call("GET", "/account").get("account")
+        held = strings(account.get("acls")) if isinstance(account, dict) else []
+        return Rights(tuple(held), "provisioning") if held else None
 
     # -- reading --------------------------------------------------------------------------------------------------
 
