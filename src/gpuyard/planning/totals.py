@@ -110,7 +110,9 @@ def of(plan: Plan) -> Totals:
         storage = storage_gb * workload.storage.price_per_gb_month
         coming = {iteration for node in plan.nodes for iteration, _ in node.to_run}
         traffic_gb = workload.storage.gb_per_iteration * len(coming)
-        if price:
+        if price and workload.traffic is not None:
+            notes.append("The traffic that the workload names is in the machines' sum.")
+        elif price:
             traffic = traffic_gb * price
         elif not all(box.own for box in boxes):
             notes.append("The cloud's offers name no price for traffic, so that is not in it.")
