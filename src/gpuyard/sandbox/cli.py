@@ -7,13 +7,14 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from gpuyard import paths
 from gpuyard.sandbox.lifecycle import Options
+from gpuyard.sandbox.model import ProviderName
 
 if TYPE_CHECKING:
     from gpuyard.sandbox.client import Control
@@ -77,7 +78,7 @@ def add_parser(subparsers: Any) -> None:
     )
     for kind, text in _FAULTS.items():
         parser = verb(kind, _fault, text, kinds)
-        parser.add_argument("--provider", choices=["vast", "vultr"], required=True)
+        parser.add_argument("--provider", choices=get_args(ProviderName), required=True)
         parser.add_argument("--count", type=_count, default=1, metavar="N", help="how many times (default: 1)")
     verb("clear", _clear, "forget all faults and give taken machines back", kinds)
 

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from gpuyard.sandbox import boxes
 from gpuyard.sandbox.cloud import Cloud, gpu_price
 from gpuyard.sandbox.fields import shown
+from gpuyard.sandbox.lambda_api import status_word
 from gpuyard.sandbox.model import Fault, Json, Phase, ProviderName, Rental
 from gpuyard.sandbox.vast_api import actual_status
 from gpuyard.sandbox.vultr_api import status_words
@@ -22,7 +23,11 @@ from gpuyard.sandbox.web import BadBody, read_json
 
 Handler = Callable[[Request], Awaitable[Json]]
 
-OUTCOMES: dict[ProviderName, tuple[str, ...]] = {"vast": ("stopped", "outbid"), "vultr": ("gone", "suspended")}
+OUTCOMES: dict[ProviderName, tuple[str, ...]] = {
+    "vast": ("stopped", "outbid"),
+    "vultr": ("gone", "suspended"),
+    "lambda": ("gone",),
+}
 """How a preemption shows, by provider; the first is the default."""
 
 
@@ -48,6 +53,8 @@ def instance_row(cloud: Cloud, rental: Rental) -> Json:
     if rental.provider == "vast":
         state = actual_status(rental, cloud.boot_fraction(rental)) or "scheduling"
         price = gpu_price(rental)
+    elif rental.provider == "lambda":
+        state, price = status_word(rental), 0.0
     else:
         state = "/".join(status_words(rental, cloud.boot_fraction(rental))[:3])
         price = 0.0
@@ -64,7 +71,10 @@ def instance_row(cloud: Cloud, rental: Rental) -> Json:
         "ssh_port": rental.ports[str(boxes.SSH)],
         "item": rental.item,
         "region": rental.region,
-        "gpu_name": rental.item_record.get("gpu_name") or rental.item_record.get("gpu_type") or "",
+        "gpu_name": rental.item_record.get("gpu_name")
+        or rental.item_record.get("gpu_type")
+        or rental.item_record.get("gpu_description")
+        or "",
         "price_per_hour_usd": price if rental.provider == "vast" else sum(billing),
         "billing_per_hour_usd": sum(billing),
         "created_at": rental.created_at,
@@ -73,7 +83,9 @@ def instance_row(cloud: Cloud, rental: Rental) -> Json:
 
 def belongs_to(rental: Rental, run: str) -> bool:
     """Return whether a rental's label or tags name the run."""
-    return run in (rental.label, *rental.label.split("/")[1:2]) or f"run:{run}" in rental.tags
+    return (
+        run in (rental.label, *rental.label.split("/")[1:2]) or {f"run:{run}", f"run={run}"} & {*rental.tags} != set()
+    )
 
 
 async def _body[Body: BaseModel](request: Request, model: type[Body]) -> Body:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from gpuyard.files import write_whole
 from gpuyard.sandbox.documents import MALFORMED, VERSION, damaged, known, read_document
 
-ProviderName = Literal["vast", "vultr"]
+ProviderName = Literal["vast", "vultr", "lambda"]
 Json = dict[str, Any]
 """A JSON object as it stands on the wire; its fields are the providers' business."""
 
@@ -49,7 +49,7 @@ class Rental:
 
     provider: ProviderName
     id: str
-    item: str  # Vast: machine number; Vultr: plan
+    item: str  # Vast: machine number; Vultr: plan; Lambda: type
     region: str
     label: str
     container: str
@@ -111,7 +111,7 @@ class World:
     """Everything the sandbox remembers."""
 
     rentals: list[Rental] = field(default_factory=list)
-    keys: dict[str, list[SshKey]] = field(default_factory=lambda: {"vast": [], "vultr": []})
+    keys: dict[str, list[SshKey]] = field(default_factory=lambda: {"vast": [], "vultr": [], "lambda": []})
     faults: list[Fault] = field(default_factory=list)
     counter: int = 0  # never falls: numbers, addresses and offer ids are not used twice
     listings: dict[str, int] = field(default_factory=dict)  # Vast machine -> how often it was listed anew
