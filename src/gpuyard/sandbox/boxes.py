@@ -29,6 +29,8 @@ _REGISTRY_VARIABLES = re.compile(
     re.IGNORECASE,
 )
 _ATTEMPTS = 20
+_SLOW_BYTES_PER_S = 4_000_000
+_BLOCK_DEVICES = Path("/sys/dev/block")
 
 
 def choose_address(sandbox: str, number: int, *ports: int) -> str:
@@ -99,6 +101,22 @@ def pip_index() -> dict[str, str]:
     return {"PIP_INDEX_URL": url, "UV_DEFAULT_INDEX": url} if url else {}
 
 
+def disk(engine: Engine) -> Path:
+    """Return the whole disk on which boxes write; :class:`EngineError` where a box's writing cannot be slowed down."""
+    if engine.rootless():
+        raise EngineError(f"{engine.kind.title()} without root's rights slows no disk down: run the sandbox as root.")
+    storage = engine.storage()
+    number = storage.stat().st_dev if storage.is_dir() else 0  # the engine may run on another machine
+    device = (_BLOCK_DEVICES / f"{os.major(number)}:{os.minor(number)}").resolve()
+    whole = device.parent if (device / "partition").exists() else device  # the kernel slows no part of a disk
+    if not whole.exists():
+        raise EngineError(
+            f"The sandbox cannot slow a disk down here, because {storage}, where {engine.kind} keeps its containers, "
+            "is on no disk that the kernel knows by its number: use a machine where it lies on ext4 or XFS."
+        )
+    return Path("/dev", whole.name.replace("!", "/"))
+
+
 def box_files(rental: Rental, gpu: Json, onstart: str, user_data: bytes) -> bytes:
     """Return what is put into a box before its first start, as a tar archive.
 
@@ -136,8 +154,9 @@ def make(
     environment: Mapping[str, str],
     onstart: str = "",
     user_data: bytes = b"",
+    slow_disk: bool = False,
 ) -> None:
-    """Create the rental's container and start it."""
+    """Create the rental's container and start it; with ``slow_disk`` this machine's kernel slows its writing down."""
     image, systemd = images.ways(rental.image)
     spec = ContainerSpec(
         name=rental.container,
@@ -151,6 +170,7 @@ def make(
         else [],
         mounts=[(_CERTIFICATES, str(_CERTIFICATES))] if _CERTIFICATES.is_dir() else [],
         systemd=systemd,
+        write_limits=[(disk(engine), _SLOW_BYTES_PER_S)] if slow_disk else [],
     )
     engine.create(spec)
     engine.copy_in(rental.container, box_files(rental, gpu, onstart, user_data))

@@ -27,6 +27,7 @@ _FAULTS = {
     "throttle": "requests are answered with 429",
     "server-error": "requests are answered with a 5xx status",
     "bad-gpu": "a new machine has no working GPU",
+    "slow-disk": "a new machine's disk takes 4 MB a second",
 }
 
 

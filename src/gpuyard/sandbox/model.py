@@ -17,6 +17,7 @@ from gpuyard.files import write_whole
 from gpuyard.sandbox.documents import MALFORMED, VERSION, damaged, known, read_document
 
 ProviderName = Literal["vast", "vultr"]
+FaultKind = Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu", "slow-disk"]
 Json = dict[str, Any]
 """A JSON object as it stands on the wire; its fields are the providers' business."""
 
@@ -101,7 +102,7 @@ class SshKey:
 class Fault:
     """Something that is to go wrong ``remaining`` more times."""
 
-    kind: Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu"]
+    kind: FaultKind
     provider: ProviderName
     remaining: int
 
