@@ -558,7 +558,7 @@ class Workload(Section):
     health: Health | None = None
     """What a machine has to show. None: a new one is tested as soon as it answers, with the defaults."""
     weights: dict[Name, data.Weights] = {}
-    """Model weights from the Hugging Face Hub, by a name of your own."""
+    """Model weights from the Hugging Face Hub or from a bucket, by a name of your own."""
     datasets: dict[Name, data.Dataset] = {}
     """Data sets from a bucket or a web server, by a name of your own."""
     build: list[SomeWords] = []
@@ -801,6 +801,7 @@ class Workload(Section):
             by_alias=True,
             include={**dict.fromkeys(_TO_BOX, True), **_PARTS_TO_BOX, "stages": {"__all__": _STAGE_TO_BOX}},
         )
+        box |= data.to_box(self.weights, self.datasets)
         box["environment"]["set"] = data.stage_environment(self.weights, self.persist.root) | self.environment.set
         # They come first: no rule for a folder around them may send them to the bucket.
         box["persist"]["rules"] = data.rules(data.places(self.weights, self.datasets)) + box["persist"]["rules"]
@@ -810,7 +811,7 @@ class Workload(Section):
 # An allow-list, so that a key that is added stays on the controller until somebody says that the box needs it.
 _TO_BOX = (
     *("name", "packages", "python", "rust", "build", "persist", "checkpoints", "iterations", "windows", "overrides"),
-    *("lean", "pantograph", "cuda", "health", "volumes", "weights", "datasets", "monitoring"),
+    *("lean", "pantograph", "cuda", "health", "volumes", "monitoring"),
 )
 # Where things lie on this machine says nothing about the box.
 _PARTS_TO_BOX: Any = {
