@@ -29,6 +29,11 @@ _REGISTRY_VARIABLES = re.compile(
     re.IGNORECASE,
 )
 _ATTEMPTS = 20
+# Root's keys lie in the user's home already.
+_MAKE_USER = """set -e
+useradd --shell /bin/bash --groups sudo --home-dir "$2" "$1"
+chown -R "$1:" "$2"
+echo "$1 ALL=(ALL) NOPASSWD: ALL" > /etc/sudoers.d/90-cloud-init-users"""
 _SLOW_BYTES_PER_S = 4_000_000
 _BLOCK_DEVICES = Path("/sys/dev/block")
 
@@ -126,11 +131,11 @@ def box_files(rental: Rental, gpu: Json, onstart: str, user_data: bytes) -> byte
     environment_file = "".join(f'{name}="{value}"\n' for name, value in sorted(environment.items()))
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        folder = tarfile.TarInfo("root/.ssh")
+        folder = tarfile.TarInfo(f"{rental.home.lstrip('/')}/.ssh")
         folder.type = tarfile.DIRTYPE
         folder.mode = 0o700
         archive.addfile(folder)
-        images.add_file(archive, "root/.ssh/authorized_keys", authorized_keys(rental), 0o600)
+        images.add_file(archive, f"{folder.name}/authorized_keys", authorized_keys(rental), 0o600)
         images.add_file(archive, "etc/gpuyard-gpu.json", json.dumps(gpu).encode(), 0o644)
         images.add_file(archive, "etc/environment", environment_file.encode(), 0o644)
         if onstart:
@@ -175,6 +180,8 @@ def make(
     engine.create(spec)
     engine.copy_in(rental.container, box_files(rental, gpu, onstart, user_data))
     start(engine, rental)
+    if rental.user != "root":
+        engine.execute(rental.container, "sh", "-c", _MAKE_USER, "sh", rental.user, rental.home)
 
 
 def start(engine: Engine, rental: Rental) -> None:
@@ -193,4 +200,5 @@ def hostname(rental: Rental) -> str:
 
 def write_keys(engine: Engine, rental: Rental) -> None:
     """Bring a running box's ``authorized_keys`` to what the rental says now."""
-    engine.execute(rental.container, "sh", "-c", "cat > /root/.ssh/authorized_keys", stdin=authorized_keys(rental))
+    file = f"{rental.home}/.ssh/authorized_keys"
+    engine.execute(rental.container, "sh", "-c", f"cat > {file}", stdin=authorized_keys(rental))

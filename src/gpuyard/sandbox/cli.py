@@ -164,7 +164,7 @@ def _status(arguments: argparse.Namespace) -> int:
             row["label"],
             row["state"],
             f"{row['item']} {row['gpu_name']}",
-            f"root@{row['ssh_host']}:{row['ssh_port']}",
+            f"{row['ssh_user']}@{row['ssh_host']}:{row['ssh_port']}",
             f"{row['billing_per_hour_usd']:.4f}",
         )
     console.print(table if status["instances"] else "Nothing is rented.")

@@ -61,6 +61,7 @@ def instance_row(cloud: Cloud, rental: Rental) -> Json:
         "state": "preempted" if rental.preempted else rental.phase.value,
         "provider_state": state,
         "container": rental.container,
+        "ssh_user": rental.user,
         "ssh_host": rental.address,
         "ssh_port": rental.ports[str(boxes.SSH)],
         "item": rental.item,

@@ -77,6 +77,16 @@ class Rental:
     request: Json = field(default_factory=dict)  # what the create call said
     lines: list[Line] = field(default_factory=list)
 
+    @property
+    def user(self) -> str:
+        """Who logs in."""
+        return "linuxuser" if self.request.get("user_scheme") == "limited" else "root"
+
+    @property
+    def home(self) -> str:
+        """That user's home."""
+        return "/root" if self.user == "root" else f"/home/{self.user}"
+
     def open_line(self, what: str, price_per_hour_usd: float, now: float, cap: float | None = None) -> None:
         """Begin to charge for ``what``."""
         self.lines.append(Line(what, price_per_hour_usd, now, monthly_cap_usd=cap))
@@ -155,7 +165,7 @@ class World:
 
 
 _TEXTS = ("item", "region", "label", "container", "image", "address", "status_text")
-_REQUEST_TEXTS = ("image", "onstart", "runtype", "hostname", "user_data", "os", "template_hash_id")
+_REQUEST_TEXTS = ("image", "onstart", "runtype", "hostname", "user_data", "os", "template_hash_id", "user_scheme")
 
 
 def _rental(data: Json) -> Rental:

@@ -539,6 +539,9 @@ class Workload(Section):
     """Disks of the machine besides the one with its system, by their names."""
     image: Words = ""
     """A container image, at clouds that boot images. Empty: the cloud's own."""
+    login: Literal["root", "limited"] = "root"
+    """As whom a rented machine is logged in to: ``root``, or ``limited``, a user with sudo (Vultr's ``linuxuser``). A
+    cloud that makes no such user has root all the same, and a box of your own the user that its inventory names."""
     container: Container | None = None
     """The container image that ``image.yml`` makes of this workload. None: no such image."""
     environment: Environment = Environment()
