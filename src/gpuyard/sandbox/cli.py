@@ -28,6 +28,7 @@ _FAULTS = {
     "throttle": "requests are answered with 429",
     "server-error": "requests are answered with a 5xx status",
     "bad-gpu": "a new machine has no working GPU",
+    "slow-disk": "a new machine's disk takes 4 MB a second",
 }
 
 
@@ -164,7 +165,7 @@ def _status(arguments: argparse.Namespace) -> int:
             row["label"],
             row["state"],
             f"{row['item']} {row['gpu_name']}",
-            f"root@{row['ssh_host']}:{row['ssh_port']}",
+            f"{row['ssh_user']}@{row['ssh_host']}:{row['ssh_port']}",
             f"{row['billing_per_hour_usd']:.4f}",
         )
     console.print(table if status["instances"] else "Nothing is rented.")

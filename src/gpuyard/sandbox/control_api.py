@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationError
 from starlette.applications import Starlette
@@ -14,9 +14,10 @@ from starlette.routing import Route
 
 from gpuyard.sandbox import boxes
 from gpuyard.sandbox.cloud import Cloud, gpu_price
+from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.fields import shown
 from gpuyard.sandbox.lambda_api import status_word
-from gpuyard.sandbox.model import Fault, Json, Phase, ProviderName, Rental
+from gpuyard.sandbox.model import Fault, FaultKind, Json, Phase, ProviderName, Rental
 from gpuyard.sandbox.vast_api import actual_status
 from gpuyard.sandbox.vultr_api import status_words
 from gpuyard.sandbox.web import BadBody, read_json
@@ -43,7 +44,7 @@ class Preemption(BaseModel):
 class FaultRequest(BaseModel):
     """Something that is to go wrong ``count`` times."""
 
-    kind: Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu"]
+    kind: FaultKind
     provider: ProviderName
     count: int = Field(default=1, ge=1, le=10_000)
 
@@ -67,6 +68,7 @@ def instance_row(cloud: Cloud, rental: Rental) -> Json:
         "state": "preempted" if rental.preempted else rental.phase.value,
         "provider_state": state,
         "container": rental.container,
+        "ssh_user": rental.user,
         "ssh_host": rental.address,
         "ssh_port": rental.ports[str(boxes.SSH)],
         "item": rental.item,
@@ -155,6 +157,11 @@ def app(cloud: Cloud) -> Starlette:
     async def add_fault(request: Request) -> Json:
         """Let something go wrong the next times."""
         wanted = await _body(request, FaultRequest)
+        if wanted.kind == "slow-disk":
+            try:
+                await asyncio.to_thread(boxes.disk, cloud.engine)
+            except EngineError as error:
+                raise HTTPException(422, str(error)) from None
         cloud.add_fault(Fault(wanted.kind, wanted.provider, wanted.count))
         return {"kind": wanted.kind, "provider": wanted.provider, "remaining": wanted.count}
 

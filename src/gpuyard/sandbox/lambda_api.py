@@ -21,7 +21,6 @@ from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
 from gpuyard.sandbox.web import BadBody, LostAnswer, Rate, Spacing, read_json
 
-USER = "ubuntu"
 _REQUESTS_PER_SECOND = 1
 _LAUNCH_EVERY_S = 12.0
 _NAME_MAX = 64
@@ -240,7 +239,7 @@ class LambdaApi:
             public_keys=[key.public],
             tags=tags,
             item_record=kind,
-            request={"user": USER, "user_data": user_data, "key_name": key.name, "region": regions[region]},
+            request={"user_data": user_data, "key_name": key.name, "region": regions[region]},
         )
         rental.open_line(INSTANCE_LINE, kind["price_cents_per_hour"] / 100, now)
         cloud.rent(rental)

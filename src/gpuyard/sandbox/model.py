@@ -17,6 +17,7 @@ from gpuyard.files import write_whole
 from gpuyard.sandbox.documents import MALFORMED, VERSION, damaged, known, read_document
 
 ProviderName = Literal["vast", "vultr", "lambda"]
+FaultKind = Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu", "slow-disk"]
 Json = dict[str, Any]
 """A JSON object as it stands on the wire; its fields are the providers' business."""
 
@@ -76,6 +77,18 @@ class Rental:
     request: Json = field(default_factory=dict)  # what the create call said
     lines: list[Line] = field(default_factory=list)
 
+    @property
+    def user(self) -> str:
+        """Who logs in."""
+        if self.provider == "lambda":
+            return "ubuntu"
+        return "linuxuser" if self.request.get("user_scheme") == "limited" else "root"
+
+    @property
+    def home(self) -> str:
+        """That user's home."""
+        return "/root" if self.user == "root" else f"/home/{self.user}"
+
     def open_line(self, what: str, price_per_hour_usd: float, now: float, cap: float | None = None) -> None:
         """Begin to charge for ``what``."""
         self.lines.append(Line(what, price_per_hour_usd, now, monthly_cap_usd=cap))
@@ -101,7 +114,7 @@ class SshKey:
 class Fault:
     """Something that is to go wrong ``remaining`` more times."""
 
-    kind: Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu"]
+    kind: FaultKind
     provider: ProviderName
     remaining: int
 
@@ -154,7 +167,7 @@ class World:
 
 
 _TEXTS = ("item", "region", "label", "container", "image", "address", "status_text")
-_REQUEST_TEXTS = ("image", "onstart", "runtype", "hostname", "user_data", "os", "template_hash_id")
+_REQUEST_TEXTS = ("image", "onstart", "runtype", "hostname", "user_data", "os", "template_hash_id", "user_scheme")
 
 
 def _rental(data: Json) -> Rental:
