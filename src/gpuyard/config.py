@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from gpuyard.providers.base import OWN, Provider
 from gpuyard.providers.http import Patience
 from gpuyard.providers.lambda_cloud import Lambda
 from gpuyard.providers.own import Own, read_inventory
+from gpuyard.providers.runpod import RunPod
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
 from gpuyard.remedies import option, remedy
@@ -93,6 +95,17 @@ def _lambda_file(env: Mapping[str, str]) -> str:
     return ""
 
 
+def _runpod_file(env: Mapping[str, str]) -> str:
+    """Return the key of the file that RunPod's own tool keeps."""
+    path = Path("~/.runpod/config.toml").expanduser()
+    try:
+        fields = tomllib.loads(_read(path)).get("default")
+    except tomllib.TOMLDecodeError:
+        # The parser's own words may quote the file, and the file holds a key.
+        raise UsageError(f"The key file {path} is not TOML; it should hold `api_key` below [default].") from None
+    return str(fields.get("api_key") or "").strip() if isinstance(fields, dict) else ""
+
+
 def _own_file(env: Mapping[str, str]) -> str:
     """Return the inventory of the user's own boxes when it names one, as the plays' folder has it."""
     file = OWN_FILE.absolute()
@@ -105,6 +118,7 @@ CLOUDS: dict[str, _Cloud] = {
     "vast": _Cloud(Vast, "VAST_API_KEY", "~/.config/vastai/vast_api_key", _vast_file),
     "vultr": _Cloud(Vultr, "VULTR_API_KEY", "~/.config/vultr-cli.yaml", _vultr_file),
     "lambda": _Cloud(Lambda, "LAMBDA_API_KEY", "~/.lambda_cloud/lambda_keys", _lambda_file),
+    "runpod": _Cloud(RunPod, "RUNPOD_API_KEY", "~/.runpod/config.toml", _runpod_file),
     # Their inventory stands for the key.
     OWN: _Cloud(Own, "GPUYARD_OWN_BOXES", str(OWN_FILE), _own_file),
 }

@@ -157,6 +157,11 @@ def lambda_types() -> list[Json]:
     return [{**kind, "emulated": True} for kind in load()["lambda"]["types"]]
 
 
+def runpod_gpus() -> list[Json]:
+    """Return RunPod's GPU types, each with ``where`` it is, by cloud, and the most of it that goes with one GPU."""
+    return [{**kind, "emulated": True} for kind in load()["runpod"]["gpus"]]
+
+
 def vultr_price(plan: Json, region: str) -> tuple[float, float]:
     """Return a plan's hourly and monthly price in a region."""
     here = {**plan, **plan["location_cost"].get(region, {})}

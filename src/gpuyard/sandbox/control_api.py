@@ -12,11 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gpuyard.sandbox import boxes
+from gpuyard.sandbox import boxes, lambda_api, runpod_api
 from gpuyard.sandbox.cloud import Cloud, gpu_price
 from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.fields import shown
-from gpuyard.sandbox.lambda_api import status_word
 from gpuyard.sandbox.model import Fault, FaultKind, Json, Phase, ProviderName, Rental
 from gpuyard.sandbox.vast_api import actual_status
 from gpuyard.sandbox.vultr_api import status_words
@@ -28,6 +27,7 @@ OUTCOMES: dict[ProviderName, tuple[str, ...]] = {
     "vast": ("stopped", "outbid"),
     "vultr": ("gone", "suspended"),
     "lambda": ("gone",),
+    "runpod": ("stopped", "gone"),
 }
 """How a preemption shows, by provider; the first is the default."""
 
@@ -55,7 +55,9 @@ def instance_row(cloud: Cloud, rental: Rental) -> Json:
         state = actual_status(rental, cloud.boot_fraction(rental)) or "scheduling"
         price = gpu_price(rental)
     elif rental.provider == "lambda":
-        state, price = status_word(rental), 0.0
+        state, price = lambda_api.status_word(rental), 0.0
+    elif rental.provider == "runpod":
+        state, price = runpod_api.status_word(rental, cloud.boot_fraction(rental)), 0.0
     else:
         state = "/".join(status_words(rental, cloud.boot_fraction(rental))[:3])
         price = 0.0

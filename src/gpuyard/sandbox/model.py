@@ -16,7 +16,7 @@ from typing import Any, Literal
 from gpuyard.files import write_whole
 from gpuyard.sandbox.documents import MALFORMED, VERSION, damaged, known, read_document
 
-ProviderName = Literal["vast", "vultr", "lambda"]
+ProviderName = Literal["vast", "vultr", "lambda", "runpod"]
 FaultKind = Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu", "slow-disk"]
 Json = dict[str, Any]
 """A JSON object as it stands on the wire; its fields are the providers' business."""
@@ -50,7 +50,7 @@ class Rental:
 
     provider: ProviderName
     id: str
-    item: str  # Vast: machine number; Vultr: plan; Lambda: type
+    item: str  # Vast: machine number; Vultr: plan; Lambda, RunPod: type
     region: str
     label: str
     container: str
@@ -124,7 +124,7 @@ class World:
     """Everything the sandbox remembers."""
 
     rentals: list[Rental] = field(default_factory=list)
-    keys: dict[str, list[SshKey]] = field(default_factory=lambda: {"vast": [], "vultr": [], "lambda": []})
+    keys: dict[str, list[SshKey]] = field(default_factory=lambda: {"vast": [], "vultr": [], "lambda": [], "runpod": []})
     faults: list[Fault] = field(default_factory=list)
     counter: int = 0  # never falls: numbers, addresses and offer ids are not used twice
     listings: dict[str, int] = field(default_factory=dict)  # Vast machine -> how often it was listed anew

@@ -31,6 +31,7 @@ from gpuyard.sandbox.cloud import Cloud
 from gpuyard.sandbox.fields import MOST_BYTES, shown
 from gpuyard.sandbox.info import INFO_FILE
 from gpuyard.sandbox.lambda_api import LambdaApi
+from gpuyard.sandbox.runpod_api import RunPodApi
 from gpuyard.sandbox.settings import LOOPBACK, Settings
 from gpuyard.sandbox.vast_api import VastApi
 from gpuyard.sandbox.vultr_api import VultrApi
@@ -53,6 +54,7 @@ def build(cloud: Cloud, state: Path) -> ASGIApp:
         Mount("/api", VastApi(cloud).router()),
         Mount("/v2", VultrApi(cloud).router()),
         Mount("/lambda/api/v1", LambdaApi(cloud).router()),
+        Mount("/runpod/v2", RunPodApi(cloud).router()),
         Mount("/sandbox", control_api.app(cloud)),
     ]
     application = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _unrouted})
@@ -70,6 +72,8 @@ async def _unrouted(request: Request, error: Exception) -> Response:
     text = {404: "Not found.", 405: "Method not allowed.", 413: large}.get(status, missing)
     if request.url.path.startswith("/v2"):
         return JSONResponse({"error": text, "status": status}, status)
+    if request.url.path.startswith("/runpod"):
+        return JSONResponse({"title": text, "status": status, "detail": text}, status)
     if request.url.path.startswith("/lambda"):
         code = "global/object-does-not-exist" if status == 404 else "sandbox/not-emulated"
         return JSONResponse({"error": {"code": code, "message": text}}, status)
