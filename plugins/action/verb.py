@@ -15,7 +15,7 @@ import importlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +23,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import SITE_OPTIONS, Call, attempt
-from ansible_collections.gpuyard.cloud.plugins.plugin_utils._ahead import pack_ahead
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._ahead import packing_ahead
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core, show_line
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._given import given_to, wrong_values
 
@@ -54,10 +54,8 @@ class ActionModule(ActionBase):
             _result, options = self.validate_argument_spec(module.ARGUMENT_SPEC, **module.CONDITIONS)
             # The core gets the plain values that a module process would get, without Ansible's tags on them.
             plain = json.loads(json.dumps(options))
-            if (names := getattr(module, "NEXT_ON_MACHINES", ())) and not self._task.check_mode:
-                variables = {**(task_vars or {}), "ansible_python_interpreter": "/usr/bin/python3"}
-                pack_ahead(lambda module_name: self._configure_module(module_name, {}, variables), names)
-            result = attempt(module.run, Call(plain, self._task.check_mode, self._show))
+            with self._packing_ahead(module, task_vars or {}):
+                result = attempt(module.run, Call(plain, self._task.check_mode, self._show))
         for line in str(result.get("text") or "").splitlines():
             self._show(line)
         return result
@@ -99,6 +97,14 @@ class ActionModule(ActionBase):
                     os.environ[name] = before[name]
                 else:
                     del os.environ[name]
+
+    def _packing_ahead(self, module: ModuleType, variables: dict[str, Any]) -> AbstractContextManager[None]:
+        """Have the modules packed that the next tasks send to machines, while the verb waits for these."""
+        names = () if self._task.check_mode else getattr(module, "NEXT_ON_MACHINES", ())
+        if not names:
+            return nullcontext()
+        known = {**variables, "ansible_python_interpreter": "/usr/bin/python3"}  # that of no machine is asked for
+        return packing_ahead(lambda name: self._configure_module(name, {}, known), names)
 
     def _show(self, line: str) -> None:
         """Show one line now, unless the task is secret."""

@@ -11,30 +11,33 @@ the rest of the play. Private to this collection.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 _NICENESS = 5
 
 
-def pack_ahead(pack: Callable[[str], Any], names: Iterable[str]) -> int:
-    """Call ``pack`` for each module in a process beside this one, and return its number; nobody waits for it.
+@contextmanager
+def packing_ahead(pack: Callable[[str], Any], names: Iterable[str]) -> Iterator[None]:
+    """Call ``pack`` for each module in a process beside this one, which ends with the block.
 
-    It stops when this process has ended: from then on the tasks themselves need the processor. What fails here is tried
-    again, and told, by the task that needs the module.
+    From then on the tasks themselves need the processor, and a play that has ended removes the folder. What fails here
+    is tried again, and told, by the task that needs the module.
     """
-    waiting = os.getpid()
     child = os.fork()
-    if child:
-        return child
+    if not child:
+        try:
+            with suppress(OSError):
+                os.nice(_NICENESS)  # the machine is what matters
+            for name in names:
+                with suppress(Exception):
+                    pack(name)
+        finally:
+            os._exit(0)
     try:
-        with suppress(OSError):
-            os.nice(_NICENESS)  # the machine is what matters
-        for name in names:
-            if os.getppid() != waiting:
-                break
-            with suppress(Exception):
-                pack(name)
+        yield
     finally:
-        os._exit(0)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
