@@ -12,12 +12,13 @@ class ModuleDocFragment:
 options:
   provider:
     description:
-      - Ask only this cloud, for example V(vast) or V(vultr), or V(own) for the boxes that belong to the user. Those are
-        the hosts of C(inventories/own.yml), or of the file that E(GPUYARD_OWN_BOXES) names.
+      - Ask only this cloud, V(vast), V(vultr), V(lambda) or V(runpod), or V(own) for the boxes that belong to the
+        user. Those are the hosts of C(inventories/own.yml), or of the file that E(GPUYARD_OWN_BOXES) names.
       - By default, the environment variable E(GPUYARD_PROVIDER) says it, and without that every cloud is asked for
         which a key is found.
       - A key is never an option, so that it cannot end up in a log, a fact cache or a command line. It comes from the
-        environment (E(VAST_API_KEY), E(VULTR_API_KEY)) or from the file in which the provider's own tool keeps it.
+        environment (E(VAST_API_KEY), E(VULTR_API_KEY), E(LAMBDA_API_KEY), E(RUNPOD_API_KEY)) or from the file in which
+        the provider's own tool keeps it.
     type: str
   sandbox:
     description:

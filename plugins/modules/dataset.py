@@ -22,7 +22,7 @@ options:
     description:
       - What to fetch, by a name that is used in messages. Each value is a dictionary.
       - C(from) is the origin, such as V(s3://bucket/path), V(b2://bucket/path), V(gs://bucket/path),
-        V(az://container/path) or V(https://host/path).
+        V(az://container/path), V(https://host/path), or V(bucket://path) in O(bucket).
       - C(to) is where the files go, relative to O(root).
       - C(store) is the folder of a volume in which the files lie. C(to) becomes a link to it.
       - C(include) and C(exclude) are lists of rclone's patterns.
@@ -58,6 +58,10 @@ options:
       - C(rclone) has them in its environment, each kind of origin only its own.
     type: dict
     default: {}
+  bucket:
+    description: The run's own bucket, V(s3://name/prefix), in which V(bucket://path) lies.
+    type: str
+    default: ""
   s3_endpoint:
     description: The S3 service of those V(s3://) origins that name none. Empty means Amazon's.
     type: str
@@ -145,6 +149,7 @@ IDENTITY = ("from", "include", "exclude", "checksums", "sha256")
 HASHES = ("sha256", "sha1", "md5")
 SUM_LINE = re.compile(r"([0-9a-f]{64})[ \t]+\*?(.+)")
 NOT_THERE = (3, 4)  # rclone's exit codes for a folder and a file
+RUN_BUCKET = "bucket://"
 PARTS = ".gpuyard-parts"
 PREPARED = ".gpuyard-prepared"
 # The key of the work on one part: whatever was asked for, the next one goes on behind it.
@@ -176,8 +181,14 @@ class Origin:
     """Where a data set comes from, and how rclone gets at it."""
 
     def __init__(self, module: AnsibleModule, option: str, entry: dict[str, Any]) -> None:
-        self.module, self.option, self.entry = module, option, entry
+        self.module, self.option = module, option
         self.url: str = entry["from"]
+        if self.url.startswith(RUN_BUCKET):
+            bucket = module.params["bucket"].rstrip("/")
+            if not bucket.startswith("s3://"):
+                raise _box.BoxError(f"{option}.from={self.url} needs the run's bucket in S3, and there is none.")
+            self.url = f"{bucket}/{self.url.removeprefix(RUN_BUCKET)}"
+        self.entry = {**entry, "from": self.url}
         address = urlsplit(self.url)
         self.scheme, self.host = address.scheme, address.netloc
         self.path = unquote(address.path).lstrip("/")
@@ -247,7 +258,7 @@ class Origin:
             own["type"] = "azureblob"
         else:
             raise _box.BoxError(
-                f"{self.option}.from={self.url} must begin with s3://, b2://, gs://, az:// or https://."
+                f"{self.option}.from={self.url} must begin with bucket://, s3://, b2://, gs://, az:// or https://."
             )
         settings = {f"RCLONE_CONFIG_SRC_{key.upper()}": value for key, value in own.items() if value}
         # A configuration of the machine's user is none of our business.
@@ -596,6 +607,7 @@ def main() -> None:
             "search_path": {"type": "list", "elements": "path", "default": []},
             "environment": {"type": "dict", "default": {}},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
+            "bucket": {"type": "str", "default": ""},
             "s3_endpoint": {"type": "str", "default": ""},
             "s3_region": {"type": "str", "default": ""},
             "rclone": {"type": "path", "default": "/opt/gpuyard/rclone/bin/rclone"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,9 @@ from gpuyard.errors import UsageError
 from gpuyard.formats.location import DEFAULT_REGION, Location
 from gpuyard.providers.base import OWN, Provider
 from gpuyard.providers.http import Patience
+from gpuyard.providers.lambda_cloud import Lambda
 from gpuyard.providers.own import Own, read_inventory
+from gpuyard.providers.runpod import RunPod
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
 from gpuyard.remedies import option, remedy
@@ -83,6 +86,26 @@ def _vultr_file(env: Mapping[str, str]) -> str:
     return ""
 
 
+def _lambda_file(env: Mapping[str, str]) -> str:
+    """Return the key of the file that SkyPilot keeps: a line ``api_key = …``."""
+    for line in _read(Path("~/.lambda_cloud/lambda_keys").expanduser()).splitlines():
+        name, _, key = line.partition("=")
+        if name.strip() == "api_key":
+            return key.strip()
+    return ""
+
+
+def _runpod_file(env: Mapping[str, str]) -> str:
+    """Return the key of the file that RunPod's own tool keeps."""
+    path = Path("~/.runpod/config.toml").expanduser()
+    try:
+        fields = tomllib.loads(_read(path)).get("default")
+    except tomllib.TOMLDecodeError:
+        # The parser's own words may quote the file, and the file holds a key.
+        raise UsageError(f"The key file {path} is not TOML; it should hold `api_key` below [default].") from None
+    return str(fields.get("api_key") or "").strip() if isinstance(fields, dict) else ""
+
+
 def _own_file(env: Mapping[str, str]) -> str:
     """Return the inventory of the user's own boxes when it names one, as the plays' folder has it."""
     file = OWN_FILE.absolute()
@@ -94,6 +117,8 @@ OWN_FILE = Path("inventories/own.yml")
 CLOUDS: dict[str, _Cloud] = {
     "vast": _Cloud(Vast, "VAST_API_KEY", "~/.config/vastai/vast_api_key", _vast_file),
     "vultr": _Cloud(Vultr, "VULTR_API_KEY", "~/.config/vultr-cli.yaml", _vultr_file),
+    "lambda": _Cloud(Lambda, "LAMBDA_API_KEY", "~/.lambda_cloud/lambda_keys", _lambda_file),
+    "runpod": _Cloud(RunPod, "RUNPOD_API_KEY", "~/.runpod/config.toml", _runpod_file),
     # Their inventory stands for the key.
     OWN: _Cloud(Own, "GPUYARD_OWN_BOXES", str(OWN_FILE), _own_file),
 }

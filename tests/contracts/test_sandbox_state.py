@@ -36,12 +36,16 @@ def test_what_was_written_is_read(version: str, monkeypatch: pytest.MonkeyPatch)
     world = World.load(GOLDEN / version / "state.json")
     (rental,) = world.rentals
     assert (rental.phase, rental.bid, rental.relet, rental.lines[1].what) == (Phase.RUNNING, 0.034, False, "disk")
-    assert {name: len(keys) for name, keys in world.keys.items()} == {"vast": 1, "vultr": 0}
+    assert {name: len(keys) for name, keys in world.keys.items()} == {"vast": 1, "vultr": 0, "lambda": 0, "runpod": 0}
     settings = Settings.load(GOLDEN / version)
     assert settings is not None and (settings.name, settings.port, settings.boot_seconds) == ("ab12cd", 20867, 3.0)
     running = info.load(GOLDEN / version)
     assert (running.vast_key, running.endpoints["vultr"]) == ("sandbox-vast-golden", "http://127.0.0.1:20867/v2")
-    assert running.keys == {"vast": "sandbox-vast-golden", "vultr": "sandbox-vultr-golden"}
+    known = {"vast": "sandbox-vast-golden", "vultr": "sandbox-vultr-golden"}
+    assert running.keys == known | (
+        {} if version == "old" else {"lambda": "sandbox-lambda-golden", "runpod": "sandbox-runpod-golden"}
+    )
+    assert ("LAMBDA_API_KEY" in running.exports()) == (version != "old")
 
 
 def test_what_is_written_today_is_the_golden_file(tmp_path: Path) -> None:

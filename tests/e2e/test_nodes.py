@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from yard import BETWEEN_LOOKS_S, Yard
 
+from gpuyard import config, ssh
 from gpuyard.renting.ledger import entries
 
 RUN = "fleet-0"
 FLEET = """\
 name: fleet
 repository: {path: tree}
+login: limited
 needs: {gpu_count: 1, gpu_ram_gb: 8, cpu_cores: 2, ram_gb: 4}
 checkpoints: {every_s: 1}
 pools:
@@ -55,6 +59,11 @@ def test_three_nodes_on_two_clouds(yard: Yard, tmp_path: Path) -> None:
         "search-0": "vast",
         "search-1": "vast",
     }
+    # Vultr makes a user with sudo, who does everything here; root is not let in.
+    assert {one.ssh_user for one in first.values()} == {"root", "linuxuser"}
+    as_root = replace(first["train-0"], ssh_user="root")
+    refused = subprocess.run(["ssh", *ssh.ssh_args(as_root, config.ssh_key()), "true"], capture_output=True, text=True)
+    assert first["train-0"].ssh_user == "linuxuser" and "Permission denied" in refused.stderr, refused
     assert len({one.machine_id for one in first.values() if one.provider == "vast"}) == 2
     assert sorted({line["id"] for line in bill()}) == sorted(one.id for one in first.values()), "each exactly once"
     assert set(launched.changed()) == {"localhost", *(f"{RUN}.{node}" for node in first)}
@@ -66,8 +75,8 @@ def test_three_nodes_on_two_clouds(yard: Yard, tmp_path: Path) -> None:
     shown = yard.play("status").text
     assert all(f"{RUN}.{node} " in shown for node in first) and "3 of 3 nodes" in shown
     assert "search" in yard.play("logs", run=RUN, node="search-1").text
-    refused = yard.play("logs", run=RUN, node="search-7", ok=False).text
-    assert "node='search-7' is no node of run fleet-0" in " ".join(refused.split())
+    unknown = yard.play("logs", run=RUN, node="search-7", ok=False).text
+    assert "node='search-7' is no node of run fleet-0" in " ".join(unknown.split())
     graph = yard.run("ansible-inventory", "--graph").text
     assert "@pool_search" in graph and f"--{RUN}.train-0" in graph
     assert set(yard.play("launch", workload=workload, run=RUN).changed().values()) == {0}

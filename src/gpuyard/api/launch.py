@@ -171,6 +171,7 @@ def _have_machines(
             key=plan.key,
             disk_gb=node.disk_gb,
             image=plan.workload.image,
+            limited_user=plan.workload.login == "limited",
             planned=bool(node.offers),
             replace_preempted=node.replace_preempted,
             timeout_s=timeout_s,

@@ -20,8 +20,10 @@ A check is ``{"name", "state", "found", "wanted", "why"}`` with the states ``ok`
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import http.client
 import json
+import mmap
 import os
 import select
 import shutil
@@ -32,6 +34,7 @@ import time
 import urllib.parse
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -310,12 +313,15 @@ def state_of(text: str) -> Check:
 def disk_checks(request: dict[str, Any]) -> list[Check]:
     """Return the checks of the disk: what is free, and how fast new data reaches it."""
     found = [judged("disk space", shutil.disk_usage(_FOLDER).free / _GB, request.get("disk_free_gb"), "GB free")]
-    piece = os.urandom(4 * _MIB)  # zeros would be packed by some file systems
+    piece = mmap.mmap(-1, 4 * _MIB)  # at a page's border, as the disk wants it
+    piece.write(os.urandom(len(piece)))  # zeros would be packed by some file systems
     place = Path(_FOLDER, f".gpuyard-health-{os.getpid()}")
     written, spent, least = 0, 0.0, request.get("disk_mb_s")
     handle = os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
         place.unlink()
+        with suppress(OSError):  # some file systems know no other way than through memory
+            fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) | os.O_DIRECT)
         began = time.perf_counter()
         while written < _DISK_BYTES and spent < _DISK_S:
             written += os.write(handle, piece)

@@ -18,7 +18,7 @@ from gpuyard.box.stages.choice import Choice
 from gpuyard.config import BucketSettings, SshKey
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.formats.label import FIRST_NODE, check_name, next_name
-from gpuyard.planning import choose, nodes, offers, pools, room, source, version
+from gpuyard.planning import choose, nodes, offers, pools, room, source, stored, version
 from gpuyard.planning.nodes import NodePlan
 from gpuyard.planning.request import Connections, Mode, PlanRequest
 from gpuyard.providers.base import Instance, Progress, Provider
@@ -239,6 +239,8 @@ def make(
     for node in planned:
         if not node.machine:
             room.check(workload, node.disk_gb)
+    if any(not node.machine for node in planned):  # one that is there has them
+        stored.check(workload, settings, store)
     if len(places) == 1:  # the checkpoint that the plan tells of is the one that will be restored
         run = dataclasses.replace(run, manifest=planned[0].now.manifest)
     turn_pools: tuple[str, ...] = ()

@@ -96,6 +96,7 @@ class CreateSpec:
     ssh_public_key: str
     disk_gb: float = 20.0
     image: str = ""  # "": the provider's default
+    limited_user: bool = False  # log in as a user with sudo, where the provider makes one; else as root
     market: Market = "on-demand"
     bid_per_hour_usd: float | None = None  # interruptible only; None: the offer's own price
     bootstrap: str = ""  # a shell script that the provider runs at first boot; never holds a secret

@@ -54,6 +54,8 @@ from gpuyard.providers.values import dicts, number, optional_number, same_ssh_ke
 
 BASE_URL = "https://api.vultr.com/v2"
 UBUNTU_22_04 = 1743
+LIMITED_USER = "linuxuser"
+"""Whom Vultr makes where ``user_scheme`` is ``limited``: a user with sudo, in place of root's login."""
 PLAN_TYPES = ("vcg", "vdm")
 _PAGE = 500  # rows, the most that a page holds
 _REQUESTS_AT_ONCE = 8  # the limit is 30 a second
@@ -261,6 +263,7 @@ class Vultr(Provider):
                 offer.price_per_hour_usd if offer else (preemptible if preemptible_only else 0.0) or on_demand
             ),
             ssh_host="" if address in _NO_ADDRESS else address,
+            ssh_user=LIMITED_USER if row.get("user_scheme") == "limited" else "root",
             created_at=_epoch(row.get("date_created")),
             emulated=self.emulated or bool(row.get("emulated")),
             sandbox=self.sandbox,
@@ -350,6 +353,8 @@ def _create_body(offer: Offer, spec: CreateSpec, key_id: str) -> dict[str, objec
         "backups": "disabled",
         "activation_email": False,
     }
+    if spec.limited_user:
+        body["user_scheme"] = "limited"
     if spec.bootstrap:
         body["user_data"] = base64.b64encode(spec.bootstrap.encode()).decode()
     return body

@@ -50,6 +50,7 @@ class Order:
     key: SshKey
     disk_gb: float = 20.0
     image: str = ""
+    limited_user: bool = False
     planned: bool = False  # the caller has seen already that the run has no machine
     replace_preempted: bool = False
     node: str = FIRST_NODE
@@ -138,6 +139,7 @@ def present_alone(
         ssh_public_key=order.key.public_text,
         disk_gb=order.disk_gb,
         image=order.image,
+        limited_user=order.limited_user,
         known_ids=frozenset(instance.id for instance in held),
     )
     offers = list(order.offers())

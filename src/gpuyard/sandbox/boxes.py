@@ -29,6 +29,13 @@ _REGISTRY_VARIABLES = re.compile(
     re.IGNORECASE,
 )
 _ATTEMPTS = 20
+# Root's keys lie in the user's home already.
+_MAKE_USER = """set -e
+useradd --shell /bin/bash --groups sudo --home-dir "$2" "$1"
+chown -R "$1:" "$2"
+echo "$1 ALL=(ALL) NOPASSWD: ALL" > /etc/sudoers.d/90-cloud-init-users"""
+_SLOW_BYTES_PER_S = 4_000_000
+_BLOCK_DEVICES = Path("/sys/dev/block")
 
 
 def choose_address(sandbox: str, number: int, *ports: int) -> str:
@@ -99,6 +106,22 @@ def pip_index() -> dict[str, str]:
     return {"PIP_INDEX_URL": url, "UV_DEFAULT_INDEX": url} if url else {}
 
 
+def disk(engine: Engine) -> Path:
+    """Return the whole disk on which boxes write; :class:`EngineError` where a box's writing cannot be slowed down."""
+    if engine.rootless():
+        raise EngineError(f"{engine.kind.title()} without root's rights slows no disk down: run the sandbox as root.")
+    storage = engine.storage()
+    number = storage.stat().st_dev if storage.is_dir() else 0  # the engine may run on another machine
+    device = (_BLOCK_DEVICES / f"{os.major(number)}:{os.minor(number)}").resolve()
+    whole = device.parent if (device / "partition").exists() else device  # the kernel slows no part of a disk
+    if not whole.exists():
+        raise EngineError(
+            f"The sandbox cannot slow a disk down here, because {storage}, where {engine.kind} keeps its containers, "
+            "is on no disk that the kernel knows by its number: use a machine where it lies on ext4 or XFS."
+        )
+    return Path("/dev", whole.name.replace("!", "/"))
+
+
 def box_files(rental: Rental, gpu: Json, onstart: str, user_data: bytes) -> bytes:
     """Return what is put into a box before its first start, as a tar archive.
 
@@ -108,11 +131,11 @@ def box_files(rental: Rental, gpu: Json, onstart: str, user_data: bytes) -> byte
     environment_file = "".join(f'{name}="{value}"\n' for name, value in sorted(environment.items()))
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        folder = tarfile.TarInfo("root/.ssh")
+        folder = tarfile.TarInfo(f"{rental.home.lstrip('/')}/.ssh")
         folder.type = tarfile.DIRTYPE
         folder.mode = 0o700
         archive.addfile(folder)
-        images.add_file(archive, "root/.ssh/authorized_keys", authorized_keys(rental), 0o600)
+        images.add_file(archive, f"{folder.name}/authorized_keys", authorized_keys(rental), 0o600)
         images.add_file(archive, "etc/gpuyard-gpu.json", json.dumps(gpu).encode(), 0o644)
         images.add_file(archive, "etc/environment", environment_file.encode(), 0o644)
         if onstart:
@@ -136,8 +159,9 @@ def make(
     environment: Mapping[str, str],
     onstart: str = "",
     user_data: bytes = b"",
+    slow_disk: bool = False,
 ) -> None:
-    """Create the rental's container and start it."""
+    """Create the rental's container and start it; with ``slow_disk`` this machine's kernel slows its writing down."""
     image, systemd = images.ways(rental.image)
     spec = ContainerSpec(
         name=rental.container,
@@ -151,10 +175,13 @@ def make(
         else [],
         mounts=[(_CERTIFICATES, str(_CERTIFICATES))] if _CERTIFICATES.is_dir() else [],
         systemd=systemd,
+        write_limits=[(disk(engine), _SLOW_BYTES_PER_S)] if slow_disk else [],
     )
     engine.create(spec)
     engine.copy_in(rental.container, box_files(rental, gpu, onstart, user_data))
     start(engine, rental)
+    if rental.user != "root":
+        engine.execute(rental.container, "sh", "-c", _MAKE_USER, "sh", rental.user, rental.home)
 
 
 def start(engine: Engine, rental: Rental) -> None:
@@ -173,4 +200,5 @@ def hostname(rental: Rental) -> str:
 
 def write_keys(engine: Engine, rental: Rental) -> None:
     """Bring a running box's ``authorized_keys`` to what the rental says now."""
-    engine.execute(rental.container, "sh", "-c", "cat > /root/.ssh/authorized_keys", stdin=authorized_keys(rental))
+    file = f"{rental.home}/.ssh/authorized_keys"
+    engine.execute(rental.container, "sh", "-c", f"cat > {file}", stdin=authorized_keys(rental))

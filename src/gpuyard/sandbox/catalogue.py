@@ -147,6 +147,21 @@ def vultr_metal() -> list[Json]:
     return [{**plan, "emulated": True} for plan in load()["vultr"]["plans_metal"]]
 
 
+def lambda_regions() -> list[Json]:
+    """Return Lambda's regions."""
+    return list(load()["lambda"]["regions"])
+
+
+def lambda_types() -> list[Json]:
+    """Return Lambda's instance types, each with the ``regions`` that have it."""
+    return [{**kind, "emulated": True} for kind in load()["lambda"]["types"]]
+
+
+def runpod_gpus() -> list[Json]:
+    """Return RunPod's GPU types, each with ``where`` it is, by cloud, and the most of it that goes with one GPU."""
+    return [{**kind, "emulated": True} for kind in load()["runpod"]["gpus"]]
+
+
 def vultr_price(plan: Json, region: str) -> tuple[float, float]:
     """Return a plan's hourly and monthly price in a region."""
     here = {**plan, **plan["location_cost"].get(region, {})}

@@ -7,13 +7,14 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from gpuyard import paths
 from gpuyard.sandbox.lifecycle import Options
+from gpuyard.sandbox.model import ProviderName
 
 if TYPE_CHECKING:
     from gpuyard.sandbox.client import Control
@@ -27,6 +28,7 @@ _FAULTS = {
     "throttle": "requests are answered with 429",
     "server-error": "requests are answered with a 5xx status",
     "bad-gpu": "a new machine has no working GPU",
+    "slow-disk": "a new machine's disk takes 4 MB a second",
 }
 
 
@@ -77,7 +79,7 @@ def add_parser(subparsers: Any) -> None:
     )
     for kind, text in _FAULTS.items():
         parser = verb(kind, _fault, text, kinds)
-        parser.add_argument("--provider", choices=["vast", "vultr"], required=True)
+        parser.add_argument("--provider", choices=get_args(ProviderName), required=True)
         parser.add_argument("--count", type=_count, default=1, metavar="N", help="how many times (default: 1)")
     verb("clear", _clear, "forget all faults and give taken machines back", kinds)
 
@@ -163,7 +165,7 @@ def _status(arguments: argparse.Namespace) -> int:
             row["label"],
             row["state"],
             f"{row['item']} {row['gpu_name']}",
-            f"root@{row['ssh_host']}:{row['ssh_port']}",
+            f"{row['ssh_user']}@{row['ssh_host']}:{row['ssh_port']}",
             f"{row['billing_per_hour_usd']:.4f}",
         )
     console.print(table if status["instances"] else "Nothing is rented.")

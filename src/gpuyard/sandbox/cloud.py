@@ -97,8 +97,10 @@ class Cloud:
             if rental.phase is not Phase.BOOTING:
                 return
             try:
-                broken = not rental.made and self.take_fault(rental.provider, "bad-gpu")
-                await asyncio.to_thread(self._start_container, rental, broken=broken)
+                bad_gpu, slow_disk = (
+                    not rental.made and self.take_fault(rental.provider, kind) for kind in ("bad-gpu", "slow-disk")
+                )
+                await asyncio.to_thread(self._start_container, rental, bad_gpu=bad_gpu, slow_disk=slow_disk)
             except Exception as error:
                 # Whatever it is, the rental must not stay in its boot for ever.
                 LOG.warning("%s %s cannot start: %s", rental.provider, rental.id, error, exc_info=_unforeseen(error))
@@ -117,7 +119,7 @@ class Cloud:
         self.save()
         LOG.info("%s %s runs at %s", rental.provider, rental.id, rental.address)
 
-    def _start_container(self, rental: Rental, *, broken: bool = False) -> None:
+    def _start_container(self, rental: Rental, *, bad_gpu: bool = False, slow_disk: bool = False) -> None:
         if rental.made:
             if rental.boot == "reboot":
                 self.engine.stop(rental.container, grace_s=_STOP_GRACE_S)
@@ -131,10 +133,11 @@ class Cloud:
                     self.engine,
                     self.settings,
                     rental,
-                    gpu={**boot.gpu, "count": 0} if broken else boot.gpu,
+                    gpu={**boot.gpu, "count": 0} if bad_gpu else boot.gpu,
                     environment=boot.environment,
                     onstart=boot.onstart,
                     user_data=boot.user_data,
+                    slow_disk=slow_disk,
                 )
             except EngineError as error:
                 last = attempt == _ADDRESS_ATTEMPTS - 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationError
 from starlette.applications import Starlette
@@ -12,17 +12,23 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gpuyard.sandbox import boxes
+from gpuyard.sandbox import boxes, lambda_api, runpod_api
 from gpuyard.sandbox.cloud import Cloud, gpu_price
+from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.fields import shown
-from gpuyard.sandbox.model import Fault, Json, Phase, ProviderName, Rental
+from gpuyard.sandbox.model import Fault, FaultKind, Json, Phase, ProviderName, Rental
 from gpuyard.sandbox.vast_api import actual_status
 from gpuyard.sandbox.vultr_api import status_words
 from gpuyard.sandbox.web import BadBody, read_json
 
 Handler = Callable[[Request], Awaitable[Json]]
 
-OUTCOMES: dict[ProviderName, tuple[str, ...]] = {"vast": ("stopped", "outbid"), "vultr": ("gone", "suspended")}
+OUTCOMES: dict[ProviderName, tuple[str, ...]] = {
+    "vast": ("stopped", "outbid"),
+    "vultr": ("gone", "suspended"),
+    "lambda": ("gone",),
+    "runpod": ("stopped", "gone"),
+}
 """How a preemption shows, by provider; the first is the default."""
 
 
@@ -38,7 +44,7 @@ class Preemption(BaseModel):
 class FaultRequest(BaseModel):
     """Something that is to go wrong ``count`` times."""
 
-    kind: Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu"]
+    kind: FaultKind
     provider: ProviderName
     count: int = Field(default=1, ge=1, le=10_000)
 
@@ -48,6 +54,10 @@ def instance_row(cloud: Cloud, rental: Rental) -> Json:
     if rental.provider == "vast":
         state = actual_status(rental, cloud.boot_fraction(rental)) or "scheduling"
         price = gpu_price(rental)
+    elif rental.provider == "lambda":
+        state, price = lambda_api.status_word(rental), 0.0
+    elif rental.provider == "runpod":
+        state, price = runpod_api.status_word(rental, cloud.boot_fraction(rental)), 0.0
     else:
         state = "/".join(status_words(rental, cloud.boot_fraction(rental))[:3])
         price = 0.0
@@ -60,11 +70,15 @@ def instance_row(cloud: Cloud, rental: Rental) -> Json:
         "state": "preempted" if rental.preempted else rental.phase.value,
         "provider_state": state,
         "container": rental.container,
+        "ssh_user": rental.user,
         "ssh_host": rental.address,
         "ssh_port": rental.ports[str(boxes.SSH)],
         "item": rental.item,
         "region": rental.region,
-        "gpu_name": rental.item_record.get("gpu_name") or rental.item_record.get("gpu_type") or "",
+        "gpu_name": rental.item_record.get("gpu_name")
+        or rental.item_record.get("gpu_type")
+        or rental.item_record.get("gpu_description")
+        or "",
         "price_per_hour_usd": price if rental.provider == "vast" else sum(billing),
         "billing_per_hour_usd": sum(billing),
         "created_at": rental.created_at,
@@ -73,7 +87,9 @@ def instance_row(cloud: Cloud, rental: Rental) -> Json:
 
 def belongs_to(rental: Rental, run: str) -> bool:
     """Return whether a rental's label or tags name the run."""
-    return run in (rental.label, *rental.label.split("/")[1:2]) or f"run:{run}" in rental.tags
+    return (
+        run in (rental.label, *rental.label.split("/")[1:2]) or {f"run:{run}", f"run={run}"} & {*rental.tags} != set()
+    )
 
 
 async def _body[Body: BaseModel](request: Request, model: type[Body]) -> Body:
@@ -143,6 +159,11 @@ def app(cloud: Cloud) -> Starlette:
     async def add_fault(request: Request) -> Json:
         """Let something go wrong the next times."""
         wanted = await _body(request, FaultRequest)
+        if wanted.kind == "slow-disk":
+            try:
+                await asyncio.to_thread(boxes.disk, cloud.engine)
+            except EngineError as error:
+                raise HTTPException(422, str(error)) from None
         cloud.add_fault(Fault(wanted.kind, wanted.provider, wanted.count))
         return {"kind": wanted.kind, "provider": wanted.provider, "remaining": wanted.count}
 

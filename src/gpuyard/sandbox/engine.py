@@ -36,6 +36,7 @@ _DOCKER_SYSTEMD = (
     "mount -o remount,bind,rw $groups && "
     "exec setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin /lib/systemd/systemd"
 )
+_STORAGE = {"podman": "{{.Store.GraphRoot}}", "docker": "{{.DockerRootDir}}"}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What Docker's client adds after its error message.
 _HINTS = re.compile(r"(Run|See) 'docker .*|\s*")
@@ -80,6 +81,7 @@ class ContainerSpec:
     ports: Sequence[Port] = ()
     mounts: Sequence[tuple[Path, str]] = ()
     systemd: bool = False  # process 1 is systemd, whatever ``command`` says
+    write_limits: Sequence[tuple[Path, int]] = ()  # a disk, and the bytes a second that reach it
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,10 @@ class Engine:
         key = "{{.Host.CgroupsVersion}}" if self.kind == "podman" else "{{.CgroupVersion}}"
         return self.run("info", "--format", key).strip().removeprefix("v")
 
+    def storage(self) -> Path:
+        """Return the folder in which the engine keeps its containers."""
+        return Path(self.run("info", "--format", _STORAGE[self.kind]).strip())
+
     def image_label(self, image: str, label: str) -> str | None:
         """Return an image's label, ``""`` when it has none, ``None`` when the image does not exist."""
         try:
@@ -182,6 +188,8 @@ class Engine:
             options += ["--publish", port.option]
         for source, target in spec.mounts:
             options += ["--volume", f"{source}:{target}:ro"]
+        for device, bytes_per_s in spec.write_limits:
+            options += ["--device-write-bps", f"{device}:{bytes_per_s}"]
         if spec.environment:
             options += ["--env-file", "/dev/stdin"]  # which nobody else can read, and of which nothing stays behind
         command = spec.command

@@ -6,6 +6,7 @@ envelope. Everything is looked at before anything is done, so that nothing odd g
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -134,6 +135,14 @@ def public_key(value: object) -> str:
     if isinstance(value, str) and len(value) <= _PUBLIC_KEY_MAX and _PUBLIC_KEY.fullmatch(value.strip()):
         return value.strip()
     raise BadField("ssh_key is not an SSH public key.")
+
+
+def basic_user(encoded: str) -> str:
+    """Return the user name of HTTP's Basic scheme, ``""`` for what is none."""
+    try:
+        return base64.b64decode(encoded, validate=True).decode().partition(":")[0]
+    except ValueError:
+        return ""
 
 
 def shown(text: str, longest: int = 80) -> str:

@@ -48,6 +48,8 @@ class SandboxInfo:
             "VASTAI_NO_UPDATE_CHECK": "1",
             "VULTR_API_ENDPOINT": self.endpoints["vultr"],
             "VULTR_API_KEY": self.vultr_key,
+            # A sandbox of an older version has no such clouds.
+            **{f"{name.upper()}_API_KEY": self.keys[name] for name in ("lambda", "runpod") if name in self.keys},
             "AWS_ACCESS_KEY_ID": self.s3_access_key,
             "AWS_SECRET_ACCESS_KEY": self.s3_secret_key,
             "AWS_ENDPOINT_URL": self.endpoints["s3"],

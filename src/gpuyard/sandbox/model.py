@@ -16,7 +16,8 @@ from typing import Any, Literal
 from gpuyard.files import write_whole
 from gpuyard.sandbox.documents import MALFORMED, VERSION, damaged, known, read_document
 
-ProviderName = Literal["vast", "vultr"]
+ProviderName = Literal["vast", "vultr", "lambda", "runpod"]
+FaultKind = Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu", "slow-disk"]
 Json = dict[str, Any]
 """A JSON object as it stands on the wire; its fields are the providers' business."""
 
@@ -49,7 +50,7 @@ class Rental:
 
     provider: ProviderName
     id: str
-    item: str  # Vast: machine number; Vultr: plan
+    item: str  # Vast: machine number; Vultr: plan; Lambda, RunPod: type
     region: str
     label: str
     container: str
@@ -76,6 +77,18 @@ class Rental:
     request: Json = field(default_factory=dict)  # what the create call said
     lines: list[Line] = field(default_factory=list)
 
+    @property
+    def user(self) -> str:
+        """Who logs in."""
+        if self.provider == "lambda":
+            return "ubuntu"
+        return "linuxuser" if self.request.get("user_scheme") == "limited" else "root"
+
+    @property
+    def home(self) -> str:
+        """That user's home."""
+        return "/root" if self.user == "root" else f"/home/{self.user}"
+
     def open_line(self, what: str, price_per_hour_usd: float, now: float, cap: float | None = None) -> None:
         """Begin to charge for ``what``."""
         self.lines.append(Line(what, price_per_hour_usd, now, monthly_cap_usd=cap))
@@ -101,7 +114,7 @@ class SshKey:
 class Fault:
     """Something that is to go wrong ``remaining`` more times."""
 
-    kind: Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu"]
+    kind: FaultKind
     provider: ProviderName
     remaining: int
 
@@ -111,7 +124,7 @@ class World:
     """Everything the sandbox remembers."""
 
     rentals: list[Rental] = field(default_factory=list)
-    keys: dict[str, list[SshKey]] = field(default_factory=lambda: {"vast": [], "vultr": []})
+    keys: dict[str, list[SshKey]] = field(default_factory=lambda: {"vast": [], "vultr": [], "lambda": [], "runpod": []})
     faults: list[Fault] = field(default_factory=list)
     counter: int = 0  # never falls: numbers, addresses and offer ids are not used twice
     listings: dict[str, int] = field(default_factory=dict)  # Vast machine -> how often it was listed anew
@@ -154,7 +167,7 @@ class World:
 
 
 _TEXTS = ("item", "region", "label", "container", "image", "address", "status_text")
-_REQUEST_TEXTS = ("image", "onstart", "runtype", "hostname", "user_data", "os", "template_hash_id")
+_REQUEST_TEXTS = ("image", "onstart", "runtype", "hostname", "user_data", "os", "template_hash_id", "user_scheme")
 
 
 def _rental(data: Json) -> Rental:

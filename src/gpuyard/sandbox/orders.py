@@ -37,6 +37,10 @@ def boot(rental: Rental) -> Boot:
     if rental.provider == "vultr":
         user_data = base64.b64decode(rental.request.get("user_data") or "")
         return Boot(_vultr_gpu(rental.item_record), user_data=user_data)
+    if rental.provider == "lambda":
+        return Boot(_lambda_gpu(rental.item_record), user_data=str(rental.request.get("user_data") or "").encode())
+    if rental.provider == "runpod":
+        return Boot(_runpod_gpu(rental), _runpod_variables(rental))
     variables, _ = vast_environment(rental.request.get("env"))
     given = _vast_variables(rental, variables)
     return Boot(_vast_gpu(rental.item_record), given, str(rental.request.get("onstart") or ""))
@@ -102,6 +106,33 @@ def _vast_gpu(record: Json) -> Json:
         "driver": record["driver_version"],
         "cuda": str(record["cuda_max_good"]),
         "compute_cap": f"{record['compute_cap'] / 100:.1f}",
+    }
+
+
+def _runpod_variables(rental: Rental) -> dict[str, str]:
+    ports = {f"RUNPOD_TCP_PORT_{inside}": str(outside) for inside, outside in rental.ports.items()}
+    return {**rental.request["env"], **ports, "RUNPOD_POD_ID": rental.id, "RUNPOD_PUBLIC_IP": rental.address}
+
+
+def _runpod_gpu(rental: Rental) -> Json:
+    kind = rental.item_record
+    return {
+        "name": kind["id"],
+        "count": rental.request["count"],
+        "memory_mb": kind["memory"] * 1024,
+        "driver": "565.57.01",
+        "cuda": "12.7",
+    }
+
+
+def _lambda_gpu(kind: Json) -> Json:
+    model, _, rest = kind["gpu_description"].partition(" (")
+    return {
+        "name": f"NVIDIA {model}",
+        "count": kind["specs"]["gpus"],
+        "memory_mb": int(rest.split()[0]) * 1024 if rest else 0,
+        "driver": "570.148.08",
+        "cuda": "12.8",
     }
 
 

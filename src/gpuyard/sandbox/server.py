@@ -1,4 +1,4 @@
-"""The sandbox's process: both emulated APIs and the control API on one loopback port.
+"""The sandbox's process: the emulated APIs and the control API on one loopback port.
 
 Started by ``gpuyard sandbox up`` as ``python -m gpuyard.sandbox.server --state DIR``; ends on SIGTERM. The containers
 live on without it and are found again at the next start.
@@ -30,6 +30,8 @@ from gpuyard.sandbox import control_api, engine
 from gpuyard.sandbox.cloud import Cloud
 from gpuyard.sandbox.fields import MOST_BYTES, shown
 from gpuyard.sandbox.info import INFO_FILE
+from gpuyard.sandbox.lambda_api import LambdaApi
+from gpuyard.sandbox.runpod_api import RunPodApi
 from gpuyard.sandbox.settings import LOOPBACK, Settings
 from gpuyard.sandbox.vast_api import VastApi
 from gpuyard.sandbox.vultr_api import VultrApi
@@ -51,6 +53,8 @@ def build(cloud: Cloud, state: Path) -> ASGIApp:
     routes = [
         Mount("/api", VastApi(cloud).router()),
         Mount("/v2", VultrApi(cloud).router()),
+        Mount("/lambda/api/v1", LambdaApi(cloud).router()),
+        Mount("/runpod/v2", RunPodApi(cloud).router()),
         Mount("/sandbox", control_api.app(cloud)),
     ]
     application = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _unrouted})
@@ -68,8 +72,13 @@ async def _unrouted(request: Request, error: Exception) -> Response:
     text = {404: "Not found.", 405: "Method not allowed.", 413: large}.get(status, missing)
     if request.url.path.startswith("/v2"):
         return JSONResponse({"error": text, "status": status}, status)
-    code = {"error": "not_emulated"} if status == 501 else {}
-    return JSONResponse({"success": False, **code, "msg": text}, status)
+    if request.url.path.startswith("/runpod"):
+        return JSONResponse({"title": text, "status": status, "detail": text}, status)
+    if request.url.path.startswith("/lambda"):
+        code = "global/object-does-not-exist" if status == 404 else "sandbox/not-emulated"
+        return JSONResponse({"error": {"code": code, "message": text}}, status)
+    known = {"error": "not_emulated"} if status == 501 else {}
+    return JSONResponse({"success": False, **known, "msg": text}, status)
 
 
 def main(arguments: list[str] | None = None) -> int:

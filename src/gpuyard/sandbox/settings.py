@@ -31,6 +31,8 @@ class Settings:
     s3_port: int = 0
     vast_key: str = field(default_factory=lambda: "sandbox-vast-" + secrets.token_hex(24))
     vultr_key: str = field(default_factory=lambda: "sandbox-vultr-" + secrets.token_hex(24))
+    lambda_key: str = field(default_factory=lambda: "sandbox-lambda-" + secrets.token_hex(24))
+    runpod_key: str = field(default_factory=lambda: "sandbox-runpod-" + secrets.token_hex(24))
     control_key: str = field(default_factory=lambda: "sandbox-control-" + secrets.token_hex(24))
     s3_access_key: str = field(default_factory=lambda: "SANDBOX" + secrets.token_hex(6).upper())
     s3_secret_key: str = field(default_factory=lambda: secrets.token_hex(24))
@@ -71,6 +73,8 @@ class Settings:
             "endpoints": {
                 "vast": root,
                 "vultr": f"{root}/v2",
+                "lambda": f"{root}/lambda/api/v1",
+                "runpod": f"{root}/runpod/v2",
                 "s3": f"http://{LOOPBACK}:{self.s3_port}",
                 "control": f"{root}/sandbox",
             },
@@ -78,6 +82,8 @@ class Settings:
             "keys": {
                 "vast": self.vast_key,
                 "vultr": self.vultr_key,
+                "lambda": self.lambda_key,
+                "runpod": self.runpod_key,
                 "control": self.control_key,
                 "s3": {"access_key": self.s3_access_key, "secret_key": self.s3_secret_key},
             },

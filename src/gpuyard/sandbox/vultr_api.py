@@ -31,11 +31,12 @@ _PER_PAGE_MAX = 500
 _SOURCES = ("os_id", "image_id", "app_id", "snapshot_id", "iso_id")
 # What a create call and a change may say. Options beyond these are refused where they ask for something.
 _CREATE = {
-    *("region", "plan", "os_id", "sshkey_id", "user_data", "label", "hostname", "tags", "tag"),
+    *("region", "plan", "os_id", "sshkey_id", "user_data", "label", "hostname", "tags", "tag", "user_scheme"),
     "activation_email",  # without an effect: nobody gets a mail
 }
 _CHANGE = {"label", "tags", "tag", "user_data"}
-_HARMLESS = {"backups": "disabled", "user_scheme": "root"}
+_HARMLESS = {"backups": "disabled"}
+_USER_SCHEMES = ("root", "limited")
 _NO_SYSTEM = ("iso", "snapshot")  # entries of the list of systems that stand for something else to boot from
 _TEXT_MAX = 255
 _MESSAGE_MAX = 400
@@ -243,6 +244,9 @@ class VultrApi:
         if hostname and not _HOSTNAME.fullmatch(hostname):
             raise BadField("hostname is not a host name of letters, digits and dashes.")
         label, tags, user_data = fields.text(body, "label", _TEXT_MAX), _tags(body), _user_data(body)
+        user_scheme = fields.text(body, "user_scheme", _TEXT_MAX) or "root"
+        if user_scheme not in _USER_SCHEMES:
+            raise BadField(f"user_scheme is neither {' nor '.join(_USER_SCHEMES)}.")
         if region not in plan["locations"] or cloud.take_fault("vultr", "no-capacity"):
             raise VultrError(400, "Plan is not available in the selected region.")
         number = cloud.world.next_number()
@@ -266,7 +270,13 @@ class VultrApi:
             public_keys=[key.public for key in keys],
             tags=tags,
             item_record=plan,
-            request={"os": system["name"], "os_id": system["id"], "hostname": hostname, "user_data": user_data},
+            request={
+                "os": system["name"],
+                "os_id": system["id"],
+                "hostname": hostname,
+                "user_data": user_data,
+                "user_scheme": user_scheme,
+            },
         )
         rental.open_line(INSTANCE_LINE, hourly, now, monthly)
         cloud.rent(rental)
@@ -312,7 +322,7 @@ class VultrApi:
         """Answer a changed label, tags or user data; the last is only kept, since it is for a machine's first boot."""
         rental = self._existing(request.path_params["id"])
         body = await read_json(request)
-        fields.only(body, _CHANGE, {**_HARMLESS, "plan": rental.item, "os_id": rental.request.get("os_id")})
+        fields.only(body, _CHANGE, self._kept(rental))
         label, tags, user_data = fields.text(body, "label", _TEXT_MAX), _tags(body), _user_data(body)
         if "label" in body:
             rental.label = label
@@ -322,6 +332,11 @@ class VultrApi:
             rental.request["user_data"] = user_data
         self._cloud.save()
         return JSONResponse({"instance": self.row(rental)}, 202)
+
+    def _kept(self, rental: Rental) -> Json:
+        """Return what a change may name, when it says what is there already."""
+        row = self.row(rental)
+        return {**_HARMLESS, **{name: row[name] for name in ("plan", "os_id", "user_scheme")}}
 
     async def delete(self, request: Request) -> Response:
         """Answer the end of an instance."""
@@ -409,7 +424,7 @@ class VultrApi:
             "snapshot_id": "",
             "firewall_group_id": "",
             "features": [],
-            "user_scheme": "root",
+            "user_scheme": rental.request.get("user_scheme") or "root",
             "vpc_only": False,
             "emulated": True,
         }

@@ -550,6 +550,9 @@ class Workload(Section):
     """Disks of the machine besides the one with its system, by their names."""
     image: Words = ""
     """A container image, at clouds that boot images. Empty: the cloud's own."""
+    login: Literal["root", "limited"] = "root"
+    """As whom a rented machine is logged in to: ``root``, or ``limited``, a user with sudo (Vultr's ``linuxuser``). A
+    cloud that makes no such user has root all the same, and a box of your own the user that its inventory names."""
     container: Container | None = None
     """The container image that ``image.yml`` makes of this workload. None: no such image."""
     environment: Environment = Environment()
@@ -569,7 +572,7 @@ class Workload(Section):
     health: Health | None = None
     """What a machine has to show. None: a new one is tested as soon as it answers, with the defaults."""
     weights: dict[Name, data.Weights] = {}
-    """Model weights from the Hugging Face Hub, by a name of your own."""
+    """Model weights from the Hugging Face Hub or from a bucket, by a name of your own."""
     datasets: dict[Name, data.Dataset] = {}
     """Data sets from a bucket or a web server, by a name of your own."""
     build: list[SomeWords] = []
@@ -812,6 +815,7 @@ class Workload(Section):
             by_alias=True,
             include={**dict.fromkeys(_TO_BOX, True), **_PARTS_TO_BOX, "stages": {"__all__": _STAGE_TO_BOX}},
         )
+        box |= data.to_box(self.weights, self.datasets)
         box["environment"]["set"] = data.stage_environment(self.weights, self.persist.root) | self.environment.set
         # In one transaction with the workload's own, which takes seconds less than another one.
         needed = self.lean.system_packages if self.lean else []
@@ -824,7 +828,7 @@ class Workload(Section):
 # An allow-list, so that a key that is added stays on the controller until somebody says that the box needs it.
 _TO_BOX = (
     *("name", "packages", "python", "rust", "build", "persist", "checkpoints", "iterations", "windows", "overrides"),
-    *("lean", "pantograph", "cuda", "health", "volumes", "weights", "datasets", "monitoring"),
+    *("lean", "pantograph", "cuda", "health", "volumes", "monitoring"),
 )
 # Where things lie on this machine says nothing about the box.
 _PARTS_TO_BOX: Any = {

@@ -7,13 +7,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from .conftest import BIN, BOOT_S, ROOT, Yard
+from .conftest import BIN, BOOT_S, ROOT, WORKLOAD, Yard
 
 PROVIDERS = ["vast", "vultr"]
 
@@ -252,3 +255,22 @@ def test_x11_a_machine_that_fails_its_test_goes_back_and_its_host_is_left_out(ya
     # The bucket was reached from the box, by signed addresses, which nobody sees.
     assert "network " in said.split("is what was offered", 1)[1].split("\n")[0] and "Signature" not in said
     assert planned["planned_calls"] and "failed us on" in said
+
+
+def test_x11_a_slow_disk_is_refused_where_the_workload_says_what_is_slow(yard: Yard) -> None:
+    """The kernel really slows the box's disk down, and the measurement on the box finds it."""
+    yard.fault("slow-disk", "vast")
+    workload = Path(yard.workload).with_name("quick.yml")
+    workload.write_text(yaml.safe_dump({**WORKLOAD, "name": "quick", "health": {"disk_mb_s": 8}}))
+    launched = yard.task("run_launch", workload=str(workload), provider="vast", run="quick-0")
+    label = "gpuyard/quick-0/"
+    (kept,) = [row for row in yard.rented() if row["label"].startswith(label)]
+    assert launched["hosts"][0]["instance"]["id"] == kept["id"]
+    lines = json.loads(yard.gpuyard("sandbox", "bill", "--json"))["lines"]
+    (gone,) = {line["id"] for line in lines if line["label"].startswith(label)} - {kept["id"]}
+    assert all(line["end"] is not None for line in lines if line["id"] == gone)
+    said = yard.printed[-1]
+    found = re.search(rf"vast instance {gone} is not what was offered: disk: ([\d.]+) MB/s instead of at least 8", said)
+    assert found and float(found[1]) < 5, said
+    assert f"vast instance {kept['id']} is what was offered: gpu count 1" in said
+    assert re.search(r"Host \d+ of vast is left out of the choice for 30 days", said)

@@ -52,7 +52,14 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "home"
     home.mkdir()
     for name in (
-        *("VAST_API_KEY", "VULTR_API_KEY", "GPUYARD_SANDBOX", "GPUYARD_SANDBOX_STATE", "XDG_CONFIG_HOME"),
+        *(
+            "VAST_API_KEY",
+            "VULTR_API_KEY",
+            "LAMBDA_API_KEY",
+            "GPUYARD_SANDBOX",
+            "GPUYARD_SANDBOX_STATE",
+            "XDG_CONFIG_HOME",
+        ),
         *("CLOUD_PROVIDER", "CLOUD_BUCKET", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"),
         *("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION"),
     ):

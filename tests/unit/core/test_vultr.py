@@ -176,7 +176,17 @@ def test_a_create_says_everything_once(vultr: Vultr, service: Standin) -> None:
     assert post.headers["content-type"] == "application/json"
     assert (instance.state, instance.ssh_host, instance.price_per_hour_usd) == (State.PENDING, "", 0.07)
     assert instance.ref == RunRef("miniprover-0", "miniprover")
+    assert instance.ssh_user == "root"
     assert "canary-password-1" not in repr(instance)
+
+
+def test_a_limited_user_is_asked_for_and_logged_in_as(vultr: Vultr, service: Standin) -> None:
+    with_key(service)
+    service.on("POST", "/instances", Reply({"instance": row(user_scheme="limited")}, 202))
+    instance = vultr.create(OFFER, a_spec(limited_user=True))
+    [post] = service.calls("POST")
+    assert post.body and post.body["user_scheme"] == "limited"
+    assert instance.ssh_user == "linuxuser"
 
 
 def test_the_accounts_ssh_keys_have_the_names_that_the_console_shows(vultr: Vultr, service: Standin) -> None:

@@ -78,6 +78,7 @@ class Site:
             root=str(self.root),
             repository=str(self.repository),
             secrets={"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET},
+            bucket="s3://bucket/mine",
             s3_endpoint=self.s3,
             rclone=rclone,
         )
@@ -108,6 +109,18 @@ def test_a_bucket_is_fetched_once(site: Site) -> None:
     assert not site("s3://bucket/pairs", rclone="/nonexistent")["changed"]
     assert SECRET not in json.dumps(first)
     assert not any(SECRET.encode() in path.read_bytes() for path in site.root.rglob("*") if path.is_file())
+
+
+def test_b12_weights_in_the_runs_own_bucket(site: Site, tmp_path: Path) -> None:
+    """Against a list of checksums, onto a volume; there once, they are not asked for again."""
+    write(site.bucket / "mine/models", {**FILES, "SHA256SUMS": sums(FILES)})
+    volume = tmp_path / "volume/models"
+    wanted = {"checksums": "SHA256SUMS", "store": str(volume)}
+    result = site("bucket://models/", **wanted)
+    assert result["actions"][0].endswith("of pairs from s3://bucket/mine/models/"), result
+    assert held(volume) == FILES == held(site.data) and site.data.is_symlink()
+    shutil.rmtree(site.bucket)
+    assert site("bucket://models/", **wanted)["actions"] == []
 
 
 def test_only_what_is_missing_or_differs_is_fetched(site: Site) -> None:
@@ -282,7 +295,7 @@ def test_prepare_outlives_its_command(site: Site) -> None:
     ("origin", "entry", "message"),
     [
         ("http://127.0.0.1:9/pairs/", {}, "http://127.0.0.1:9/pairs/ cannot be read: "),
-        ("ftp://host/pairs", {}, "must begin with s3://, b2://, gs://, az:// or https://"),
+        ("ftp://host/pairs", {}, "must begin with bucket://, s3://, b2://, gs://, az:// or https://"),
         ("b2://bucket/pairs", {}, "needs the bucket's S3 address: set B2_S3_ENDPOINT"),
         ("s3://bucket/pairs", {"to": "../x"}, "does not lie in its folder"),
         ("s3://bucket/pairs", {"fallback": {"form": "s3://x"}}, "datasets.pairs.fallback has a wrong key or value"),

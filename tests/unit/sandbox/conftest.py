@@ -44,6 +44,9 @@ class StandInEngine(Engine):
     def copy_in(self, container: str, tar: bytes) -> None:
         assert container in self.specs
 
+    def execute(self, container: str, *command: str, stdin: bytes = b"") -> None:
+        assert container in self.specs
+
     def start(self, container: str) -> None:
         self.alive[container] = True
 

@@ -226,7 +226,7 @@ def test_what_the_published_client_sends_by_default_is_accepted(apis: Apis) -> N
                 *(("script_id", "x"), ("firewall_group_id", "x"), ("attach_vpc", ["x"]), ("enable_vpc", True)),
                 *(("vpc_only", True), ("reserved_ipv4", "x"), ("block_devices", [{}]), ("app_variables", {"a": "b"})),
                 *(("ipxe_chain_url", "x"), ("disable_public_ipv4", True), ("ddos_protection", True)),
-                *(("backups", "enabled"), ("user_scheme", "limited"), ("enable_ipv6", True), ("made_up", 1)),
+                *(("backups", "enabled"), ("enable_ipv6", True), ("made_up", 1)),
             )
         ),
         *(
@@ -236,6 +236,7 @@ def test_what_the_published_client_sends_by_default_is_accepted(apis: Apis) -> N
         ({"os_id": 164}, "The sandbox does not carry out os_id 164 (Snapshot)."),
         ({"user_data": base64.b64encode(b"#cloud-config\n").decode()}, "unless it is a script that begins with #!."),
         ({"user_data": 7}, "user_data is not a text."),
+        ({"user_scheme": "guest"}, "user_scheme is neither root nor limited."),
         ({"hostname": "--x"}, "hostname is not a host name"),
         ({"label": {}}, "label is not a text."),
         ({"tags": "x"}, "tags is not a list."),

@@ -75,6 +75,27 @@ def test_an_engine_without_roots_rights_is_known(tmp_path: Path, kind: str, said
     assert Engine(str(tmp_path / kind), kind).rootless() is rootless
 
 
+def test_the_disk_that_can_be_slowed_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole disk below a partition; where there is none, a sentence. Nobody takes a fast disk for a slow one."""
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    program(tmp_path, "podman", f'case "$3" in *Rootless*) echo false ;; *) echo {storage} ;; esac')
+    podman = Engine(str(tmp_path / "podman"), "podman")
+    monkeypatch.setattr(boxes, "_BLOCK_DEVICES", tmp_path)
+    with pytest.raises(EngineError, match=r"cannot slow a disk down here, because .*/storage, where podman keeps"):
+        boxes.disk(podman)
+    part = tmp_path / "devices" / "sda" / "sda1"
+    part.mkdir(parents=True)
+    number = storage.stat().st_dev
+    (tmp_path / f"{os.major(number)}:{os.minor(number)}").symlink_to(part)
+    assert boxes.disk(podman) == Path("/dev/sda1")
+    (part / "partition").write_text("1\n")
+    assert boxes.disk(podman) == Path("/dev/sda")
+    program(tmp_path, "podman", "echo true")
+    with pytest.raises(EngineError, match="without root's rights slows no disk down: run the sandbox as root"):
+        boxes.disk(podman)
+
+
 @pytest.mark.parametrize(
     ("version", "outcome", "words"),
     [

@@ -1,0 +1,332 @@
+"""RunPod's REST API v2 on the sandbox's rentals: the calls that gpuyard makes.
+
+Facts, traps and error texts: docs/reference/runpod.md.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+import time
+from collections.abc import Awaitable, Callable
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+
+from gpuyard.sandbox import boxes, catalogue, fields, images
+from gpuyard.sandbox.bill import HOURS_PER_MONTH
+from gpuyard.sandbox.cloud import DISK_LINE, GPU_LINE, Cloud
+from gpuyard.sandbox.engine import EngineError
+from gpuyard.sandbox.fields import BadField
+from gpuyard.sandbox.model import Json, Phase, Rental
+from gpuyard.sandbox.orders import vast_environment
+from gpuyard.sandbox.web import BadBody, LostAnswer, Rate, read_json
+
+_CALLS_PER_MINUTE = 60
+_TEXT_MAX = 255
+_IMAGE_MAX = 512
+_DISK_USD_PER_GB_MONTH = 0.10
+_MOST_DISK_GB = 2000
+_ID = string.ascii_lowercase + string.digits
+_SSH_PORT = "22/tcp"
+_PORT = re.compile(r"(\d{1,5})/(tcp|http)")
+_CLOUDS = ("SECURE", "COMMUNITY")
+_CREATE = {"name", "image", "gpu", "cloud", "dataCenterIds", "disk", "ports", "env", "startSsh"}
+_GPU = {"id", "count", "minRamPerGpu", "minVcpuCountPerGpu", "minCudaVersion"}
+_NO_CAPACITY = (
+    "There are no longer any instances available with the requested specifications. Please refresh and try again."
+)
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class RunPodError(Exception):
+    """A failure as ``application/problem+json``."""
+
+    def __init__(self, status: int, title: str, detail: str, errors: tuple[str, ...] = ()) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.body = {"title": title, "status": status, "detail": detail, **({"errors": [*errors]} if errors else {})}
+
+
+class RunPodApi:
+    """The routes below ``/runpod/v2``; Vultr's own are below ``/v2``."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+        self._rate = Rate(_CALLS_PER_MINUTE, 60.0, cloud.clock)
+        self._account_keys: list[str] = []
+
+    def router(self) -> Router:
+        """Return the routes."""
+        r = self._route
+        return Router(
+            [
+                r("/catalog/gpus", "GET", self.gpus),
+                r("/pods", "GET", self.pods),
+                r("/pods", "POST", self.create),
+                r("/pods/{id}", "GET", self.show),
+                r("/pods/{id}", "DELETE", self.delete),
+                r("/pods/{id}/action", "POST", self.act),
+                r("/account/ssh-keys", "GET", self.keys),
+                r("/account/ssh-keys", "PUT", self.replace_keys),
+            ],
+            redirect_slashes=False,
+            default=_no_route,
+        )
+
+    def _route(self, path: str, method: str, handler: Handler) -> Route:
+        async def guarded(request: Request) -> Response:
+            return await self._guard(request, handler)
+
+        return Route(path, guarded, methods=[method])
+
+    async def _guard(self, request: Request, handler: Handler) -> Response:
+        cloud = self._cloud
+        headers: dict[str, str] = {}
+        try:
+            if cloud.take_fault("runpod", "throttle") or (cloud.settings.rate_limits and not self._rate.allows()):
+                headers = {"Retry-After": "1"}
+                raise RunPodError(429, "Too Many Requests", "rate limit exceeded")
+            if cloud.take_fault("runpod", "server-error"):
+                raise RunPodError(500, "Internal Server Error", "internal error")
+            scheme, _, key = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or key.strip() != cloud.settings.runpod_key:
+                raise RunPodError(401, "Unauthorized", "invalid or missing API key")
+            answer = await handler(request)
+            answer.headers["RateLimit-Policy"] = f'"minute";q={_CALLS_PER_MINUTE};w=60'
+            return answer
+        except RunPodError as error:
+            return _problem(error, headers)
+        except (BadField, BadBody) as error:
+            wrong = str(error) or "the body is not a JSON object"
+            return _problem(RunPodError(422, "Unprocessable Entity", "validation failed", (wrong,)))
+        except EngineError as error:
+            return _problem(RunPodError(503, "Service Unavailable", str(error)))
+
+    # -- catalogue -----------------------------------------------------------------------------------------------------
+
+    async def gpus(self, request: Request) -> Response:
+        """Answer the GPU types; with ``include=AVAILABILITY`` also where there are ``count`` of them now."""
+        wanted = request.query_params
+        cloud, count = wanted.get("cloud", _CLOUDS[0]), fields.number(dict(wanted), "count", 1, 64) or 1
+        if cloud not in _CLOUDS:
+            raise BadField(f"cloud is neither {' nor '.join(_CLOUDS)}")
+        if (wanted.get("include") is None) != (wanted.get("product") is None):
+            raise BadField("product and include come only together")
+        rows = []
+        for kind in catalogue.runpod_gpus():
+            row = {name: value for name, value in kind.items() if name not in ("where", "vcpus", "ram_gb")}
+            if wanted.get("include") == "AVAILABILITY":
+                there = [place for place in kind["where"].get(cloud, []) if kind["maxCount"][cloud.lower()] >= count]
+                row["dataCenters"] = [{"id": place, "name": place, "availability": "LOW"} for place in there]
+                row["availability"] = "LOW" if there else "NONE"
+            rows.append(row)
+        return JSONResponse({"gpus": rows})
+
+    # -- SSH keys ------------------------------------------------------------------------------------------------------
+
+    async def keys(self, request: Request) -> Response:
+        """Answer the account's keys."""
+        return JSONResponse({"keys": self._account_keys})
+
+    async def replace_keys(self, request: Request) -> Response:
+        """Replace the whole list of the account's keys."""
+        body = await read_json(request)
+        fields.only(body, {"keys"})
+        given = body.get("keys")
+        if not isinstance(given, list):
+            raise BadField("keys is not a list")
+        self._account_keys = [fields.public_key(key) for key in given]
+        return JSONResponse({"keys": self._account_keys})
+
+    # -- pods ----------------------------------------------------------------------------------------------------------
+
+    async def create(self, request: Request) -> Response:
+        """Answer a new pod. Everything is checked before anything is rented."""
+        cloud, body = self._cloud, await read_json(request)
+        fields.only(body, _CREATE)
+        name, image = fields.text(body, "name", _TEXT_MAX), fields.text(body, "image", _IMAGE_MAX)
+        if not name or not image:
+            raise BadField(f"{'image' if name else 'name'} is required")
+        place = fields.text(body, "cloud", _TEXT_MAX) or _CLOUDS[0]
+        kind, count = _gpu(body)
+        disk = fields.number(body, "disk", 1, _MOST_DISK_GB)
+        if disk is None:
+            # The specification calls it optional.
+            detail = "You must either provide a template id or pod configuration parameters"
+            raise RunPodError(400, "Bad Request", detail)
+        ports, (environment, _) = _ports(body), vast_environment(body.get("env"))
+        centres = fields.texts(body, "dataCenterIds", _TEXT_MAX)
+        there = [one for one in kind["where"].get(place, []) if not centres or one in centres]
+        if not there or kind["maxCount"][place.lower()] < count or cloud.take_fault("runpod", "no-capacity"):
+            raise RunPodError(400, "Bad Request", _NO_CAPACITY)
+        keys = [environment["PUBLIC_KEY"]] if environment.get("PUBLIC_KEY") else []
+        if not keys and body.get("startSsh"):
+            keys = [*self._account_keys]
+        now = cloud.clock()
+        rental_id = "".join(secrets.choice(_ID) for _ in range(14))
+        outside = boxes.choose_high_ports(len(ports))
+        rental = Rental(
+            provider="runpod",
+            id=rental_id,
+            item=kind["id"],
+            region=there[0],
+            label=environment.get("GPUYARD_LABEL") or name,
+            container=f"{cloud.settings.network}-runpod-{rental_id}",
+            image=image if image.startswith("localhost/") else images.ML_IMAGE,
+            address=boxes.choose_address(cloud.settings.name, cloud.world.next_number(), *outside),
+            ports=dict(zip(map(str, ports), outside, strict=True)),
+            created_at=now,
+            phase=Phase.BOOTING,
+            phase_since=now,
+            made=False,
+            public_keys=[key for key in keys if key],
+            disk_gb=disk,
+            item_record=kind,
+            request={"name": name, "image": image, "env": environment, "count": count, "cloud": place},
+        )
+        rental.open_line(GPU_LINE, kind["price"][place.lower()] * count, now)
+        rental.open_line(DISK_LINE, disk * _DISK_USD_PER_GB_MONTH / HOURS_PER_MONTH, now)
+        cloud.rent(rental)
+        if cloud.take_fault("runpod", "lost-answer"):
+            return LostAnswer()
+        return JSONResponse(self.row(rental), 201)
+
+    async def pods(self, request: Request) -> Response:
+        """Answer the pods, in pages where a limit is asked for."""
+        self._cloud.look()
+        rows = [self.row(rental) for rental in self._cloud.world.living("runpod")]
+        limit = int(fields.number(dict(request.query_params), "limit", 1, 1000) or len(rows) or 1)
+        cursor = request.query_params.get("cursor") or ""
+        ids = [row["id"] for row in rows]
+        start = ids.index(cursor) + 1 if cursor in ids else 0
+        page = rows[start : start + limit]
+        more = start + limit < len(rows)
+        pagination = {"nextCursor": page[-1]["id"] if more else None, "hasNextPage": more}
+        return JSONResponse({"pods": page, "pagination": pagination})
+
+    def _existing(self, rental_id: str) -> Rental:
+        rental = self._cloud.world.find("runpod", rental_id)
+        if rental is None:
+            raise RunPodError(404, "Not Found", "resource not found")
+        return rental
+
+    async def show(self, request: Request) -> Response:
+        """Answer one pod."""
+        self._cloud.look()
+        return JSONResponse(self.row(self._existing(request.path_params["id"])))
+
+    async def delete(self, request: Request) -> Response:
+        """End a pod."""
+        await self._cloud.destroy(self._existing(request.path_params["id"]))
+        return Response(status_code=204)
+
+    async def act(self, request: Request) -> Response:
+        """Start, stop, restart or end a pod, where its state allows that."""
+        rental = self._existing(request.path_params["id"])
+        body = await read_json(request)
+        fields.only(body, {"action"})
+        action = fields.text(body, "action", _TEXT_MAX)
+        if action not in _actions(rental):
+            raise RunPodError(409, "Conflict", f"the action {fields.shown(action)} is not allowed in this status")
+        if action == "terminate":
+            await self._cloud.destroy(rental)
+            return Response(status_code=204)
+        if action == "stop":
+            await self._cloud.stop(rental)
+        else:
+            await self._cloud.start(rental, "start" if action == "start" else "reboot")
+            rental.open_line(GPU_LINE, self._price(rental), self._cloud.clock())
+            self._cloud.save()
+        return JSONResponse(self.row(rental))
+
+    def _price(self, rental: Rental) -> float:
+        return float(rental.item_record["price"][rental.request["cloud"].lower()] * rental.request["count"])
+
+    def row(self, rental: Rental) -> Json:
+        """Return a pod as RunPod shows it. Its direct address is there only while it runs."""
+        running = rental.phase is Phase.RUNNING
+        port = rental.ports.get(str(boxes.SSH))
+        direct = {"host": rental.address, "port": port, "username": "root"} if running and port else None
+        ports = [
+            {"private": int(inside), "public": outside, "type": "tcp", "ip": rental.address}
+            for inside, outside in rental.ports.items()
+        ]
+        return {
+            "id": rental.id,
+            "name": rental.request["name"],
+            "status": status_word(rental, self._cloud.boot_fraction(rental)),
+            "actions": _actions(rental),
+            "image": rental.request["image"],
+            "disk": rental.disk_gb,
+            "mounts": {},
+            "ports": [f"{inside}/tcp" for inside in rental.ports],
+            "env": rental.request["env"],
+            "gpu": {"id": rental.item, "count": rental.request["count"]},
+            "cloud": rental.request["cloud"],
+            "dataCenterId": rental.region,
+            "ssh": {
+                "proxy": {"host": "ssh.runpod.io", "port": 22, "username": f"{rental.id}-64411a2b"},
+                "direct": direct,
+            },
+            "cost": round(self._price(rental), 4) if running else 0,
+            "locked": False,
+            "runtime": {"uptime": round(self._cloud.clock() - rental.phase_since), "ports": ports} if running else None,
+            "createdAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(rental.created_at)),
+            "emulated": True,
+        }
+
+
+def status_word(rental: Rental, fraction: float) -> str:
+    """Return what RunPod calls a pod's state."""
+    if rental.phase is Phase.BOOTING:
+        return "PROVISIONING" if fraction < 0.5 else "STARTING"
+    words = {Phase.RUNNING: "RUNNING", Phase.FAILED: "ERROR", Phase.GONE: "TERMINATED"}
+    return words.get(rental.phase, "EXITED")
+
+
+def _actions(rental: Rental) -> list[str]:
+    if rental.phase is Phase.RUNNING:
+        return ["stop", "restart", "terminate"]
+    return ["start", "terminate"] if rental.phase in (Phase.STOPPED, Phase.EXITED) else ["terminate"]
+
+
+def _gpu(body: Json) -> tuple[Json, int]:
+    """Return the catalogue's record of the GPU that is wanted, and how many."""
+    wanted = body.get("gpu")
+    if not isinstance(wanted, dict):
+        raise BadField("gpu is required")
+    fields.only(wanted, _GPU)
+    kind = next((known for known in catalogue.runpod_gpus() if known["id"] == wanted.get("id")), None)
+    if kind is None:
+        raise BadField("gpu.id is not in the catalogue")
+    count = int(fields.number(wanted, "count", 1, 64) or 1)
+    least = {"minRamPerGpu": kind["ram_gb"], "minVcpuCountPerGpu": kind["vcpus"]}
+    if any((fields.number(wanted, name, 0, 10_000) or 0) > most for name, most in least.items()):
+        raise RunPodError(400, "Bad Request", _NO_CAPACITY)
+    return kind, count
+
+
+def _ports(body: Json) -> list[int]:
+    found = []
+    for given in fields.texts(body, "ports", _TEXT_MAX):
+        port = _PORT.fullmatch(given)
+        if port is None or not 1 <= int(port[1]) <= 65_535:
+            raise BadField(f"each of ports is like {_SSH_PORT} or 8888/http")
+        if port[2] == "tcp" and int(port[1]) not in found:
+            found.append(int(port[1]))
+    if boxes.SSH not in found:
+        raise BadField(f"The sandbox does not carry out a pod without {_SSH_PORT}")
+    return found
+
+
+def _problem(error: RunPodError, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse(error.body, error.status, headers=headers, media_type="application/problem+json")
+
+
+async def _no_route(scope: object, receive: object, send: object) -> None:
+    raise HTTPException(501)
