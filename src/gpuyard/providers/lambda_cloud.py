@@ -102,6 +102,8 @@ class Lambda(Provider):
     title: ClassVar[str] = "Lambda"
     console_url: ClassVar[str] = "https://cloud.lambda.ai/instances"
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
+    preinstalled: ClassVar[str] = "Lambda Stack: driver, CUDA, PyTorch"
+    remark: ClassVar[str] = "virtual machines that boot for minutes; one launch in twelve seconds, no stop"
 
     def __init__(
         self,

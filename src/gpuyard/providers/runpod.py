@@ -95,6 +95,9 @@ class RunPod(Provider):
     title: ClassVar[str] = "RunPod"
     console_url: ClassVar[str] = "https://console.runpod.io/pods"
     capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.IMAGES})
+    preinstalled: ClassVar[str] = "the image's programs; PyTorch by default"
+    remark: ClassVar[str] = "containers; a stop loses what is on the pod's own disk"
+    prepaid: ClassVar[bool] = True
 
     def __init__(
         self,
