@@ -119,7 +119,7 @@ class Demo:
         """Run the whole story; raises :class:`GpuyardError` at the first step that fails."""
         say = self.teller.say
         self.teller.chapter("1. Two clouds on this machine")
-        say("Vast.ai and Vultr are emulated here: real HTTP APIs, prices and a bill; the machines are containers")
+        say("Clouds are emulated here: real HTTP APIs, prices and a bill; the machines are containers")
         say("with a real SSH server. gpuyard does here exactly what it does with the real ones.")
         self.teller.busy("starting the sandbox")
         lifecycle.up(self.state, say)
