@@ -109,7 +109,7 @@ class Estimate:
 
     def notes(self) -> list[str]:
         """Return what a reader of the numbers has to know."""
-        notes = [f"At ${self.price_per_hour_usd:.4f} an hour for GPU and disk; traffic and bucket are not in it."]
+        notes = [_price(self.price_per_hour_usd)]
         if self.storage:
             notes.append(
                 f"The bucket then holds {self.storage.gb:g} GB, for "
@@ -130,6 +130,12 @@ class Estimate:
             f"${dollars_text(dollars.expected)} for {self.what}, "
             f"at worst {hours_text(hours.worst)} h and ${dollars_text(dollars.worst)}."
         )
+
+
+def _price(per_hour_usd: float, of_all: str = "") -> str:
+    """Return for which price the numbers are, and what is not in them; only boxes of the user's own cost nothing."""
+    price = f"At ${per_hour_usd:.4f} an hour for GPU and disk{of_all}" if per_hour_usd else "On boxes of your own"
+    return f"{price}; traffic and bucket are not in it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +182,7 @@ class Estimates:
         rows += [_row(dataclasses.replace(one.run, name=name)) for name, one in self.nodes.items()]
         rows.append(_row(dataclasses.replace(self.run, name=f"run of {len(self.nodes)} nodes")))
         notes = dict.fromkeys(note for one in self.nodes.values() for note in one.notes()[1:])
-        price = f"At ${self.price_per_hour_usd:.4f} an hour for GPU and disk of all; traffic and bucket are not in it."
-        return "\n".join([*_aligned(rows), price, *notes])
+        return "\n".join([*_aligned(rows), _price(self.price_per_hour_usd, " of all"), *notes])
 
     def summary(self) -> str:
         """Return the estimate in one sentence."""

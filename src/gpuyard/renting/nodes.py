@@ -88,7 +88,7 @@ def _give_back(
     errors: Mapping[str, GpuyardError],
     tell: Progress,
 ) -> None:
-    tell(f"Not all nodes of run {order.run} can be had, so what was just rented for the others goes back.")
+    tell(f"Not all nodes of run {order.run} can be had, so what the others have just got goes back.")
     try:
         destroy.destroy_all(clouds, rented, ledger=order.ledger, progress=tell)
     except LeakError as leak:
@@ -105,8 +105,9 @@ def _why(run: str, errors: Mapping[str, GpuyardError], rented: Sequence[Instance
     if not rented:
         end = ""
     elif kept:
-        end = f" What was rented for its other nodes is kept, and bills: {names}."
+        bills = "" if all(one.way for one in rented) else ", and bills"
+        end = f" What its other nodes have got is kept{bills}: {names}."
     else:
-        end = f" What was rented for its other nodes has gone back, confirmed: {names}."
+        end = f" What its other nodes had got has gone back, confirmed: {names}."
     error.args = (f"Node {node} of run {run} cannot be had: {error}{end}",)
     return error
