@@ -150,7 +150,8 @@ def conclude(
     bills = (
         f"It has boxes of yours only, which cost nothing and are the run's until {teardown} frees them."
         if all(one.way for one in run.instances)
-        else f"As long as its machine is there, it bills {run.price_per_hour_usd:.4f} USD an hour: {teardown} ends it."
+        else f"As long as its machine is there, it bills {run.price_per_hour_usd:.4f} USD an hour: "
+        f"{teardown} ends that."
     )
     after = [] if ends_the_rental else [bills]
     unfinished = [
