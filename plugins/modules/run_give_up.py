@@ -57,6 +57,10 @@ options:
     description: Whether the machine itself cannot do the work, so that only another one can.
     type: bool
     default: false
+  own:
+    description: Whether it is a box of the user's own, which costs nothing.
+    type: bool
+    default: false
   ssh_key:
     description: The path of the private SSH key with which the machine is reached. By default gpuyard's own.
     type: path
@@ -102,6 +106,7 @@ ARGUMENT_SPEC: dict[str, Any] = (
         "shutdown": {"type": "bool", "default": False},
         "hand_over": {"type": "bool", "default": False},
         "unfit": {"type": "bool", "default": False},
+        "own": {"type": "bool", "default": False},
         "ssh_key": {"type": "path", "no_log": False},
     }
 )
@@ -115,7 +120,7 @@ def run(call: Call) -> dict[str, Any]:
 
     failure = closing.Failure(
         rented=call.params["rented"] and not call.check_mode,
-        **{name: call.params[name] for name in ("run", "task", "node", "shutdown", "hand_over", "unfit")},
+        **{name: call.params[name] for name in ("run", "task", "node", "shutdown", "hand_over", "unfit", "own")},
     )
     raise GpuyardError(closing.give_up(call.site(), failure, progress=call.progress).text)
 

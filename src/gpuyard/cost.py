@@ -151,7 +151,7 @@ class Estimate:
     def notes(self) -> list[str]:
         """Return what a reader of the numbers has to know."""
         bucket = "" if self.storage else " The bucket is not in it."
-        notes = [f"At ${self.price_per_hour_usd:.4f} an hour for GPU and disk{self.traffic.in_words()}.{bucket}"]
+        notes = [f"{_price(self.price_per_hour_usd, self.traffic.in_words())}.{bucket}"]
         if self.storage:
             notes.append(
                 f"The bucket then holds {self.storage.gb:g} GB, for "
@@ -173,6 +173,11 @@ class Estimate:
             f"${dollars_text(dollars.expected)} for {self.what}{kept}, "
             f"at worst {hours_text(hours.worst)} h and ${dollars_text(dollars.worst)}."
         )
+
+
+def _price(per_hour_usd: float, more: str = "") -> str:
+    """Return for which price the numbers are; only boxes of the user's own cost nothing."""
+    return f"At ${per_hour_usd:.4f} an hour for GPU and disk{more}" if per_hour_usd else "On boxes of your own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +231,7 @@ class Estimates:
         rows.append(_row(dataclasses.replace(self.run, name=f"run of {len(self.nodes)} nodes")))
         rows += _bucket_rows(list(self.nodes.values()))
         notes = dict.fromkeys(note for one in self.nodes.values() for note in one.notes()[1:])
-        price = f"At ${self.price_per_hour_usd:.4f} an hour for GPU and disk of all."
+        price = f"{_price(self.price_per_hour_usd, ' of all')}."
         traffic = [f"{name}: {one.notes()[0]}" for name, one in self.nodes.items() if one.traffic.price_per_gb_usd]
         return "\n".join([*_aligned(rows), price, *traffic, *notes])
 

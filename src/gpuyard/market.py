@@ -197,14 +197,21 @@ def explain(verdicts: Sequence[Verdict]) -> list[str]:
     elif ranked[1].price_per_hour_usd > winner.price_per_hour_usd:
         why = f"the cheapest of {len(ranked)} that fit"
     else:
-        why = f"the best of {len(ranked)} that fit, at the lowest price"
+        price = ", at the lowest price" if winner.price_per_hour_usd else ""
+        why = f"the best of {len(ranked)} that fit{price}"
     lines = [f"Taking {describe(winner)}: {why}."]
     if len(ranked) > 1:
         second = ranked[1]
-        dearer = second.price_per_hour_usd / winner.price_per_hour_usd - 1 if winner.price_per_hour_usd else 0.0
-        compared = f"+{dearer:.0%}" if dearer >= 0.005 else "at the same price"
-        lines.append(f"Next would be {describe(second)} ({compared}).")
+        lines.append(f"Next would be {describe(second)}{_compared(second, winner)}.")
     return lines + [f"{removal}." for removal in removals(verdicts)]
+
+
+def _compared(second: Offer, winner: Offer) -> str:
+    """Return how much dearer the second offer is; nothing where the first one costs nothing."""
+    if not winner.price_per_hour_usd:
+        return ""
+    dearer = second.price_per_hour_usd / winner.price_per_hour_usd - 1
+    return f" (+{dearer:.0%})" if dearer >= 0.005 else " (at the same price)"
 
 
 def no_offer(verdicts: Sequence[Verdict]) -> NoOfferError:
@@ -226,9 +233,10 @@ def describe(offer: Offer) -> str:
     name = f"{offer.gpu_name or 'GPU'} {offer.gpu_ram_gb:g} GB"
     bid = " interruptible" if offer.market == "interruptible" else ""
     emulated = " (emulated)" if offer.emulated else ""
+    price = "costs nothing" if offer.provider == OWN else f"${offer.price_per_hour_usd:.4f}/h"
     return (
         f"{offer.provider} {offer.id}{emulated}: {count_of(offer.gpu_count)} x {name}, {offer.cpu_cores:g} cores, "
-        f"{offer.ram_gb:g} GB RAM, {offer.region or 'region not said'}, ${offer.price_per_hour_usd:.4f}/h{bid}"
+        f"{offer.ram_gb:g} GB RAM, {offer.region or 'region not said'}, {price}{bid}"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from gpuyard import market
 from gpuyard.errors import UsageError
 from gpuyard.hosts import host_name
-from gpuyard.providers.base import Instance, Offer, PlannedCall, Query
+from gpuyard.providers.base import OWN, Instance, Offer, PlannedCall, Query
 from gpuyard.remedies import remedy
 from gpuyard.renting import machine, runs, watch
 
@@ -185,7 +185,7 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
             )
             rows += [_row(host_name(one.name, node.name, names), node) for node in one.nodes]
         notes += [
-            f"{one.name} also has {machine.describe(more)}, which may bill as well."
+            f"{one.name} also has {machine.describe(more)}{'' if more.way else ', which may bill as well'}."
             for node in one.nodes
             for more in node.instances[1:]
         ]
@@ -201,8 +201,15 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
         else:
             notes += _what_bills(one)
     total, now = sum(one.spent_usd() for one in found), sum(one.price_per_hour_usd for one in found)
-    sums = f"In all ${total:.4f} so far, and ${now:.4f} an hour now, for GPU and disk; the clouds' own bills count."
+    bills = "" if _cost_nothing(found) else ", for GPU and disk; the clouds' own bills count"
+    sums = f"In all ${total:.4f} so far, and ${now:.4f} an hour now{bills}."
     return [*table(rows), *notes, sums]
+
+
+def _cost_nothing(found: Sequence[runs.Run]) -> bool:
+    """Tell whether these runs have had boxes of the user's own only."""
+    instances = [one.way is not None for run in found for one in run.instances]
+    return all([*instances, *(entry.provider == OWN for run in found for node in run.nodes for entry in node.entries)])
 
 
 def _row(name: str, node: runs.Node) -> list[str]:

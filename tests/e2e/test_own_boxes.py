@@ -26,6 +26,15 @@ stages:
 """
 # Its result is whole when three machines have worked on it, one after the other.
 WORK = 'echo "$1" >> models/log; [ "$(wc -l < models/log)" -eq 3 ] || sleep 600\n'
+FLOCK = """\
+name: flock
+repository: {path: code}
+needs: {gpu_count: 1, gpu_ram_gb: 8, cpu_cores: 2, ram_gb: 1, disk_gb: 1}
+checkpoints: {every_s: 1}
+pools: {search: {nodes: 2}}
+stages:
+  - {name: work, pool: search, grace_s: 2, command: 'echo on >> $GPUYARD_PERSIST/found; sleep 600'}
+"""
 TOKEN = {"MOVED_TOKEN": CANARY}
 
 
@@ -99,6 +108,45 @@ def test_x7_e8_from_an_own_box_to_a_cloud_and_back(yard: Yard, own: dict[str, Ow
     assert not spent
     for printed in yard.printed:
         assert CANARY not in printed
+
+
+def test_x7_several_own_boxes_serve_one_pool(yard: Yard, own: dict[str, OwnBox], tmp_path: Path) -> None:
+    """A box for each node; too few boxes for the nodes; and one box that falls silent."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "README").write_text("A repository.\n")
+    workload = tmp_path / "flock.yml"
+    workload.write_text(FLOCK)
+    few = tmp_path / "few.yml"
+    few.write_text(FLOCK.replace("nodes: 2", "nodes: 3"))
+    run = "flock-0"
+
+    def said(verb: str, *, ok: bool = True, **options: str) -> str:
+        return " ".join(yard.play(verb, ok=ok, run=run, **options).text.split())
+
+    too_few = said("launch", ok=False, provider="own", workload=str(few))
+    assert "Only 2 of the 3 nodes of pool search can be had: 2 offers fit, and no machine serves two nodes." in too_few
+    assert yard.instances(run) == []
+    launched = said("launch", provider="own", workload=str(workload))
+    held = {one.way.name: one.ref.node for one in yard.instances(run) if one.way and one.ref}
+    assert set(held) == {"tower", "desk"} and set(held.values()) == {"search-0", "search-1"}
+    assert "It has boxes of yours only, which cost nothing and are the run's until:" in launched
+    assert set(yard.play("launch", provider="own", workload=str(workload), run=run).changed().values()) == {0}
+    for node in held.values():
+        yard.wait(f"work of {node}", lambda node=node: yard.published(f"{run}/nodes/{node}", "found"), seconds=300)
+    assert "own tower-" in said("status") and "work" in said("logs", node=held["desk"])
+
+    own["desk"].engine.stop(own["desk"].container, grace_s=0)  # its owner switches it off
+    try:
+        assert f"{run}.{held['desk']} is on own box desk, which does not answer" in said("status")
+        refused = said("resume_search", ok=False)
+        assert f"Node {held['desk']} of run {run} is on own box desk, which does not answer" in refused
+    finally:
+        own["desk"].engine.start(own["desk"].container)
+    yard.wait("the box", lambda: "interrupted" in said("status"), seconds=60)
+    ended = said("teardown")
+    assert "has cost nothing in all, on 2 machines" in ended
+    for box in own.values():
+        is_free(box)
 
 
 def test_x7_an_own_box_that_is_off_is_not_lost(yard: Yard, own: dict[str, OwnBox], workload: str) -> None:

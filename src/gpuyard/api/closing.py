@@ -29,7 +29,8 @@ class Failure:
 
     ``node`` is the place that the machine takes, ``rented`` whether this launch has rented it, ``shutdown`` whether the
     rental was to end with the run, ``hand_over`` whether the run was to be moved to it from another machine, ``unfit``
-    whether the machine itself cannot do the work, so that only another one can.
+    whether the machine itself cannot do the work, so that only another one can, ``own`` whether it is a box of the
+    user's own, which costs nothing and is freed.
     """
 
     run: str
@@ -39,6 +40,7 @@ class Failure:
     shutdown: bool = False
     hand_over: bool = False
     unfit: bool = False
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +63,22 @@ def give_up(site: Site, failure: Failure, *, progress: Progress) -> GivenUp:
     """
     what = f'"{failure.task}" failed, as shown above.'
     again = f"`{remedy('launch', run=failure.run)}` tries again"
-    ends = f"`{remedy('teardown', run=failure.run)}` ends it"
+    teardown = f"`{remedy('teardown', run=failure.run)}`"
+    name, gone = ("box", "free again") if failure.own else ("machine", "destroyed")
     if not (failure.rented and (failure.shutdown or failure.hand_over or failure.unfit)):
-        return GivenUp(f"{what} The machine is kept, and bills: {again}, {ends}.")
+        if failure.own:
+            return GivenUp(f"{what} The box stays the run's: {again}, {teardown} frees it.")
+        return GivenUp(f"{what} The machine is kept, and bills: {again}, {teardown} ends it.")
     order = ending.Order(failure.run, node=failure.node, only="not-begun")
     try:
         end.end(site, order, progress=progress)
     except GpuyardError as error:
         return GivenUp(f"{what} {error}")
     if failure.hand_over:
-        return GivenUp(f"{what} The new machine is destroyed: no stage had begun on it.")
+        return GivenUp(f"{what} The new {name} is {gone}: no stage had begun on it.")
     if failure.unfit:
-        return GivenUp(f"{what} The machine is destroyed, since it cannot do the work: {again} on another one.")
-    return GivenUp(f"{what} The machine is destroyed, as shutdown=true asks for.")
+        return GivenUp(f"{what} The {name} is {gone}, since it cannot do the work: {again} on another one.")
+    return GivenUp(f"{what} The {name} is {gone}, as shutdown=true asks for.")
 
 
 def left_alone(run: str, states: Sequence[str], machines: int, price_per_hour_usd: float) -> list[str]:

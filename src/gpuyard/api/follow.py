@@ -122,12 +122,13 @@ def show(records: Iterator[Mapping[str, Any]], progress: Progress) -> End:
 
 
 def _to_the_end(world: World, request: Follow, progress: Progress) -> Followed:
-    progress(f"Following run {request.run}; Ctrl-C ends the following only: the run goes on, and its machine bills.")
     hand_overs = 0
     while True:
         run = world.run(request.run)
         if run.machine is None:
             raise UsageError(f"Run {run.name} has no machine, so there is nothing to follow.")
+        if not hand_overs:
+            progress(machine.following(run.name, run.instances))
         ends = show_all(world, run, progress)
         waits_for = next((end.waits_for for _, _, end in ends if end.state == "waiting"), None)
         if waits_for is None:
@@ -145,9 +146,12 @@ def conclude(
 
     Both tell what bills from then on, unless the rental is ended now.
     """
+    teardown = f"`{remedy('teardown', run=run.name)}`"
     bills = (
-        f"As long as its machine is there, it bills {run.price_per_hour_usd:.4f} USD an hour: "
-        f"`{remedy('teardown', run=run.name)}` ends that."
+        f"It has boxes of yours only, which cost nothing and are the run's until {teardown} frees them."
+        if all(one.way for one in run.instances)
+        else f"As long as its machine is there, it bills {run.price_per_hour_usd:.4f} USD an hour: "
+        f"{teardown} ends that."
     )
     after = [] if ends_the_rental else [bills]
     unfinished = [
@@ -178,9 +182,9 @@ def _hand_over(world: World, request: Follow, run: Run, left: Instance, pool: st
     """Move the run to a machine of another pool; raises :class:`GpuyardError` when it stays where it is."""
     waits = f"Run {run.name} waits for a machine of pool {pool}"
     ways_out = (
-        f"{machine.describe(left)} is kept, and bills {left.cost_now_per_hour_usd:.4f} USD an hour: "
+        f"{machine.describe(left)} is kept, and {machine.costs(left)}: "
         f"`{remedy('launch', run=run.name, follow=True)}` tries again, `{remedy('teardown', run=run.name)}` "
-        "ends it."
+        f"{'frees' if left.way else 'ends'} it."
     )
     try:
         last = world.last_checkpoint(run.name)
@@ -198,7 +202,7 @@ def _hand_over(world: World, request: Follow, run: Run, left: Instance, pool: st
     saved = f"{waits}, and could not be handed over, as shown above. All is saved, as checkpoint {last.sequence}."
     if [one.place for one in now.instances] == [left.place]:
         raise GpuyardError(f"{saved} {ways_out}")
-    there = "; ".join(f"{machine.describe(one)}, {one.cost_now_per_hour_usd:.4f} USD an hour" for one in now.instances)
+    there = "; ".join(f"{machine.describe(one)}, which {machine.costs(one)}" for one in now.instances)
     raise GpuyardError(
         f"{saved} It has now: {there or 'no machine'}. `{remedy('resume', run=run.name, follow=True)}` goes on."
     )

@@ -88,7 +88,7 @@ def follow(site: Site, name: str | None, *, progress: Progress) -> Followed:
     run, _ = _choose(site, name, progress)
     if not run.machine:
         raise UsageError(f"Run {run.name} has no machine, so there is nothing to follow.")
-    progress(f"Following run {run.name}; Ctrl-C ends the following only: the run goes on, and its machine bills.")
+    progress(machine.following(run.name, run.instances))
     world = following.Real(site, progress)
     return Followed(run.name, *following.conclude(world, run, following.show_all(world, run, progress)))
 

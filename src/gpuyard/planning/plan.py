@@ -393,9 +393,11 @@ def _has_machine(run: Run, node: NodePlan) -> list[str]:
     if node.now.problem:
         words.append(f"Something of it in the bucket cannot be read: {node.now.problem}")
     if node.now.outcome == "failed" or (node.now.outcome and not node.to_run):
+        outcome, teardown = "finished" if node.now.outcome == "done" else "failed", remedy("teardown", run=run.name)
         words.append(
-            f"It has {'finished' if node.now.outcome == 'done' else 'failed'}, and its machine still bills: "
-            f"`{remedy('teardown', run=run.name)}` ends that."
+            f"It has {outcome}, and the box stays its own until `{teardown}` frees it."
+            if node.machine.way
+            else f"It has {outcome}, and its machine still bills: `{teardown}` ends that."
         )
     return words
 

@@ -29,9 +29,10 @@ from gpuyard.errors import (
     UsageError,
 )
 from gpuyard.formats.label import FIRST_NODE, check_name
+from gpuyard.formats.ledger import Entry
 from gpuyard.formats.run_record import RunRecord
 from gpuyard.hosts import host_name
-from gpuyard.providers.base import Instance, PlannedCall, Progress, Provider, State
+from gpuyard.providers.base import OWN, Instance, PlannedCall, Progress, Provider, State
 from gpuyard.remedies import option, remedy
 from gpuyard.renting import access, destroy, machine, rent, runs, survey, together, watch
 from gpuyard.renting.ledger import Ledger, entry_of
@@ -194,8 +195,8 @@ def end(
         if verdict.may_go:
             tell(verdict.why)
         elif order.lose:
-            tell(f"Destroyed all the same, as lose=true asks for: {verdict.why}")
-    gone = [machine.describe(one) for one in doomed]
+            done = "Freed" if verdict.instance.way else "Destroyed"
+            tell(f"{done} all the same, as lose=true asks for: {verdict.why}")
     leak: ProviderError | None = None
     try:
         destroy.destroy_all(providers, doomed, ledger=ledger, progress=tell)
@@ -207,8 +208,8 @@ def end(
     if leak and not kept and not seen.errors:
         raise leak
     if kept or seen.errors:
-        done = [str(leak)] if leak else [f"Destroyed, and confirmed gone: {'; '.join(gone)}."] if gone else []
-        trouble = " ".join([*done, *kept, *seen.unanswered().values()])
+        sentences = [str(leak)] if leak else machine.ended(doomed)
+        trouble = " ".join([*sentences, *kept, *seen.unanswered().values()])
         if seen.errors:
             again = f"Tear run {order.run} down again when all clouds answer."
             raise LeakError(f"{trouble} {again}", provider=next(iter(seen.errors)))
@@ -217,11 +218,12 @@ def end(
     with suppress(OSError):
         ssh.forget_run(order.run, providers, node=order.node or "")
     cancelled, text = False, list[str]()
-    if order.node is None and (not order.only or (order.only == "ended" and gone)):
-        cancelled, text = _cancel(judge, order, destroyed=bool(gone))
-    if not order.only or gone:
+    if order.node is None and (not order.only or (order.only == "ended" and doomed)):
+        cancelled, text = _cancel(judge, order, destroyed=bool(doomed))
+    if not order.only or doomed:
         text += _spent(order.run, doomed, ledger)
-    return Ending(words, [], [f"destroy {name}" for name in gone], text=text, cancelled=cancelled)
+    actions = [f"{machine.end_verb(one)} {machine.describe(one)}" for one in doomed]
+    return Ending(words, [], actions, text=text, cancelled=cancelled)
 
 
 def _plan(
@@ -234,7 +236,7 @@ def _plan(
     condition = "" if order.lose else " if nothing is lost with it"
     living = [one for one in held if not one.idle]
     actions = [f"end the stages on {one.provider} {one.id} in good order" for one in living if not order.only]
-    actions += [f"destroy {machine.describe(one)}{condition}" for one in held]
+    actions += [f"{machine.end_verb(one)} {machine.describe(one)}{condition}" for one in held]
     planned = [call for one in held for call in by_name[one.provider].plan_destroy(one.id)]
     return Ending(words, [], actions, planned)
 
@@ -251,7 +253,7 @@ def _spent(run: str, ended: Sequence[Instance], ledger: Ledger | None) -> list[s
     places = {one.place for one in ended}
     nodes = {entry.node for entry in entries.values()}
     lines = [
-        f"{entry.provider} {entry.id} has cost ${entry.cost_usd(now):.4f}"
+        f"{entry.provider} {entry.id} has cost {_dollars([entry], now)}"
         + (f", as {host_name(run, entry.node, nodes)}." if len(nodes) > 1 else ".")
         for entry in entries.values()
         if entry.place in places
@@ -259,24 +261,32 @@ def _spent(run: str, ended: Sequence[Instance], ledger: Ledger | None) -> list[s
     if not entries:
         return []
     count = f"{len(entries)} machine{'' if len(entries) == 1 else 's'}"
-    total = sum(entry.cost_usd(now) for entry in entries.values())
-    return [*lines, f"Run {run} has cost ${total:.4f} in all, on {count}; the clouds' own bills count."]
+    found = list(entries.values())
+    bills = "" if _are_own(found) else "; the clouds' own bills count"
+    return [*lines, f"Run {run} has cost {_dollars(found, now)} in all, on {count}{bills}."]
+
+
+def _are_own(entries: Sequence[Entry]) -> bool:
+    return all(entry.provider == OWN for entry in entries)
+
+
+def _dollars(entries: Sequence[Entry], now: float) -> str:
+    """Return what machines have cost; boxes of the user's own cost nothing."""
+    return "nothing" if _are_own(entries) else f"${sum(entry.cost_usd(now) for entry in entries):.4f}"
 
 
 def _kept(verdict: Verdict, order: Order) -> str:
     """Return why a machine is kept, what it costs, and what can be done, in sentences."""
     one = verdict.instance
     teardown = f"`{remedy('teardown', run=order.run)}`"
-    cost = "costs nothing" if one.way else f"bills {one.cost_now_per_hour_usd:.4f} USD an hour"
-    bills = f"{machine.describe(one)} is kept, and {cost}"
+    bills = f"{machine.describe(one)} is kept, and {machine.costs(one)}"
     if order.only:
-        return (
-            f"Nothing is destroyed: {verdict.why} So {bills}: `{remedy('status')}` shows how it stands, "
-            f"{teardown} ends it."
-        )
+        nothing, ends = ("Nothing is freed", "frees") if one.way else ("Nothing is destroyed", "ends")
+        return f"{nothing}: {verdict.why} So {bills}: `{remedy('status')}` shows how it stands, {teardown} {ends} it."
+    loses = "frees the box, and loses" if one.way else "destroys the machine and"
     return (
-        f"{verdict.why} So {bills}: {teardown} tries again, and with `{option('lose', True)}` it destroys the "
-        "machine and what is only there."
+        f"{verdict.why} So {bills}: {teardown} tries again, and with `{option('lose', True)}` it {loses} "
+        "what is only there."
     )
 
 

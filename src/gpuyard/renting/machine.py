@@ -15,7 +15,7 @@ from gpuyard import market, pace, ssh
 from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError, LeakError, ProviderError, UsageError
 from gpuyard.formats.label import FIRST_NODE, RunRef, check_name
-from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
+from gpuyard.providers.base import OWN, CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
 from gpuyard.remedies import option, remedy
 from gpuyard.renting import claim, destroy, ready, rent, rivals, survey
 from gpuyard.renting.acceptance import Acceptance
@@ -83,6 +83,34 @@ def describe(instance: Instance) -> str:
     return f"{instance.provider} {instance.id}, {instance.gpu_name or 'GPU'}{place}, {instance.state}{emulated}"
 
 
+def costs(instance: Instance) -> str:
+    """Return what a machine costs as it is, in words that follow its name."""
+    return "costs nothing" if instance.way else f"bills {instance.cost_now_per_hour_usd:.4f} USD an hour"
+
+
+def get_verb(offer: Offer) -> str:
+    """Return what is done to get the machine of ``offer``."""
+    return "claim" if offer.provider == OWN else "rent"
+
+
+def end_verb(instance: Instance) -> str:
+    """Return what ends that a run has this machine."""
+    return "free" if instance.way else "destroy"
+
+
+def ended(gone: Sequence[Instance]) -> list[str]:
+    """Return in sentences which machines a run has no more."""
+    free = "; ".join(describe(one) for one in gone if one.way)
+    destroyed = "; ".join(describe(one) for one in gone if not one.way)
+    return [f"Free again: {free}."] * bool(free) + [f"Destroyed, and confirmed gone: {destroyed}."] * bool(destroyed)
+
+
+def following(run: str, held: Sequence[Instance]) -> str:
+    """Return what is said when somebody begins to follow a run."""
+    bills = "" if all(one.way for one in held) else ", and its machine bills"
+    return f"Following run {run}; Ctrl-C ends the following only: the run goes on{bills}."
+
+
 def present(
     providers: Sequence[Provider], order: Order, *, check: bool = False, progress: Progress | None = None
 ) -> Outcome:
@@ -148,11 +176,11 @@ def present_alone(
         raise UsageError("There is no offer to rent.")
     if check:
         return _plan(providers, held, offers, spec)
-    actions = [f"destroy {describe(instance)}" for instance in held]
+    actions = [f"{end_verb(instance)} {describe(instance)}" for instance in held]
     destroy.destroy_all(providers, held, ledger=order.ledger, progress=progress)
     order.ledger.gone(order.run, [], [provider.name for provider in providers], node=order.node)
     instance = _new(providers, offers, spec, order, progress)
-    actions.append(f"rent {describe(instance)}")
+    actions.append(f"{'claim' if instance.way else 'rent'} {describe(instance)}")
     return Outcome(_words(held), [describe(instance)], actions, instance=instance, rented=True)
 
 
@@ -231,12 +259,12 @@ def absent(
             ledger.gone(run, held, [provider.name for provider in providers if provider.name not in seen.errors])
     if seen.errors:
         if held and not check and not trouble:
-            trouble.append(f"Destroyed, and confirmed gone: {'; '.join(map(describe, held))}.")
+            trouble += ended(held)
         trouble += seen.unanswered().values()
         raise LeakError(
             f"{' '.join(trouble)} Tear run {run} down again when all clouds answer.", provider=next(iter(seen.errors))
         )
-    return Outcome(_words(held), [], [f"destroy {describe(instance)}" for instance in held], planned)
+    return Outcome(_words(held), [], [f"{end_verb(instance)} {describe(instance)}" for instance in held], planned)
 
 
 def started(
@@ -392,5 +420,6 @@ def _plan(
     best = offers[0]
     planned = [call for instance in held for call in by_name[instance.provider].plan_destroy(instance.id)]
     planned += by_name[best.provider].plan_create(best, spec)
-    actions = [f"destroy {describe(instance)}" for instance in held] + [f"rent {market.describe(best)}"]
+    actions = [f"{end_verb(instance)} {describe(instance)}" for instance in held]
+    actions.append(f"{get_verb(best)} {market.describe(best)}")
     return Outcome(_words(held), [market.describe(best)], actions, planned)

@@ -88,7 +88,7 @@ def _give_back(
     errors: Mapping[str, GpuyardError],
     tell: Progress,
 ) -> None:
-    tell(f"Not all nodes of run {order.run} can be had, so what was just rented for the others goes back.")
+    tell(f"Not all nodes of run {order.run} can be had, so what was just had for the others goes back.")
     try:
         destroy.destroy_all(clouds, rented, ledger=order.ledger, progress=tell)
     except LeakError as leak:
@@ -102,11 +102,13 @@ def _why(run: str, errors: Mapping[str, GpuyardError], rented: Sequence[Instance
         errors.items(), key=lambda item: (not isinstance(item[1], LeakError), item[1].args[0] == rent.GAVE_UP)
     )
     names = "; ".join(map(machine.describe, rented))
+    own = all(one.way for one in rented)
+    got, bills = ("What was claimed", "") if own else ("What was rented", ", and bills")
     if not rented:
         end = ""
     elif kept:
-        end = f" What was rented for its other nodes is kept, and bills: {names}."
+        end = f" {got} for its other nodes is kept{bills}: {names}."
     else:
-        end = f" What was rented for its other nodes has gone back, confirmed: {names}."
+        end = f" {got} for its other nodes has gone back, confirmed: {names}."
     error.args = (f"Node {node} of run {run} cannot be had: {error}{end}",)
     return error

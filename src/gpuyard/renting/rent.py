@@ -26,7 +26,7 @@ from gpuyard.errors import (
 )
 from gpuyard.market import describe
 from gpuyard.pace import Clock
-from gpuyard.providers.base import CreateSpec, Instance, Offer, Progress, Provider
+from gpuyard.providers.base import OWN, CreateSpec, Instance, Offer, Progress, Provider
 from gpuyard.providers.rental import UNLISTED_S
 from gpuyard.remedies import remedy
 from gpuyard.renting import survey
@@ -91,7 +91,7 @@ def rent(
         if between.failed or (offer.provider, offer.machine_id) in unfit or not between.take(offer):
             continue
         _check_has_none(providers, spec)
-        tell(f"Renting {describe(offer)}.")
+        tell(f"{'Claiming' if offer.provider == OWN else 'Renting'} {describe(offer)}.")
         try:
             instance = _create(by_name[offer.provider], offer, spec, notes or PendingNotes(), tell)
         except NoCapacityError as refusal:
