@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 
 from gpuyard.errors import UnsupportedError
 from gpuyard.formats.label import RunRef
+from gpuyard.registry import Login
 
 Market = Literal["on-demand", "interruptible"]
 Progress = Callable[[str], None]
@@ -95,6 +96,7 @@ class CreateSpec:
     ssh_public_key: str
     disk_gb: float = 20.0
     image: str = ""  # "": the provider's default
+    image_login: Login | None = None  # with which the provider's host pulls it; None: it needs none
     market: Market = "on-demand"
     bid_per_hour_usd: float | None = None  # interruptible only; None: the offer's own price
     bootstrap: str = ""  # a shell script that the provider runs at first boot; never holds a secret

@@ -6,12 +6,13 @@ says what it would do, down to the writing API calls, and does none of it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from gpuyard import market, pace, ssh
+from gpuyard import market, pace, registry, ssh
 from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError, LeakError, ProviderError, UsageError
 from gpuyard.formats.label import FIRST_NODE, RunRef, check_name
@@ -138,6 +139,7 @@ def present_alone(
         ssh_public_key=order.key.public_text,
         disk_gb=order.disk_gb,
         image=order.image,
+        image_login=registry.login(order.image, os.environ),
         known_ids=frozenset(instance.id for instance in held),
     )
     offers = list(order.offers())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import configparser
 import functools
 import io
@@ -13,6 +14,7 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from gpuyard import registry
 from gpuyard.errors import UsageError
 from gpuyard.sandbox import images
 from gpuyard.sandbox.engine import LABEL, ContainerSpec, Engine, EngineError, Port
@@ -29,6 +31,8 @@ _REGISTRY_VARIABLES = re.compile(
     re.IGNORECASE,
 )
 _ATTEMPTS = 20
+_LOGIN = re.compile(r"-u (?P<user>\S+) -p (?P<password>\S+) (?P<registry>\S+)")
+_PULL_S = 1800.0
 
 
 def choose_address(sandbox: str, number: int, *ports: int) -> str:
@@ -138,6 +142,8 @@ def make(
     user_data: bytes = b"",
 ) -> None:
     """Create the rental's container and start it."""
+    if registry.is_local(rental.image):
+        pull(engine, rental)
     image, systemd = images.ways(rental.image)
     spec = ContainerSpec(
         name=rental.container,
@@ -155,6 +161,27 @@ def make(
     engine.create(spec)
     engine.copy_in(rental.container, box_files(rental, gpu, onstart, user_data))
     start(engine, rental)
+
+
+def is_here(image: str) -> bool:
+    """Tell whether an image can be had on this machine: in its engine, or in a registry on loopback."""
+    return image.startswith("localhost/") or registry.is_local(image)
+
+
+def pull(engine: Engine, rental: Rental) -> None:
+    """Pull the rental's image as its host does: with the login that came with the order, and with no other."""
+    login = _LOGIN.fullmatch(str(rental.request.get("image_login") or ""))
+    auth = {}
+    if login:
+        coded = base64.b64encode(f"{login['user']}:{login['password']}".encode()).decode()
+        auth = {"auths": {login["registry"]: {"auth": coded}}}
+    try:
+        engine.at_registry(
+            "pull", "--quiet", rental.image, auth=json.dumps(auth).encode(), plain=True, timeout_s=_PULL_S
+        )
+    except EngineError as error:
+        denied = any(word in str(error) for word in ("unauthorized", "denied"))
+        raise EngineError(f"pull access denied for {rental.image}" if denied else str(error)) from None
 
 
 def start(engine: Engine, rental: Rental) -> None:

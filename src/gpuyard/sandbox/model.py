@@ -154,7 +154,7 @@ class World:
 
 
 _TEXTS = ("item", "region", "label", "container", "image", "address", "status_text")
-_REQUEST_TEXTS = ("image", "onstart", "runtype", "hostname", "user_data", "os", "template_hash_id")
+_REQUEST_TEXTS = ("image", "image_login", "onstart", "runtype", "hostname", "user_data", "os", "template_hash_id")
 
 
 def _rental(data: Json) -> Rental:
