@@ -11,6 +11,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,45 @@ from .conftest import ROOT, Yard
 from .test_converging import start
 
 RUN = "killed-0"
-CASES: dict[str, tuple[dict[str, Any], str, str]] = {
-    # role: its variables, what the next run says that it did, a command that shows on the box that all is there
-    "base": (
+DETACHED = "/opt/gpuyard/detached/*/record.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a role is killed in the middle, and what the next run has to make of it."""
+
+    variables: dict[str, Any]
+    did: str  # what the next run says that it did
+    check: str  # a command that shows on the box that all is there
+    begun: str = f"ls {DETACHED}"  # a command that succeeds on the box when the work has begun
+    kill: str = ""  # a command that ends on the box what outlives Ansible and would bring it to its end
+    before: dict[str, Any] | None = None  # a task that comes first
+
+
+CASES = {
+    "base": Case(
         {"base_packages": ["jq"]},
         "",
         "dpkg -s jq && grep -c '^Commandline:.* jq' /var/log/apt/history.log | grep -qx 1",
     ),
-    "rust": (
+    "rust": Case(
         {"rust_dist_server": "http://mirror:8080"},
         "actions:\n    - write launchers\n",
         "cargo --version",
     ),
-    "python_env": (
+    "cuda": Case(
+        {"cuda_source": "wheels"},
+        "- prove it by a kernel",
+        "nvcc --version && ! ls -d /opt/gpuyard/cuda/*.part",
+        begun="ls -d /opt/gpuyard/cuda/wheels-*.part/nvidia || pgrep -f '[p]ip install.*cuda'",
+        kill="pkill -9 -f '[p]ip install'",
+    ),
+    "python_env": Case(
         {"python_env_path": "/opt/gpuyard/envs/killed", "python_env_packages": ["numpy"]},
         "- install 1 requirements",
         "/opt/gpuyard/envs/killed/bin/python -c 'import numpy'",
     ),
-    "workload": (
+    "workload": Case(
         {
             "workload_name": "killed",
             "workload_src": str(ROOT / "extensions/molecule/workload/files"),
@@ -46,6 +68,20 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         },
         "- run 2 build commands",
         "tr '\\n' ' ' < /opt/gpuyard/src/killed/times | grep -qx 'begun ended '",
+    ),
+    "health": Case(
+        {"health_emulated": True, "health_least": {"disk_free_gb": 0.01}, "health_data": ["/usr/bin/*"]},
+        "name: disk",
+        "grep -q '\"data\"' /opt/gpuyard/health.json && ! ls -A /opt/gpuyard | grep -F health.json.",
+        begun="pgrep -f '[g]puyard.box.health'",
+        kill="pkill -9 -f '[g]puyard.box.health'",
+        before={
+            "ansible.builtin.copy": {
+                "src": "{{ lookup('gpuyard.cloud.box_zip') }}",
+                "dest": "/opt/gpuyard/box.zip",
+                "mode": "0644",
+            }
+        },
     ),
 }
 
@@ -63,12 +99,13 @@ class Box:
             words, env=self.yard.environment, capture_output=True, text=True, timeout=300, check=False
         )
 
-    def play(self, role: str, variables: dict[str, Any], file: Path) -> Path:
+    def play(self, role: str, case: Case, file: Path) -> Path:
         """Write a play that brings the box into shape with one role, as a launch does with all of them."""
         shape = {"fingerprint": role}
         tasks = [
             {"gpuyard.cloud.convergence": shape | {"state": "begun"}},
-            {"ansible.builtin.include_role": {"name": f"gpuyard.cloud.{role}"}, "vars": variables},
+            *([case.before] if case.before else []),
+            {"ansible.builtin.include_role": {"name": f"gpuyard.cloud.{role}"}, "vars": case.variables},
             {"gpuyard.cloud.convergence": shape | {"state": "recorded"}},
         ]
         python = {"ansible_python_interpreter": "/usr/bin/python3"}
@@ -95,19 +132,23 @@ def box(running: Yard) -> Iterator[Box]:
 
 @pytest.mark.parametrize("role", CASES)
 def test_the_next_run_ends_what_a_killed_one_has_begun(box: Box, role: str, tmp_path: Path) -> None:
-    """B5, B6, B8, B10, U6"""
-    variables, did, check = CASES[role]
-    play = box.play(role, variables, tmp_path / "play.yml")
+    """B4, B5, B6, B8, B10, U6, V9; and the run after that changes nothing more."""
+    case = CASES[role]
+    play = box.play(role, case, tmp_path / "play.yml")
     first = start(box.yard, play)
     try:
-        begun = box.ssh("for i in $(seq 999); do ls /opt/gpuyard/detached/*/record.json && exit; sleep .1; done; false")
+        begun = box.ssh(f"for i in $(seq 999); do {{ {case.begun}; }} >/dev/null && exit; sleep .1; done; false")
         assert begun.returncode == 0 and first.poll() is None, begun.stderr
     finally:
         kill_all(first.pid)
         printed = first.communicate()[0]
     assert "PLAY RECAP" not in printed
+    if case.kill:
+        assert box.ssh(case.kill).returncode == 0
+        assert box.ssh(case.check).returncode != 0
     said = box.yard.ansible("ansible-playbook", "-v", str(play))
-    assert did in said, said
-    done = box.ssh(check)
+    assert case.did in said, said
+    done = box.ssh(case.check)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{said}"
     assert box.ssh("ls /opt/gpuyard/detached").stdout == ""
+    assert " changed=0 " in box.yard.ansible("ansible-playbook", str(play))
