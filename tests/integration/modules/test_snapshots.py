@@ -45,6 +45,7 @@ def document(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return WORKLOAD | {
         "name": "kept",
         "repository": {"path": "kept"},
+        "python": {"packages": ["six"]},
         "build": ["python3 train.py > built.txt"],
         "verify": ["grep trained built.txt"],
         "environment": {"required": ["KEPT_TOKEN"]},
@@ -85,6 +86,15 @@ def test_a_new_machine_begins_with_the_bundle_of_the_last_one(yard: Yard, docume
     ]
     answer = engine.find().execute(containers["kept-1"], *looked)
     assert answer.startswith("trained\n") and "bundle" not in answer.split()
+    # After a change of the code there is no bundle of the very state: the environment is kept, the build made anew.
+    (yard.folder / "kept/train.py").write_text("print('trained anew')")
+    near = launch(yard, workload, "kept-3", "-e", "from_bundle=always")
+    assert f"Restored from the bundle {key[1]}" in near and "gpuyard's own code, the Python environment fit" in near
+    assert "TASK [gpuyard.cloud.checkpoints : Have gpuyard's own code]" not in near
+    environment = re.search(r"python_env : Have the environment [^\n]*\n(\w+): \[kept-3\]", near)
+    assert environment and environment[1] == "ok", near
+    containers = {row["label"].split("/")[1]: row["container"] for row in yard.rented() if "/" in row["label"]}
+    assert engine.find().execute(containers["kept-3"], *looked).startswith("trained anew\n")
     gone = yard.ansible(
         "ansible-playbook", "snapshot.yml", "-e", "sandbox=true", "-e", "state=absent", "-e", f"bundle={key[1]}"
     )
