@@ -330,13 +330,18 @@ class Packing(Machine):
         path = os.pathsep.join([*self.search_path, os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")])
         variables = {key: str(value) for key, value in self.options["environment"].items()} | {"PATH": path}
         for command in self.options["verify"]:
-            _box.run(
+            code, output, errors = _box.execute(
                 self.module,
                 ["bash", "-o", "pipefail", "-c", command],
-                purpose=f"Verifying with {command!r}",
                 environment=variables,
                 folder=Path(self.repository) if self.repository else None,
             )
+            if code:
+                said = _box.tail(f"{output}\n{errors}").strip()
+                raise _box.BoxError(
+                    f"Verifying with {command!r} failed with exit code {code}, so no bundle was made: mend the "
+                    "machine, or verify in the workload, and try again." + (f"\n{said}" if said else "")
+                )
 
     def caches(self) -> list[Path]:
         """Return the caches of this machine."""

@@ -72,6 +72,8 @@ def test_a_new_machine_begins_with_the_bundle_of_the_last_one(yard: Yard, docume
     made = yard.ansible("ansible-playbook", "snapshot.yml", "-e", "sandbox=true", "-e", "run=kept-0")
     key = re.search(r"Bundle ([0-9a-f]{12}): \d+ MB in the bucket, \$0\.00 a month at \$0\.02 a GB; made in", made)
     assert key, made
+    again = yard.ansible("ansible-playbook", "snapshot.yml", "-e", "sandbox=true", "-e", "run=kept-0")
+    assert "The bucket has a bundle of this state already." in again and again.count(" changed=0 ") == 2
     assert f"{key[1]}  kept " in yard.ansible(
         "ansible-playbook", "snapshot.yml", "-e", "sandbox=true", "-e", "state=listed"
     )

@@ -11,6 +11,7 @@ import http.server
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -222,8 +223,9 @@ def test_the_state_is_verified_before_and_the_release_build_stays(run_module: An
     assert done["actions"][0] == "verify with 1 command"
     assert (code / "target/release/prover").exists() and not (code / "target/release/incremental").exists()
     assert not Path(machine["root"], "rust/cargo/registry/cache").exists()
-    failed = run_module("snapshot_bundle", **machine, step="packed", verify=["exit 3"])
-    assert failed["failed"] and failed["msg"].startswith("Verifying with 'exit 3' failed with exit code 3")
+    failed = run_module("snapshot_bundle", **machine, step="packed", verify=["echo why >&2; exit 3"])
+    words = r"Verifying with 'echo why >&2; exit 3' failed with exit code 3, so no bundle was made: mend .*\.\nwhy"
+    assert failed["failed"] and re.fullmatch(words, failed["msg"])
 
 
 def test_a_damaged_piece_is_named_and_nothing_is_changed(
