@@ -116,3 +116,13 @@ def explain(image: str, words: str, env: Mapping[str, str]) -> str:
     if is_silent(words):
         return f"The registry {registry} does not answer: {words.rstrip('.')}."
     return words
+
+
+def not_pulled(image: str, words: str) -> str:
+    """Return the sentence for a user when a cloud's ``words`` say that no machine can get ``image``, else ``""``."""
+    if not any(sign in words.lower() for sign in ("pull access denied", "manifest unknown")):
+        return ""
+    return (
+        f"The image {image} cannot be pulled, so no other machine is rented: its registry has no such image, or wants "
+        f"a login, which {VARIABLE} names as a file."
+    )

@@ -369,6 +369,8 @@ def _new(
                 progress(f"{error} Giving it back.")
             destroy.destroy_all(providers, [instance], ledger=order.ledger, progress=progress)
             known_ids.add(instance.id)
+            if refused := registry.not_pulled(spec.image, str(error)):
+                raise UsageError(refused) from None  # every other machine would be told the same
             raise
         if order.wait:
             rivals.settle(everywhere, usable, known_ids, ledger=order.ledger, last=True, progress=progress)

@@ -25,6 +25,8 @@ from gpuyard.sandbox import engine, images
 from gpuyard.sandbox import info as sandbox_info
 
 from .conftest import WORKLOAD, Yard
+from .test_converging import start
+from .test_killed import kill_all
 
 CANARY = "canary-snapshot-4c1b90e7"
 PASSWORD = "canary-registry-9d2f"
@@ -60,9 +62,9 @@ def write(yard: Yard, document: dict[str, Any]) -> str:
     return str(file)
 
 
-def launch(yard: Yard, workload: str, run: str, *words: str, **environment: str) -> str:
+def launch(yard: Yard, workload: str, run: str, *words: str, status: int = 0, **environment: str) -> str:
     given = ["-e", "sandbox=true", "-e", "provider=vast", "-e", f"workload={workload}", "-e", f"run={run}", *words]
-    return yard.ansible("ansible-playbook", "launch.yml", *given, KEPT_TOKEN=CANARY, **environment)
+    return yard.ansible("ansible-playbook", "launch.yml", *given, status=status, KEPT_TOKEN=CANARY, **environment)
 
 
 def test_a_new_machine_begins_with_the_bundle_of_the_last_one(yard: Yard, document: dict[str, Any]) -> None:
@@ -194,6 +196,25 @@ def test_an_image_is_made_pushed_run_and_launched_from(
     assert f"The registry {registry.registry_of(repository)} does not take the login in " in refused
     assert "Starting a container" not in refused
 
+    # Killed while the container is brought into shape, it leaves no image, and the next one begins anew.
+    words = [
+        "image.yml",
+        "-e",
+        "sandbox=true",
+        "-e",
+        f"workload={workload}",
+        "-e",
+        json.dumps({"run_options": network}),
+    ]
+    first = start(yard, *words)
+    try:
+        deadline = time.monotonic() + 300
+        while not any("TASK [Have the base system]" in line for line in first.stdout or []):
+            assert first.poll() is None and time.monotonic() < deadline
+    finally:
+        kill_all(first.pid)
+        first.communicate()
+    assert repository not in engine.find().run("images", "--format", "{{.Repository}}")
     pushed = make(workload, right)
     reference = re.search(rf"Pushed ({repository}:[0-9a-f]{{16}}); say `image: ({repository}@sha256:\w{{64}})`", pushed)
     assert reference, pushed
@@ -215,6 +236,8 @@ def test_an_image_is_made_pushed_run_and_launched_from(
     plan = ["--check", "-e", "provider=vast", "-e", f"workload={booting}", "-e", "sandbox=true", "-e", "run=kept-3"]
     shown = yard.ansible("ansible-playbook", "launch.yml", *plan, KEPT_TOKEN=CANARY, **{registry.VARIABLE: right})
     assert "(the login of me at localhost:" in shown
+    refused = launch(yard, booting, "kept-2", status=2)
+    assert f"The image {reference[2]} cannot be pulled" in refused and refused.count("Giving it back.") == 1
     said = launch(yard, booting, "kept-2", **{registry.VARIABLE: right})
     assert SKIPPED not in said and "Run kept-2 is at work" in said
     assert PASSWORD not in yard.gpuyard("sandbox", "status", "--json")

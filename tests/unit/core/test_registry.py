@@ -66,3 +66,12 @@ def test_a_password_with_a_space_and_a_missing_file_are_refused(tmp_path: Path) 
         registry.login("ghcr.io/me/prover", written(tmp_path, {"ghcr.io": entry("me:two words")}))
     with pytest.raises(UsageError, match=r"GPUYARD_REGISTRY_AUTH=/no/where is no file: write it with `podman login"):
         registry.login("ghcr.io/me/prover", {registry.VARIABLE: "/no/where"})
+
+
+def test_an_image_that_no_machine_can_get_is_one_sentence() -> None:
+    """U11"""
+    said = "vast 7 will not start: it is failed (loading: pull access denied for ghcr.io/me/prover). It may still bill."
+    words = registry.not_pulled("ghcr.io/me/prover", said)
+    assert words.startswith("The image ghcr.io/me/prover cannot be pulled, so no other machine is rented: ")
+    assert registry.VARIABLE in words
+    assert registry.not_pulled("ghcr.io/me/prover", "vast 7 will not start: it is failed (no ports).") == ""
