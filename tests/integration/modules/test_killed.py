@@ -2,7 +2,12 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Every role is cut off by a SIGKILL of Ansible, on one real box, and the next run ends what was begun."""
+"""Roles are cut off by a SIGKILL of Ansible, on one real box, and the next run ends what was begun.
+
+Those that need minutes for it, or more than a box, are cut off in tests of their own: cuda, lean, pantograph, nvme,
+persistent_storage, model_weights, dataset, monitoring and snapshot_bundle in tests/unit/modules, container_image in
+test_snapshots.py.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +52,6 @@ CASES = {
         {"rust_dist_server": "http://mirror:8080"},
         "actions:\n    - write launchers\n",
         "cargo --version",
-    ),
-    "cuda": Case(
-        {"cuda_source": "wheels"},
-        "- prove it by a kernel",
-        "nvcc --version && ! ls -d /opt/gpuyard/cuda/*.part",
-        begun="ls -d /opt/gpuyard/cuda/wheels-*.part/nvidia || pgrep -f '[p]ip install.*cuda'",
-        kill="pkill -9 -f '[p]ip install'",
     ),
     "python_env": Case(
         {"python_env_path": "/opt/gpuyard/envs/killed", "python_env_packages": ["numpy"]},
@@ -132,7 +130,7 @@ def box(running: Yard) -> Iterator[Box]:
 
 @pytest.mark.parametrize("role", CASES)
 def test_the_next_run_ends_what_a_killed_one_has_begun(box: Box, role: str, tmp_path: Path) -> None:
-    """B4, B5, B6, B8, B10, U6, V9; and the run after that changes nothing more."""
+    """B5, B6, B8, B10, U6, V9; and the run after that changes nothing more."""
     case = CASES[role]
     play = box.play(role, case, tmp_path / "play.yml")
     first = start(box.yard, play)
