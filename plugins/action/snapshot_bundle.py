@@ -17,11 +17,11 @@ from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import r
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._watching import watching
 
 with suppress(ImportError):  # told when the task runs
-    from gpuyard import bundles, config
+    from gpuyard import bundles, config, fingerprint
     from gpuyard.errors import GpuyardError
 
 _OURS = ("step", "bundled", "offers", "addresses")
-_SITE = ("bucket", "bucket_endpoint", "sandbox", "sandbox_state")
+_SITE = ("lacking", "bucket", "bucket_endpoint", "sandbox", "sandbox_state")
 
 
 class ActionModule(ActionBase):
@@ -45,7 +45,11 @@ class ActionModule(ActionBase):
         nothing: dict[str, Any] = {"changed": False, "actions": [], "restored": False, "seconds": 0.0}
         try:
             shelf = self._shelf()
-            found = shelf.find(arguments.get("parts") or {})
+            parts = arguments.get("parts") or {}
+            found = shelf.find(parts)
+            whole = bool(found)
+            if not whole:
+                found = shelf.near(parts, arguments.get("workload") or "", self._task.args.get("lacking") or [])
             addresses = {digest: address for bundle in found for digest, address in shelf.addresses(bundle).items()}
         except GpuyardError as error:
             return {**nothing, "reason": str(error)}
@@ -54,7 +58,9 @@ class ActionModule(ActionBase):
         offers = [bundle.to_dict() for bundle in found]
         result = self._module({**arguments, "offers": offers, "addresses": addresses}, task_vars)
         if result.get("restored"):
-            self._show(f"Restored from the bundle {found[0].key[:12]} in {result['seconds']:.0f} s.")
+            brought = ", ".join(fingerprint.WORDS[name] for name in result["manifest"]["held"])
+            rest = "" if whole else f". It is of another state: {brought} fit, the rest is done after it"
+            self._show(f"Restored from the bundle {found[0].key[:12]} in {result['seconds']:.0f} s{rest}.")
         elif reason := result.get("reason"):
             self._show(f"The bundle {found[0].key[:12]} is not used: {reason}. The machine is built.")
         return result

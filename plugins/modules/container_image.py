@@ -16,7 +16,9 @@ author:
 description:
   - With O(state=begun), starts a container of the base that the workload names, unless the image is there already. A
     play brings it into shape with the roles for machines, over the connection P(gpuyard.cloud.container#connection).
-  - With O(state=present), makes the image of the container, and with O(push) sends it to its registry.
+  - With O(state=present), makes the image of the container. With O(state=pushed), sends it to its registry.
+  - The login for the registry comes from the auth file that E(GPUYARD_REGISTRY_AUTH) names, such as
+    C(podman login --authfile) writes, else from the container engine itself.
   - The image's tag is the fingerprint of the state that it holds, so the same state is not made twice.
 extends_documentation_fragment:
   - gpuyard.cloud.provider
@@ -28,9 +30,9 @@ attributes:
     support: none
 options:
   state:
-    description: Whether to begin an image, to finish it, or to give it up.
+    description: Whether to begin an image, to finish it, to send it to its registry, or to give it up.
     type: str
-    choices: [begun, present, absent]
+    choices: [begun, present, pushed, absent]
     default: begun
   workload:
     description: With O(state=begun), the workload, a name in C(workloads/) or the path of a workload file.
@@ -46,13 +48,14 @@ options:
     elements: str
     default: []
   image:
-    description: With O(state=present), the image's name with its tag, as RV(image) was with O(state=begun).
+    description:
+      - With O(state=present) and O(state=pushed), the image's name with its tag, as RV(image) was with O(state=begun).
     type: str
   container:
     description: With O(state=present) and O(state=absent), the container.
     type: str
   push:
-    description: With O(state=present), whether to send it to the registry that its name says.
+    description: With O(state=begun), whether it will be sent to its registry, which is then asked before all work.
     type: bool
     default: false
 """
@@ -68,6 +71,11 @@ EXAMPLES = r"""
     state: present
     image: "{{ begun.image }}"
     container: "{{ begun.container }}"
+
+- name: Send it to its registry
+  gpuyard.cloud.container_image:
+    state: pushed
+    image: "{{ begun.image }}"
 """
 
 RETURN = r"""
@@ -84,6 +92,11 @@ there:
   description: Whether the image is there already, so that nothing was started.
   returned: with O(state=begun)
   type: bool
+reference:
+  description: The image's name with its digest, for C(image) of a workload.
+  returned: with O(state=pushed)
+  type: str
+  sample: ghcr.io/me/prover@sha256:0d7c1f3a9be24c550d7c1f3a9be24c550d7c1f3a9be24c550d7c1f3a9be24c55
 plan:
   description: What the container is to be brought to.
   returned: with O(state=begun)
@@ -95,7 +108,7 @@ from typing import Any
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PROVIDER_OPTIONS, Call, run_module
 
 ARGUMENT_SPEC: dict[str, Any] = PROVIDER_OPTIONS | {
-    "state": {"type": "str", "choices": ["begun", "present", "absent"], "default": "begun"},
+    "state": {"type": "str", "choices": ["begun", "present", "pushed", "absent"], "default": "begun"},
     "workload": {"type": "str"},
     "profiles": {"type": "list", "elements": "str", "default": []},
     "run_options": {"type": "list", "elements": "str", "default": []},
@@ -107,32 +120,43 @@ CONDITIONS: dict[str, Any] = {
     "required_if": [
         ("state", "begun", ("workload",)),
         ("state", "present", ("image", "container")),
+        ("state", "pushed", ("image",)),
         ("state", "absent", ("container",)),
     ]
 }
 
 
 def run(call: Call) -> dict[str, Any]:
-    """Begin an image, finish it, or give it up."""
+    """Begin an image, finish it, send it, or give it up."""
     from gpuyard.api import image
 
-    given = call.params
-    if given["state"] == "begun":
+    given, check = call.params, call.check_mode
+    state, name, container = given["state"], given["image"], given["container"]
+    if state == "begun":
         return image.prepare(
             call.site(),
             given["workload"],
             profiles=given["profiles"],
             options=given["run_options"],
-            check=call.check_mode,
+            push=given["push"],
+            check=check,
             progress=call.progress,
         ).to_dict()
-    if not call.check_mode:
-        if given["state"] == "absent":
-            image.give_up(given["container"])
-        else:
-            image.finish(given["image"], given["container"], push=given["push"], progress=call.progress)
-    text = f"Made {given['image']}; say `image: {given['image']}` in the workload, and machines boot from it."
-    return {"changed": True, "image": given["image"], "text": text if given["state"] == "present" else ""}
+    if state == "pushed":
+        if check:
+            return {"changed": True, "image": name, "reference": "", "text": f"Would push {name}."}
+        pushed = image.send(name, progress=call.progress)
+        done = f"Pushed {name}" if pushed.changed else f"The registry has {name} already"
+        text = f"{done}; say `image: {pushed.reference}` in the workload, and machines boot from it."
+        return {"changed": pushed.changed, "image": name, "reference": pushed.reference, "text": text}
+    if state == "absent":
+        if not check:
+            image.give_up(container)
+        return {"changed": True, "image": name, "text": ""}
+    if not check:
+        image.finish(name, container)
+    text = f"Made {name}; say `image: {name}` in the workload, and machines boot from it."
+    return {"changed": True, "image": name, "text": text}
 
 
 def main() -> None:

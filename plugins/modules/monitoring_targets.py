@@ -72,8 +72,11 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         actions.append(f"make the folder {folder}")
         diff = {"before": "", "after": f"{folder}\n"}
         if not module.check_mode:
-            folder.mkdir(parents=True)
-            folder.chmod(0o755)
+            # Killed in between, it leaves nothing that looks whole.
+            part = folder.with_name(f".{folder.name}.part")
+            part.mkdir(parents=True, exist_ok=True)
+            part.chmod(0o755)
+            part.rename(folder)
     return {"changed": bool(actions), "actions": actions, "diff": diff}
 
 

@@ -13,6 +13,8 @@ description:
     bucket. Verified and cleaned first. Where the bucket has a bundle of this state already, nothing is done.
   - With O(state=restored), brings a machine without them to the same state, when the bucket has a bundle for it and
     that is faster than building. Otherwise nothing is changed and RV(reason) says why.
+  - Where there is none of the very state, one of another state of the same O(workload) is taken that has a toolchain
+    or an environment in O(lacking). Only the parts that fit count as brought.
   - A bundle consists of pieces of some 50 MB, each with its SHA-256. They are packed, sent, fetched and unpacked side
     by side, with C(tar) and C(zstd), beside what they replace. Only when all are whole they are put in place.
   - The action plugin on the controller talks to the bucket. The machine gets addresses that are good for these pieces
@@ -54,8 +56,15 @@ options:
     description: With O(state=restored), whether to restore also where building looks faster.
     type: bool
     default: false
+  lacking:
+    description:
+      - With O(state=restored), the parts that the machine does not have yet. Read on the controller.
+      - Without them, only a bundle of the very state is taken.
+    type: list
+    elements: str
+    default: []
   workload:
-    description: With O(state=present), the workload's name, for the list of bundles.
+    description: The workload's name, for the list of bundles, and to find one of another state.
     type: str
     default: ""
   price_per_gb_month:
@@ -322,13 +331,18 @@ class Packing(Machine):
         path = os.pathsep.join([*self.search_path, os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")])
         variables = {key: str(value) for key, value in self.options["environment"].items()} | {"PATH": path}
         for command in self.options["verify"]:
-            _box.run(
+            code, output, errors = _box.execute(
                 self.module,
                 ["bash", "-o", "pipefail", "-c", command],
-                purpose=f"Verifying with {command!r}",
                 environment=variables,
                 folder=Path(self.repository) if self.repository else None,
             )
+            if code:
+                said = _box.tail(f"{output}\n{errors}").strip()
+                raise _box.BoxError(
+                    f"Verifying with {command!r} failed with exit code {code}, so no bundle was made: mend the "
+                    "machine, or verify in the workload, and try again." + (f"\n{said}" if said else "")
+                )
 
     def caches(self) -> list[Path]:
         """Return the caches of this machine."""
@@ -528,8 +542,10 @@ class Restoring(Machine):
         self.manifest = manifest
         self.tree = self.work / "tree"
         self.total = sum(piece["bytes"] for piece in [*manifest["pieces"], manifest["zstd"]])
-        building_s = 0.0 if self.options["always"] else sum(manifest["built_s"].values())
-        self.meter = Meter(self.total, building_s)
+        # A build of another state of the code has to be made all the same.
+        own = [] if "build" in manifest["held"] else [manifest["repository"]]
+        took = sum(seconds for path, seconds in manifest["built_s"].items() if not inside(path, own))
+        self.meter = Meter(self.total, 0.0 if self.options["always"] else took)
 
     def check(self) -> None:
         """Raise :class:`Unfit` for a bundle that would not fit, or would write where nothing of ours is."""
@@ -714,6 +730,7 @@ def main() -> None:
             "verify": {"type": "list", "elements": "str", "default": []},
             "environment": {"type": "dict", "default": {}},
             "always": {"type": "bool", "default": False},
+            "lacking": {"type": "list", "elements": "str", "default": []},
             "workload": {"type": "str", "default": ""},
             "price_per_gb_month": {"type": "float", "default": 0.0},
             "launchers": {"type": "path", "default": "/usr/local/bin"},

@@ -7,7 +7,7 @@ the bucket stay on the controller.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from gpuyard.remedies import option
 
 PARTS = ("rust", "lean", "pantograph", "repository", "python", "build", fingerprint.OWN.name)
 """The parts of a machine's state that lie in folders of their own, so that a bundle can hold them."""
+TOOLS = ("rust", "lean", "pantograph", "python")
+"""Those of them for which a bundle of another state of the same workload is worth fetching."""
 _GOOD_FOR_S = 6 * 3600
 _MANIFEST = "manifest.json"
 
@@ -44,6 +46,25 @@ class Shelf:
         Raises :class:`gpuyard.errors.BucketError`. A damaged manifest, and one of a newer gpuyard, is passed over.
         """
         return list(self._read(f"{FOLDER}/{key_of(wanted(parts))}/"))
+
+    def near(self, parts: Mapping[str, str], workload: str, lacking: Collection[str]) -> list[Bundle]:
+        """Return the nearest bundle for each platform, where none is of the very state of ``parts``.
+
+        It is one of the same ``workload``, such as of an earlier state of its code, and brings a toolchain or an
+        environment that is wanted and that the machine is ``lacking``. Its ``held`` names only the parts that fit.
+        """
+        found: dict[str, Bundle] = {}
+        if not workload or not set(TOOLS) & set(lacking):
+            return []
+        for bundle in self.all():
+            fits = tuple(name for name in bundle.held if bundle.parts[name] == parts.get(name))
+            if bundle.workload != workload or not set(TOOLS) & set(lacking) & set(fits):
+                continue
+            best = found.get(bundle.platform)
+            # The newest comes first, and stays among equals.
+            if best is None or len(fits) > len(best.held):
+                found[bundle.platform] = dataclasses.replace(bundle, held=fits)
+        return list(found.values())
 
     def all(self) -> list[Bundle]:
         """Return every bundle, the newest first."""

@@ -69,6 +69,7 @@ ENVIRONMENT = (
     "GPUYARD_HOME",
     "GPUYARD_OWN_BOXES",
     "GPUYARD_PROVIDER",
+    "GPUYARD_REGISTRY_AUTH",
     "GPUYARD_SANDBOX",
     "GPUYARD_SANDBOX_STATE",
     # What stages see, and may start a play with.

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from gpuyard import config, fingerprint
+from gpuyard import config, fingerprint, registry
 from gpuyard.api.site import Site
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.providers.base import Progress
 from gpuyard.renting import record
 from gpuyard.sandbox import engine as engines
-from gpuyard.sandbox.engine import Engine
+from gpuyard.sandbox.engine import Engine, EngineError
 from gpuyard.workload import Workload, resolve
 
 _TAG_DIGITS = 16
 _LABEL = "gpuyard.fingerprint"
 _BUILD_S = 3600.0
+_NO_DIGEST = f"sha256:{'0' * 64}"
 # What a base lacks before a role can do anything in it; python3-apt is what installs the rest.
 _PYTHON = "command -v python3 >/dev/null || { apt-get update && apt-get install -y --no-install-recommends python3; }"
 # Whatever belongs to one machine, or can be had again.
@@ -59,13 +64,15 @@ def prepare(
     *,
     profiles: Sequence[str] = (),
     options: Sequence[str] = (),
+    push: bool = False,
     check: bool = False,
     progress: Progress,
 ) -> ImagePlan:
     """Return the image of a workload, and unless it is there or ``check`` says so, start a container of its base.
 
-    ``options`` are further words for the engine's ``run``, such as ``--network=host``. Raises :class:`UsageError` when
-    the workload says nothing of an image, and :class:`gpuyard.sandbox.engine.EngineError`.
+    ``options`` are further words for the engine's ``run``, such as ``--network=host``. With ``push``, its registry is
+    asked first whether it will take the image. Raises :class:`UsageError` when the workload says nothing of an image or
+    the registry refuses, and :class:`gpuyard.sandbox.engine.EngineError`.
     """
     workload = resolve(name_or_path, profiles=profiles).workload
     if workload.container is None:
@@ -84,6 +91,8 @@ def prepare(
         plan=_plan(site, workload, parts, whole),
     )
     engine = engines.find()
+    if push:
+        check_registry(plan.image)
     if engine.image_label(plan.image, _LABEL) == whole:
         progress(f"The image {plan.image} is there already.")
         return ImagePlan(plan.image, plan.base, plan.container, True, plan.plan)
@@ -117,11 +126,11 @@ def _start(engine: Engine, plan: ImagePlan, whole: str, options: Sequence[str], 
         raise
 
 
-def finish(plan_image: str, container: str, *, push: bool = False, progress: Progress) -> str:
-    """Make the image of the container, remove that, and with ``push`` send the image to its registry; return its id.
+def finish(image: str, container: str) -> str:
+    """Make the image of the container, remove that, and return the image's id.
 
     Nothing that belongs to one machine is in it: no host key, no log, no secret, no run. Raises
-    :class:`gpuyard.sandbox.engine.EngineError`.
+    :class:`gpuyard.sandbox.engine.EngineError`, and :class:`UsageError` when it does not fit on the disk.
     """
     engine = engines.find()
     engine.execute(container, "sh", "-c", _CLEAN)
@@ -130,10 +139,11 @@ def finish(plan_image: str, container: str, *, push: bool = False, progress: Pro
     inherited = engine.run("inspect", "--format", "{{.Image}}", container).strip()
     changes = [f"LABEL {_LABEL}={whole}", *_start_of(engine, inherited)]
     words = [word for change in changes for word in ("--change", change)]
-    made = engine.run("commit", *words, container, plan_image, timeout_s=_BUILD_S).strip()
+    try:
+        made = engine.run("commit", *words, container, image, timeout_s=_BUILD_S).strip()
+    except EngineError as error:
+        raise UsageError(registry.explain(image, str(error), os.environ)) from None
     engine.remove(container)
-    if push:
-        send(plan_image, progress=progress)
     return made
 
 
@@ -147,11 +157,74 @@ def _start_of(engine: Engine, image: str) -> list[str]:
     ]
 
 
-def send(image: str, *, progress: Progress) -> None:
-    """Push an image to the registry that its name says. Whoever pushes has logged in there with the engine itself."""
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """An image in its registry. ``reference`` names it by its digest, ``changed`` tells whether it was sent now."""
+
+    reference: str
+    changed: bool
+
+
+def send(image: str, *, progress: Progress) -> Pushed:
+    """Push an image to the registry that its name says, unless it is there, and pull it once by its digest.
+
+    The login is that of the auth file which ``GPUYARD_REGISTRY_AUTH`` names, else the one that the engine has. Raises
+    :class:`UsageError` with what the registry says.
+    """
+    engine, auth, plain = engines.find(), _auth(), registry.is_local(image)
+    name = image.rpartition(":")[0]
+
+    def pull(reference: str) -> str:
+        engine.at_registry("pull", "--quiet", reference, auth=auth, plain=plain, timeout_s=_BUILD_S)
+        return reference
+
+    for known in _references(engine, image, name):
+        # The engine also has a digest of its own for what was never pushed.
+        with suppress(EngineError):
+            return Pushed(pull(known), changed=False)
     progress(f"Pushing {image}.")
-    plain = image.startswith(("localhost:", "127.0.0.1:")) and engines.find().kind == "podman"
-    engines.find().run("push", *(["--tls-verify=false"] if plain else []), image, timeout_s=_BUILD_S)
+    before = set(_references(engine, image, name))
+    try:
+        with tempfile.TemporaryDirectory(prefix="gpuyard-push-") as folder:
+            file = Path(folder) / "digest"
+            words = [f"--digestfile={file}"] if engine.kind == "podman" else []
+            engine.at_registry("push", "--quiet", *words, image, auth=auth, plain=plain, timeout_s=_BUILD_S)
+            new = set(_references(engine, image, name)) - before  # Docker notes the digest that the registry gave
+            return Pushed(pull(f"{name}@{file.read_text().strip()}" if words else new.pop()), changed=True)
+    except EngineError as error:
+        raise UsageError(
+            f"{registry.explain(image, str(error), os.environ)} The image {image} is kept on this machine, so the same "
+            "command again only sends it."
+        ) from None
+
+
+def _references(engine: Engine, image: str, name: str) -> list[str]:
+    """Return the names by digest that the engine knows for ``image`` in the repository ``name``."""
+    found = json.loads(engine.run("image", "inspect", image))[0].get("RepoDigests") or []
+    return [one for one in found if one.startswith(f"{name}@")]
+
+
+def _auth() -> bytes | None:
+    file = registry.auth_file(os.environ)
+    return file.read_bytes() if file else None
+
+
+def check_registry(image: str) -> None:
+    """Raise :class:`UsageError` when the registry of ``image`` does not answer, or does not take the auth file's login.
+
+    For before an image is made. Whether the login may push there shows only when it does.
+    """
+    engine, auth, plain = engines.find(), _auth(), registry.is_local(image)
+    try:
+        engine.at_registry("pull", "--quiet", f"{image.rpartition(':')[0]}@{_NO_DIGEST}", auth=auth, plain=plain)
+    except EngineError as error:
+        if registry.is_silent(str(error)):
+            raise UsageError(registry.explain(image, str(error), os.environ)) from None
+    if registry.login(image, os.environ):
+        try:
+            engine.at_registry("login", registry.registry_of(image), auth=auth, plain=plain)
+        except EngineError as error:
+            raise UsageError(registry.explain(image, str(error), os.environ)) from None
 
 
 def give_up(container: str) -> None:

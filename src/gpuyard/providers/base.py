@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 
 from gpuyard.errors import UnsupportedError
 from gpuyard.formats.label import RunRef
+from gpuyard.registry import Login
 
 Market = Literal["on-demand", "interruptible"]
 Progress = Callable[[str], None]
@@ -97,6 +98,7 @@ class CreateSpec:
     disk_gb: float = 20.0
     image: str = ""  # "": the provider's default
     limited_user: bool = False  # log in as a user with sudo, where the provider makes one; else as root
+    image_login: Login | None = None  # with which the provider's host pulls it; None: it needs none
     market: Market = "on-demand"
     bid_per_hour_usd: float | None = None  # interruptible only; None: the offer's own price
     bootstrap: str = ""  # a shell script that the provider runs at first boot; never holds a secret

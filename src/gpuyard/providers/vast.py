@@ -257,7 +257,10 @@ class Vast(Provider):
         calls = []
         if not self._has_key(spec.ssh_public_key):
             calls.append(PlannedCall("POST", self._api.url("/api/v0/ssh/"), {"ssh_key": spec.ssh_public_key}))
-        calls.append(PlannedCall("PUT", self._api.url(f"/api/v0/asks/{offer.id}/"), _create_body(offer, spec)))
+        body = _create_body(offer, spec)
+        if spec.image_login:
+            body["image_login"] = f"(the login of {spec.image_login.user} at {spec.image_login.registry})"
+        calls.append(PlannedCall("PUT", self._api.url(f"/api/v0/asks/{offer.id}/"), body))
         return calls
 
     def ssh_keys(self) -> list[str]:
@@ -433,6 +436,7 @@ def _create_body(offer: Offer, spec: CreateSpec) -> dict[str, object]:
         raise UsageError(f"The bootstrap script is {len(onstart.encode())} bytes long; Vast.ai takes {_ONSTART_LIMIT}.")
     if len(json.dumps(environment).encode()) > _ENV_LIMIT:
         raise UsageError(f"The instance's environment is larger than the {_ENV_LIMIT} bytes that Vast.ai takes.")
+    login = spec.image_login
     return {
         "client_id": "me",
         "image": spec.image or DEFAULT_IMAGE,
@@ -445,6 +449,7 @@ def _create_body(offer: Offer, spec: CreateSpec) -> dict[str, object]:
         "target_state": "running",
         "cancel_unavail": True,
         "price": _bid(offer, spec),
+        **({"image_login": f"-u {login.user} -p {login.password} {login.registry}"} if login else {}),
     }
 
 

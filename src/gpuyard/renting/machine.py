@@ -6,12 +6,13 @@ says what it would do, down to the writing API calls, and does none of it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from gpuyard import market, pace, ssh
+from gpuyard import market, pace, registry, ssh
 from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError, LeakError, ProviderError, UsageError
 from gpuyard.formats.label import FIRST_NODE, RunRef, check_name
@@ -168,6 +169,7 @@ def present_alone(
         disk_gb=order.disk_gb,
         image=order.image,
         limited_user=order.limited_user,
+        image_login=registry.login(order.image, os.environ),
         known_ids=frozenset(instance.id for instance in held),
     )
     offers = list(order.offers())
@@ -397,6 +399,8 @@ def _new(
                 progress(f"{error} Giving it back.")
             destroy.destroy_all(providers, [instance], ledger=order.ledger, progress=progress)
             known_ids.add(instance.id)
+            if refused := registry.not_pulled(spec.image, str(error)):
+                raise UsageError(refused) from None  # every other machine would be told the same
             raise
         if order.wait:
             rivals.settle(everywhere, usable, known_ids, ledger=order.ledger, last=True, progress=progress)

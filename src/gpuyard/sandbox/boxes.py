@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import configparser
 import functools
 import io
@@ -13,6 +14,7 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from gpuyard import registry
 from gpuyard.errors import UsageError
 from gpuyard.sandbox import images
 from gpuyard.sandbox.engine import LABEL, ContainerSpec, Engine, EngineError, Port
@@ -36,6 +38,8 @@ chown -R "$1:" "$2"
 echo "$1 ALL=(ALL) NOPASSWD: ALL" > /etc/sudoers.d/90-cloud-init-users"""
 _SLOW_BYTES_PER_S = 4_000_000
 _BLOCK_DEVICES = Path("/sys/dev/block")
+_LOGIN = re.compile(r"-u (?P<user>\S+) -p (?P<password>\S+) (?P<registry>\S+)")
+_PULL_S = 1800.0
 
 
 def choose_address(sandbox: str, number: int, *ports: int) -> str:
@@ -162,6 +166,8 @@ def make(
     slow_disk: bool = False,
 ) -> None:
     """Create the rental's container and start it; with ``slow_disk`` this machine's kernel slows its writing down."""
+    if registry.is_local(rental.image):
+        pull(engine, rental)
     image, systemd = images.ways(rental.image)
     spec = ContainerSpec(
         name=rental.container,
@@ -182,6 +188,27 @@ def make(
     start(engine, rental)
     if rental.user != "root":
         engine.execute(rental.container, "sh", "-c", _MAKE_USER, "sh", rental.user, rental.home)
+
+
+def is_here(image: str) -> bool:
+    """Tell whether an image can be had on this machine: in its engine, or in a registry on loopback."""
+    return image.startswith("localhost/") or registry.is_local(image)
+
+
+def pull(engine: Engine, rental: Rental) -> None:
+    """Pull the rental's image as its host does: with the login that came with the order, and with no other."""
+    login = _LOGIN.fullmatch(str(rental.request.get("image_login") or ""))
+    auth = {}
+    if login:
+        coded = base64.b64encode(f"{login['user']}:{login['password']}".encode()).decode()
+        auth = {"auths": {login["registry"]: {"auth": coded}}}
+    try:
+        engine.at_registry(
+            "pull", "--quiet", rental.image, auth=json.dumps(auth).encode(), plain=True, timeout_s=_PULL_S
+        )
+    except EngineError as error:
+        denied = any(word in str(error) for word in ("unauthorized", "denied"))
+        raise EngineError(f"pull access denied for {rental.image}" if denied else str(error)) from None
 
 
 def start(engine: Engine, rental: Rental) -> None:

@@ -12,8 +12,9 @@ import re
 import resource
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpuyard import paths
@@ -160,6 +161,24 @@ class Engine:
     def build_image(self, folder: Path, image: str) -> None:
         """Build ``image`` from the ``Containerfile`` in ``folder``."""
         self.run("build", "-f", str(folder / "Containerfile"), "-t", image, str(folder), timeout_s=1800)
+
+    def at_registry(
+        self, verb: str, *words: str, auth: bytes | None = None, plain: bool = False, timeout_s: float = _TIMEOUT_S
+    ) -> str:
+        """Run ``pull``, ``push`` or ``login``; ``plain``: without TLS.
+
+        ``auth`` is the content of an auth file, whose logins alone are used; ``None``: those that the engine has.
+        """
+        engine, options = self, []
+        with tempfile.TemporaryDirectory(prefix="gpuyard-auth-") as folder:
+            if self.kind == "podman" and plain:
+                options.append("--tls-verify=false")
+            if auth is not None:
+                file = Path(folder) / "config.json"
+                write_whole(file, auth, mode=0o600)
+                engine = replace(self, environment={**self.environment, "DOCKER_CONFIG": folder})
+                options += [f"--authfile={file}"] if self.kind == "podman" else []
+            return engine.run(verb, *options, *words, stdin=b"", timeout_s=timeout_s)
 
     def ensure_network(self, network: str, labels: Mapping[str, str]) -> None:
         """Create a bridge network in which containers find each other by name; existing is fine."""

@@ -167,7 +167,10 @@ class World:
 
 
 _TEXTS = ("item", "region", "label", "container", "image", "address", "status_text")
-_REQUEST_TEXTS = ("image", "onstart", "runtype", "hostname", "user_data", "os", "template_hash_id", "user_scheme")
+_REQUEST_TEXTS = (
+    *("image", "image_login", "onstart", "runtype", "hostname", "user_data", "os", "template_hash_id", "user_scheme"),
+    *("name", "cloud", "key_name"),
+)
 
 
 def _rental(data: Json) -> Rental:

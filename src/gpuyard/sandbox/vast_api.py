@@ -37,8 +37,9 @@ _TEXT_MAX = 400
 # What a create call may say. Options beyond these are refused where they ask for something.
 _CREATE = {
     *("image", "env", "disk", "price", "label", "onstart", "runtype", "target_state", "cancel_unavail"),
-    # Without an effect here: who asks, a registry's login (no image is pulled), locales (a box has UTF-8), force.
-    *("client_id", "image_login", "python_utf8", "lang_utf8", "force"),
+    "image_login",
+    # Without an effect here: who asks, locales (a box has UTF-8), force.
+    *("client_id", "python_utf8", "lang_utf8", "force"),
 }
 _RUNTYPES = {"ssh", "ssh_proxy", "ssh_direct", "ssh_direc"}
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]*")
@@ -273,7 +274,7 @@ class VastApi:
             region=record["geolocation"],
             label=order.label,
             container=f"{cloud.settings.network}-vast-{contract}",
-            image=order.image if order.image.startswith("localhost/") else images.ML_IMAGE,
+            image=order.image if boxes.is_here(order.image) else images.ML_IMAGE,
             address=boxes.choose_address(cloud.settings.name, number, *outside),
             ports={str(port): high for port, high in zip(inside, outside, strict=True)},
             created_at=cloud.clock(),
@@ -680,7 +681,13 @@ def _order(body: Json) -> _Order:
         bid=bid,
         started=target == "running",
         cancel_unavailable=bool(body.get("cancel_unavail")),
-        request={"image": image, "onstart": onstart or None, "runtype": runtype, "env": body.get("env")},
+        request={
+            "image": image,
+            "image_login": fields.text(body, "image_login", _TEXT_MAX),
+            "onstart": onstart or None,
+            "runtype": runtype,
+            "env": body.get("env"),
+        },
     )
 
 

@@ -29,9 +29,9 @@ def write_play(file: Path, between: list[dict[str, Any]]) -> Path:
     return file
 
 
-def start(yard: Yard, play: Path) -> subprocess.Popen[str]:
+def start(yard: Yard, play: Path | str, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [BIN / "ansible-playbook", str(play)],
+        [BIN / "ansible-playbook", str(play), *words],
         cwd=ROOT,
         env=yard.environment,
         stdin=subprocess.DEVNULL,

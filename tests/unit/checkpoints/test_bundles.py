@@ -87,6 +87,21 @@ def test_only_the_very_state_is_found(shelf: Shelf) -> None:
     assert shelf.find({**PARTS, "build": "other"}) == [] == shelf.find({"rust": "aa"})
 
 
+def test_after_a_change_of_the_code_the_nearest_bundle_of_the_workload_is_found(shelf: Shelf) -> None:
+    """X10"""
+    put(shelf)
+    changed = PARTS | {"build": "changed"}
+    (near,) = shelf.near(changed, "tiny", ["rust", "build"])
+    assert near.held == ("rust",) and near.key == key_of(PACKED["parts"])
+    for lacking in (["build"], ["build", "python"]):  # the machine has Rust already
+        assert shelf.near(changed, "tiny", lacking) == []
+    assert shelf.near(changed, "other", ["rust"]) == shelf.near(changed, "", ["rust"]) == []
+    assert shelf.near(PARTS | {"rust": "newer"}, "tiny", ["rust", "build"]) == []  # a build alone is none
+    put(shelf, PACKED | {"parts": {"rust": "aa", "build": "cc", "python": "p"}, "held": ["build", "python", "rust"]})
+    (near,) = shelf.near(changed | {"python": "p"}, "tiny", ["rust", "python"])
+    assert near.held == ("python", "rust")
+
+
 def test_what_is_there_is_not_sent_again_and_what_is_not_needed_goes(shelf: Shelf) -> None:
     put(shelf)
     assert shelf.to_send(PACKED)[1] == {}

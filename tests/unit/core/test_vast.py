@@ -22,6 +22,7 @@ from gpuyard.providers import rental
 from gpuyard.providers.base import Query, State
 from gpuyard.providers.http import Answer
 from gpuyard.providers.vast import Vast, classify
+from gpuyard.registry import Login
 
 from .conftest import SSH_KEY, VAST_KEY, FakeTime, a_spec, an_offer
 from .standin import LOST, Reply, Request, Standin
@@ -182,6 +183,19 @@ def test_a_bid_is_without_the_disk_and_rounded_up(vast: Vast) -> None:
     exact = an_offer(market="interruptible", price_per_hour_usd=0.21, disk_price_per_hour_usd=0.01)
     assert (_plan(vast, exact)[-1].body or {})["price"] == 0.2
     assert (_plan(vast, exact, bid_per_hour_usd=0.5)[-1].body or {})["price"] == 0.5
+
+
+def test_the_login_for_an_image_goes_with_the_create_and_shows_in_no_plan(vast: Vast, service: Standin) -> None:
+    """E10, U11"""
+    with_key(service)
+    service.on("PUT", "/api/v0/asks/4711/", Reply({"success": True, "new_contract": 7}))
+    spec = a_spec(image="ghcr.io/me/prover:1", image_login=Login("me", "canary-77", "ghcr.io"))
+    vast.create(an_offer(), spec)
+    [put] = service.calls("PUT")
+    assert put.body and put.body["image_login"] == "-u me -p canary-77 ghcr.io"
+    planned = vast.plan_create(an_offer(), spec)[-1].body or {}
+    assert planned["image_login"] == "(the login of me at ghcr.io)"
+    assert "canary-77" not in repr(spec)
 
 
 def _plan(vast: Vast, offer: Any, **spec: Any) -> Any:

@@ -9,9 +9,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from ansible_collections.gpuyard.cloud.plugins.module_utils import _box, _cuda, _download
@@ -379,3 +384,53 @@ def test_v6_a_new_driver_that_does_not_answer_asks_for_one_reboot(
     assert "install the driver (nvidia-open)" in done
     failed = run_module("cuda_toolkit", rebooted=True, **options)
     assert failed["msg"].startswith("The driver that was installed does not answer after the reboot")
+
+
+PYTHON = """#!/bin/sh
+# STAND-IN for the Python that makes an environment with pip, and for this pip, which is cut off at its first call.
+mkdir -p "$3/bin"
+cat > "$3/bin/pip" <<'PIP'
+#!/bin/sh
+while [ "$1" != --target ]; do shift; done
+mkdir -p "$2/nvidia"
+if [ ! -e {folder}/pip ]; then
+  touch "$2/nvidia/half"; echo $$ > {folder}/pip.new; mv {folder}/pip.new {folder}/pip; exec sleep 600
+fi
+touch "$2/nvidia/whole"
+PIP
+chmod +x "$3/bin/pip"
+"""
+
+
+def test_b4_a_toolkit_of_which_the_download_was_killed_is_fetched_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/python3"
+    program.write_text(PYTHON.replace("{folder}", str(tmp_path)))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    root, sign = tmp_path / "cuda", tmp_path / "pip"
+
+    class Module:
+        """STAND-IN for Ansible's module: its options, and real programs."""
+
+        params: ClassVar = {"root": str(root), "wheels_version": "13.0", "wheels": ["nvcc==13.0"]}
+
+        def run_command(self, words: list[str], **_options: Any) -> tuple[int, str, str]:
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            return done.returncode, done.stdout, done.stderr
+
+    first = multiprocessing.get_context("fork").Process(target=cuda_toolkit.install_wheels, args=(Module(),))
+    first.start()
+    deadline = time.monotonic() + 60
+    while not sign.exists():
+        assert first.is_alive() and time.monotonic() < deadline
+        time.sleep(0.02)
+    first.kill()
+    first.join()
+    os.kill(int(sign.read_text()), signal.SIGKILL)
+    assert [path.name for path in root.iterdir()] == ["wheels-13.0.part"]
+    cuda_toolkit.install_wheels(Module())
+    assert [path.name for path in root.iterdir()] == ["wheels-13.0"]
+    assert [path.name for path in (root / "wheels-13.0/nvidia").iterdir()] == ["whole"]

@@ -92,6 +92,22 @@ def test_v9_torch_of_the_environment_sees_every_gpu(
     assert "torch cannot be imported: libcudnn.so.9" in failed["msg"]
 
 
+def test_v9_checks_that_were_killed_leave_no_answer_and_the_next_ones_are_whole(
+    options: dict[str, Any], tmp_path: Path, run_module: RunModule, killed_module: Callable[..., None]
+) -> None:
+    python, sign = Path(a_torch(tmp_path, 0)), tmp_path / "sign"
+    options.update(python=str(python), emulated=True)
+    right = python.read_text()
+    python.write_text(f"#!/bin/sh\necho begun > {sign}; sleep 2; exit 1\n")
+    killed_module("health_check", sign, "begun", **options)
+    assert not list(tmp_path.glob("*health.json*"))
+    python.write_text(right)
+    done = run_module("health_check", **options)
+    assert done["changed"] and json.loads((tmp_path / "health.json").read_text())["checks"] == done["checks"]
+    assert not run_module("health_check", **options)["changed"]
+    assert len(list(tmp_path.glob("*health.json*"))) == 1
+
+
 def test_a_box_without_gpuyards_code_is_told(options: dict[str, Any], tmp_path: Path, run_module: RunModule) -> None:
     (tmp_path / "box.zip").unlink()
     assert "run the role checkpoints first" in run_module("health_check", **options)["msg"]

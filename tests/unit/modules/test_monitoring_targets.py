@@ -27,6 +27,23 @@ def test_the_folder_of_the_prometheus_file_is_made_once(run_module: Any, tmp_pat
     assert refused["failed"] and refused["msg"].endswith("is a file, so it can hold none.")
 
 
+def test_a_run_that_was_killed_leaves_no_folder_that_looks_whole(
+    run_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "node-exporter/gpuyard.prom"
+
+    def killed(_path: Path, _mode: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "chmod", killed)
+        run_module("monitoring_targets", prometheus=str(file))
+    assert not file.parent.exists()
+    assert run_module("monitoring_targets", prometheus=str(file))["changed"]
+    assert [one.name for one in tmp_path.iterdir()] == ["node-exporter"]
+    assert not run_module("monitoring_targets", prometheus=str(file))["changed"]
+
+
 def test_mail_without_a_server_needs_a_sendmail(
     run_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import http.server
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -222,8 +223,9 @@ def test_the_state_is_verified_before_and_the_release_build_stays(run_module: An
     assert done["actions"][0] == "verify with 1 command"
     assert (code / "target/release/prover").exists() and not (code / "target/release/incremental").exists()
     assert not Path(machine["root"], "rust/cargo/registry/cache").exists()
-    failed = run_module("snapshot_bundle", **machine, step="packed", verify=["exit 3"])
-    assert failed["failed"] and failed["msg"].startswith("Verifying with 'exit 3' failed with exit code 3")
+    failed = run_module("snapshot_bundle", **machine, step="packed", verify=["echo why >&2; exit 3"])
+    words = r"Verifying with 'echo why >&2; exit 3' failed with exit code 3, so no bundle was made: mend .*\.\nwhy"
+    assert failed["failed"] and re.fullmatch(words, failed["msg"])
 
 
 def test_a_damaged_piece_is_named_and_nothing_is_changed(
@@ -258,17 +260,33 @@ def test_a_restore_that_was_killed_leaves_nothing_half_and_the_next_one_goes_on(
     words = [sys.executable, "-c", KILLABLE, str(COLLECTIONS), json.dumps(machine | wanted(packed, bucket[0]))]
     child = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not (fetched := [*root.glob("bundle/tree/*"), *root.glob("bundle/pieces/*")]) or len(bucket[1].asked) < 3:
+    whole: set[str] = set()
+    while not whole or len(bucket[1].asked) < 3:
         assert time.monotonic() < deadline and child.poll() is None
         pause(0.01)
+        whole = {f"/{path.name}" for path in root.glob("bundle/pieces/*") if path.suffix != ".part"}
     child.kill()
     child.wait()
     bucket[1].stall.set()
-    assert fetched and {path.name for path in root.iterdir()} == {"bundle"}
+    assert {path.name for path in root.iterdir()} == {"bundle"}
     asked = len(bucket[1].asked)
     assert restore(packed)["restored"] and (root / "rust/lib/0.so").exists()
-    names = {path for path, _asked in bucket[1].asked[:2]} & {path for path, _asked in bucket[1].asked[asked:]}
-    assert not names, "what was whole is not fetched again"
+    assert not whole & {path for path, _asked in bucket[1].asked[asked:]}, "what was whole is not fetched again"
+
+
+def test_of_a_bundle_of_another_state_only_what_fits_counts_as_brought(
+    run_module: Any, machine: dict[str, Any], packed: dict[str, Any], restore: Restore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.modules.snapshot_bundle")
+    budgets: list[float] = []
+    meter = module.Meter
+    monkeypatch.setattr(module, "Meter", lambda total, took: budgets.append(took) or meter(total, took))
+    root = lose(machine)
+    assert restore({**packed, "held": ["rust"]})["restored"]
+    record = json.loads((root / "converged.json").read_text())
+    assert record["parts"] == {"rust": PARTS["rust"]}
+    # The build is there to go on from, and its time does not speak for the bundle.
+    assert (root / "src/tiny/0123/target/release/prover").exists() and budgets == [30.0]
 
 
 def test_building_is_preferred_where_the_bucket_is_slow(

@@ -18,6 +18,7 @@ from gpuyard.errors import UsageError
 from gpuyard.sandbox import boxes, engine, images
 from gpuyard.sandbox.engine import ContainerSpec, Engine, EngineError, Port
 from gpuyard.sandbox.info import load
+from gpuyard.sandbox.model import Phase, Rental
 from gpuyard.sandbox.settings import HIGH_PORTS, Settings, free_port, port_is_free
 
 
@@ -313,3 +314,43 @@ def test_wrong_usage_is_refused_by_the_parser(arguments: list[str], capsys: pyte
         main(["sandbox", *arguments])
     assert stop.value.code == 2
     assert "usage: gpuyard sandbox" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["podman", "docker"])
+def test_a_login_reaches_the_engine_by_a_file_that_goes_at_once(tmp_path: Path, kind: str) -> None:
+    """E10"""
+    said = tmp_path / "said"
+    file = '"${DOCKER_CONFIG}/config.json"'
+    program(tmp_path / "bin", kind, f'echo "$@" > {said}; cat {file} >> {said}; stat -c %a {file} >> {said}')
+    Engine(str(tmp_path / "bin" / kind), kind).at_registry("push", "--quiet", "a/b", auth=b"{}", plain=True)
+    words, content = said.read_text().split("\n", 1)
+    assert content == "{}600\n"
+    option = next((word for word in words.split() if word.startswith("--authfile=")), "")
+    assert words == (f"push --tls-verify=false {option} --quiet a/b" if kind == "podman" else "push --quiet a/b")
+    assert not list(Path(option.removeprefix("--authfile=")).parent.glob("config.json")) if option else True
+
+
+def pulled(image: str, login: str, answer: str, folder: Path) -> str:
+    """Pull an image as a rental's host does; return the words and the logins that the engine got."""
+    said = folder / "said"
+    program(folder / "bin", "podman", f'echo "$@" > {said}; cat "$DOCKER_CONFIG/config.json" >> {said}; {answer}')
+    rental = Rental(
+        provider="vast", id="1", item="1", region="", label="", container="c", image=image, address="", ports={},
+        created_at=0.0, phase=Phase.BOOTING, phase_since=0.0, made=False, request={"image_login": login},
+    )  # fmt: skip
+    boxes.pull(Engine(str(folder / "bin/podman"), "podman"), rental)
+    return said.read_text()
+
+
+def test_a_host_pulls_with_the_login_of_the_order_alone(tmp_path: Path) -> None:
+    """U11"""
+    image = f"localhost:5000/me/prover@sha256:{'0' * 64}"
+    assert boxes.is_here(image) and boxes.is_here("localhost/prover:1") and not boxes.is_here("ghcr.io/me/prover:1")
+    said = pulled(image, "-u me -p secret localhost:5000", "exit 0", tmp_path)
+    assert said.split("\n")[0].endswith(image) and "secret" not in said
+    assert json.loads(said.split("\n")[1]) == {"auths": {"localhost:5000": {"auth": "bWU6c2VjcmV0"}}}
+    assert pulled(image, "", "exit 0", tmp_path).endswith("\n{}")
+    with pytest.raises(EngineError, match=rf"^pull access denied for {image}$"):
+        pulled(image, "", "echo 'Error: unauthorized: authentication required' >&2; exit 125", tmp_path)
+    with pytest.raises(EngineError, match="manifest unknown"):
+        pulled(image, "", "echo 'Error: manifest unknown' >&2; exit 125", tmp_path)
