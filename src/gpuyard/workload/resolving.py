@@ -240,7 +240,8 @@ class _Layered:
             if not value:
                 self.layers[place] = layer, at
             if place == ("repository",):
-                replaced = {other for key in value for other in _REPLACED_SOURCE.get(key, ())} - set(value)
+                named = [key for key, said in value.items() if said is not None]
+                replaced = {other for key in named for other in _REPLACED_SOURCE.get(key, ())} - set(named)
                 for other in replaced:
                     inner.pop(other, None)
                     self.layers.pop((*place, other), None)
