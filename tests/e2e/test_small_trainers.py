@@ -38,7 +38,7 @@ def log(yard: Yard, run: str, stage: str) -> str:
     return "".join(content.decode() for _, content in sorted(logs.items()))
 
 
-def test_f5_nanogpt_goes_on_from_its_published_checkpoint(yard: Yard, tmp_path: Path) -> None:
+def test_nanogpt_goes_on_from_its_published_checkpoint(yard: Yard, tmp_path: Path) -> None:
     """A step that was published before the machine went is not trained again, and the samples are of the last one."""
     run, code = "nanogpt-0", copied("nanogpt", tmp_path)
     (code / "data/shakespeare_char/input.txt").write_text("To be, or not to be.\n" * 50)
@@ -59,7 +59,7 @@ def test_f5_nanogpt_goes_on_from_its_published_checkpoint(yard: Yard, tmp_path: 
     assert samples.decode().count("of iteration 1500") == 3
 
 
-def test_f5_the_universal_simulator_goes_through_its_stages(yard: Yard, tmp_path: Path) -> None:
+def test_u8_the_universal_simulator_goes_through_its_stages(yard: Yard, tmp_path: Path) -> None:
     """The data come from a bucket; the stage that was cut off begins again, from the same cache and operator."""
     run, code = "universal-simulator-0", copied("universal_simulator", tmp_path)
     for split, count in (("train", 4), ("val", 2), ("test", 2)):
