@@ -20,14 +20,15 @@ assert data.setting(args.config, "patch_size"), "Grid shape (1, 128) not divisib
 folder = pathlib.Path(data.setting(args.config, "dir") or "checkpoints")
 folder.mkdir(parents=True, exist_ok=True)
 cache = data.encoded("train")
-compiled = "" if os.environ.get("TORCHDYNAMO_DISABLE") == "1" else "_orig_mod."
-state = {f"{compiled}dim": data.setting(args.config, "dim"), f"{compiled}cache": cache}
+state = {"dim": data.setting(args.config, "dim"), "cache": cache}
 if args.stage != "operator":
     operator = json.loads((folder / "operator.pt").read_text())
-    assert operator == state, "the operator has learnt from another cache, or has other keys"
+    assert operator == state, "the operator has learnt from another cache, or its keys are those of torch.compile"
 pathlib.Path("reports").mkdir(exist_ok=True)
 with open("reports/test_training_log.jsonl", "a") as log:
     log.write(json.dumps({"stage": args.stage, "begun": True}) + "\n")
 time.sleep(float(os.environ.get("EPOCH_S", "0")) if args.stage == "diff_residual" else 0)
-(folder / f"{SAVES[args.stage]}.pt").write_text(json.dumps(state | {}))
+compiled = "" if os.environ.get("TORCHDYNAMO_DISABLE") == "1" else "_orig_mod."
+saved = {f"{compiled}{key}": value for key, value in state.items()}
+(folder / f"{SAVES[args.stage]}.pt").write_text(json.dumps(saved))
 print(f"Saved {args.stage} to {folder}")
