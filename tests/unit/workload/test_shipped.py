@@ -28,3 +28,10 @@ def test_b3_b28_f5_each_profile_resolves_and_can_be_sent_to_a_machine(
 def test_the_five_projects_and_the_two_examples_are_there() -> None:
     projects = {"burnqed", "eigen2", "fairy2", "universal_simulator"}
     assert set(FILES) == {"miniprover", "nanogpt"} | projects
+
+
+def test_nanogpt_brings_what_its_programs_import() -> None:
+    """``sample.py`` imports tiktoken also for a model of characters."""
+    python = resolve("nanogpt").workload.python
+    assert python is not None
+    assert {name.partition(">")[0] for name in python.packages} == {"torch", "numpy", "requests", "tiktoken"}
