@@ -119,7 +119,8 @@ def left_out(root: Path, rules: Rules = NO_RULES, *, seconds: float = _LOOK_S) -
         # Each gets its share of what is left, so that one huge folder does not hide the others.
         share = (until - time.monotonic()) / (len(found) - place)
         total, whole = _measure(root / name, time.monotonic() + share)
-        total -= size(root, [other for other in listed if name.endswith("/") and other.startswith(name)])
+        inside = [other for other in listed if other == name or (name.endswith("/") and other.startswith(name))]
+        total -= size(root, inside)
         if total > 0:
             measured.append(LeftOut(name, total, whole, why))
     return sorted(measured, key=lambda entry: entry.size, reverse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,10 @@ def of_run(
         if request.workload and "/" in request.workload:
             raise
         return _as_kept(run, request, store, made_of, None, _why_kept(run, error), progress)
+    if begun:
+        local = _with_layers_of(run, request, made_of, local)
     if request.update and begun:
-        return _replaced(run, request, store, made_of, local)
+        return _replaced(run, store, made_of, local)
     if not begun:
         same = record.document_of(local.resolved) == made_of.workload and local.source.digest == made_of.source.digest
         return _as_here(run, local, shared=not same, anew=False)
@@ -102,7 +104,26 @@ def of_run(
 
 
 def _here(run: Run, request: PlanRequest, loaded: Resolved | None, progress: Progress | None) -> _Local:
-    resolved = loaded or choose.workload_of(run, request, progress)
+    return _local(loaded or choose.workload_of(run, request, progress))
+
+
+def _with_layers_of(run: Run, request: PlanRequest, made_of: WorkloadRecord, local: _Local) -> _Local:
+    """Return what is here under the layers with which the run began, since one of them may name the source."""
+    try:
+        stored = record.resolved_of(made_of, run.name)
+    except CheckpointError:  # what is replaced need not be readable, and what is kept is read again
+        return local
+    return _local(
+        resolve(
+            str(local.resolved.workload.source),
+            profiles=request.profiles or stored.profiles,
+            overrides=(*stored.overrides, *words(request.overrides)),
+            options={**stored.options, **request.options},
+        )
+    )
+
+
+def _local(resolved: Resolved) -> _Local:
     root = resolved.workload.local_tree
     source, found = record.source_of(root, resolved.workload)
     return _Local(resolved, root, source, found.files if found else {})
@@ -134,21 +155,13 @@ def _to_keep(run: Run, resolved: Resolved, source: SourceRef, root: Path | None,
     return record.ToKeep(run.name, workload.name, pools, made_of, root, workload.tree_rules, anew)
 
 
-def _replaced(run: Run, request: PlanRequest, store: Store, made_of: WorkloadRecord, local: _Local) -> Version:
+def _replaced(run: Run, store: Store, made_of: WorkloadRecord, local: _Local) -> Version:
     """Return the version that is here, in place of the bucket's, with what is different."""
     keys: list[str] = []
     files: list[str] = []
     # What is replaced need not be readable.
     with suppress(CheckpointError):
         keys = _changed_keys(made_of, local)
-        stored = record.resolved_of(made_of, run.name)
-        layered = resolve(
-            str(local.resolved.workload.source),
-            profiles=request.profiles or stored.profiles,
-            overrides=(*stored.overrides, *words(request.overrides)),
-            options={**stored.options, **request.options},
-        )
-        local = replace(local, resolved=layered)
         if made_of.source.kind == "archive" and made_of.source.digest != local.source.digest:
             kept = record.fetch_source(store, run.name, made_of.source)
             files = _different(_files_of(kept, local.resolved.workload), local.files)

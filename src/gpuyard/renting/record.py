@@ -144,7 +144,7 @@ def document_of(resolved: Resolved) -> dict[str, Any]:
     """
     document = to_document(resolved)
     for values in (document["workload"], document["file"]):
-        if resolved.workload.repository.path is not None:
+        if values["repository"].get("path") is not None:
             values["repository"] = {**values["repository"], "path": _SOMEWHERE}
     return document
 

@@ -41,6 +41,8 @@ _MOST_MISTAKES = 20
 _FIXED = ("schema", "name", "profiles")
 # What the options are called on the command line, where that is not the name of the need.
 _OPTION_NAMES = {"gpu_names": "gpu_name", "regions": "region"}
+# What goes when a layer says that the code comes from elsewhere: a repository has one source.
+_REPLACED_SOURCE = {"path": ("url", "commit", "credentials"), "url": ("path", "include")}
 _NEXT = re.compile(r",(?=(?:\+\+?)?[A-Za-z_][\w./@:-]*=|~)")
 
 
@@ -237,6 +239,12 @@ class _Layered:
             inner = dict(base) if isinstance(base, Mapping) else {}
             if not value:
                 self.layers[place] = layer, at
+            if place == ("repository",):
+                named = [key for key, said in value.items() if said is not None]
+                replaced = {other for key in named for other in _REPLACED_SOURCE.get(key, ())} - set(named)
+                for other in replaced:
+                    inner.pop(other, None)
+                    self.layers.pop((*place, other), None)
             for key, said in value.items():
                 inner[key] = self._over(inner.get(key), said, (*place, key), layer, None if at is None else (*at, key))
             return inner

@@ -99,6 +99,7 @@ def test_what_is_left_out_is_told_the_largest_first(root: Path) -> None:
     assert out[0].why == "git ignores it" and {entry.name for entry in out} == {"data/", "noise.log", "sub/"}
     assert tree.left_out(root, Rules(include=("data/big",)))[0].size == 100
     assert "data/" not in {entry.name for entry in tree.left_out(root, Rules(include=("data/",)))}
+    assert "noise.log" not in {entry.name for entry in tree.left_out(root, Rules(include=("noise.log",)))}
 
 
 def test_a_repository_inside_that_is_no_submodule_is_told(root: Path) -> None:

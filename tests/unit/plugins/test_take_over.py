@@ -224,6 +224,25 @@ def test_what_differs_is_named_and_used_only_when_told_to(begun: Yard) -> None:
     assert begun.plan("resume")["plan"]["workload"]["stages"][0]["command"] == "python other.py"
 
 
+def test_a_source_that_an_override_names_stays_that_of_the_run(yard: Yard) -> None:
+    yard.workload.write_text(
+        WORKLOAD.replace("{path: code}", f"{{url: https://forge.invalid/tiny.git, commit: {'a' * 40}}}")
+    )
+    assert yard.launch(overrides=[f"repository.path={yard.code}"])["changed"]
+    yard.begin()
+    (yard.code / "more.py").write_text("")
+    planned = yard.plan("resume", overrides=["stages.one.grace_s=5"])
+    text = " ".join(planned["text"].split())
+    assert f"The source's more.py is here not as when run {RUN} began." in text
+    assert not (Path(planned["plan"]["tree"]) / "more.py").exists()
+
+    planned = yard.plan("resume", update=True)
+    assert f"The source's more.py is not as when run {RUN} began, and update=true" in " ".join(planned["text"].split())
+    assert planned["plan"]["tree"] == str(yard.code)
+    yard.at("second")
+    assert (Path(yard.plan("resume")["plan"]["tree"]) / "train.py").exists()
+
+
 def test_a_run_that_has_not_begun_has_nothing_to_keep_to(yard: Yard) -> None:
     assert yard.launch()["changed"]
     yard.workload.write_text(WORKLOAD.replace("train.py", "other.py"))

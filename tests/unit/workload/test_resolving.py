@@ -261,3 +261,41 @@ def test_another_schema_is_named_and_nothing_else_is_said(file: Path) -> None:
     assert text.startswith(f"{file}:1: schema: this workload is of version 3, which a newer gpuyard than ")
     file.write_text(PROVER.replace("schema: 1", "schema: one"))
     assert refused(file).endswith("must be the number of the format's version, which is 1, not 'one'.")
+
+
+FETCHED = """\
+name: fetched
+repository: {url: https://forge.example/a.git, commit: %s, credentials: {kind: token, variable: FORGE_TOKEN}}
+stages: [{name: work, command: work}]
+""" % ("a" * 40)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (["repository.path=/code"], {"path": "/code"}),
+        (["repository.include=[text]", "repository.path=/code"], {"path": "/code", "include": ["text"]}),
+        (["repository.path=/code", "repository.url=", "repository.commit="], {"path": "/code"}),
+        (["repository.url=https://forge.example/fork.git"], {"url": "https://forge.example/fork.git"}),
+        (
+            ["repository.path=/code", "repository.url=https://forge.example/b.git", f"repository.commit={'b' * 40}"],
+            {"url": "https://forge.example/b.git", "commit": "b" * 40},
+        ),
+    ],
+)
+def test_code_from_elsewhere_takes_the_place_of_the_source(
+    tmp_path: Path, overrides: list[str], wanted: dict[str, object]
+) -> None:
+    (tmp_path / "fetched.yml").write_text(FETCHED)
+    resolved = resolve(str(tmp_path / "fetched.yml"), overrides=overrides)
+    said = resolved.workload.repository.model_dump(exclude_defaults=True, exclude={"credentials"})
+    kept = {"commit": "a" * 40} if overrides == ["repository.url=https://forge.example/fork.git"] else {}
+    assert said == kept | wanted
+    assert {key.split(".")[1] for key, (value, _) in origins(resolved).items() if value} == set(wanted)
+
+
+def test_a_path_and_an_address_in_one_layer_are_still_a_mistake(file: Path) -> None:
+    file.write_text(
+        PROVER.replace("profiles:\n", "profiles:\n  both: {repository: {path: a, url: https://b.example/c}}\n")
+    )
+    assert "must have either path (a local tree) or url and commit" in refused(file)

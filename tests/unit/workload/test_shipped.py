@@ -58,3 +58,10 @@ def test_b3_b23_b27_b28_burnqed_has_its_profiles_bands_and_ways_to_go_on(monkeyp
         return sum(stage.hours.expected for stage in workload.stages if stage.hours)
 
     assert hours(small) <= hours(own) / 5
+
+
+def test_nanogpt_brings_what_its_programs_import() -> None:
+    """``sample.py`` imports tiktoken also for a model of characters."""
+    python = resolve("nanogpt").workload.python
+    assert python is not None
+    assert {name.partition(">")[0] for name in python.packages} == {"torch", "numpy", "requests", "tiktoken"}
