@@ -49,9 +49,9 @@ class ActionModule(ActionBase):
             result = self._module(arguments, task_vars)
             converging.release(name, play)
             return result
-        result = None if state != "compared" or self._task.check_mode else self._at_a_glance(arguments)
-        if result is None:
-            result = self._module(arguments, task_vars)
+        glance = None if state != "compared" or self._task.check_mode else self._at_a_glance(arguments)
+        result = glance or self._module(arguments, task_vars)
+        if glance is None:
             if state != "compared" or result.get("failed"):
                 return result
             self._tell(result, name)

@@ -93,9 +93,9 @@ class _Download:
         self.part = target.with_name(f"{target.name}.part")
         self.note = target.with_name(f"{target.name}.part.from")
         self.checked, self.received, self.progress = checked, received, progress
-        progress.count = lambda: self.have
         self.sum = hashlib.sha256()
         self.have = 0
+        progress.count = lambda: self.have
         noted = _box.read_record(self.note)
         self.validator = str(noted.get("validator") or "") if noted.get("url") == _plain(url) else ""
         # Without a word of the server's, and without a checksum, nobody could tell that it is another file by now.

@@ -286,6 +286,7 @@ def test_the_play_can_see_how_far_it_is(
     progress = importlib.import_module("ansible_collections.gpuyard.cloud.plugins.module_utils._progress")
     written: list[dict[str, Any]] = []
     monkeypatch.setattr(progress, "_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "_SHARE", 0)
     monkeypatch.setattr(progress, "_write", written.append)
     monkeypatch.setattr(download, "_BLOCK", 100_000)
     download.fetch(server.url, target)
