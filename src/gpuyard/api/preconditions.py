@@ -171,12 +171,12 @@ def bucket(site: Site) -> Finding:
     except GpuyardError as error:
         failed = _STEPS[len(done)]
         can = f"It can be {_and(done)}, but not {failed}: " if done else ""
-        return Finding(what, "failed", f"{can}{error}", _BUCKET_TODO[failed])
+        return Finding(what, "failed", f"{can}{error}", _BUCKET_ADVICE[failed])
     return Finding(what, "ok", f"{store.url} can be {_and(done)}.")
 
 
 _STEPS = ("listed", "written", "read", "cleared")
-_BUCKET_TODO = {
+_BUCKET_ADVICE = {
     "listed": "See that the bucket is there, and that the key may list it (s3:ListBucket).",
     "written": "Let the key write there (s3:PutObject).",
     "read": "Let the key read there (s3:GetObject).",

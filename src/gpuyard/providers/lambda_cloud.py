@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -42,11 +41,11 @@ from gpuyard.providers.base import (
     Offer,
     PlannedCall,
     Progress,
-    Provider,
     Query,
     State,
 )
-from gpuyard.providers.http import Answer, Client, Patience
+from gpuyard.providers.cloud import Cloud
+from gpuyard.providers.http import Answer
 from gpuyard.providers.rental import Waits, create_once, destroy_surely
 from gpuyard.providers.values import dicts, number, same_ssh_key, strings, text
 
@@ -95,7 +94,7 @@ def classify(answer: Answer) -> ProviderError | None:
     return kind(message, provider="lambda", status=answer.status, code=code)
 
 
-class Lambda(Provider):
+class Lambda(Cloud):
     """Lambda's cloud behind the neutral interface."""
 
     name: ClassVar[str] = "lambda"
@@ -104,25 +103,9 @@ class Lambda(Provider):
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
     preinstalled: ClassVar[str] = "Lambda Stack: driver, CUDA, PyTorch"
     remark: ClassVar[str] = "virtual machines that boot for minutes; one launch in twelve seconds, no stop"
-
-    def __init__(
-        self,
-        key: str,
-        *,
-        base_url: str = BASE_URL,
-        emulated: bool = False,
-        sandbox: str = "",
-        patience: Patience | None = None,
-        waits: Waits | None = None,
-    ) -> None:
-        self.emulated = emulated
-        self.sandbox = sandbox
-        self._waits = waits or Waits(throttled_delay=_LAUNCH_EVERY_S)
-        self._api = Client(self.name, self.title, base_url, key, classify, patience or Patience())
-        self._creating = threading.Lock()  # only one request at a time adds our SSH key
-
-    def __repr__(self) -> str:
-        return f"Lambda({self._api.base_url!r})"
+    api_url: ClassVar[str] = BASE_URL
+    meaning = staticmethod(classify)
+    waits: ClassVar[Waits] = Waits(throttled_delay=_LAUNCH_EVERY_S)
 
     # -- offers ---------------------------------------------------------------------------------------------------
 

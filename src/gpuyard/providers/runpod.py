@@ -40,12 +40,12 @@ from gpuyard.providers.base import (
     Offer,
     PlannedCall,
     Progress,
-    Provider,
     Query,
     State,
 )
-from gpuyard.providers.http import Answer, Client, Patience
-from gpuyard.providers.rental import Waits, create_once, destroy_surely
+from gpuyard.providers.cloud import Cloud
+from gpuyard.providers.http import Answer
+from gpuyard.providers.rental import create_once, destroy_surely
 from gpuyard.providers.values import dicts, number, strings, text
 
 BASE_URL = "https://api.runpod.io/v2"
@@ -88,7 +88,7 @@ def classify(answer: Answer) -> ProviderError | None:
     return kind(f"RunPod refused: {words or f'HTTP {answer.status}'}", provider="runpod", status=answer.status)
 
 
-class RunPod(Provider):
+class RunPod(Cloud):
     """RunPod behind the neutral interface."""
 
     name: ClassVar[str] = "runpod"
@@ -98,25 +98,9 @@ class RunPod(Provider):
     preinstalled: ClassVar[str] = "the image's programs; PyTorch by default"
     remark: ClassVar[str] = "containers; a stop loses what is on the pod's own disk"
     prepaid: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        key: str,
-        *,
-        base_url: str = BASE_URL,
-        emulated: bool = False,
-        sandbox: str = "",
-        patience: Patience | None = None,
-        waits: Waits | None = None,
-    ) -> None:
-        self.emulated = emulated
-        self.sandbox = sandbox
-        self._waits = waits or Waits()
-        self._api = Client(self.name, self.title, base_url, key, classify, patience or Patience())
-        self._models: dict[str, dict[str, object]] | None = None
-
-    def __repr__(self) -> str:
-        return f"RunPod({self._api.base_url!r})"
+    api_url: ClassVar[str] = BASE_URL
+    meaning = staticmethod(classify)
+    _models: dict[str, dict[str, object]] | None = None
 
     # -- offers ---------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import threading
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
@@ -40,12 +39,12 @@ from gpuyard.providers.base import (
     Offer,
     PlannedCall,
     Progress,
-    Provider,
     Query,
     State,
 )
-from gpuyard.providers.http import Answer, Client, Patience
-from gpuyard.providers.rental import Waits, create_once, destroy_surely
+from gpuyard.providers.cloud import Cloud
+from gpuyard.providers.http import Answer
+from gpuyard.providers.rental import create_once, destroy_surely
 from gpuyard.providers.values import dicts, number, optional_number, same_ssh_key, text
 
 BASE_URL = "https://console.vast.ai"
@@ -97,7 +96,7 @@ def _kind(status: int, code: str, words: str) -> type[ProviderError]:
     return InvalidRequestError
 
 
-class Vast(Provider):
+class Vast(Cloud):
     """Vast.ai behind the neutral interface."""
 
     name: ClassVar[str] = "vast"
@@ -109,26 +108,9 @@ class Vast(Provider):
     preinstalled: ClassVar[str] = "the image's programs; PyTorch by default"
     remark: ClassVar[str] = "containers on other people's machines; an interruptible one stops without notice"
     prepaid: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        key: str,
-        *,
-        base_url: str = BASE_URL,
-        emulated: bool = False,
-        sandbox: str = "",
-        patience: Patience | None = None,
-        waits: Waits | None = None,
-    ) -> None:
-        self.emulated = emulated
-        self.sandbox = sandbox
-        self._waits = waits or Waits()
-        self._creating = threading.Lock()  # one request at a time gets its turn, and one adds our SSH key
-        self._last_create: float | None = None
-        self._api = Client(self.name, self.title, base_url, key, classify, patience or Patience())
-
-    def __repr__(self) -> str:
-        return f"Vast({self._api.base_url!r})"
+    api_url: ClassVar[str] = BASE_URL
+    meaning = staticmethod(classify)
+    _last_create: float | None = None
 
     # -- offers ---------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -43,13 +42,13 @@ from gpuyard.providers.base import (
     Offer,
     PlannedCall,
     Progress,
-    Provider,
     Query,
     Rights,
     State,
 )
-from gpuyard.providers.http import Answer, Client, Patience
-from gpuyard.providers.rental import Waits, create_once, destroy_surely
+from gpuyard.providers.cloud import Cloud
+from gpuyard.providers.http import Answer
+from gpuyard.providers.rental import create_once, destroy_surely
 from gpuyard.providers.values import dicts, number, optional_number, same_ssh_key, strings, text
 
 BASE_URL = "https://api.vultr.com/v2"
@@ -94,7 +93,7 @@ def classify(answer: Answer) -> ProviderError | None:
     return kind(message, provider="vultr", status=answer.status)
 
 
-class Vultr(Provider):
+class Vultr(Cloud):
     """Vultr behind the neutral interface."""
 
     name: ClassVar[str] = "vultr"
@@ -103,26 +102,9 @@ class Vultr(Provider):
     capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.STOP, Capability.INTERRUPTIBLE})
     preinstalled: ClassVar[str] = "Ubuntu 22.04"
     remark: ClassVar[str] = "virtual machines; one that is stopped bills in full, and preemptible is a plan of its own"
-
-    def __init__(
-        self,
-        key: str,
-        *,
-        base_url: str = BASE_URL,
-        emulated: bool = False,
-        sandbox: str = "",
-        patience: Patience | None = None,
-        waits: Waits | None = None,
-    ) -> None:
-        self.emulated = emulated
-        self.sandbox = sandbox
-        self._waits = waits or Waits()
-        self._api = Client(self.name, self.title, base_url, key, classify, patience or Patience())
-        self._plans: dict[str, dict[str, object]] | None = None
-        self._creating = threading.Lock()  # only one request at a time adds our SSH key
-
-    def __repr__(self) -> str:
-        return f"Vultr({self._api.base_url!r})"
+    api_url: ClassVar[str] = BASE_URL
+    meaning = staticmethod(classify)
+    _plans: dict[str, dict[str, object]] | None = None
 
     # -- offers ---------------------------------------------------------------------------------------------------
 
