@@ -31,6 +31,7 @@ from gpuyard.errors import (
     NotFoundError,
     ProviderDownError,
     ProviderError,
+    UnsupportedError,
 )
 from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import (
@@ -263,6 +264,14 @@ class RunPod(Cloud):
 
 
 def _create_body(offer: Offer, spec: CreateSpec) -> dict[str, object]:
+    if spec.bootstrap:
+        raise UnsupportedError("RunPod runs no script at the first boot.", provider="runpod")
+    if spec.image_login:
+        raise UnsupportedError(
+            f"RunPod pulls {spec.image} only with a login that is stored there, which gpuyard does not do: choose "
+            "another cloud, or make the image public.",
+            provider="runpod",
+        )
     gpu, cloud, place, count, cores, ram_gb, cuda = offer.id.split("|")
     body: dict[str, object] = {
         "name": spec.ref.label,
@@ -281,8 +290,6 @@ def _create_body(offer: Offer, spec: CreateSpec) -> dict[str, object]:
     }
     if place:
         body["dataCenterIds"] = [place]
-    if spec.bootstrap:
-        raise InvalidRequestError("RunPod runs no script at the first boot.", provider="runpod")
     return body
 
 

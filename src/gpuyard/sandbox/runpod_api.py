@@ -177,7 +177,7 @@ class RunPodApi:
             region=there[0],
             label=environment.get("GPUYARD_LABEL") or name,
             container=f"{cloud.settings.network}-runpod-{rental_id}",
-            image=image if image.startswith("localhost/") else images.ML_IMAGE,
+            image=image if boxes.is_here(image) else images.ML_IMAGE,
             address=boxes.choose_address(cloud.settings.name, cloud.world.next_number(), *outside),
             ports=dict(zip(map(str, ports), outside, strict=True)),
             created_at=now,

@@ -15,9 +15,10 @@ from gpuyard.errors import (
     NoCapacityError,
     NotFoundError,
     ProviderDownError,
+    UnsupportedError,
 )
 from gpuyard.formats.label import RunRef
-from gpuyard.providers.base import Query, State
+from gpuyard.providers.base import Login, Query, State
 from gpuyard.providers.http import Answer, Patience
 from gpuyard.providers.rental import Waits
 from gpuyard.providers.runpod import IMAGE, RunPod, classify
@@ -132,6 +133,24 @@ def test_a_create_says_everything_once(cloud: RunPod, service: Standin) -> None:
     }
     assert (instance.state, instance.ref) == (State.PENDING, RunRef("miniprover-0", "miniprover"))
     assert instance.price_per_hour_usd == 0.6927 and instance.idle_price_per_hour_usd == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        ({"bootstrap": "#!/bin/sh"}, "RunPod runs no script at the first boot"),
+        (
+            {"image": "ghcr.io/a/b", "image_login": Login("ghcr.io", "me", "canary-login-1")},
+            "pulls ghcr.io/a/b only with a",
+        ),
+    ],
+)
+def test_what_it_cannot_do_is_said_before_anything_is_rented(
+    cloud: RunPod, service: Standin, wanted: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=why) as told:
+        cloud.create(OFFER, a_spec(**wanted))
+    assert not service.calls("POST") and "canary-login-1" not in str(told.value)
 
 
 @pytest.mark.parametrize("reply", [LOST, Reply({"title": "x", "status": 500}, 500), Reply({}, 201)])
