@@ -21,10 +21,15 @@ def test_b1_v18_offers_are_compared_and_kept(yard: Yard, tmp_path: Path) -> None
     page, values = tmp_path / "market.md", tmp_path / "market.json"
     words = ("ansible-playbook", "offers.yml", *SANDBOX, "-e", "workload=", "-e", "gpu_ram_gb=16", "-e", "by=value")
     said = yard.ansible(*words, "-e", "format=markdown", "-e", f"report={page}")
-    assert "gpu_ram_gb >= 16 removed" in said and "| Vast.ai |" in said and "| Vultr |" in said
+    assert "gpu_ram_gb >= 16 removed" in said and "| Vast.ai |" in said and "| Vultr |" in said and "| RunPod |" in said
     assert page.read_text().startswith("# Offers\n")
     yard.ansible(*words, "-e", "format=json", "-e", f"report={values}")
-    assert {one["provider"] for one in json.loads(values.read_text())["offers"]} == {"vast", "vultr"}
+    assert {one["provider"] for one in json.loads(values.read_text())["offers"]} == {
+        "vast",
+        "vultr",
+        "lambda",
+        "runpod",
+    }
 
 
 def test_b19_a_plan_names_costs_and_calls_and_rents_nothing(yard: Yard, tmp_path: Path) -> None:
