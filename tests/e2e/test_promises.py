@@ -29,6 +29,7 @@ stages:
     grace_s: 2
 """
 MORE_SECRETS = "{required: [TINY_TOKEN], optional: [TINY_OPTIONAL, TINY_UNSET], files: {TINY_KEY: key.json}}"
+CLOUDS = ("vast", "vultr", "lambda", "runpod")
 OPTIONAL, IN_A_FILE = "canary-optional-5b1f7ac02d", "canary-file-c0e4d91b66"
 
 
@@ -37,7 +38,7 @@ def secrets(yard: Yard) -> dict[str, str]:
     info = json.loads((yard.state / "sandbox.json").read_text())
     keys = info["keys"]
     ours = {"token": CANARY, "optional": OPTIONAL, "file": IN_A_FILE}
-    return {"vast": keys["vast"], "vultr": keys["vultr"], "s3": keys["s3"]["secret_key"], **ours}
+    return {**{name: keys[name] for name in CLOUDS}, "s3": keys["s3"]["secret_key"], **ours}
 
 
 def tiny(folder: Path, more: str = "") -> str:
@@ -84,7 +85,7 @@ def test_secrets_are_in_one_file_on_the_machine_and_nowhere_else(yard: Yard, tmp
     for name, secret in wanted.items():
         files = yard.on_machine("secret-0", f"grep -rlsF -- {secret} {places} || true").split()
         place = {"file": "files/TINY_KEY"}.get(name, "secrets.env")
-        assert files == ([] if name in ("vast", "vultr") else [f"/opt/gpuyard/run/{place}"]), (name, files)
+        assert files == ([] if name in CLOUDS else [f"/opt/gpuyard/run/{place}"]), (name, files)
         commands = yard.on_machine("secret-0", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").replace(f"-- {secret}", "")
         assert secret not in commands, name
     modes = yard.on_machine("secret-0", "cd /opt/gpuyard/run; stat -c %a secrets.env files files/TINY_KEY").split()

@@ -141,7 +141,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
     try:
         yard.gpuyard("sandbox", "up", "--boot-seconds", str(BOOT_S))
         keys = json.loads(yard.gpuyard("sandbox", "status", "--json"))["keys"]
-        yard.secrets += [keys["vast"], keys["vultr"], keys["s3"]["secret_key"]]
+        yard.secrets += [*(keys[name] for name in ("vast", "vultr", "lambda", "runpod")), keys["s3"]["secret_key"]]
         yield yard
     finally:
         yard.gpuyard("sandbox", "down")
