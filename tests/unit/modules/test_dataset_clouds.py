@@ -4,7 +4,7 @@
 
 """B13: data sets of Google and Azure, where ``gcp-storage-emulator`` (pip) and ``azurite`` (npm) are installed.
 
-Neither is a requirement of the tests: Azurite alone brings some four hundred packages.
+`make test` brings both, Azurite where there is an npm.
 """
 
 from __future__ import annotations
