@@ -233,7 +233,7 @@ def test_an_image_is_made_pushed_run_and_launched_from(
 
     forget(repository)
     booting = write(yard, document | {"image": reference[2]})
-    plan = ["--check", "-e", "provider=vast", "-e", f"workload={booting}", "-e", "sandbox=true", "-e", "run=kept-3"]
+    plan = ["--check", "-e", "provider=vast", "-e", f"workload={booting}", "-e", "sandbox=true", "-e", "run=kept-4"]
     shown = yard.ansible("ansible-playbook", "launch.yml", *plan, KEPT_TOKEN=CANARY, **{registry.VARIABLE: right})
     assert "(the login of me at localhost:" in shown
     refused = launch(yard, booting, "kept-2", status=2)
