@@ -61,6 +61,8 @@ class ActionModule(ActionBase):
                 if not self._task.check_mode:
                     call = replace(call, next_on_machines=ahead.pack)
                 result = attempt(module.run, call)
+                if plain.get("converge") == "full" and not result.get("failed"):
+                    ahead.leave()  # all roles look at everything now
         for line in str(result.get("text") or "").splitlines():
             self._show(line)
         return result

@@ -47,6 +47,12 @@ class Ahead:
         with suppress(OSError):
             os.write(self._names, "".join(f"{name}\n" for name in names).encode())
 
+    def leave(self) -> None:
+        """Let the process pack what has been named, and end by itself: tasks follow that take longer than it."""
+        if self._names is not None:
+            os.close(self._names)
+            self._names = None
+
     def close(self) -> None:
         """End the process, whatever it is at."""
         if self._names is not None:

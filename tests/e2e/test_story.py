@@ -93,7 +93,8 @@ def test_a_run_that_loses_its_machine_ends_like_one_that_does_not(
     # The log of a machine that is gone comes from the bucket.
     assert "search" in yard.play("logs", run=run, stage="search").text
 
-    yard.control.fault("no-capacity", first, 1000)
+    for cloud in (first, "lambda", "runpod"):
+        yard.control.fault("no-capacity", cloud, 1000)
     try:
         resumed = yard.play("resume_search")
     finally:

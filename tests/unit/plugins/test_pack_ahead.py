@@ -27,6 +27,8 @@ ahead.pack(["one", "broken", "two"])
 ahead.pack(["three"])
 while len(open(sys.argv[1]).readlines()) < int(sys.argv[2]):
     time.sleep(0.02)
+if len(sys.argv) > 3:
+    ahead.leave()
 ahead.close()
 """
 
@@ -40,6 +42,15 @@ def packed_while_waiting(file: Path, wait_for: int) -> list[str]:
 
 def test_what_fails_is_left_to_its_task(tmp_path: Path) -> None:
     assert packed_while_waiting(tmp_path / "packed", 3) == ["one", "two", "three"]
+
+
+def test_it_goes_on_where_long_tasks_follow(tmp_path: Path) -> None:
+    file = tmp_path / "packed"
+    subprocess.run([sys.executable, "-c", PROGRAM, str(file), "1", "leave"], check=True, timeout=60)
+    deadline = time.monotonic() + 30
+    while file.read_text().split() != ["one", "two", "three"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert file.read_text().split() == ["one", "two", "three"]
 
 
 def test_it_ends_with_the_wait(tmp_path: Path) -> None:
