@@ -3,7 +3,7 @@
 Vast: the GPU from ``running`` until it stops, the disk from creation until the instance is destroyed, also while
 stopped (docs/reference/vast.md). Vultr: the hourly price from creation until it is deleted, halted or not, up to the
 monthly price (docs/reference/vultr.md). Lambda: the hourly price from the launch until it is
-terminated. RunPod: the GPUs while the pod is not stopped, the disk until it is deleted. The clock runs per second.
+terminated. RunPod: the GPUs while the pod runs, the disk until it is deleted. The clock runs per second.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Cloud:
         if rental.phase is not Phase.BOOTING or rental.phase_since != since:
             return
         rental.phase, rental.phase_since = Phase.RUNNING, self.clock()
-        if rental.provider == "vast":
+        if rental.provider in ("vast", "runpod"):
             rental.open_line(GPU_LINE, gpu_price(rental), rental.phase_since)
         self.save()
         LOG.info("%s %s runs at %s", rental.provider, rental.id, rental.address)
@@ -357,5 +357,7 @@ def _unforeseen(error: Exception) -> bool:
 
 
 def gpu_price(rental: Rental) -> float:
-    """Return what a Vast rental's GPU costs an hour: the bid where there is one, else the offer's price."""
+    """Return what a rental's GPUs cost an hour; at Vast the bid where there is one, else the offer's price."""
+    if rental.provider == "runpod":
+        return float(rental.item_record["price"][rental.request["cloud"].lower()] * rental.request["count"])
     return float(rental.bid if rental.bid is not None else rental.item_record["dph_base"])

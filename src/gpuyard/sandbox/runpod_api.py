@@ -18,7 +18,7 @@ from starlette.routing import Route, Router
 
 from gpuyard.sandbox import boxes, catalogue, fields, images
 from gpuyard.sandbox.bill import HOURS_PER_MONTH
-from gpuyard.sandbox.cloud import DISK_LINE, GPU_LINE, Cloud
+from gpuyard.sandbox.cloud import DISK_LINE, Cloud, gpu_price
 from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental
@@ -189,7 +189,6 @@ class RunPodApi:
             item_record=kind,
             request={"name": name, "image": image, "env": environment, "count": count, "cloud": place},
         )
-        rental.open_line(GPU_LINE, kind["price"][place.lower()] * count, now)
         rental.open_line(DISK_LINE, disk * _DISK_USD_PER_GB_MONTH / HOURS_PER_MONTH, now)
         cloud.rent(rental)
         if cloud.take_fault("runpod", "lost-answer"):
@@ -240,12 +239,7 @@ class RunPodApi:
             await self._cloud.stop(rental)
         else:
             await self._cloud.start(rental, "start" if action == "start" else "reboot")
-            rental.open_line(GPU_LINE, self._price(rental), self._cloud.clock())
-            self._cloud.save()
         return JSONResponse(self.row(rental))
-
-    def _price(self, rental: Rental) -> float:
-        return float(rental.item_record["price"][rental.request["cloud"].lower()] * rental.request["count"])
 
     def row(self, rental: Rental) -> Json:
         """Return a pod as RunPod shows it. Its direct address is there only while it runs."""
@@ -273,7 +267,7 @@ class RunPodApi:
                 "proxy": {"host": "ssh.runpod.io", "port": 22, "username": f"{rental.id}-64411a2b"},
                 "direct": direct,
             },
-            "cost": round(self._price(rental), 4) if running else 0,
+            "cost": round(gpu_price(rental), 4) if running else 0,
             "locked": False,
             "runtime": {"uptime": round(self._cloud.clock() - rental.phase_since), "ports": ports} if running else None,
             "createdAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(rental.created_at)),
