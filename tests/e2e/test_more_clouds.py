@@ -49,6 +49,6 @@ def test_a_run_goes_from_lambda_to_runpod(yard: Yard, tmp_path: Path) -> None:
     assert (machine.provider, machine.ssh_user) == ("runpod", "root") and machine.ssh_port != 22
     yard.wait("more steps", lambda: steps() > reached + 5, seconds=300)
     log = yard.play("logs", run="wander-0").text
-    assert "on runpod as root" in log and "step 1 on" not in log, "it goes on where it was"
+    assert "on runpod as root" in log and "step 1 on runpod" not in log, "it goes on where it was"
     said = yard.play("teardown", run="wander-0")
     assert yard.instances("wander-0") == [] and yard.control.status()["bill"]["billable"] == [], said.text
