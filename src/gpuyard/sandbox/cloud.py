@@ -1,6 +1,6 @@
 """The life of a rental, whatever its provider: renting, booting, stopping, ending, being taken away, and its bill.
 
-The two API modules translate between this and their provider's words. Containers are handled in threads, one rental
+The API modules translate between this and their provider's words. Containers are handled in threads, one rental
 at a time; the event loop never waits for the engine except where the API's answer depends on it.
 """
 

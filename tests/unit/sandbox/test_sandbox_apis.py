@@ -1,4 +1,4 @@
-"""What both emulated APIs answer: errors, pages, states, quirks (docs/reference)."""
+"""What the emulated APIs of Vast and Vultr answer: errors, pages, states, quirks (docs/reference)."""
 
 from __future__ import annotations
 

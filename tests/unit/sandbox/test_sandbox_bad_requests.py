@@ -1,4 +1,4 @@
-"""What both emulated APIs do with requests that no client should send: a sentence, and nothing that stays behind."""
+"""What the emulated APIs of Vast and Vultr do with requests that no client should send: a sentence, and nothing that stays behind."""
 
 from __future__ import annotations
 
