@@ -1,4 +1,4 @@
-"""What the emulated APIs of Vast and Vultr do with requests that no client should send: a sentence, and nothing that stays behind."""
+"""What the APIs of Vast and Vultr do with requests that no client should send: a sentence, and nothing stays behind."""
 
 from __future__ import annotations
 
