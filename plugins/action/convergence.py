@@ -71,27 +71,36 @@ class ActionModule(ActionBase):
     def _at_a_glance(self, arguments: dict[str, Any]) -> dict[str, Any] | None:
         """Return the answer for a machine that matches, or plainly does not, in a tenth of the module's time.
 
-        ``None`` where it takes the module to tell: stages run, or volumes have to be looked at. Where everything is to
-        be looked at, volumes make no difference to the answer.
+        ``None`` where it takes the module to tell: another state while stages run, or volumes to look at. Where
+        everything is to be looked at, volumes make no difference to the answer.
         """
         full = boolean(arguments.get("full", False))
         if not full and "volumes" in (arguments.get("parts") or {}):
             return None
         folder = str(arguments.get("settings") or DEFAULT_SETTINGS)
         lock, record = posixpath.join(folder, "runner.lock"), str(arguments.get("path") or DEFAULT_PATH)
-        words = f"test ! -e {shlex.quote(lock)} || flock --nonblock --shared {shlex.quote(lock)} true || exit 9"
+        words = (
+            f"test ! -e {shlex.quote(lock)} || flock --nonblock --shared {shlex.quote(lock)} true; "
+            "case $? in 0) echo idle;; 1) echo running;; *) exit 9;; esac"
+        )
         answer = self._low_level_execute_command(f"{words}; cat {shlex.quote(record)} 2>/dev/null || echo {{}}")
+        said, _, written = answer["stdout"].partition("\n")
+        if answer["rc"] != 0 or said.strip() not in ("idle", "running"):
+            return None
         try:
-            found = json.loads(answer["stdout"]) if answer["rc"] == 0 else None
+            found = json.loads(written)
         except ValueError:
             found = {}
         if not isinstance(found, dict):
             return None
+        running = said.strip() == "running"
         matches = bool(found) and found.get("fingerprint") == arguments["fingerprint"] and not full
+        if running and not matches:
+            return None
         return {
             "changed": False,
             "matches": matches,
-            "running": False,
+            "running": running,
             "to_change": not matches,
             "todo": [],
             "waiting": [],

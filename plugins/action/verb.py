@@ -27,8 +27,10 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import SITE_OP
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._ahead import Ahead
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core, show_line
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._given import given_to, wrong_values
+from ansible_collections.gpuyard.cloud.plugins.plugin_utils._packed import Packed
 
 with suppress(ImportError):  # told when the task runs
+    from gpuyard import paths
     from gpuyard.errors import UsageError, listed
 
 _MODULES = "ansible_collections.gpuyard.cloud.plugins.modules"
@@ -56,13 +58,22 @@ class ActionModule(ActionBase):
             # The core gets the plain values that a module process would get, without Ansible's tags on them.
             plain = json.loads(json.dumps(options))
             call = Call(plain, self._task.check_mode, self._show)
-            variables = {**(task_vars or {}), "ansible_python_interpreter": "/usr/bin/python3"}
-            with closing(Ahead(lambda name: self._configure_module(f"gpuyard.cloud.{name}", {}, variables))) as ahead:
+            packed = Packed(paths.cache() / "modules")
+            packed.bring()
+
+            def pack(name: str) -> None:
+                if not packed.has(name):
+                    variables = {**(task_vars or {}), "ansible_python_interpreter": "/usr/bin/python3"}
+                    self._configure_module(f"gpuyard.cloud.{name}", {}, variables)
+                    packed.keep()
+
+            with closing(Ahead(pack)) as ahead:
                 if not self._task.check_mode:
                     call = replace(call, next_on_machines=ahead.pack)
                 result = attempt(module.run, call)
                 if plain.get("converge") == "full" and not result.get("failed"):
                     ahead.leave()  # all roles look at everything now
+            packed.keep()
         for line in str(result.get("text") or "").splitlines():
             self._show(line)
         return result

@@ -34,11 +34,13 @@ options:
         key: heartbeat
 """
 
+import gc
 import threading
 import time
 from typing import Any
 
 from ansible import constants as C
+from ansible.playbook import Playbook
 from ansible.playbook.task import Task
 from ansible.plugins.callback import CallbackBase
 from ansible.plugins.loader import module_loader
@@ -67,6 +69,10 @@ class CallbackModule(CallbackBase):
         self._ended = threading.Event()
         self._quiet = "json" in C.DEFAULT_STDOUT_CALLBACK
 
+    def v2_playbook_on_start(self, playbook: Playbook) -> None:
+        """Take what is loaded out of the collector's sight: the process of each task would look through all of it."""
+        gc.freeze()
+
     def v2_playbook_on_task_start(self, task: Task, is_conditional: bool) -> None:
         """Start the clock of this task, and stop that of the one before."""
         self._ended.set()
@@ -90,6 +96,8 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Stop the clock of the last task."""
         self._ended.set()
+        # A quarter of a second in which Python would search for cycles, of a play that ends now.
+        gc.freeze()
 
     def _beat(self, name: str, ended: threading.Event) -> None:
         every, begun = float(self.get_option("every")), time.monotonic()

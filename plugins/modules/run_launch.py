@@ -80,6 +80,9 @@ hosts:
     stages:
       description: What the box is to be told of its node, C(node), C(pools) and C(place); empty for a run of one node.
       type: dict
+    restore:
+      description: Whether its machine has to look in the bucket for a checkpoint before the stages start.
+      type: bool
     rented:
       description: Whether this task has rented its machine, which then holds no work yet.
       type: bool

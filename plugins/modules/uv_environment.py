@@ -80,6 +80,12 @@ options:
         installed and programs begin often.
     type: bool
     default: false
+  wait:
+    description:
+      - Whether the task waits until everything is installed. Without, it only begins that, and a later task that waits
+        follows it to its end and does the rest.
+    type: bool
+    default: true
   uv:
     description: The C(uv) to use. When it is not given, one on PATH is taken, and otherwise O(uv_root) is installed.
     type: path
@@ -131,6 +137,10 @@ base:
   type: str
   returned: success
   sample: /venv/main
+under_way:
+  description: Whether the environment is being made, see O(wait).
+  type: bool
+  returned: success
 actions:
   description: What was done, or would be done in check mode.
   type: list
@@ -291,6 +301,7 @@ class Environment:
             purpose="Installing requirements" if self.has_requirements else "Creating the environment",
             environment=self.settings,
             folder=self.repository,
+            wait=self.options["wait"],
         )
 
     def creation(self) -> list[str]:
@@ -427,6 +438,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
         actions += [f"install {count} requirements"] if environment.has_requirements else []
     if paths_differ:
         actions.append("write import paths")
+    under_way = not same and not options["wait"] and not module.check_mode
     if not module.check_mode:
         if install_uv:
             environment.install_uv()
@@ -436,11 +448,14 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             if environment.base and not keep:
                 environment.link()
             environment.complete(wanted, keep=keep)
-            _box.write_record(environment.record, wanted)
-        if paths_differ:
-            environment.write_import_paths()
+        if not under_way:
+            if not same:
+                _box.write_record(environment.record, wanted)
+            if paths_differ:
+                environment.write_import_paths()
     return {
         "changed": bool(actions),
+        "under_way": under_way,
         "actions": actions,
         "path": str(environment.path),
         "uv": str(environment.uv or ""),
@@ -469,6 +484,7 @@ def main() -> None:
             "base": {"type": "path"},
             "import_paths": {"type": "list", "elements": "path", "default": []},
             "compile": {"type": "bool", "default": False},
+            "wait": {"type": "bool", "default": True},
             "uv": {"type": "path"},
             "uv_root": {"type": "path", "default": "/opt/gpuyard/uv"},
             "uv_version": {"type": "str", "required": True},

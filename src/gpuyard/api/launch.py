@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from gpuyard import paths, planning, records, ssh
 from gpuyard.api.site import Site
+from gpuyard.box.checkpoints import sequences
+from gpuyard.errors import CheckpointError
 from gpuyard.formats.label import pool_of
 from gpuyard.hosts import host_name
 from gpuyard.planning import PlanRequest
@@ -34,6 +37,7 @@ class LaunchedNode:
     outcome: Outcome
     connection: Mapping[str, str | int]
     apart: bool = False  # whether it is one of several nodes that are at work at the same time
+    begins: bool = False  # whether the bucket holds nothing that it could bring back
 
     def to_dict(self) -> dict[str, object]:
         """Return it as a play takes it; ``stages`` is what its box is told of the node: of a lone one nothing."""
@@ -48,6 +52,7 @@ class LaunchedNode:
                 "pools": list(apart),
                 "place": "" if place.place == self.run else place.place,
             },
+            "restore": not (self.begins and self.outcome.rented),
             "rented": self.outcome.rented,
             "instance": records.instance_to_dict(self.outcome.instance) if self.outcome.instance else {},
             "vars": dict(self.connection),
@@ -157,10 +162,18 @@ def _have_machines(
         hosts=FailedHosts(shared, progress),
     )
 
+    begins = False
+
     def keep() -> None:
+        nonlocal begins
         # A bucket that has failed before is asked again: without it nobody else could go on with the run.
-        if plan.to_keep and (store := site.shared_store()):
+        store = site.shared_store() if plan.to_keep or plan.expected_checkpoint == 0 else None
+        if store and plan.to_keep:
             record.write(store, plan.to_keep, progress=progress)
+        if store and plan.expected_checkpoint == 0:
+            # Nobody else rents for the run from here on, so the new machine need not ask this once more.
+            with suppress(CheckpointError):
+                begins = not sequences(store, plan.run.name)
 
     orders = [
         machine.Order(
@@ -200,6 +213,7 @@ def _have_machines(
                 outcome,
                 ssh.ansible_vars(outcome.instance, plan.key) if outcome.instance else {},
                 apart=len(plan.places) > 1,
+                begins=begins,
             )
             for node, outcome in zip(plan.nodes, outcomes, strict=True)
         ],

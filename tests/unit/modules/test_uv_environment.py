@@ -63,6 +63,15 @@ def test_creates_once(run_module: Any, options: dict[str, Any], tmp_path: Path) 
     assert not second["changed"] and second["diff"]["before"] == second["diff"]["after"]
 
 
+def test_one_that_was_only_begun_is_followed_by_the_next_task(run_module: Any, options: dict[str, Any]) -> None:
+    begun = run_module("uv_environment", **options, wait=False)
+    assert begun["under_way"] and begun["changed"]
+    ended = run_module("uv_environment", **options, import_paths=["/opt/x.zip"])
+    assert ended["changed"] and not ended["under_way"] and says(options, "first") == "first"
+    right = run_module("uv_environment", **options, import_paths=["/opt/x.zip"], wait=False)
+    assert not right["changed"] and not right["under_way"], "what is there is not begun again"
+
+
 def test_a_new_requirement_is_added_to_what_there_is(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:
     run_module("uv_environment", **options)
     (tmp_path / "more.txt").write_text(f"second @ file://{wheel(tmp_path, 'second')}\n")

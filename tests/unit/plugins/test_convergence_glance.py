@@ -61,12 +61,26 @@ def test_a_damaged_record_is_no_match(glance: Any, tmp_path: Path) -> None:
     assert glance()["to_change"]
 
 
-def test_where_stages_run_the_module_has_to_tell(glance: Any, tmp_path: Path) -> None:
+def test_where_stages_run_the_module_has_to_tell_what_differs(glance: Any, tmp_path: Path) -> None:
     write(tmp_path, WANTED)
     with (tmp_path / "run/runner.lock").open("w") as runner:
         fcntl.flock(runner, fcntl.LOCK_EX)
+        found = glance()
+        assert found["matches"] and found["running"] and not found["to_change"]
+        write(tmp_path, "0" * 64)
         assert glance() is None
-    assert glance()["matches"]
+    write(tmp_path, WANTED)
+    assert glance()["matches"] and not glance()["running"]
+
+
+def test_without_flock_the_module_has_to_tell(glance: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, WANTED)
+    (tmp_path / "run/runner.lock").touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(
+        subprocess, "run", lambda words, run=subprocess.run, **more: run(["/bin/sh", *words[1:]], **more)
+    )
+    assert glance() is None
 
 
 def test_volumes_take_a_look_that_is_left_to_the_module(glance: Any, tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+import gpuyard.api.launch as launching
 from gpuyard import tree
 from gpuyard.box import checkpoints
 from gpuyard.box.checkpoints import LocalStore
-from gpuyard.errors import BucketError, NoCapacityError
-from gpuyard.renting import ready, record
+from gpuyard.errors import BucketError, CheckpointError, NoCapacityError
+from gpuyard.renting import ready, record, runs
 from gpuyard.workload import known_workloads, resolve
 
 from .conftest import Verb, World, offer
@@ -411,3 +412,47 @@ def test_x4_two_controllers_that_launch_a_run_at_once_rent_once(yard: Yard, monk
     assert results[0]["hosts"][0]["rented"] is True
     assert "Another command has just rented vast 91" in message(results[1])
     assert yard.world.vast.rented == ["1"]
+
+
+# -- what a box has to ask the bucket ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> Yard:
+    """Return a yard whose folder stands for a bucket that machines reach, too."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setattr(runs, "open_store", lambda *_place, **_keys: yard.store)
+    return yard
+
+
+def test_the_new_machine_of_a_run_that_begins_need_not_look_for_a_checkpoint(shared: Yard) -> None:
+    (host,) = shared.launch(bucket="s3://b")["hosts"]
+    assert host["rented"] and host["restore"] is False
+    (host,) = shared.launch(bucket="s3://b")["hosts"]
+    assert not host["rented"] and host["restore"] is True, "one that is kept may be another controller's"
+    shared.begin()
+    (host,) = shared.launch(bucket="s3://b")["hosts"]
+    assert host["rented"] and host["restore"] is True
+
+
+def test_it_looks_where_somebody_was_quicker(shared: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between plan and renting, another controller's machine has come, published and gone."""
+    written = record.write
+
+    def write(store: LocalStore, *given: Any, **more: Any) -> None:
+        written(store, *given, **more)
+        shared.begin()
+
+    monkeypatch.setattr(record, "write", write)
+    (host,) = shared.launch(bucket="s3://b")["hosts"]
+    assert host["rented"] and host["restore"] is True
+
+
+def test_it_looks_where_the_controller_cannot(shared: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: Any) -> list[int]:
+        raise CheckpointError("no answer")
+
+    monkeypatch.setattr(launching, "sequences", silent)
+    (host,) = shared.launch(bucket="s3://b")["hosts"]
+    assert host["rented"] and host["restore"] is True
