@@ -74,12 +74,6 @@ options:
     type: list
     elements: path
     default: []
-  compile:
-    description:
-      - Whether what is installed is compiled at once, and not when it is first imported. It pays where little is
-        installed and programs begin often.
-    type: bool
-    default: false
   wait:
     description:
       - Whether the task waits until everything is installed. Without, it only begins that, and a later task that waits
@@ -318,10 +312,8 @@ class Environment:
         commands = []
         if options["lock"]:
             self.settings["UV_PROJECT_ENVIRONMENT"] = str(self.path)
-            compiled = ["--compile-bytecode"] if options["compile"] else []
-            commands.append([uv, "sync", "--frozen", "--no-dev", *compiled, "--project", project, *extras])
+            commands.append([uv, "sync", "--frozen", "--no-dev", "--project", project, *extras])
         command = [uv, "pip", "install", "--python", str(self.path / "bin" / "python")]
-        command += ["--compile-bytecode"] if options["compile"] else []
         if options["requirements"]:
             command += ["--requirements", options["requirements"]]
         if self.project and not options["lock"]:
@@ -483,7 +475,6 @@ def main() -> None:
             "beside": {"type": "bool", "default": False},
             "base": {"type": "path"},
             "import_paths": {"type": "list", "elements": "path", "default": []},
-            "compile": {"type": "bool", "default": False},
             "wait": {"type": "bool", "default": True},
             "uv": {"type": "path"},
             "uv_root": {"type": "path", "default": "/opt/gpuyard/uv"},
