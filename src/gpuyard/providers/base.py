@@ -11,11 +11,14 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gpuyard.errors import UnsupportedError
 from gpuyard.formats.label import RunRef
 from gpuyard.registry import Login
+
+if TYPE_CHECKING:
+    from gpuyard.providers.resources import Kind, Shelf
 
 Market = Literal["on-demand", "interruptible"]
 Progress = Callable[[str], None]
@@ -278,6 +281,10 @@ class Provider(ABC):
     def rights(self) -> Rights | None:
         """Return what the key may do, ``None`` where the provider does not say."""
         return None
+
+    def shelves(self) -> Mapping[Kind, Shelf]:
+        """Return where the account keeps what is no instance, by kind; only kinds that the cloud knows."""
+        return {}
 
     def ssh_keys(self) -> list[str]:
         """Return the public SSH keys that the account holds, each as ``type body name``."""
