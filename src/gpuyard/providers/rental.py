@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gpuyard.errors import (
     AmbiguousError,
@@ -17,6 +18,7 @@ from gpuyard.errors import (
     ThrottledError,
 )
 from gpuyard.providers.base import CreateSpec, Instance, Progress, Provider, State
+from gpuyard.providers.resources import Resource, ResourceSpec, Shelf
 
 UNLISTED_S = 30.0
 """A new machine may be missing from its provider's list for that long."""
@@ -46,6 +48,28 @@ class Waits:
         return min(self.longest_delay, self.first_delay * self.factor**attempt)
 
 
+class _Made(Protocol):
+    """What a create request makes."""
+
+    @property
+    def id(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Order[T: _Made]:
+    """One create request, and how what came of it is found and ended."""
+
+    provider: str
+    title: str
+    console_url: str
+    what: str  # "instance"
+    of: str  # whose it is, in words that follow ``what``: "of run miniprover-0"
+    send: Callable[[], T]
+    find: Callable[[], Sequence[T]]  # those that this request may have made
+    destroy: Callable[[str], None]
+    before_request: Callable[[], None]
+
+
 def create_once(
     provider: Provider,
     spec: CreateSpec,
@@ -63,31 +87,73 @@ def create_once(
     * A refusal for asking too often may have rented all the same: the instance is looked up as after a lost answer, and
       only when it is not there is the request sent again.
     """
-    tell = progress or _silent
+    order = _Order(
+        provider.name,
+        provider.title,
+        provider.console_url,
+        "instance",
+        f"of run {spec.ref.run}",
+        send,
+        lambda: lookup(provider, spec),
+        lambda instance_id: provider.destroy(instance_id, progress=progress),
+        spec.before_request,
+    )
+    return _once(order, waits, progress or _silent)
+
+
+def make_once(
+    provider: Provider,
+    shelf: Shelf,
+    spec: ResourceSpec,
+    send: Callable[[], Resource],
+    *,
+    waits: Waits,
+    progress: Progress | None = None,
+) -> Resource:
+    """Do what :func:`create_once` does for a resource that is no instance: what came of it is found by its name."""
+    order = _Order(
+        provider.name,
+        provider.title,
+        provider.console_url,
+        shelf.title or shelf.kind.value,
+        f"of run {spec.ref.run}" if spec.ref else f"called {spec.name}",
+        send,
+        lambda: [one for one in shelf.all() if made_by(spec, one)],
+        lambda resource_id: shelf.destroy(resource_id, progress=progress),
+        spec.before_request,
+    )
+    return _once(order, waits, progress or _silent)
+
+
+def made_by(spec: ResourceSpec, found: Resource) -> bool:
+    """Return whether ``found`` may have come of ``spec``: it has its name, or its run, and was not there before."""
+    same = found.ref == spec.ref if spec.ref else found.name == spec.name
+    return same and found.id not in spec.known_ids
+
+
+def _once[T: _Made](order: _Order[T], waits: Waits, tell: Progress) -> T:
     for attempt in range(waits.throttled_tries):
-        spec.before_request()
+        order.before_request()
         sent = waits.clock()
         try:
-            return send()
+            return order.send()
         except AmbiguousError as error:
-            if (found := _look(provider, spec, error, waits, tell)) is not None:
+            if (found := _look(order, error, waits, tell)) is not None:
                 return found
-            raise AmbiguousError(
-                _nothing_found(provider, spec, error), provider=provider.name, status=error.status
-            ) from None
+            raise AmbiguousError(_nothing_found(order, error), provider=order.provider, status=error.status) from None
         except ThrottledError as error:
-            if (found := _look(provider, spec, error, waits, tell)) is not None:
+            if (found := _look(order, error, waits, tell)) is not None:
                 return found
             pause = waits.throttled_delay if error.retry_after is None else error.retry_after
             if attempt + 1 == waits.throttled_tries or pause > waits.longest_throttle:
                 raise
-            tell(f"{provider.title} has rented nothing; asking again.")
+            tell(f"{order.title} has rented nothing; asking again.")
             waits.sleep(max(0.0, sent + pause - waits.clock()))
         except ProviderError as error:
             if error.instance_id is None:
                 raise
-            tell(f"{provider.title} refused and rented all the same; destroying instance {error.instance_id}.")
-            provider.destroy(error.instance_id, progress=progress)
+            tell(f"{order.title} refused and rented all the same; destroying {order.what} {error.instance_id}.")
+            order.destroy(error.instance_id)
             if isinstance(error, NoCapacityError) or not _may_be_the_offer(error):
                 raise
             raise NoCapacityError(str(error), provider=error.provider, status=error.status, code=error.code) from None
@@ -115,7 +181,39 @@ def destroy_surely(
 
     Raises :class:`LeakError` with the id and the place to look when that does not happen within the time allowed.
     """
-    tell = progress or _silent
+
+    def gone() -> bool:
+        return provider.instance(instance_id) is None
+
+    _end(provider, "instance", instance_id, send, gone, waits, progress or _silent)
+
+
+def end_surely(
+    provider: Provider,
+    shelf: Shelf,
+    resource_id: str,
+    send: Callable[[], None],
+    *,
+    waits: Waits,
+    progress: Progress | None = None,
+) -> None:
+    """Do what :func:`destroy_surely` does for a resource that is no instance."""
+
+    def gone() -> bool:
+        return shelf.get(resource_id) is None
+
+    _end(provider, shelf.title or shelf.kind.value, resource_id, send, gone, waits, progress or _silent)
+
+
+def _end(
+    provider: Provider,
+    what: str,
+    resource_id: str,
+    send: Callable[[], None],
+    gone: Callable[[], bool],
+    waits: Waits,
+    tell: Progress,
+) -> None:
     start = waits.clock()
     next_send = start
     attempt = 0
@@ -125,8 +223,8 @@ def destroy_surely(
             if waits.clock() >= next_send:
                 next_send = waits.clock() + waits.resend_every
                 _send_end(send)
-            if provider.instance(instance_id) is None:
-                tell(f"{provider.title}: instance {instance_id} is gone.")
+            if gone():
+                tell(f"{provider.title}: {what} {resource_id} is gone.")
                 return
             reason = "it is still listed"
         except ProviderError as error:
@@ -140,10 +238,10 @@ def destroy_surely(
         waits.sleep(waits.delay(attempt))
         attempt += 1
     raise LeakError(
-        f"{provider.title} instance {instance_id} could not be confirmed destroyed and may keep billing ({reason}). "
+        f"{provider.title} {what} {resource_id} could not be confirmed destroyed and may keep billing ({reason}). "
         f"Look at {provider.console_url} and destroy it there, or run the teardown again.",
         provider=provider.name,
-        instance_id=instance_id,
+        instance_id=resource_id,
     )
 
 
@@ -154,13 +252,13 @@ def _send_end(send: Callable[[], None]) -> None:
         return  # already gone is success; the look that follows confirms it
 
 
-def _look(provider: Provider, spec: CreateSpec, lost: ProviderError, waits: Waits, tell: Progress) -> Instance | None:
-    """Look for the instance of a create whose fate is unknown until it can no longer be unlisted.
+def _look[T: _Made](order: _Order[T], lost: ProviderError, waits: Waits, tell: Progress) -> T | None:
+    """Look for what came of a create whose fate is unknown until it can no longer be unlisted.
 
     Raises :class:`AmbiguousError` when the provider's list cannot be had at the end.
     """
     end = waits.clock() + waits.unlisted
-    tell(f"{lost} Looking for the instance by its label for {waits.unlisted:.0f} s.")
+    tell(f"{lost} Looking for the {order.what} by its label for {waits.unlisted:.0f} s.")
     told = waits.clock()
     attempt = 0
     while True:
@@ -169,22 +267,22 @@ def _look(provider: Provider, spec: CreateSpec, lost: ProviderError, waits: Wait
         attempt += 1
         trouble: ProviderError | None = None
         try:
-            found = _only(provider, spec, lookup(provider, spec))
+            found = _only(order, order.find())
         except LeakError:
             raise
         except ProviderError as error:
             trouble = error
         else:
             if found is not None:
-                tell(f"{provider.title} had rented it: instance {found.id}.")
+                tell(f"{order.title} had rented it: {order.what} {found.id}.")
                 return found
         left = end - waits.clock()
         if left <= 0 and trouble is None:
             return None
         if left <= 0:
             raise AmbiguousError(
-                _nothing_found(provider, spec, lost, f" Looking for it failed too: {trouble}"),
-                provider=provider.name,
+                _nothing_found(order, lost, f" Looking for it failed too: {trouble}"),
+                provider=order.provider,
                 status=lost.status,
             )
         if waits.clock() - told >= waits.told_every:
@@ -192,20 +290,20 @@ def _look(provider: Provider, spec: CreateSpec, lost: ProviderError, waits: Wait
             tell(f"Looking for it for {waits.unlisted:.0f} s; {left:.0f} s are left.")
 
 
-def _nothing_found(provider: Provider, spec: CreateSpec, lost: ProviderError, trouble: str = "") -> str:
+def _nothing_found[T: _Made](order: _Order[T], lost: ProviderError, trouble: str = "") -> str:
     return (
-        f"{lost}{trouble} No instance of run {spec.ref.run} has shown up. Nothing else was rented; the same command "
-        f"takes it over if it appears, and {provider.console_url} shows whether it did."
+        f"{lost}{trouble} No {order.what} {order.of} has shown up. Nothing else was rented; the same command "
+        f"takes it over if it appears, and {order.console_url} shows whether it did."
     )
 
 
-def _only(provider: Provider, spec: CreateSpec, found: list[Instance]) -> Instance | None:
+def _only[T: _Made](order: _Order[T], found: Sequence[T]) -> T | None:
     if len(found) > 1:
-        ids = ", ".join(instance.id for instance in found)
+        ids = ", ".join(one.id for one in found)
         raise LeakError(
-            f"{provider.title} has {len(found)} instances of run {spec.ref.run}: {ids}. One was to be rented; all "
-            f"of them bill. Destroy those that are too many at {provider.console_url} or tear the run down.",
-            provider=provider.name,
+            f"{order.title} has {len(found)} {order.what}s {order.of}: {ids}. One was to be rented; all "
+            f"of them bill. Destroy those that are too many at {order.console_url} or tear the run down.",
+            provider=order.provider,
         )
     return found[0] if found else None
 
