@@ -49,6 +49,14 @@ options:
     description: Whether the rental was to end with the run.
     type: bool
     default: false
+  profile:
+    description: The profiles with which it was launched, to be named in the command that tries again.
+    type: str
+    default: ""
+  overrides:
+    description: The overrides with which it was launched, to be named in the command that tries again.
+    type: str
+    default: ""
   hand_over:
     description: Whether the run was to be moved to it from another machine.
     type: bool
@@ -104,6 +112,8 @@ ARGUMENT_SPEC: dict[str, Any] = (
         "node": {"type": "str", "required": True},
         "rented": {"type": "bool", "default": False},
         "shutdown": {"type": "bool", "default": False},
+        "profile": {"type": "str", "default": ""},
+        "overrides": {"type": "str", "default": ""},
         "hand_over": {"type": "bool", "default": False},
         "unfit": {"type": "bool", "default": False},
         "own": {"type": "bool", "default": False},
@@ -120,6 +130,7 @@ def run(call: Call) -> dict[str, Any]:
 
     failure = closing.Failure(
         rented=call.params["rented"] and not call.check_mode,
+        layers={name: call.params[name] for name in ("profile", "overrides") if call.params[name]},
         **{name: call.params[name] for name in ("run", "task", "node", "shutdown", "hand_over", "unfit", "own")},
     )
     raise GpuyardError(closing.give_up(call.site(), failure, progress=call.progress).text)

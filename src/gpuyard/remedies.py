@@ -6,9 +6,14 @@ how its own commands look; without that they look as Ansible's plays do.
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
+
+_PLAIN = re.compile(r"[^\s'\"\\$`;&|<>(){}*?!#~\[\]]+").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,9 @@ class Plays:
         return " ".join([f"ansible-playbook {play}.yml", *(self.option(*item) for item in options.items())])
 
     def option(self, name: str, value: object) -> str:
-        """Return an extra variable."""
-        return f"-e {name}={str(value).lower() if isinstance(value, bool) else value}"
+        """Return an extra variable, as JSON where a shell or Ansible would take its value apart."""
+        plain = f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+        return f"-e {plain}" if _PLAIN(plain) else f"-e {shlex.quote(json.dumps({name: value}))}"
 
 
 _front: Front = Plays()

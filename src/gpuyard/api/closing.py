@@ -5,8 +5,8 @@ The decisions about money that ``launch.yml`` follows: which machine goes, which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from gpuyard.api import end
@@ -30,7 +30,8 @@ class Failure:
     ``node`` is the place that the machine takes, ``rented`` whether this launch has rented it, ``shutdown`` whether the
     rental was to end with the run, ``hand_over`` whether the run was to be moved to it from another machine, ``unfit``
     whether the machine itself cannot do the work, so that only another one can, ``own`` whether it is a box of the
-    user's own, which costs nothing and is freed.
+    user's own, which costs nothing and is freed. ``layers`` are the profiles and overrides with which it was launched:
+    a run that has not begun has not kept them.
     """
 
     run: str
@@ -41,6 +42,7 @@ class Failure:
     hand_over: bool = False
     unfit: bool = False
     own: bool = False
+    layers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def give_up(site: Site, failure: Failure, *, progress: Progress) -> GivenUp:
     other machine is kept.
     """
     what = f'"{failure.task}" failed, as shown above.'
-    again = f"`{remedy('launch', run=failure.run)}` tries again"
+    again = f"`{remedy('launch', run=failure.run, **failure.layers)}` tries again"
     teardown = f"`{remedy('teardown', run=failure.run)}`"
     name, gone = ("box", "free again") if failure.own else ("machine", "destroyed")
     if not (failure.rented and (failure.shutdown or failure.hand_over or failure.unfit)):

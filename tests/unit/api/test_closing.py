@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
@@ -86,3 +87,11 @@ def test_a_launch_that_nobody_follows_says_what_bills_f3(state: str, does: str) 
     assert first == f"Run a-0 {does}. Its log: ansible-playbook logs.yml -e run=a-0"
     assert "0.2500 USD an hour, also when the run has ended" in second
     assert third == "ansible-playbook teardown.yml -e run=a-0"
+
+
+def test_a_run_that_has_not_begun_is_launched_again_with_its_layers(orders: list[ending.Order]) -> None:
+    told = give_up(rented=True, layers={"profile": "small,h100", "overrides": "epochs=1"})
+    assert "`ansible-playbook launch.yml -e run=a-0 -e profile=small,h100 -e overrides=epochs=1` tries again" in told
+    told = give_up(rented=True, layers={"overrides": "note=it's *new*"})
+    words = told.partition("`")[2].partition("`")[0]
+    assert shlex.split(words)[-1] == '{"overrides": "note=it\'s *new*"}'
