@@ -31,17 +31,23 @@ description:
   - The plays of this collection find their machines by themselves. In a command that runs nothing but such plays
     (C(launch.yml), C(gpuyard.cloud.status)), the clouds are not asked and the inventory has no hosts of theirs.
   - The file must be named C(gpuyard.yml) or C(clouds.yml), or end with it, as in C(my.gpuyard.yml); C(.yaml) will do.
-  - C(gpuyard.cloud.vast) and C(gpuyard.cloud.vultr) are older names of this plugin, each for the machines of one cloud,
-    in files named C(vast.yml) and C(vultr.yml).
+  - C(gpuyard.cloud.vast), C(gpuyard.cloud.vultr), C(gpuyard.cloud.lambda_cloud) and C(gpuyard.cloud.runpod) are names of
+    this plugin for the machines of one cloud, in files named C(vast.yml), C(vultr.yml), C(lambda_cloud.yml) and
+    C(runpod.yml).
 extends_documentation_fragment:
   - constructed
   - inventory_cache
 options:
   plugin:
-    description: The name of this plugin. With one of the older names only that cloud is asked.
+    description: The name of this plugin. With the name of a cloud only that one is asked.
     type: str
     required: true
-    choices: [gpuyard.cloud.clouds, gpuyard.cloud.vast, gpuyard.cloud.vultr]
+    choices:
+      - gpuyard.cloud.clouds
+      - gpuyard.cloud.vast
+      - gpuyard.cloud.vultr
+      - gpuyard.cloud.lambda_cloud
+      - gpuyard.cloud.runpod
   provider:
     description:
       - Ask only the cloud that is named here.
@@ -115,7 +121,8 @@ with suppress(ImportError):  # told when the inventory is read
     from gpuyard.errors import GpuyardError, UsageError
 
 NAME = "gpuyard.cloud.clouds"
-ALIASES = ("vast", "vultr")
+# The names of this plugin for one cloud, and the clouds.
+ALIASES = {"vast": "vast", "vultr": "vultr", "lambda_cloud": "lambda", "runpod": "runpod"}
 # What the site's configuration can say to this plugin.
 SITE_VARIABLES = ("sandbox", "sandbox_state", "ssh_key")
 COLLECTION = Path(__file__).resolve().parents[2]
@@ -212,9 +219,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         alias = self.get_option("plugin").rpartition(".")[2]
         provider = self._vars.get("provider") or self.get_option("provider")
         if alias in ALIASES:
-            if provider not in (None, "", alias):
+            if provider not in (None, "", ALIASES[alias]):
                 return None
-            provider = alias
+            provider = ALIASES[alias]
         said = self._said("sandbox", path)
         try:
             sandbox = None if said is None else boolean(said)

@@ -243,6 +243,13 @@ def emulated(world: World) -> Cloud:
     return cloud
 
 
+def test_each_cloud_has_a_name_of_its_own(world: World, parse: Parse) -> None:
+    world.sandbox = [Cloud(name, [instance(name, "1", f"{name}-0")]) for name in ("lambda", "runpod")]
+    files = {f"{name}.yml": f"plugin: gpuyard.cloud.{name}\n" for name in ("lambda_cloud", "runpod")}
+    assert names(parse(files, sandbox="true")) == ["lambda-0", "runpod-0"]
+    assert names(parse(files, sandbox="true", provider="lambda")) == ["lambda-0"]
+
+
 def test_without_any_key_the_running_sandbox_is_listed(world: World, parse: Parse) -> None:
     world.keys = set()
     emulated(world)
