@@ -30,7 +30,7 @@ stages:
 """
 MORE_SECRETS = "{required: [TINY_TOKEN], optional: [TINY_OPTIONAL, TINY_UNSET], files: {TINY_KEY: key.json}}"
 CLOUDS = ("vast", "vultr", "lambda", "runpod")
-OPTIONAL, IN_A_FILE = "canary-optional-5b1f7ac02d", "canary-file-c0e4d91b66"
+OPTIONAL, IN_A_FILE = "canary-optional-5b1f7ac02d94e8f17b3c60a2", "canary-file-c0e4d91b66a83f52e7190bd48c31"
 
 
 def secrets(yard: Yard) -> dict[str, str]:
@@ -76,7 +76,9 @@ def test_secrets_are_in_one_file_on_the_machine_and_nowhere_else(yard: Yard, tmp
     look = 'test -z "$TINY_UNSET" && test -n "$TINY_OPTIONAL" && test -s "$TINY_KEY" && mkdir'
     Path(workload).write_text(text.replace("mkdir", look, 1))
     (tmp_path / "key.json").write_text(IN_A_FILE)
-    said = yard.play("launch", "-vvv", provider="vast", run="secret-0", workload=workload, env=token)
+    log = tmp_path / "ansible.log"
+    logged = {**token, "ANSIBLE_LOG_PATH": str(log)}
+    said = yard.play("launch", "-vvv", provider="vast", run="secret-0", workload=workload, env=logged)
     yard.wait("a checkpoint", lambda: yard.manifest("secret-0"), seconds=300)
     wanted = secrets(yard)
 
@@ -102,8 +104,9 @@ def test_secrets_are_in_one_file_on_the_machine_and_nowhere_else(yard: Yard, tmp
     # Nobody has followed it, so the last words are what it costs and how that ends.
     last_words = said.text.partition("TASK [Follow the run to its end")[2]
     assert "Run secret-0 is at work" in last_words and "teardown.yml -e run=secret-0" in last_words
+    assert "secret-0" in log.read_text()
     for name, secret in wanted.items():
-        for text in yard.printed:
+        for text in [*yard.printed, log.read_text()]:
             assert secret not in text, name
 
     # On the controller: in the sandbox's own files only.

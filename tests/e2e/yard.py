@@ -24,7 +24,7 @@ SHOWN_EVERY_S = 20
 # A cloud does not say when a machine began to run, so the ledger knows it to the seconds between two looks at it.
 BETWEEN_LOOKS_S = 5
 # A value that must turn up nowhere but in the 0600 file on the machine.
-CANARY = "canary-token-7d1f0b9c2e854a6f93d4"
+CANARY = "canary-token-7d1f0b9c2e854a6f93d4518ab06"
 
 
 @dataclass(frozen=True)
