@@ -16,7 +16,7 @@ from typing import Any
 from gpuyard.sandbox import bill, boxes, orders
 from gpuyard.sandbox.engine import Engine, EngineError
 from gpuyard.sandbox.fields import BadField
-from gpuyard.sandbox.model import Fault, Json, Phase, ProviderName, Rental, World
+from gpuyard.sandbox.model import Fault, Holding, Json, Phase, ProviderName, Rental, World
 from gpuyard.sandbox.settings import Settings
 
 LOG = logging.getLogger("gpuyard.sandbox")
@@ -53,7 +53,7 @@ class Cloud:
 
     def statement(self) -> Json:
         """Return the bill so far."""
-        return bill.statement(self.world.rentals, self.clock())
+        return bill.statement([*self.world.rentals, *self.world.holdings], self.clock())
 
     def boot_fraction(self, rental: Rental) -> float:
         """Return how far a booting rental is, from 0 to 1."""
@@ -231,6 +231,9 @@ class Cloud:
         now = self.clock()
         rental.phase, rental.phase_since, rental.ended_at = Phase.GONE, now, now
         rental.close_lines(now)
+        for holding in self.world.holdings:
+            if (holding.provider, holding.attached_to) == (rental.provider, rental.id):
+                holding.attached_to = ""  # a volume survives its machine
         if rental.provider == "vast":
             # The machine comes back to the market as a new ask: old ask ids stay dead.
             self.world.listings[rental.item] = self.world.listings.get(rental.item, 0) + 1
@@ -241,6 +244,19 @@ class Cloud:
                 await asyncio.to_thread(self.engine.remove, rental.container)
             except EngineError as error:
                 LOG.warning("%s %s: its container stays behind: %s", rental.provider, rental.id, error)
+
+    def hold(self, holding: Holding) -> None:
+        """Take a holding on: from now on it is listed and billed."""
+        self.world.holdings.append(holding)
+        self.save()
+        LOG.info("%s %s %s made, label %r", holding.provider, holding.kind, holding.id, holding.label)
+
+    def give_up(self, holding: Holding) -> None:
+        """End a holding for good."""
+        holding.ended_at = self.clock()
+        holding.close_lines(holding.ended_at)
+        self.save()
+        LOG.info("%s %s %s deleted", holding.provider, holding.kind, holding.id)
 
     async def write_keys(self, rental: Rental) -> None:
         """Bring a running box's authorised keys to what the rental says."""

@@ -18,6 +18,7 @@ from gpuyard.sandbox.documents import MALFORMED, VERSION, damaged, known, read_d
 
 ProviderName = Literal["vast", "vultr", "lambda", "runpod"]
 FaultKind = Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu", "slow-disk"]
+HoldingKind = Literal["volume", "snapshot", "firewall"]
 Json = dict[str, Any]
 """A JSON object as it stands on the wire; its fields are the providers' business."""
 
@@ -44,8 +45,25 @@ class Line:
     monthly_cap_usd: float | None = None
 
 
+class Billed:
+    """What has lines on the bill."""
+
+    __slots__ = ()
+    lines: list[Line]
+
+    def open_line(self, what: str, price_per_hour_usd: float, now: float, cap: float | None = None) -> None:
+        """Begin to charge for ``what``."""
+        self.lines.append(Line(what, price_per_hour_usd, now, monthly_cap_usd=cap))
+
+    def close_lines(self, now: float, what: str | None = None) -> None:
+        """Stop charging for ``what``, or for everything."""
+        for line in self.lines:
+            if line.end is None and what in (None, line.what):
+                line.end = now
+
+
 @dataclass(slots=True)
-class Rental:
+class Rental(Billed):
     """A rented machine and the container that stands for it."""
 
     provider: ProviderName
@@ -89,15 +107,22 @@ class Rental:
         """That user's home."""
         return "/root" if self.user == "root" else f"/home/{self.user}"
 
-    def open_line(self, what: str, price_per_hour_usd: float, now: float, cap: float | None = None) -> None:
-        """Begin to charge for ``what``."""
-        self.lines.append(Line(what, price_per_hour_usd, now, monthly_cap_usd=cap))
 
-    def close_lines(self, now: float, what: str | None = None) -> None:
-        """Stop charging for ``what``, or for everything."""
-        for line in self.lines:
-            if line.end is None and what in (None, line.what):
-                line.end = now
+@dataclass(slots=True)
+class Holding(Billed):
+    """What an account holds beside machines and SSH keys: a volume, a snapshot, a firewall group."""
+
+    provider: ProviderName
+    kind: HoldingKind
+    id: str
+    label: str
+    region: str
+    created_at: float
+    size_gb: float = 0.0
+    attached_to: str = ""  # a rental's id
+    ended_at: float | None = None  # only its bill lines remain
+    record: Json = field(default_factory=dict)  # what only its provider knows
+    lines: list[Line] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -124,6 +149,7 @@ class World:
     """Everything the sandbox remembers."""
 
     rentals: list[Rental] = field(default_factory=list)
+    holdings: list[Holding] = field(default_factory=list)
     keys: dict[str, list[SshKey]] = field(default_factory=lambda: {"vast": [], "vultr": [], "lambda": [], "runpod": []})
     faults: list[Fault] = field(default_factory=list)
     counter: int = 0  # never falls: numbers, addresses and offer ids are not used twice
@@ -142,6 +168,14 @@ class World:
         """Return one rental that its provider's API still shows."""
         return next((rental for rental in self.living(provider) if rental.id == rental_id), None)
 
+    def held(self, provider: ProviderName, kind: HoldingKind) -> list[Holding]:
+        """Return what the provider's API still shows of one kind."""
+        return [
+            holding
+            for holding in self.holdings
+            if (holding.provider, holding.kind) == (provider, kind) and holding.ended_at is None
+        ]
+
     def save(self, file: Path) -> None:
         """Replace ``file`` in one step; only its owner can read it."""
         write_whole(file, json.dumps({"version": VERSION, **asdict(self)}, indent=1), durable=True)
@@ -157,6 +191,9 @@ class World:
             kept = {name: [SshKey(**known(SshKey, key)) for key in keys] for name, keys in data["keys"].items()}
             return cls(
                 rentals=[_rental(item) for item in data["rentals"]],
+                holdings=[
+                    Holding(**{**known(Holding, item), "lines": _lines(item)}) for item in data.get("holdings", [])
+                ],
                 keys={**cls().keys, **kept},  # an older version knew fewer providers
                 faults=[Fault(**known(Fault, fault)) for fault in data["faults"]],
                 counter=data["counter"],
@@ -184,8 +221,11 @@ def _rental(data: Json) -> Rental:
         for name, value in data["request"].items()
         if value is None or isinstance(value, wanted.get(name, object))
     }
-    lines = [Line(**known(Line, line)) for line in data["lines"]]
-    return Rental(**{**known(Rental, data), "phase": Phase(data["phase"]), "lines": lines})
+    return Rental(**{**known(Rental, data), "phase": Phase(data["phase"]), "lines": _lines(data)})
+
+
+def _lines(data: Json) -> list[Line]:
+    return [Line(**known(Line, line)) for line in data["lines"]]
 
 
 def _writable(value: Any) -> Any:
