@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from fractions import Fraction
 
 
@@ -36,6 +37,14 @@ def dicts(value: object) -> list[dict[str, object]]:
 def strings(value: object) -> list[str]:
     """Return the non-empty strings in a JSON list (Vultr has ``""`` inside ``locations``)."""
     return [item for item in value if isinstance(item, str) and item] if isinstance(value, list) else []
+
+
+def epoch(value: object) -> float | None:
+    """Return a time in ISO 8601 as seconds since 1970, ``None`` for what is none."""
+    try:
+        return datetime.fromisoformat(text(value)).timestamp()
+    except ValueError:
+        return None
 
 
 def same_ssh_key(one: str, other: str) -> bool:
