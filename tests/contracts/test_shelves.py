@@ -81,7 +81,7 @@ def case(request: pytest.FixtureRequest, emulated: Emulated) -> Case:
     common |= NEEDS.get((name, kind), {})
     contents = {Kind.SSH_KEY: (OURS, THEIRS), Kind.VARIABLE: ("canary-value-of-ours", "canary-value-of-theirs")}
     own, other = contents.get(kind, ("", ""))
-    names = ("GPUYARD_TOKEN", "OTHER_TOKEN") if kind is Kind.VARIABLE else ("gpuyard-test", "somebody-elses")
+    names = ("GPUYARD_TOKEN", "OTHER_TOKEN") if kind is Kind.VARIABLE else ("gpuyardtest", "somebodyelses")
     spec = ResourceSpec(name=names[0], ref=REF if kind in OF_A_RUN else None, content=own, **common)
     foreign = ResourceSpec(name=names[1], content=other, **common)
     return Case(emulated, client, client.shelves()[kind], spec, foreign)

@@ -50,7 +50,7 @@ from gpuyard.providers.http import Answer
 from gpuyard.providers.rental import create_once, destroy_surely
 from gpuyard.providers.resources import Kind, Shelf
 from gpuyard.providers.values import dicts, epoch, number, optional_number, same_ssh_key, strings, text
-from gpuyard.providers.vultr_shelves import Account, shelves
+from gpuyard.providers.vultr_shelves import BlockStorage, Firewalls, Snapshots, SshKeys, VultrShelf
 
 BASE_URL = "https://api.vultr.com/v2"
 UBUNTU_22_04 = 1743
@@ -276,7 +276,8 @@ class Vultr(Cloud):
 
     def shelves(self) -> Mapping[Kind, Shelf]:
         """Return block storage, snapshots, SSH keys and firewall groups."""
-        return shelves(Account(self, self._api, self._pages, self._waits))
+        kinds: tuple[type[VultrShelf], ...] = (BlockStorage, Snapshots, SshKeys, Firewalls)
+        return {kind.kind: kind(self, self._api, self._waits, self._pages) for kind in kinds}
 
     def credit_usd(self) -> float | None:
         """Return the account's credit (``balance`` is negative for credit), less the charges still to come."""

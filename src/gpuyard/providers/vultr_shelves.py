@@ -7,7 +7,7 @@ holds the whole label of a run, ``gpuyard/<run>/<workload>``.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 from urllib.parse import quote
@@ -21,14 +21,17 @@ from gpuyard.errors import (
     ThrottledError,
     UsageError,
 )
-from gpuyard.formats.label import TAG, RunRef
+from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import PlannedCall, Progress
 from gpuyard.providers.cloud import Cloud
+from gpuyard.providers.cloud_shelf import Call, CloudShelf, KeyShelf, key_name
 from gpuyard.providers.http import Client
-from gpuyard.providers.rental import Waits, end_surely, make_once
-from gpuyard.providers.resources import Kind, Resource, ResourceSpec, Shelf
+from gpuyard.providers.rental import Waits, end_surely
+from gpuyard.providers.resources import Kind, Resource, ResourceSpec
 from gpuyard.providers.values import epoch, number, optional_number, strings, text
 
+Pages = Callable[[str, str], list[dict[str, object]]]
+"""Returns all rows of a list: its path, and the field that holds it."""
 _ACTIVE_WITHIN_S = 300.0
 _MOVED_WITHIN_S = 60.0
 _TOLD_EVERY_S = 30.0
@@ -40,9 +43,10 @@ _GIB = 2**30
 class _Tier:
     usd_per_gb_month: float
     least_gb: int
+    most_gb: int
 
 
-_TIERS = {"high_perf": _Tier(0.10, 10), "storage_opt": _Tier(0.025, 40)}
+_TIERS = {"high_perf": _Tier(0.10, 10, 10_000), "storage_opt": _Tier(0.025, 40, 40_000)}
 """By ``block_type``: NVMe, and hard disks. The prices are those that Vultr publishes; its API names none beforehand."""
 _SSH_RULES: tuple[dict[str, object], ...] = tuple(
     {"ip_type": ip_type, "protocol": "tcp", "subnet": subnet, "subnet_size": 0, "port": "22", "notes": "SSH"}
@@ -50,40 +54,23 @@ _SSH_RULES: tuple[dict[str, object], ...] = tuple(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
-    """What the shelves take from the client to which they belong."""
-
-    cloud: Cloud
-    api: Client
-    pages: Callable[[str, str], list[dict[str, object]]]  # of a path and the name around its rows: all rows
-    waits: Waits
-
-
-def shelves(account: Account) -> Mapping[Kind, Shelf]:
-    """Return all shelves of an account, by kind."""
-    kinds = (BlockStorage, Snapshots, SshKeys, Firewalls)
-    return {kind.kind: kind(account) for kind in kinds}
-
-
-class _VultrShelf(Shelf):
-    """What is the same for all of them: a path with rows, one text for the label, a POST and a DELETE."""
+class VultrShelf(CloudShelf):
+    """What is the same for all of them: a path with rows, of which one text holds the label, and a 404 at the end."""
 
     path: ClassVar[str]
     row_name: ClassVar[str]  # the name around one row in an answer; with an "s" around several
     label_name: ClassVar[str]  # the field that holds the label
-    needs: ClassVar[tuple[str, ...]] = ()  # the fields of a spec, beside its name, without which nothing is made
-    options: ClassVar[Mapping[str, Sequence[str]]] = {}  # the choices, by option
+    needs: ClassVar[Mapping[str, str]] = {}  # the fields of a spec without which nothing is made, in words
 
-    def __init__(self, account: Account) -> None:
-        self._account = account
-        self._cloud, self._api, self._waits = account.cloud, account.api, account.waits
+    def __init__(self, cloud: Cloud, api: Client, waits: Waits, pages: Pages) -> None:
+        super().__init__(cloud, api, waits)
+        self._pages = pages
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def all(self) -> list[Resource]:
         """Return every one in the account, over all pages."""
-        return [self._resource(row) for row in self._account.pages(self.path, f"{self.row_name}s")]
+        return [self._resource(row) for row in self._pages(self.path, f"{self.row_name}s")]
 
     def get(self, resource_id: str) -> Resource | None:
         """Return one, ``None`` when Vultr answers 404."""
@@ -93,15 +80,13 @@ class _VultrShelf(Shelf):
             return None
         row = self._row(answer)
         if row is None:
-            raise ProviderDownError(
-                f"Vultr's answer about {self.title} {resource_id} holds none.", provider=self._cloud.name
-            )
+            raise ProviderDownError(f"Vultr's answer about {self.title} {resource_id} holds none.", provider="vultr")
         return self._resource(row)
 
     def _existing(self, resource_id: str) -> Resource:
         found = self.get(resource_id)
         if found is None:
-            raise NotFoundError(f"Vultr has no {self.title} {resource_id}.", provider=self._cloud.name)
+            raise NotFoundError(f"Vultr has no {self.title} {resource_id}.", provider="vultr")
         return found
 
     def _row(self, answer: Mapping[str, object]) -> dict[str, object] | None:
@@ -115,53 +100,41 @@ class _VultrShelf(Shelf):
     def _resource(self, row: Mapping[str, object]) -> Resource:
         """Return a row in neutral terms."""
 
-    def _common(
-        self,
-        row: Mapping[str, object],
-        *,
-        region: str = "",
-        size_gb: float | None = None,
-        price: float | None = 0.0,
-        attached_to: tuple[str, ...] = (),
-        ready: bool = True,
-        status_text: str = "",
-        detail: Mapping[str, str] | None = None,
-    ) -> Resource:
+    def _labelled(self, row: Mapping[str, object], **more: object) -> Resource:
         label = text(row.get(self.label_name))
-        ref = RunRef.from_label(label)
-        return Resource(
-            provider=self._cloud.name,
-            kind=self.kind,
-            id=text(row.get("id")),
-            name=label,
-            ref=ref,
-            ours=ref is not None or label.startswith(f"{TAG}-"),
-            region=region,
-            size_gb=size_gb,
-            price_per_month_usd=price,
-            attached_to=attached_to,
-            ready=ready,
-            status_text=status_text,
+        return self.resource(
+            text(row.get("id")),
+            label,
+            RunRef.from_label(label),
             created_at=epoch(row.get("date_created")),
-            detail=detail or {},
-            emulated=self._cloud.emulated or bool(row.get("emulated")),
-            sandbox=self._cloud.sandbox,
+            emulated=row.get("emulated"),
+            **more,
         )
 
-    # -- making -------------------------------------------------------------------------------------------------------
+    # -- making and ending --------------------------------------------------------------------------------------------
+
+    def order(self, spec: ResourceSpec) -> Call:
+        """Return the call that makes one."""
+        self.check(spec)
+        for field, word in self.needs.items():
+            if not getattr(spec, field):
+                raise UsageError(f"A Vultr {self.title} needs {word}.")
+        return Call("POST", self.path, self._body(spec))
+
+    @abstractmethod
+    def _body(self, spec: ResourceSpec) -> dict[str, object]:
+        """Return what the create request says; raises :class:`UsageError` for what cannot be."""
+
+    def made(self, answer: Mapping[str, object], spec: ResourceSpec) -> Resource:
+        """Return the one of the answer."""
+        row = self._row(answer)
+        if row is None:
+            raise AmbiguousError(f"Vultr accepted the order and named no {self.title}.", provider="vultr")
+        return self._resource(row)
 
     def create(self, spec: ResourceSpec, *, progress: Progress | None = None) -> Resource:
         """Make one; see :func:`gpuyard.providers.rental.make_once`. One that does not become usable is ended again."""
-        self._check(spec)
-        body = self._body(spec)
-
-        def send() -> Resource:
-            row = self._row(self._api.call("POST", self.path, body=body, repeatable=False))
-            if row is None:
-                raise AmbiguousError(f"Vultr accepted the order and named no {self.title}.", provider=self._cloud.name)
-            return self._resource(row)
-
-        made = make_once(self._cloud, self, spec, send, waits=self._waits, progress=progress)
+        made = super().create(spec, progress=progress)
         try:
             return self._finish(made, progress)
         except ProviderError as error:
@@ -170,38 +143,13 @@ class _VultrShelf(Shelf):
             self.destroy(made.id, progress=progress)
             raise
 
-    def plan_create(self, spec: ResourceSpec) -> list[PlannedCall]:
-        """Return the calls of :meth:`create`."""
-        self._check(spec)
-        return [PlannedCall("POST", self._api.url(self.path), self._body(spec))]
-
-    def _check(self, spec: ResourceSpec) -> None:
-        """Raise :class:`UsageError` for what Vultr cannot make, before anything is sent that changes something."""
-        if not self._label(spec):
-            raise UsageError(f"name: Vultr makes no {self.title} without one.")
-        for name in ("region", "size_gb", "source", "content"):
-            given = bool(getattr(spec, name))
-            if name in self.needs and not given:
-                raise UsageError(f"{name}: Vultr makes no {self.title} without it.")
-            if given and name not in self.needs:
-                raise UsageError(f"{name}: a {self.title} of Vultr's has none; leave it out.")
-        for name, value in spec.options.items():
-            if name not in self.options:
-                raise UsageError(f"{name}={value!r}: a {self.title} of Vultr's has no such option; leave it out.")
-            if value not in self.options[name]:
-                raise UsageError(f"{name}={value!r} is not known to Vultr: choose {' or '.join(self.options[name])}.")
-
-    @staticmethod
-    def _label(spec: ResourceSpec) -> str:
-        return spec.ref.label if spec.ref else spec.name
-
-    @abstractmethod
-    def _body(self, spec: ResourceSpec) -> dict[str, object]:
-        """Return what the create request says."""
-
     def _finish(self, made: Resource, progress: Progress | None) -> Resource:
         """Return what was made when it is usable."""
         return made
+
+    def ending(self, resource_id: str) -> Call:
+        """Return the call that deletes one."""
+        return Call("DELETE", self._at(resource_id))
 
     def _wait(
         self, resource_id: str, reached: Callable[[Resource], bool], limit_s: float, progress: Progress | None = None
@@ -222,7 +170,7 @@ class _VultrShelf(Shelf):
                 raise ProviderDownError(
                     f"Vultr {self.title} {resource_id} {state}, after {limit_s:.0f} s. Look at "
                     f"{self._cloud.console_url}.",
-                    provider=self._cloud.name,
+                    provider="vultr",
                 )
             if progress and now - told >= _TOLD_EVERY_S:
                 told = now
@@ -230,23 +178,8 @@ class _VultrShelf(Shelf):
             self._waits.sleep(self._waits.delay(attempt))
             attempt += 1
 
-    # -- ending -------------------------------------------------------------------------------------------------------
 
-    def destroy(self, resource_id: str, *, progress: Progress | None = None) -> None:
-        """Delete one and come back when it answers 404."""
-        end_surely(
-            self._cloud, self, resource_id, lambda: self._delete(resource_id), waits=self._waits, progress=progress
-        )
-
-    def _delete(self, resource_id: str) -> None:
-        self._api.call("DELETE", self._at(resource_id), repeatable=True)
-
-    def plan_destroy(self, resource_id: str) -> list[PlannedCall]:
-        """Return the calls of :meth:`destroy`."""
-        return [PlannedCall("DELETE", self._api.url(self._at(resource_id)))]
-
-
-class BlockStorage(_VultrShelf):
+class BlockStorage(VultrShelf):
     """Volumes: one machine of their region at a time, to and from which they move while it runs."""
 
     kind: ClassVar[Kind] = Kind.VOLUME
@@ -254,38 +187,25 @@ class BlockStorage(_VultrShelf):
     path: ClassVar[str] = "/blocks"
     row_name: ClassVar[str] = "block"
     label_name: ClassVar[str] = "label"
-    needs: ClassVar[tuple[str, ...]] = ("region", "size_gb")
-    options: ClassVar[Mapping[str, Sequence[str]]] = {"block_type": tuple(_TIERS)}
+    knows: ClassVar[frozenset[str]] = frozenset({"ref", "region", "size_gb"})
+    needs: ClassVar[Mapping[str, str]] = {"region": "a region", "size_gb": "a size in GB"}
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {"block_type": tuple(_TIERS)}
 
     def price_per_month_usd(self, spec: ResourceSpec) -> float:
         """Return the price of the size at its ``block_type``."""
         return (spec.size_gb or 0.0) * _TIERS[_block_type(spec)].usd_per_gb_month
 
-    def _check(self, spec: ResourceSpec) -> None:
-        super()._check(spec)
+    def _body(self, spec: ResourceSpec) -> dict[str, object]:
         tier = _block_type(spec)
-        size, least = spec.size_gb or 0.0, _TIERS[tier].least_gb
-        if size != int(size) or size < least:
-            raise UsageError(
-                f"size_gb={size:g} cannot be had at Vultr: block storage of the type {tier} is a whole number of GB "
-                f"from {least} on."
-            )
-        rows = self._account.pages("/regions", "regions")
-        regions = {text(row.get("id")): strings(row.get("options")) for row in rows}
-        if f"block_storage_{tier}" not in regions.get(spec.region, []):
-            having = sorted(region for region, options in regions.items() if f"block_storage_{tier}" in options)
+        size = self.whole_size(spec, _TIERS[tier].least_gb, _TIERS[tier].most_gb)
+        rows = self._pages("/regions", "regions")
+        having = [text(row.get("id")) for row in rows if f"block_storage_{tier}" in strings(row.get("options"))]
+        if spec.region not in having:
             raise UsageError(
                 f"region={spec.region} has no block storage of the type {tier} at Vultr; these have it: "
-                f"{', '.join(having)}."
+                f"{', '.join(sorted(having))}."
             )
-
-    def _body(self, spec: ResourceSpec) -> dict[str, object]:
-        return {
-            "region": spec.region,
-            "size_gb": int(spec.size_gb or 0),
-            "label": self._label(spec),
-            "block_type": _block_type(spec),
-        }
+        return {"region": spec.region, "size_gb": size, "label": key_name(spec), "block_type": tier}
 
     def _finish(self, made: Resource, progress: Progress | None) -> Resource:
         return self._wait(made.id, lambda volume: volume.ready, _ACTIVE_WITHIN_S, progress)
@@ -296,11 +216,11 @@ class BlockStorage(_VultrShelf):
             "block_type": text(row.get("block_type")),
             "device": f"/dev/disk/by-id/virtio-{mount_id}" if mount_id else "",
         }
-        return self._common(
+        return self._labelled(
             row,
             region=text(row.get("region")),
             size_gb=optional_number(row.get("size_gb")),
-            price=optional_number(row.get("cost")),
+            price_per_month_usd=optional_number(row.get("cost")),
             attached_to=(instance,) if instance else (),
             ready=row.get("status") == "active",
             status_text=text(row.get("status")),
@@ -318,7 +238,7 @@ class BlockStorage(_VultrShelf):
             raise self._refusal(f"belongs to instance {volume.attached_to[0]}: detach it there first.", resource_id)
         instance = self._cloud.instance(instance_id)
         if instance is None:
-            raise NotFoundError(f"Vultr has no instance {instance_id}.", provider=self._cloud.name)
+            raise NotFoundError(f"Vultr has no instance {instance_id}.", provider="vultr")
         if instance.region != volume.region:
             where = f"is in {volume.region}, and instance {instance_id} in {instance.region}"
             raise self._refusal(f"{where}: choose an instance in {volume.region}.", resource_id)
@@ -363,11 +283,16 @@ class BlockStorage(_VultrShelf):
         self._wait(resource_id, lambda volume: volume.size_gb == size_gb, _MOVED_WITHIN_S)
 
     def _refusal(self, why: str, resource_id: str) -> InvalidRequestError:
-        return InvalidRequestError(f"Vultr {self.title} {resource_id} {why}", provider=self._cloud.name)
+        return InvalidRequestError(f"Vultr {self.title} {resource_id} {why}", provider="vultr")
 
-    def _delete(self, resource_id: str) -> None:
-        self.detach(resource_id)
-        super()._delete(resource_id)
+    def destroy(self, resource_id: str, *, progress: Progress | None = None) -> None:
+        """Take a volume from its instance, if one has it, delete it, and come back when Vultr answers 404."""
+
+        def send() -> None:
+            self.detach(resource_id)
+            self._api.call("DELETE", self._at(resource_id), repeatable=True)
+
+        end_surely(self._cloud, self, resource_id, send, waits=self._waits, progress=progress)
 
     def plan_destroy(self, resource_id: str) -> list[PlannedCall]:
         """Return the calls of :meth:`destroy`. Reads whether an instance has it."""
@@ -382,7 +307,7 @@ def _block_type(spec: ResourceSpec) -> str:
     return spec.options.get("block_type", "high_perf")
 
 
-class Snapshots(_VultrShelf):
+class Snapshots(VultrShelf):
     """Snapshots of instances; not of block storage, which is no part of them."""
 
     kind: ClassVar[Kind] = Kind.SNAPSHOT
@@ -390,7 +315,8 @@ class Snapshots(_VultrShelf):
     path: ClassVar[str] = "/snapshots"
     row_name: ClassVar[str] = "snapshot"
     label_name: ClassVar[str] = "description"
-    needs: ClassVar[tuple[str, ...]] = ("source",)
+    knows: ClassVar[frozenset[str]] = frozenset({"ref", "source"})
+    needs: ClassVar[Mapping[str, str]] = {"source": "an instance as its source"}
 
     def create(self, spec: ResourceSpec, *, progress: Progress | None = None) -> Resource:
         """Begin one, which takes up to half an hour. The instance has to stay until ``ready`` says that it is done."""
@@ -406,37 +332,40 @@ class Snapshots(_VultrShelf):
         return None if found and found.status_text == "deleted" else found
 
     def _body(self, spec: ResourceSpec) -> dict[str, object]:
-        return {"instance_id": spec.source, "description": self._label(spec)}
+        return {"instance_id": spec.source, "description": key_name(spec)}
 
     def _resource(self, row: Mapping[str, object]) -> Resource:
         size = number(row.get("size")) / _GIB or None  # 0: not known yet
-        return self._common(
+        return self._labelled(
             row,
             size_gb=size,
-            price=None if size is None else size * _SNAPSHOT_USD_PER_GB_MONTH,
+            price_per_month_usd=None if size is None else size * _SNAPSHOT_USD_PER_GB_MONTH,
             ready=row.get("status") == "complete",
             status_text=text(row.get("status")),
         )
 
 
-class SshKeys(_VultrShelf):
+class SshKeys(VultrShelf, KeyShelf):
     """Public keys of the account; an instance has those that were named when it was rented."""
 
-    kind: ClassVar[Kind] = Kind.SSH_KEY
-    title: ClassVar[str] = "SSH key"
     path: ClassVar[str] = "/ssh-keys"
     row_name: ClassVar[str] = "ssh_key"
     label_name: ClassVar[str] = "name"
-    needs: ClassVar[tuple[str, ...]] = ("content",)
 
     def _body(self, spec: ResourceSpec) -> dict[str, object]:
-        return {"name": self._label(spec), "ssh_key": spec.content}
+        return {"name": key_name(spec), "ssh_key": self.public_key(spec)}
 
     def _resource(self, row: Mapping[str, object]) -> Resource:
-        return self._common(row, detail={"public_key": text(row.get("ssh_key"))})
+        return self.key(
+            text(row.get("id")),
+            text(row.get("ssh_key")),
+            text(row.get("name")),
+            created_at=epoch(row.get("date_created")),
+            emulated=row.get("emulated"),
+        )
 
 
-class Firewalls(_VultrShelf):
+class Firewalls(VultrShelf):
     """Firewall groups that let SSH in, over both kinds of addresses, and nothing else."""
 
     kind: ClassVar[Kind] = Kind.FIREWALL
@@ -444,6 +373,7 @@ class Firewalls(_VultrShelf):
     path: ClassVar[str] = "/firewalls"
     row_name: ClassVar[str] = "firewall_group"
     label_name: ClassVar[str] = "description"
+    knows: ClassVar[frozenset[str]] = frozenset({"ref"})
 
     def plan_create(self, spec: ResourceSpec) -> list[PlannedCall]:
         """Return the calls of :meth:`create`."""
@@ -451,13 +381,13 @@ class Firewalls(_VultrShelf):
         return [*super().plan_create(spec), *(PlannedCall("POST", rules, rule) for rule in _SSH_RULES)]
 
     def _body(self, spec: ResourceSpec) -> dict[str, object]:
-        return {"description": self._label(spec)}
+        return {"description": key_name(spec)}
 
     def _finish(self, made: Resource, progress: Progress | None) -> Resource:
         """Add the rules: a group without any lets nobody in."""
         path = f"{self._at(made.id)}/rules"
         for attempt in range(self._waits.throttled_tries):
-            rows = self._account.pages(path, "firewall_rules")
+            rows = self._pages(path, "firewall_rules")
             missing = [rule for rule in _SSH_RULES if not any(_same_rule(rule, row) for row in rows)]
             if not missing:
                 return self._existing(made.id)
@@ -466,11 +396,11 @@ class Firewalls(_VultrShelf):
                     self._api.call("POST", path, body=rule, repeatable=False)
             except (AmbiguousError, ThrottledError):
                 self._waits.sleep(self._waits.delay(attempt))  # the next look says which of them are there
-        raise ProviderDownError(f"Vultr adds no rules to {self.title} {made.id}.", provider=self._cloud.name)
+        raise ProviderDownError(f"Vultr adds no rules to {self.title} {made.id}.", provider="vultr")
 
     def _resource(self, row: Mapping[str, object]) -> Resource:
         rules = number(row.get("rule_count"))
-        return self._common(row, ready=rules > 0, status_text=f"{rules:g} rules")
+        return self._labelled(row, ready=rules > 0, status_text=f"{rules:g} rules")
 
 
 def _same_rule(rule: Mapping[str, object], row: Mapping[str, object]) -> bool:

@@ -20,7 +20,7 @@ from gpuyard.sandbox import catalogue, fields
 from gpuyard.sandbox.bill import HOURS_PER_MONTH, amount
 from gpuyard.sandbox.cloud import Cloud
 from gpuyard.sandbox.fields import BadField
-from gpuyard.sandbox.model import Holding, HoldingKind, Json, Phase, Rental
+from gpuyard.sandbox.model import Holding, Json, Phase, Rental
 from gpuyard.sandbox.vultr_api import Handler, VultrError, date, page
 from gpuyard.sandbox.web import LostAnswer, read_json
 
@@ -74,15 +74,15 @@ class VultrHoldings:
         """Answer a route that the real API has and the sandbox has not."""
         raise HTTPException(501)
 
-    def _holding(self, request: Request, kind: HoldingKind, title: str) -> Holding:
+    def _holding(self, request: Request, kind: str, title: str) -> Holding:
         for holding in self._cloud.world.held("vultr", kind):
             if holding.id == request.path_params["id"]:
                 return holding
         raise VultrError(404, f"Invalid {title} ID.")
 
-    def _new(self, kind: HoldingKind, label: str, region: str, size_gb: float, record: Json) -> Holding:
+    def _new(self, kind: str, label: str, region: str, size_gb: float, record: Json) -> Holding:
         now = self._cloud.clock()
-        return Holding("vultr", kind, str(uuid.uuid4()), label, region, now, size_gb, record=record)
+        return Holding("vultr", kind, str(uuid.uuid4()), label, now, region, size_gb, item_record=record)
 
     def _is_made(self, holding: Holding) -> bool:
         """Return whether it is past its making, which takes as long as a boot."""
@@ -108,7 +108,7 @@ class VultrHoldings:
         size, label = _size(body, tier), fields.text(body, "label", _TEXT_MAX)
         if f"block_storage_{tier}" not in options:
             raise VultrError(400, "Unable to find a block storage cluster in that location")
-        record = {"block_type": tier, "mount_id": f"{region}-{secrets.token_hex(7)}"}
+        record = {"block_type": tier, "mount_id": f"{region}-{secrets.token_hex(7)}", "attached_to": ""}
         block = self._new("volume", label, region, size, record)
         _charge(block, size * _TIERS[tier][0], self._cloud.clock())
         self._cloud.hold(block)
@@ -124,7 +124,7 @@ class VultrHoldings:
         """Answer a larger volume, or another label."""
         block, body = self._block(request), await read_json(request)
         fields.only(body, {"size_gb", "label"})
-        tier, now = block.record["block_type"], self._cloud.clock()
+        tier, now = block.item_record["block_type"], self._cloud.clock()
         label = fields.text(body, "label", _TEXT_MAX)
         size = block.size_gb if body.get("size_gb") is None else _size(body, tier)
         if size < block.size_gb:
@@ -141,9 +141,9 @@ class VultrHoldings:
     async def delete_block(self, request: Request) -> Response:
         """Answer the end of a volume, which no machine may have."""
         block = self._block(request)
-        if block.attached_to:
+        if self._instance(block):
             raise VultrError(400, "Block storage is attached to a server, detach it first")
-        self._cloud.give_up(block)
+        await self._cloud.release(block)
         return Response(status_code=204)
 
     async def attach(self, request: Request) -> Response:
@@ -154,13 +154,13 @@ class VultrHoldings:
         rental = self._cloud.world.find("vultr", fields.text(body, "instance_id", _TEXT_MAX))
         if rental is None:
             raise VultrError(400, "Invalid instance ID.")
-        if block.attached_to:
+        if self._instance(block):
             raise VultrError(400, "Block storage is already attached to another server")
         if not self._is_made(block):
             raise VultrError(400, "Block storage is not active")
         if rental.region != block.region:
             raise VultrError(400, "Block storage is not in the same location as the server")
-        block.attached_to = rental.id
+        block.item_record["attached_to"] = rental.id
         await self._moved(rental, live)
         return Response(status_code=204)
 
@@ -169,10 +169,10 @@ class VultrHoldings:
         block, body = self._block(request), await read_json(request)
         fields.only(body, {"live", "instance_id"})  # some clients name the instance here, too
         live = _flag(body, "live")
-        rental = self._cloud.world.find("vultr", block.attached_to)
+        rental = self._instance(block)
         if rental is None:
             raise VultrError(400, "Block storage is not attached to a server")
-        block.attached_to = ""
+        block.item_record["attached_to"] = ""
         await self._moved(rental, live)
         return Response(status_code=204)
 
@@ -184,10 +184,14 @@ class VultrHoldings:
     def _block(self, request: Request) -> Holding:
         return self._holding(request, "volume", "block storage")
 
+    def _instance(self, block: Holding) -> Rental | None:
+        """Return the instance that has a volume; one that was destroyed has it no longer."""
+        return self._cloud.world.find("vultr", block.item_record["attached_to"])
+
     def block_row(self, block: Holding) -> Json:
         """Return a volume as Vultr shows it."""
-        rental = self._cloud.world.find("vultr", block.attached_to) if block.attached_to else None
-        cost = block.size_gb * _TIERS[block.record["block_type"]][0]
+        rental = self._instance(block)
+        cost = block.size_gb * _TIERS[block.item_record["block_type"]][0]
         now = self._cloud.clock()
         return {
             "id": block.id,
@@ -201,8 +205,8 @@ class VultrHoldings:
             "attached_to_instance_label": rental.label if rental else "",
             "date_created": date(block.created_at),
             "label": block.label,
-            "mount_id": block.record["mount_id"],
-            "block_type": block.record["block_type"],
+            "mount_id": block.item_record["mount_id"],
+            "block_type": block.item_record["block_type"],
             "os_id": 0,
             "snapshot_id": "",
             "bootable": False,
@@ -252,7 +256,7 @@ class VultrHoldings:
 
     async def delete_snapshot(self, request: Request) -> Response:
         """Answer the end of a snapshot."""
-        self._cloud.give_up(self._snapshot(request))
+        await self._cloud.release(self._snapshot(request))
         return Response(status_code=204)
 
     def _snapshot(self, request: Request) -> Holding:
@@ -269,7 +273,7 @@ class VultrHoldings:
             "size": size,
             "compressed_size": size // 2,
             "status": "complete" if complete else "pending",
-            "os_id": snapshot.record["os_id"],
+            "os_id": snapshot.item_record["os_id"],
             "app_id": 0,
             "emulated": True,
         }
@@ -297,12 +301,12 @@ class VultrHoldings:
     async def change_group(self, request: Request) -> Response:
         """Answer another description."""
         group = self._group(request)
-        group.record["changed_at"] = self._cloud.clock()
+        group.item_record["changed_at"] = self._cloud.clock()
         return await self._describe(request, group)
 
     async def delete_group(self, request: Request) -> Response:
         """Answer the end of a firewall group with its rules."""
-        self._cloud.give_up(self._group(request))
+        await self._cloud.release(self._group(request))
         return Response(status_code=204)
 
     def _group(self, request: Request) -> Holding:
@@ -314,29 +318,29 @@ class VultrHoldings:
             "id": group.id,
             "description": group.label,
             "date_created": date(group.created_at),
-            "date_modified": date(group.record["changed_at"]),
+            "date_modified": date(group.item_record["changed_at"]),
             "instance_count": 0,
-            "rule_count": len(group.record["rules"]),
+            "rule_count": len(group.item_record["rules"]),
             "max_rule_count": _MOST_RULES,
             "emulated": True,
         }
 
     async def rules(self, request: Request) -> Response:
         """Answer one page of a group's rules."""
-        return page(request, "firewall_rules", self._group(request).record["rules"])
+        return page(request, "firewall_rules", self._group(request).item_record["rules"])
 
     async def add_rule(self, request: Request) -> Response:
         """Answer a new rule, which is not there yet."""
         group, body = self._group(request), await read_json(request)
         wanted = _rule(body)
-        rules: list[Json] = group.record["rules"]
+        rules: list[Json] = group.item_record["rules"]
         if any(all(rule[name] == value for name, value in wanted.items() if name != "notes") for rule in rules):
             raise VultrError(400, "This rule is already defined")
         if len(rules) >= _MOST_RULES:
             raise VultrError(400, "The maximum number of rules has been reached")
-        group.record["counter"] += 1
-        group.record["changed_at"] = self._cloud.clock()
-        rule = {"id": group.record["counter"], "type": wanted["ip_type"], "action": "accept", **wanted}
+        group.item_record["counter"] += 1
+        group.item_record["changed_at"] = self._cloud.clock()
+        rule = {"id": group.item_record["counter"], "type": wanted["ip_type"], "action": "accept", **wanted}
         rules.append(rule)
         self._cloud.save()
         return JSONResponse({"firewall_rule": rule}, 201)
@@ -348,13 +352,13 @@ class VultrHoldings:
     async def delete_rule(self, request: Request) -> Response:
         """Answer a removed rule."""
         rule, group = self._rule(request), self._group(request)
-        group.record["rules"].remove(rule)
-        group.record["changed_at"] = self._cloud.clock()
+        group.item_record["rules"].remove(rule)
+        group.item_record["changed_at"] = self._cloud.clock()
         self._cloud.save()
         return Response(status_code=204)
 
     def _rule(self, request: Request) -> Json:
-        rules: list[Json] = self._group(request).record["rules"]
+        rules: list[Json] = self._group(request).item_record["rules"]
         for rule in rules:
             if str(rule["id"]) == request.path_params["rule"]:
                 return rule

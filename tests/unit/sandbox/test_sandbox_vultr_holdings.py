@@ -234,13 +234,13 @@ def test_status_and_a_restart_know_them(
     headers = {"Authorization": f"Bearer {apis.cloud.settings.control_key}"}
     status = apis.client.get("/sandbox/status", headers=headers).json()
     first, second = status["holdings"]
-    assert (first["kind"], first["id"], first["label"], first["attached_to"]) == ("volume", volume, "data", instance)
+    assert (first["kind"], first["id"], first["label"], first["size_gb"]) == ("volume", volume, "data", 40)
     assert first["billing_per_hour_usd"] == pytest.approx(1 / 720) and second["billing_per_hour_usd"] == 0
     monkeypatch.setattr(cli, "_control", lambda _: Mock(status=lambda: status))
     monkeypatch.setattr(info, "load", lambda _: Mock(endpoints={}))
     assert main(["sandbox", "status"]) == 0
     shown = capsys.readouterr().out
-    assert "What the accounts hold beside that" in shown and volume in shown and instance in shown
+    assert f"vultr volume {volume} data ewr: 0.001389 $/h" in shown
     kept = World.load(apis.cloud._file).holdings
     assert [dataclasses.asdict(one) for one in kept] == [dataclasses.asdict(one) for one in apis.cloud.world.holdings]
 
