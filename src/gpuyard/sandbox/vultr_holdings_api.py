@@ -46,7 +46,10 @@ class VultrHoldings:
         block, group = "/blocks/{id}", "/firewalls/{id}"
         rule = f"{group}/rules/{{rule}}"
         return [
-            route("/blocks/snapshots", "GET", self.not_emulated),  # else it would be a block's id
+            # Else the last word would be taken for an id.
+            route("/blocks/snapshots", "GET", self.not_emulated),
+            route("/blocks/snapshots", "POST", self.not_emulated),
+            route("/snapshots/create-from-url", "POST", self.not_emulated),
             route("/blocks", "GET", self.blocks),
             route("/blocks", "POST", self.create_block),
             route(block, "GET", self.show_block),
@@ -84,6 +87,12 @@ class VultrHoldings:
         now = self._cloud.clock()
         return Holding("vultr", kind, str(uuid.uuid4()), label, now, region, size_gb, item_record=record)
 
+    def _begin(self, holding: Holding, usd_per_month: float, row: Json, status: int) -> Response:
+        """Answer what bills from now on, unless the answer is to be lost."""
+        _charge(holding, usd_per_month, self._cloud.clock())
+        self._cloud.hold(holding)
+        return LostAnswer() if self._cloud.take_fault("vultr", "lost-answer") else JSONResponse(row, status)
+
     def _is_made(self, holding: Holding) -> bool:
         """Return whether it is past its making, which takes as long as a boot."""
         return self._cloud.clock() - holding.created_at >= self._cloud.settings.boot_seconds
@@ -110,11 +119,7 @@ class VultrHoldings:
             raise VultrError(400, "Unable to find a block storage cluster in that location")
         record = {"block_type": tier, "mount_id": f"{region}-{secrets.token_hex(7)}", "attached_to": ""}
         block = self._new("volume", label, region, size, record)
-        _charge(block, size * _TIERS[tier][0], self._cloud.clock())
-        self._cloud.hold(block)
-        if self._cloud.take_fault("vultr", "lost-answer"):
-            return LostAnswer()
-        return JSONResponse({"block": self.block_row(block)}, 202)
+        return self._begin(block, size * _TIERS[tier][0], {"block": self.block_row(block)}, 202)
 
     async def show_block(self, request: Request) -> Response:
         """Answer one volume; 404 where it was deleted."""
@@ -233,11 +238,8 @@ class VultrHoldings:
         plan = rental.item_record
         record = {"os_id": rental.request.get("os_id") or 0, "instance_id": rental.id}
         snapshot = self._new("snapshot", description, "", float(plan["disk"]), record)
-        _charge(snapshot, snapshot.size_gb * _SNAPSHOT_USD_PER_GB_MONTH, self._cloud.clock())
-        self._cloud.hold(snapshot)
-        if self._cloud.take_fault("vultr", "lost-answer"):
-            return LostAnswer()
-        return JSONResponse({"snapshot": self.snapshot_row(snapshot)}, 201)
+        price = snapshot.size_gb * _SNAPSHOT_USD_PER_GB_MONTH
+        return self._begin(snapshot, price, {"snapshot": self.snapshot_row(snapshot)}, 201)
 
     async def show_snapshot(self, request: Request) -> Response:
         """Answer one snapshot; 404 where it was deleted."""

@@ -246,8 +246,11 @@ def test_status_and_a_restart_know_them(
 
 
 def test_what_is_not_emulated_is_said(apis: Apis) -> None:
-    for method, path in (("GET", "/blocks/snapshots"), ("POST", "/snapshots/create-from-url"), ("GET", "/vfs")):
-        assert refusal(apis.vultr(method, path))[0] in (405, 501)
+    for method, path in (
+        *(("GET", "/blocks/snapshots"), ("POST", "/blocks/snapshots"), ("DELETE", "/blocks/snapshots/x")),
+        *(("POST", "/snapshots/create-from-url"), ("GET", "/vfs")),
+    ):
+        assert refusal(apis.vultr(method, path)) == (501, f"The sandbox has no route {method} /v2{path}.")
     for method in ("POST", "PUT"):
         headers = {"Authorization": f"Bearer {apis.cloud.settings.vultr_key}", "Content-Type": "text/plain"}
         path = f"/v2/firewalls{f'/{group(apis)}' if method == 'PUT' else ''}"

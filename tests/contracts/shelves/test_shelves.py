@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from emulated import LOST, Emulated, Trouble, emulated_names, patterns
 
 from gpuyard.config import CLOUDS
 from gpuyard.errors import AmbiguousError, LeakError
@@ -22,6 +21,8 @@ from gpuyard.providers.base import CreateSpec, Query
 from gpuyard.providers.cloud import Cloud as Client
 from gpuyard.providers.resources import Kind, Resource, ResourceSpec, Shelf
 from gpuyard.sandbox.model import Fault
+
+from .emulated import LOST, Emulated, Trouble, emulated_names, patterns
 
 OURS = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExampleEx ours"
 THEIRS = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAISampleXSampleXSampleXSampleXSampleXSampleXSa theirs"
@@ -82,7 +83,7 @@ def case(request: pytest.FixtureRequest, emulated: Emulated) -> Case:
     common |= NEEDS.get((name, kind), {})
     contents = {Kind.SSH_KEY: (OURS, THEIRS), Kind.VARIABLE: ("canary-value-of-ours", "canary-value-of-theirs")}
     own, other = contents.get(kind, ("", ""))
-    names = ("GPUYARD_TOKEN", "OTHER_TOKEN") if kind is Kind.VARIABLE else ("gpuyardtest", "somebodyelses")
+    names = ("OUR_TOKEN", "THEIR_TOKEN") if kind is Kind.VARIABLE else ("gpuyardtest", "somebodyelses")
     spec = ResourceSpec(name=names[0], ref=REF if kind in OF_A_RUN else None, content=own, **common)
     foreign = ResourceSpec(name=names[1], content=other, **common)
     return Case(emulated, client, client.shelves()[kind], spec, foreign)

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import pytest
-from emulated import LOST, Emulated, Trouble
 
 from gpuyard.errors import (
     InvalidRequestError,
@@ -22,6 +21,8 @@ from gpuyard.providers.cloud import Cloud as Client
 from gpuyard.providers.resources import Kind, ResourceSpec, Shelf
 from gpuyard.sandbox.model import Holding, Json, Phase
 from gpuyard.sandbox.vultr_holdings_api import VultrHoldings
+
+from .emulated import LOST, Emulated, Trouble
 
 REF = RunRef("miniprover-0", "miniprover")
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExampleEx me"
