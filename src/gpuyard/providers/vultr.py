@@ -19,7 +19,6 @@ import hashlib
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from typing import ClassVar
 
 from gpuyard import gpus
@@ -49,7 +48,9 @@ from gpuyard.providers.base import (
 from gpuyard.providers.cloud import Cloud
 from gpuyard.providers.http import Answer
 from gpuyard.providers.rental import create_once, destroy_surely
-from gpuyard.providers.values import dicts, number, optional_number, same_ssh_key, strings, text
+from gpuyard.providers.resources import Kind, Shelf
+from gpuyard.providers.values import dicts, epoch, number, optional_number, same_ssh_key, strings, text
+from gpuyard.providers.vultr_shelves import BlockStorage, Firewalls, Snapshots, SshKeys, VultrShelf
 
 BASE_URL = "https://api.vultr.com/v2"
 UBUNTU_22_04 = 1743
@@ -246,7 +247,7 @@ class Vultr(Cloud):
             ),
             ssh_host="" if address in _NO_ADDRESS else address,
             ssh_user=LIMITED_USER if row.get("user_scheme") == "limited" else "root",
-            created_at=_epoch(row.get("date_created")),
+            created_at=epoch(row.get("date_created")),
             emulated=self.emulated or bool(row.get("emulated")),
             sandbox=self.sandbox,
         )
@@ -272,6 +273,11 @@ class Vultr(Cloud):
     def stop(self, instance_id: str) -> None:
         """Halt an instance. It keeps billing in full."""
         self._api.call("POST", f"/instances/{instance_id}/halt", repeatable=True)
+
+    def shelves(self) -> Mapping[Kind, Shelf]:
+        """Return block storage, snapshots, SSH keys and firewall groups."""
+        kinds: tuple[type[VultrShelf], ...] = (BlockStorage, Snapshots, SshKeys, Firewalls)
+        return {kind.kind: kind(self, self._api, self._waits, self._pages) for kind in kinds}
 
     def credit_usd(self) -> float | None:
         """Return the account's credit (``balance`` is negative for credit), less the charges still to come."""
@@ -389,10 +395,3 @@ def _state(row: Mapping[str, object]) -> State:
         return State.RUNNING
     # While it boots an instance is "active" with its power "stopped", but then the server is still locked.
     return State.STOPPED if power == "stopped" and server == "ok" else State.PENDING
-
-
-def _epoch(value: object) -> float | None:
-    try:
-        return datetime.fromisoformat(text(value)).timestamp()
-    except ValueError:
-        return None

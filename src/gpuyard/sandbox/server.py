@@ -35,6 +35,7 @@ from gpuyard.sandbox.runpod_api import RunPodApi
 from gpuyard.sandbox.settings import LOOPBACK, Settings
 from gpuyard.sandbox.vast_api import VastApi
 from gpuyard.sandbox.vultr_api import VultrApi
+from gpuyard.sandbox.vultr_holdings_api import VultrHoldings
 from gpuyard.sandbox.web import BodyLimit, SlashInsensitive
 
 
@@ -50,9 +51,10 @@ def build(cloud: Cloud, state: Path) -> ASGIApp:
         info.unlink(missing_ok=True)
         await cloud.close()
 
+    vultr = VultrApi(cloud)
     routes = [
         Mount("/api", VastApi(cloud).router()),
-        Mount("/v2", VultrApi(cloud).router()),
+        Mount("/v2", vultr.router(VultrHoldings(cloud).routes(vultr.route))),
         Mount("/lambda/api/v1", LambdaApi(cloud).router()),
         Mount("/runpod/v2", RunPodApi(cloud).router()),
         Mount("/sandbox", control_api.app(cloud)),

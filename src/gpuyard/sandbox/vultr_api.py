@@ -1,4 +1,4 @@
-"""Vultr's HTTP API v2 on the sandbox's rentals: the calls that gpuyard makes.
+"""Vultr's HTTP API v2 on the sandbox's rentals: catalogue, account, SSH keys, instances.
 
 Facts, traps and error texts: docs/reference/vultr.md.
 """
@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -63,9 +63,9 @@ class VultrApi:
         self._cloud = cloud
         self._rate = Rate(_REQUESTS_PER_SECOND, 1.0, cloud.clock)
 
-    def router(self) -> Router:
-        """Return the routes."""
-        r, instance, key = self._route, "/instances/{id}", "/ssh-keys/{id}"
+    def router(self, more: Sequence[Route] = ()) -> Router:
+        """Return the routes, with those that are made elsewhere."""
+        r, instance, key = self.route, "/instances/{id}", "/ssh-keys/{id}"
         return Router(
             [
                 r("/regions", "GET", self.regions, public=True),
@@ -94,12 +94,15 @@ class VultrApi:
                 r(f"{instance}/start", "POST", self.start),
                 r(f"{instance}/halt", "POST", self.halt),
                 r(f"{instance}/reboot", "POST", self.reboot),
+                *more,
             ],
             redirect_slashes=False,
             default=_no_route,
         )
 
-    def _route(self, path: str, method: str, handler: Handler, *, public: bool = False) -> Route:
+    def route(self, path: str, method: str, handler: Handler, *, public: bool = False) -> Route:
+        """Return a route behind what holds for all of them: the key, the limits, the faults, the errors' envelope."""
+
         async def guarded(request: Request) -> Response:
             return await self._guard(request, handler, public)
 
@@ -116,7 +119,7 @@ class VultrApi:
             known = scheme.lower() == "bearer" and key.strip() == cloud.settings.vultr_key
             if not public and not known:
                 raise VultrError(401, "Invalid API token.")
-            if request.method in ("POST", "PATCH") and await request.body():
+            if request.method in ("POST", "PATCH", "PUT") and await request.body():
                 content_type = request.headers.get("content-type", "").partition(";")[0].strip()
                 if content_type != "application/json":
                     raise VultrError(400, "Content-Type must be application/json.")
@@ -138,7 +141,7 @@ class VultrApi:
 
     async def regions(self, request: Request) -> Response:
         """Answer the regions. Their total is the page's size and one more until one page holds them all."""
-        return _page(request, "regions", catalogue.vultr_regions(), true_total=False)
+        return page(request, "regions", catalogue.vultr_regions(), true_total=False)
 
     async def availability(self, request: Request) -> Response:
         """Answer what is in stock in a region."""
@@ -150,15 +153,15 @@ class VultrApi:
 
     async def plans(self, request: Request) -> Response:
         """Answer the plans of virtual machines, of one type where asked."""
-        return _page(request, "plans", _typed(request), filters=("type",))
+        return page(request, "plans", _typed(request), filters=("type",))
 
     async def plans_metal(self, request: Request) -> Response:
         """Answer the bare-metal plans."""
-        return _page(request, "plans_metal", catalogue.vultr_metal())
+        return page(request, "plans_metal", catalogue.vultr_metal())
 
     async def systems(self, request: Request) -> Response:
         """Answer the operating systems."""
-        return _page(request, "os", catalogue.vultr_os())
+        return page(request, "os", catalogue.vultr_os())
 
     async def account(self, request: Request) -> Response:
         """Answer the account: a negative balance is credit."""
@@ -169,7 +172,7 @@ class VultrApi:
             "acls": ["manage_users", "subscriptions", "provisioning", "billing"],
             "balance": -100.0,
             "pending_charges": round(pending, 6),
-            "last_payment_date": _date(self._cloud.clock()),
+            "last_payment_date": date(self._cloud.clock()),
             "last_payment_amount": -100.0,
         }
         return JSONResponse({"account": account})
@@ -178,7 +181,7 @@ class VultrApi:
 
     async def keys(self, request: Request) -> Response:
         """Answer the account's SSH keys."""
-        return _page(request, "ssh_keys", [_key_row(key) for key in self._cloud.world.keys["vultr"]])
+        return page(request, "ssh_keys", [_key_row(key) for key in self._cloud.world.keys["vultr"]])
 
     async def add_key(self, request: Request) -> Response:
         """Answer a new SSH key."""
@@ -301,7 +304,7 @@ class VultrApi:
                 rows = [row for row in rows if row[field] == wanted[field]]
         if "tag" in wanted:
             rows = [row for row in rows if wanted["tag"] in row["tags"]]
-        return _page(request, "instances", rows, filters=("label", "main_ip", "region", "tag"))
+        return page(request, "instances", rows, filters=("label", "main_ip", "region", "tag"))
 
     async def show(self, request: Request) -> Response:
         """Answer one instance; 404 where it was deleted."""
@@ -316,7 +319,7 @@ class VultrApi:
     async def vpcs(self, request: Request) -> Response:
         """Answer the private networks that an instance is on: none, since they are not carried out."""
         self._existing(request.path_params["id"])
-        return _page(request, "vpcs", [])
+        return page(request, "vpcs", [])
 
     async def change(self, request: Request) -> Response:
         """Answer a changed label, tags or user data; the last is only kept, since it is for a machine's first boot."""
@@ -402,7 +405,7 @@ class VultrApi:
             "vcpu_count": plan["vcpu_count"],
             "region": rental.region,
             "plan": plan["id"],
-            "date_created": _date(rental.created_at),
+            "date_created": date(rental.created_at),
             "status": status,
             "allowed_bandwidth": plan["bandwidth"],
             "netmask_v4": "255.255.254.0" if address_known else "",
@@ -468,7 +471,7 @@ def _typed(request: Request) -> list[Json]:
     return [plan for plan in catalogue.vultr_plans() if kind in ("all", plan["type"])]
 
 
-def _page(
+def page(
     request: Request, name: str, rows: list[Json], *, filters: tuple[str, ...] = (), true_total: bool = True
 ) -> Response:
     """Answer one page; both links are always there and empty at the ends.
@@ -537,8 +540,9 @@ def _public_key(body: Json) -> str:
 
 
 def _key_row(key: SshKey) -> Json:
-    return {"id": key.id, "name": key.name, "ssh_key": key.public, "date_created": _date(key.created_at)}
+    return {"id": key.id, "name": key.name, "ssh_key": key.public, "date_created": date(key.created_at)}
 
 
-def _date(seconds: float) -> str:
+def date(seconds: float) -> str:
+    """Return a time as Vultr writes it."""
     return time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(seconds))

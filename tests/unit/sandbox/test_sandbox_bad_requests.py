@@ -269,7 +269,7 @@ def test_vultr_changes_what_it_can_and_refuses_the_rest(apis: Apis) -> None:
 
 
 def test_a_route_that_the_sandbox_has_not_is_501_with_its_name(apis: Apis) -> None:
-    for method, path in (("GET", "/blocks"), ("POST", "/snapshots"), ("DELETE", "/vpcs/x"), ("GET", "/firewalls")):
+    for method, path in (("GET", "/vfs"), ("POST", "/startup-scripts"), ("DELETE", "/vpcs/x"), ("GET", "/users")):
         answer = apis.vultr(method, path)
         assert answer.json() == {"error": f"The sandbox has no route {method} /v2{path}.", "status": 501}
         assert answer.status_code == 501
