@@ -3,14 +3,15 @@
 Vast: the GPU from ``running`` until it stops, the disk from creation until the instance is destroyed, also while
 stopped (docs/reference/vast.md). Vultr: the hourly price from creation until it is deleted, halted or not, up to the
 monthly price (docs/reference/vultr.md). Lambda: the hourly price from the launch until it is
-terminated. RunPod: the GPUs while the pod runs, the disk until it is deleted. The clock runs per second.
+terminated. RunPod: the GPUs while the pod runs, the disk until it is deleted. Volumes and file systems cost until they
+are deleted, used or not. The clock runs per second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gpuyard.sandbox.model import Json, Line, Rental
+from gpuyard.sandbox.model import Holding, Json, Line, Rental
 
 HOURS_PER_MONTH = 720  # Vast's month
 _MONTH_S = 30 * 86400
@@ -26,7 +27,7 @@ def amount(line: Line, now: float) -> float:
     return months * line.monthly_cap_usd + min(line.price_per_hour_usd * rest / 3600, line.monthly_cap_usd)
 
 
-def statement(rentals: Iterable[Rental], now: float) -> Json:
+def statement(rentals: Iterable[Rental | Holding], now: float) -> Json:
     """Return ``total_usd``, every line, and under ``billable`` those that cost more with every second."""
     lines: list[Json] = []
     billable: list[Json] = []

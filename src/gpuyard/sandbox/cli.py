@@ -169,6 +169,11 @@ def _status(arguments: argparse.Namespace) -> int:
             f"{row['billing_per_hour_usd']:.4f}",
         )
     console.print(table if status["instances"] else "Nothing is rented.")
+    for row in status["holdings"]:
+        console.print(
+            f"{row['provider']} {row['kind']} {row['id']} {row['label']} {row['region']}: "
+            f"{row['billing_per_hour_usd']:.6f} $/h"
+        )
     for fault in status["faults"]:
         console.print(f"fault: {fault['kind']} at {fault['provider']}, {fault['remaining']} more times")
     return 0

@@ -16,7 +16,7 @@ from typing import Any
 from gpuyard.sandbox import bill, boxes, orders
 from gpuyard.sandbox.engine import Engine, EngineError
 from gpuyard.sandbox.fields import BadField
-from gpuyard.sandbox.model import Fault, Json, Phase, ProviderName, Rental, World
+from gpuyard.sandbox.model import Fault, Holding, Json, Phase, ProviderName, Rental, World
 from gpuyard.sandbox.settings import Settings
 
 LOG = logging.getLogger("gpuyard.sandbox")
@@ -53,7 +53,7 @@ class Cloud:
 
     def statement(self) -> Json:
         """Return the bill so far."""
-        return bill.statement(self.world.rentals, self.clock())
+        return bill.statement([*self.world.rentals, *self.world.holdings], self.clock())
 
     def boot_fraction(self, rental: Rental) -> float:
         """Return how far a booting rental is, from 0 to 1."""
@@ -251,6 +251,34 @@ class Cloud:
                     await asyncio.to_thread(boxes.write_keys, self.engine, rental)
                 except EngineError as error:
                     LOG.warning("%s %s cannot be given its keys: %s", rental.provider, rental.id, error)
+
+    # -- volumes, file systems, variables ------------------------------------------------------------------------------
+
+    def hold(self, holding: Holding, price_per_hour_usd: float = 0.0) -> None:
+        """Take on what an account holds beside rentals; from now on it is listed and, where it costs, billed."""
+        if price_per_hour_usd:
+            holding.open_line(holding.kind, price_per_hour_usd, self.clock())
+        self.world.holdings.append(holding)
+        self.save()
+        LOG.info("%s %s %s made", holding.provider, holding.kind, holding.id)
+
+    def reprice(self, holding: Holding, price_per_hour_usd: float) -> None:
+        """Let something cost another price from now on."""
+        now = self.clock()
+        holding.close_lines(now)
+        holding.open_line(holding.kind, price_per_hour_usd, now)
+        self.save()
+
+    async def release(self, holding: Holding) -> None:
+        """End something for good, with what is stored in it."""
+        holding.ended_at = self.clock()
+        holding.close_lines(holding.ended_at)
+        self.save()
+        LOG.info("%s %s %s deleted", holding.provider, holding.kind, holding.id)
+        try:
+            await asyncio.to_thread(self.engine.remove_volume, boxes.volume(self.settings, holding.id))
+        except EngineError as error:
+            LOG.warning("%s %s: what was stored in it stays behind: %s", holding.provider, holding.id, error)
 
     # -- what goes wrong on command ------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from gpuyard.sandbox import boxes, lambda_api, runpod_api
 from gpuyard.sandbox.cloud import Cloud, gpu_price
 from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.fields import shown
-from gpuyard.sandbox.model import Fault, FaultKind, Json, Phase, ProviderName, Rental
+from gpuyard.sandbox.model import Fault, FaultKind, Holding, Json, Phase, ProviderName, Rental
 from gpuyard.sandbox.vast_api import actual_status
 from gpuyard.sandbox.vultr_api import status_words
 from gpuyard.sandbox.web import BadBody, read_json
@@ -85,6 +85,14 @@ def instance_row(cloud: Cloud, rental: Rental) -> Json:
     }
 
 
+def holding_row(holding: Holding) -> Json:
+    """Return what ``gpuyard sandbox status`` shows of a volume, a file system or a stored variable."""
+    row = {
+        name: getattr(holding, name) for name in ("provider", "kind", "id", "label", "region", "size_gb", "created_at")
+    }
+    return {**row, "billing_per_hour_usd": sum(line.price_per_hour_usd for line in holding.lines if line.end is None)}
+
+
 def belongs_to(rental: Rental, run: str) -> bool:
     """Return whether a rental's label or tags name the run."""
     return (
@@ -121,12 +129,13 @@ def app(cloud: Cloud) -> Starlette:
         return Route(path, guarded, methods=[method])
 
     async def status(_: Request) -> Json:
-        """Return name, instances and bill."""
+        """Return name, instances, holdings and bill."""
         cloud.look()
         living = [rental for rental in cloud.world.rentals if rental.phase is not Phase.GONE]
         return {
             "name": cloud.settings.name,
             "instances": [instance_row(cloud, rental) for rental in living],
+            "holdings": [holding_row(holding) for holding in cloud.world.holdings if holding.ended_at is None],
             "bill": cloud.statement(),
             "faults": [{"kind": f.kind, "provider": f.provider, "remaining": f.remaining} for f in cloud.world.faults],
         }

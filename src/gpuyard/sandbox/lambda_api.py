@@ -17,6 +17,7 @@ from starlette.routing import Route, Router
 from gpuyard.sandbox import boxes, catalogue, fields, images
 from gpuyard.sandbox.cloud import INSTANCE_LINE, Cloud
 from gpuyard.sandbox.engine import EngineError
+from gpuyard.sandbox.failures import LambdaError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
 from gpuyard.sandbox.web import BadBody, LostAnswer, Rate, Spacing, read_json
@@ -26,7 +27,6 @@ _LAUNCH_EVERY_S = 12.0
 _NAME_MAX = 64
 _KEY_NAME_MAX = 64
 _TEXT_MAX = 255
-_MESSAGE_MAX = 400
 _USER_DATA_MAX = 1_000_000
 _TAG_KEY = re.compile(r"[a-z][a-z0-9-:]{1,54}")
 _TAG_VALUE_MAX = 128
@@ -36,16 +36,6 @@ _STILL_ANSWERED_S = 5.0  # how long a terminated instance still answers, though 
 _LAUNCH = {"region_name", "instance_type_name", "ssh_key_names", "name", "user_data", "tags", "quantity"}
 
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-class LambdaError(Exception):
-    """A failure in Lambda's envelope."""
-
-    def __init__(self, status: int, code: str, message: str, suggestion: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        said = {"code": code, "message": fields.shown(message, _MESSAGE_MAX)}
-        self.body = {"error": {**said, **({"suggestion": suggestion} if suggestion else {})}}
 
 
 class LambdaApi:

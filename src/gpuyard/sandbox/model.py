@@ -1,7 +1,7 @@
 """What the sandbox remembers, and how it is kept over a restart.
 
-One JSON file, replaced in one step after every change, holds all rentals with their bill lines, the accounts' SSH keys
-and the pending faults. Times are seconds since 1970, prices US dollars per hour.
+One JSON file, replaced in one step after every change, holds all rentals and holdings with their bill lines, the
+accounts' SSH keys and the pending faults. Times are seconds since 1970, prices US dollars per hour.
 """
 
 from __future__ import annotations
@@ -44,8 +44,25 @@ class Line:
     monthly_cap_usd: float | None = None
 
 
+class Billed:
+    """Something that costs, by its lines on the bill."""
+
+    __slots__ = ()
+    lines: list[Line]
+
+    def open_line(self, what: str, price_per_hour_usd: float, now: float, cap: float | None = None) -> None:
+        """Begin to charge for ``what``."""
+        self.lines.append(Line(what, price_per_hour_usd, now, monthly_cap_usd=cap))
+
+    def close_lines(self, now: float, what: str | None = None) -> None:
+        """Stop charging for ``what``, or for everything."""
+        for line in self.lines:
+            if line.end is None and what in (None, line.what):
+                line.end = now
+
+
 @dataclass(slots=True)
-class Rental:
+class Rental(Billed):
     """A rented machine and the container that stands for it."""
 
     provider: ProviderName
@@ -75,6 +92,7 @@ class Rental:
     bid: float | None = None
     item_record: Json = field(default_factory=dict)  # the catalogue's record at the time of renting
     request: Json = field(default_factory=dict)  # what the create call said
+    mounts: dict[str, str] = field(default_factory=dict)  # a holding's id -> where it lies in the box
     lines: list[Line] = field(default_factory=list)
 
     @property
@@ -89,15 +107,21 @@ class Rental:
         """That user's home."""
         return "/root" if self.user == "root" else f"/home/{self.user}"
 
-    def open_line(self, what: str, price_per_hour_usd: float, now: float, cap: float | None = None) -> None:
-        """Begin to charge for ``what``."""
-        self.lines.append(Line(what, price_per_hour_usd, now, monthly_cap_usd=cap))
 
-    def close_lines(self, now: float, what: str | None = None) -> None:
-        """Stop charging for ``what``, or for everything."""
-        for line in self.lines:
-            if line.end is None and what in (None, line.what):
-                line.end = now
+@dataclass(slots=True)
+class Holding(Billed):
+    """What an account holds beside rentals: a volume, a file system, a stored variable."""
+
+    provider: ProviderName
+    kind: str  # "volume", "filesystem", "variable"
+    id: str
+    label: str  # its name at the provider
+    created_at: float
+    region: str = ""
+    size_gb: float = 0.0
+    ended_at: float | None = None  # only its bill lines remain
+    item_record: Json = field(default_factory=dict)  # what only its provider's API shows of it
+    lines: list[Line] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -128,6 +152,7 @@ class World:
     faults: list[Fault] = field(default_factory=list)
     counter: int = 0  # never falls: numbers, addresses and offer ids are not used twice
     listings: dict[str, int] = field(default_factory=dict)  # Vast machine -> how often it was listed anew
+    holdings: list[Holding] = field(default_factory=list)
 
     def next_number(self) -> int:
         """Return a number that was never returned before."""
@@ -141,6 +166,21 @@ class World:
     def find(self, provider: ProviderName, rental_id: str) -> Rental | None:
         """Return one rental that its provider's API still shows."""
         return next((rental for rental in self.living(provider) if rental.id == rental_id), None)
+
+    def held(self, provider: ProviderName, kind: str) -> list[Holding]:
+        """Return what the provider's account holds of a kind."""
+        mine = [holding for holding in self.holdings if (holding.provider, holding.kind) == (provider, kind)]
+        return [holding for holding in mine if holding.ended_at is None]
+
+    def users(self, holding: Holding, now: float, lag_s: float = 0.0) -> list[Rental]:
+        """Return the rentals that use a volume or file system, and those that ended less than ``lag_s`` ago."""
+        return [
+            rental
+            for rental in self.rentals
+            if rental.provider == holding.provider
+            and holding.id in rental.mounts
+            and (rental.ended_at is None or now - rental.ended_at < lag_s)
+        ]
 
     def save(self, file: Path) -> None:
         """Replace ``file`` in one step; only its owner can read it."""
@@ -161,6 +201,7 @@ class World:
                 faults=[Fault(**known(Fault, fault)) for fault in data["faults"]],
                 counter=data["counter"],
                 listings=data["listings"],
+                holdings=[_holding(item) for item in data.get("holdings", [])],
             )
         except MALFORMED as error:
             raise damaged(file, "memory", error) from None
@@ -184,8 +225,15 @@ def _rental(data: Json) -> Rental:
         for name, value in data["request"].items()
         if value is None or isinstance(value, wanted.get(name, object))
     }
-    lines = [Line(**known(Line, line)) for line in data["lines"]]
-    return Rental(**{**known(Rental, data), "phase": Phase(data["phase"]), "lines": lines})
+    return Rental(**{**known(Rental, data), "phase": Phase(data["phase"]), "lines": _lines(data)})
+
+
+def _holding(data: Json) -> Holding:
+    return Holding(**{**known(Holding, data), "lines": _lines(data)})
+
+
+def _lines(data: Json) -> list[Line]:
+    return [Line(**known(Line, line)) for line in data["lines"]]
 
 
 def _writable(value: Any) -> Any:

@@ -20,6 +20,7 @@ from starlette.routing import Route, Router
 from gpuyard.sandbox import boxes, catalogue, fields, images, orders, vast_query
 from gpuyard.sandbox.cloud import DISK_LINE, Cloud, gpu_price
 from gpuyard.sandbox.engine import EngineError
+from gpuyard.sandbox.failures import VastError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
 from gpuyard.sandbox.web import BadBody, LostAnswer, Rate, Spacing, read_json
@@ -55,15 +56,6 @@ _SPACING = {"create": 4.5, "destroy": 3.0, "show": 2.0, "list": 1.0, "manage": 1
 _SEARCHES_PER_MINUTE = 10
 
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-class VastError(Exception):
-    """A failure in Vast's envelope."""
-
-    def __init__(self, status: int, code: str, message: str, **more: object) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = {"success": False, "error": code, "msg": fields.shown(message, _TEXT_MAX), **more}
 
 
 @dataclass(frozen=True, slots=True)
