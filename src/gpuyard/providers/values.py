@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from fractions import Fraction
 
 
@@ -26,6 +27,14 @@ def number(value: object, default: float = 0.0) -> float:
     """Return ``value`` as a number, ``default`` for what is none."""
     found = optional_number(value)
     return default if found is None else found
+
+
+def epoch(value: object) -> float | None:
+    """Return a time such as ``2026-11-22T05:00:00Z`` as seconds since 1970; ``None`` for what is none."""
+    try:
+        return datetime.fromisoformat(text(value)).timestamp()
+    except ValueError:
+        return None
 
 
 def dicts(value: object) -> list[dict[str, object]]:
