@@ -192,6 +192,8 @@ def make(
     start(engine, rental)
     if rental.user != "root":
         engine.execute(rental.container, "sh", "-c", _MAKE_USER, "sh", rental.user, rental.home)
+        for _, target in volumes:
+            engine.execute(rental.container, "chown", f"{rental.user}:", target)
 
 
 def volume(settings: Settings, holding_id: str) -> str:
