@@ -51,6 +51,10 @@ class CloudShelf(Shelf):
     def __init__(self, cloud: Cloud, api: Client, waits: Waits) -> None:
         self._cloud, self._api, self._waits = cloud, api, waits
 
+    def spelled(self, name: str) -> str:
+        """Return a name of the account's as the cloud will spell it, so that what is made is found by it."""
+        return name
+
     @abstractmethod
     def order(self, spec: ResourceSpec) -> Call:
         """Return the call that makes what ``spec`` says; it may read before, and refuses what cannot be."""
@@ -65,6 +69,7 @@ class CloudShelf(Shelf):
 
     def create(self, spec: ResourceSpec, *, progress: Progress | None = None) -> Resource:
         """Make one; see :func:`gpuyard.providers.rental.make_once`."""
+        spec = replace(spec, name=self.spelled(spec.name))
         first = [self.order(spec)]  # what cannot be is refused before anything is noted or sent
 
         def send() -> Resource:
@@ -76,7 +81,7 @@ class CloudShelf(Shelf):
 
     def plan_create(self, spec: ResourceSpec) -> list[PlannedCall]:
         """Return the one call of :meth:`create`."""
-        return [self.order(spec).planned(self._api)]
+        return [self.order(replace(spec, name=self.spelled(spec.name))).planned(self._api)]
 
     def destroy(self, resource_id: str, *, progress: Progress | None = None) -> None:
         """End it, and come back when it is not listed any more."""

@@ -89,6 +89,10 @@ class FileSystems(CloudShelf):
         """Return what a file system costs with ``size_gb`` in it."""
         return None if spec.size_gb is None else spec.size_gb * _USD_PER_GB_MONTH
 
+    def spelled(self, name: str) -> str:
+        """Return the name with dashes, since underscores are not allowed."""
+        return name.replace("_", "-")
+
     def order(self, spec: ResourceSpec) -> Call:
         """Return the call that makes a file system in ``spec.region``."""
         self.check(spec)

@@ -18,7 +18,15 @@ from dataclasses import replace
 from typing import ClassVar
 from urllib.parse import quote
 
-from gpuyard.errors import AmbiguousError, NoCapacityError, NotFoundError, ProviderDownError, ProviderError, UsageError
+from gpuyard.errors import (
+    AmbiguousError,
+    NoCapacityError,
+    NotFoundError,
+    ProviderDownError,
+    ProviderError,
+    UnsupportedError,
+    UsageError,
+)
 from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import PlannedCall, Progress
 from gpuyard.providers.cloud_shelf import Call, CloudShelf, KeyShelf, key_name
@@ -43,6 +51,10 @@ class Variables(CloudShelf):
     title: ClassVar[str] = "stored variable"
     knows: ClassVar[frozenset[str]] = frozenset({"content"})
 
+    def spelled(self, name: str) -> str:
+        """Return the name in capitals."""
+        return name.upper()
+
     def all(self) -> list[Resource]:
         """Return the variables, without values."""
         found = self._api.call("GET", _SECRETS).get("secrets")
@@ -52,8 +64,14 @@ class Variables(CloudShelf):
 
     def create(self, spec: ResourceSpec, *, progress: Progress | None = None) -> Resource:
         """Store a value under a name; one that is there gets the new value."""
-        spec = replace(spec, name=spec.name.upper())
+        spec = replace(spec, name=self.spelled(spec.name))
         call = self.order(spec)
+        if not _VALUE.fullmatch(spec.content):
+            raise UnsupportedError(
+                f"The value of {spec.name} cannot be stored at Vast.ai, which takes letters, digits, _, - and . alone: "
+                "let the workload name the variable instead, so that it reaches the machine over SSH.",
+                provider="vast",
+            )
         if call.method == "PUT":
             # Its name would be found after a lost answer, and not say which value it has.
             return self.made(self._api.call(call.method, call.path, body=call.body, repeatable=True), spec)
@@ -64,21 +82,19 @@ class Variables(CloudShelf):
         self.check(spec)
         if not _VARIABLE_NAME.fullmatch(spec.name):
             raise UsageError(f"{spec.name!r} cannot be a variable's name: use letters, digits and _, no digit first.")
-        if not _VALUE.fullmatch(spec.content):
-            raise UsageError(
-                f"The value of {spec.name} cannot be stored at Vast.ai, which takes letters, digits, _, - and . alone: "
-                "let the workload name the variable instead, so that it reaches the machine over SSH."
-            )
-        name = spec.name.upper()
-        return Call("POST" if self.get(name) is None else "PUT", _SECRETS, {"key": name, "value": spec.content})
+        if not spec.content:
+            raise UsageError(f"The variable {spec.name} has no value that could be stored.")
+        is_new = self.get(spec.name) is None
+        return Call("POST" if is_new else "PUT", _SECRETS, {"key": spec.name, "value": spec.content})
 
     def plan_create(self, spec: ResourceSpec) -> list[PlannedCall]:
         """Return the one call of :meth:`create`, without the value."""
-        return [self.order(spec).planned(self._api, value="(the value)")]
+        order = self.order(replace(spec, name=self.spelled(spec.name)))
+        return [order.planned(self._api, value="(the value)")]
 
     def made(self, answer: Mapping[str, object], spec: ResourceSpec) -> Resource:
         """Return the variable."""
-        return self.resource(spec.name.upper(), spec.name.upper(), None)
+        return self.resource(spec.name, spec.name, None)
 
     def ending(self, resource_id: str) -> Call:
         """Return the call that deletes a variable."""
@@ -124,6 +140,10 @@ class Volumes(CloudShelf):
     title: ClassVar[str] = "local volume"
     knows: ClassVar[frozenset[str]] = frozenset({"ref", "region", "size_gb"})
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"machine": ()}
+
+    def spelled(self, name: str) -> str:
+        """Return the name with underscores, since dashes are not allowed."""
+        return name.replace("-", "_")
 
     def all(self) -> list[Resource]:
         """Return the local volumes."""

@@ -91,7 +91,7 @@ def test_the_run_stands_in_the_name(shelf: Shelf, service: Standin) -> None:
     ("changes", "error", "why"),
     [
         ({"region": ""}, UsageError, "name one, such as us-east-1"),
-        ({"ref": None, "name": "my_data"}, UsageError, "'my_data' cannot be the name .*letters, digits and dashes"),
+        ({"ref": None, "name": "my data"}, UsageError, "'my data' cannot be the name .*letters, digits and dashes"),
         ({"ref": None, "name": "0data"}, UsageError, "beginning with a letter"),
         ({"ref": None, "name": "d" * 61}, UsageError, "1 to 60"),
         ({"ref": RunRef("a" * 40, "b" * 20)}, UsageError, r"run=a+ is too long here.*60 are allowed"),
@@ -110,11 +110,11 @@ def test_what_cannot_be_is_said_before_anything_is_sent(
 
 @pytest.mark.parametrize("reply", [LOST, refusal(500, "global/internal-error"), Reply({"data": {}})])
 def test_a_lost_answer_finds_it_by_its_name(shelf: Shelf, service: Standin, reply: Reply) -> None:
-    there(service, row("foreign", name="data"), row("ours"))
+    there(service, row("foreign", name="my-data"), row("ours"))
     service.on("POST", "/filesystems", reply)
     assert shelf.create(a_file_system()).id == "ours" and len(service.calls("POST")) == 1
     service.on("POST", "/filesystems", reply)
-    assert shelf.create(a_file_system(ref=None)).id == "foreign"
+    assert shelf.create(a_file_system(ref=None, name="my_data")).id == "foreign"
 
 
 def test_a_lost_answer_without_one_makes_no_second(shelf: Shelf, service: Standin) -> None:
