@@ -128,8 +128,11 @@ class CloudShelf(Shelf):
             )
         return size
 
-    def resource(self, resource_id: str, name: str, ref: RunRef | None, **more: Any) -> Resource:
-        """Return a resource of this shelf."""
+    def resource(
+        self, resource_id: str, name: str, ref: RunRef | None, *, emulated: object = False, **more: Any
+    ) -> Resource:
+        """Return a resource of this shelf; what does not bill costs nothing."""
+        more.setdefault("price_per_month_usd", None if self.kind.bills else 0.0)
         return Resource(
             provider=self._cloud.name,
             kind=self.kind,
@@ -137,7 +140,7 @@ class CloudShelf(Shelf):
             name=name,
             ref=ref,
             ours=ref is not None or name.lower().startswith(TAG),
-            emulated=self._cloud.emulated or bool(more.pop("emulated", False)),
+            emulated=self._cloud.emulated or bool(emulated),
             sandbox=self._cloud.sandbox,
             **more,
         )

@@ -138,6 +138,13 @@ def test_a_lost_answer_without_a_volume_makes_no_second(volumes: Shelf, service:
     assert len(service.calls("POST")) == 1
 
 
+def test_what_a_sandbox_has_says_so(service: Standin) -> None:
+    cloud = RunPod("key", base_url=service.url, emulated=True, sandbox="ab12")
+    service.on("GET", f"{VOLUMES}/vol1", Reply(row(emulated=True)))
+    found = cloud.shelves()[Kind.FILESYSTEM].get("vol1")
+    assert found is not None and (found.emulated, found.sandbox) == (True, "ab12")
+
+
 @pytest.mark.parametrize("paged", [True, False])
 def test_the_list_says_who_has_them(volumes: Shelf, service: Standin, paged: bool) -> None:
     pod = {"id": "pod1", "mounts": {"network": [{"volumeId": "vol1", "path": "/data"}]}}
@@ -230,7 +237,7 @@ def test_a_key_is_added_to_those_of_others_as_they_are(keys: Shelf, service: Sta
     assert account.keys == [THEIRS, OURS]
     assert (made.name, made.ours, made.id) == ("gpuyard-laptop", True, keys.all()[1].id)
     assert keys.all()[0].ours is False and made.id.startswith("SHA256:")
-    assert keys.price_per_month_usd(a_key()) == 0
+    assert keys.price_per_month_usd(a_key()) == made.price_per_month_usd == 0
 
 
 def test_a_key_that_is_there_is_not_written_again(keys: Shelf, service: Standin) -> None:
