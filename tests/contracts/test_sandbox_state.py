@@ -37,6 +37,9 @@ def test_what_was_written_is_read(version: str, monkeypatch: pytest.MonkeyPatch)
     (rental,) = world.rentals
     assert (rental.phase, rental.bid, rental.relet, rental.lines[1].what) == (Phase.RUNNING, 0.034, False, "disk")
     assert {name: len(keys) for name, keys in world.keys.items()} == {"vast": 1, "vultr": 0, "lambda": 0, "runpod": 0}
+    assert [(one.kind, one.lines[0].what) for one in world.holdings] == (
+        [("volume", "volume")] if version == "1" else []
+    )
     settings = Settings.load(GOLDEN / version)
     assert settings is not None and (settings.name, settings.port, settings.boot_seconds) == ("ab12cd", 20867, 3.0)
     running = info.load(GOLDEN / version)
@@ -63,7 +66,13 @@ def test_what_a_later_version_adds_is_passed_over(state: Path) -> None:
     for name in FILES:
         change(state / name, added_later={"a": [1]})
     world = json.loads((state / "state.json").read_text())
-    for part in (world["rentals"][0], world["rentals"][0]["lines"][0], world["keys"]["vast"][0], world["faults"][0]):
+    for part in (
+        world["rentals"][0],
+        world["rentals"][0]["lines"][0],
+        world["holdings"][0],
+        world["keys"]["vast"][0],
+        world["faults"][0],
+    ):
         part["added_later"] = 1
     (state / "state.json").write_text(json.dumps({**world, "keys": {**world["keys"], "later": []}}))
     assert isinstance(World.load(state / "state.json").rentals[0], Rental)

@@ -12,8 +12,9 @@ Facts: ``docs/reference/lambda.md``. The traps that shape this file:
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import ClassVar
 from urllib.parse import quote
 
@@ -103,8 +104,18 @@ class FileSystems(CloudShelf):
                 f"{spec.name!r} cannot be the name of a Lambda file system: use 1 to {_LONGEST_NAME} letters, digits "
                 "and dashes, beginning with a letter."
             )
-        name = spec.ref.name(_LONGEST_NAME) if spec.ref else spec.name
+        name = self._run_name(spec.ref, spec.known_ids) if spec.ref else spec.name
         return Call("POST", "/filesystems", {"name": name, "region": spec.region})
+
+    def _run_name(self, ref: RunRef, known_ids: Collection[str]) -> str:
+        """Return the name of a run's next file system: a name is there once, so a second one gets a number."""
+        taken = {text(row.get("name")) for row in self._rows()} if known_ids else set()
+        name = ref.name(_LONGEST_NAME)
+        names = itertools.chain([name], (f"{name}-X{number}" for number in itertools.count(2)))
+        free = next(candidate for candidate in names if candidate not in taken)
+        if len(free) > _LONGEST_NAME:
+            raise UsageError(f"run={ref.run} has file systems already, and the name of one more, {free}, is too long.")
+        return free
 
     def made(self, answer: Mapping[str, object], spec: ResourceSpec) -> Resource:
         """Return the file system of the answer."""

@@ -117,6 +117,19 @@ def test_a_lost_answer_finds_it_by_its_name(shelf: Shelf, service: Standin, repl
     assert shelf.create(a_file_system(ref=None, name="my_data")).id == "foreign"
 
 
+def test_a_second_one_of_a_run_gets_a_number_since_names_are_there_once(shelf: Shelf, service: Standin) -> None:
+    second = row("fs2", name=f"{NAME}-X2")
+    there(service, row(), second)
+    service.on("POST", "/filesystems", Reply({"data": row("fs3", name=f"{NAME}-X3")}))
+    made = shelf.create(a_file_system(known_ids=frozenset({"fs1", "fs2"})))
+    assert [post.body["name"] for post in service.calls("POST")] == [f"{NAME}-X3"]
+    assert {one.ref for one in (made, *shelf.all())} == {REF}
+    tight = RunRef("a" * 24, "b" * 25)
+    there(service, row(name=tight.name(60)))
+    with pytest.raises(UsageError, match=r"the name of one more, .*-X2, is too long"):
+        shelf.plan_create(a_file_system(ref=tight, known_ids=frozenset({"fs1"})))
+
+
 def test_a_lost_answer_without_one_makes_no_second(shelf: Shelf, service: Standin) -> None:
     there(service)
     service.on("POST", "/filesystems", LOST)
