@@ -19,7 +19,7 @@ from gpuyard.errors import AmbiguousError, NotFoundError, ProviderDownError, Usa
 from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import PlannedCall, Progress
 from gpuyard.providers.cloud import Cloud
-from gpuyard.providers.cloud_shelf import Call, CloudShelf, KeyShelf, fingerprint
+from gpuyard.providers.cloud_shelf import Call, CloudShelf, KeyShelf, fingerprint_id
 from gpuyard.providers.http import Client
 from gpuyard.providers.rental import Waits, end_surely
 from gpuyard.providers.resources import Kind, Resource, ResourceSpec
@@ -124,7 +124,7 @@ class AccountKeys(KeyShelf):
 
     def all(self) -> list[Resource]:
         """Return the keys; the id of one is its fingerprint."""
-        return [self.key(fingerprint(key), key) for key in self._keys()]
+        return [self.key(fingerprint_id(key), key) for key in self._keys()]
 
     def _keys(self) -> list[str]:
         found = self._api.call("GET", "/account/ssh-keys").get("keys")
@@ -139,7 +139,7 @@ class AccountKeys(KeyShelf):
 
     def made(self, answer: Mapping[str, object], spec: ResourceSpec) -> Resource:
         """Return the new key, if the list has it after all."""
-        made = self.key(fingerprint(spec.content), self.public_key(spec))
+        made = self.key(fingerprint_id(spec.content), self.public_key(spec))
         if self.get(made.id) is None:
             raise AmbiguousError(
                 f"RunPod took the SSH key {made.name} and does not list it: somebody else has changed the keys at the "
@@ -150,7 +150,7 @@ class AccountKeys(KeyShelf):
 
     def ending(self, resource_id: str) -> Call:
         """Return the call that writes the present list without one key."""
-        return _replace([key for key in self._keys() if fingerprint(key) != resource_id])
+        return _replace([key for key in self._keys() if fingerprint_id(key) != resource_id])
 
     def destroy(self, resource_id: str, *, progress: Progress | None = None) -> None:
         """Write the list without the key, and come back when it is not in it any more."""
