@@ -29,6 +29,14 @@ def number(value: object, default: float = 0.0) -> float:
     return default if found is None else found
 
 
+def epoch(value: object) -> float | None:
+    """Return a time such as ``2026-11-22T05:00:00Z`` as seconds since 1970; ``None`` for what is none."""
+    try:
+        return datetime.fromisoformat(text(value)).timestamp()
+    except ValueError:
+        return None
+
+
 def dicts(value: object) -> list[dict[str, object]]:
     """Return the objects in a JSON list; ``[]`` for ``null`` and for anything that is no list."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
@@ -37,14 +45,6 @@ def dicts(value: object) -> list[dict[str, object]]:
 def strings(value: object) -> list[str]:
     """Return the non-empty strings in a JSON list (Vultr has ``""`` inside ``locations``)."""
     return [item for item in value if isinstance(item, str) and item] if isinstance(value, list) else []
-
-
-def epoch(value: object) -> float | None:
-    """Return a time in ISO 8601 as seconds since 1970, ``None`` for what is none."""
-    try:
-        return datetime.fromisoformat(text(value)).timestamp()
-    except ValueError:
-        return None
 
 
 def same_ssh_key(one: str, other: str) -> bool:

@@ -3,8 +3,8 @@
 Vast: the GPU from ``running`` until it stops, the disk from creation until the instance is destroyed, also while
 stopped (docs/reference/vast.md). Vultr: the hourly price from creation until it is deleted, halted or not, up to the
 monthly price (docs/reference/vultr.md). Lambda: the hourly price from the launch until it is
-terminated. RunPod: the GPUs while the pod runs, the disk until it is deleted. A volume or a snapshot costs from its
-creation until it is deleted, whether a machine uses it or not. The clock runs per second.
+terminated. RunPod: the GPUs while the pod runs, the disk until it is deleted. Volumes and file systems cost until they
+are deleted, used or not. The clock runs per second.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def amount(line: Line, now: float) -> float:
     return months * line.monthly_cap_usd + min(line.price_per_hour_usd * rest / 3600, line.monthly_cap_usd)
 
 
-def statement(billed: Iterable[Rental | Holding], now: float) -> Json:
+def statement(rentals: Iterable[Rental | Holding], now: float) -> Json:
     """Return ``total_usd``, every line, and under ``billable`` those that cost more with every second."""
     lines: list[Json] = []
     billable: list[Json] = []
-    for item in billed:
-        head = {"provider": item.provider, "id": item.id, "label": item.label}
-        for line in item.lines:
+    for rental in rentals:
+        head = {"provider": rental.provider, "id": rental.id, "label": rental.label}
+        for line in rental.lines:
             price = line.price_per_hour_usd
             lines.append(
                 {

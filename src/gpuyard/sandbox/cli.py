@@ -169,14 +169,11 @@ def _status(arguments: argparse.Namespace) -> int:
             f"{row['billing_per_hour_usd']:.4f}",
         )
     console.print(table if status["instances"] else "Nothing is rented.")
-    held = Table(title="What the accounts hold beside that (emulated)")
-    for column in ("provider", "kind", "id", "label", "GB", "attached to", "$/h"):
-        held.add_column(column, justify="right" if column in ("GB", "$/h") else "left")
     for row in status["holdings"]:
-        cells = (row[name] for name in ("provider", "kind", "id", "label"))
-        held.add_row(*cells, f"{row['size_gb']:g}", row["attached_to"], f"{row['billing_per_hour_usd']:.4f}")
-    if status["holdings"]:
-        console.print(held)
+        console.print(
+            f"{row['provider']} {row['kind']} {row['id']} {row['label']} {row['region']}: "
+            f"{row['billing_per_hour_usd']:.6f} $/h"
+        )
     for fault in status["faults"]:
         console.print(f"fault: {fault['kind']} at {fault['provider']}, {fault['remaining']} more times")
     return 0

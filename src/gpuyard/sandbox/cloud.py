@@ -231,9 +231,6 @@ class Cloud:
         now = self.clock()
         rental.phase, rental.phase_since, rental.ended_at = Phase.GONE, now, now
         rental.close_lines(now)
-        for holding in self.world.holdings:
-            if (holding.provider, holding.attached_to) == (rental.provider, rental.id):
-                holding.attached_to = ""  # a volume survives its machine
         if rental.provider == "vast":
             # The machine comes back to the market as a new ask: old ask ids stay dead.
             self.world.listings[rental.item] = self.world.listings.get(rental.item, 0) + 1
@@ -245,27 +242,6 @@ class Cloud:
             except EngineError as error:
                 LOG.warning("%s %s: its container stays behind: %s", rental.provider, rental.id, error)
 
-    def hold(self, holding: Holding) -> None:
-        """Take a holding on: from now on it is listed and billed."""
-        self.world.holdings.append(holding)
-        self.save()
-        LOG.info("%s %s %s made, label %r", holding.provider, holding.kind, holding.id, holding.label)
-
-    def give_up(self, holding: Holding) -> None:
-        """End a holding for good."""
-        holding.ended_at = self.clock()
-        holding.close_lines(holding.ended_at)
-        self.save()
-        LOG.info("%s %s %s deleted", holding.provider, holding.kind, holding.id)
-
-    async def give_up_storage(self, holding: Holding) -> None:
-        """End a holding for good, with what boxes have stored in it."""
-        self.give_up(holding)
-        try:
-            await asyncio.to_thread(self.engine.remove_volume, boxes.volume(self.settings, holding.id))
-        except EngineError as error:
-            LOG.warning("%s %s: what was stored in it stays behind: %s", holding.provider, holding.id, error)
-
     async def write_keys(self, rental: Rental) -> None:
         """Bring a running box's authorised keys to what the rental says."""
         self.save()
@@ -275,6 +251,38 @@ class Cloud:
                     await asyncio.to_thread(boxes.write_keys, self.engine, rental)
                 except EngineError as error:
                     LOG.warning("%s %s cannot be given its keys: %s", rental.provider, rental.id, error)
+
+    # -- volumes, file systems, variables ------------------------------------------------------------------------------
+
+    def hold(self, holding: Holding, price_per_hour_usd: float = 0.0) -> None:
+        """Take on what an account holds beside rentals; from now on it is listed and, where it costs, billed."""
+        if price_per_hour_usd:
+            holding.open_line(holding.kind, price_per_hour_usd, self.clock())
+        self.world.holdings.append(holding)
+        self.save()
+        LOG.info("%s %s %s made", holding.provider, holding.kind, holding.id)
+
+    async def release(self, holding: Holding) -> None:
+        """End something for good, with what is stored in it."""
+        holding.ended_at = self.clock()
+        holding.close_lines(holding.ended_at)
+        self.save()
+        LOG.info("%s %s %s deleted", holding.provider, holding.kind, holding.id)
+
+    async def release_storage(self, holding: Holding) -> None:
+        """End a volume or file system for good, with what boxes have stored in it."""
+        await self.release(holding)
+        try:
+            await asyncio.to_thread(self.engine.remove_volume, boxes.volume(self.settings, holding.id))
+        except EngineError as error:
+            LOG.warning("%s %s: what was stored in it stays behind: %s", holding.provider, holding.id, error)
+
+    def reprice(self, holding: Holding, price_per_hour_usd: float) -> None:
+        """Let something cost another price from now on."""
+        now = self.clock()
+        holding.close_lines(now)
+        holding.open_line(holding.kind, price_per_hour_usd, now)
+        self.save()
 
     # -- what goes wrong on command ------------------------------------------------------------------------------------
 

@@ -86,18 +86,11 @@ def instance_row(cloud: Cloud, rental: Rental) -> Json:
 
 
 def holding_row(holding: Holding) -> Json:
-    """Return what ``gpuyard sandbox status`` shows of a volume, a snapshot or a firewall group."""
-    return {
-        "provider": holding.provider,
-        "kind": holding.kind,
-        "id": holding.id,
-        "label": holding.label,
-        "region": holding.region,
-        "size_gb": holding.size_gb,
-        "attached_to": holding.attached_to,
-        "billing_per_hour_usd": sum(line.price_per_hour_usd for line in holding.lines if line.end is None),
-        "created_at": holding.created_at,
+    """Return what ``gpuyard sandbox status`` shows of a volume, a file system or a stored variable."""
+    row = {
+        name: getattr(holding, name) for name in ("provider", "kind", "id", "label", "region", "size_gb", "created_at")
     }
+    return {**row, "billing_per_hour_usd": sum(line.price_per_hour_usd for line in holding.lines if line.end is None)}
 
 
 def belongs_to(rental: Rental, run: str) -> bool:
@@ -136,7 +129,7 @@ def app(cloud: Cloud) -> Starlette:
         return Route(path, guarded, methods=[method])
 
     async def status(_: Request) -> Json:
-        """Return name, instances, what else the accounts hold, and bill."""
+        """Return name, instances, holdings and bill."""
         cloud.look()
         living = [rental for rental in cloud.world.rentals if rental.phase is not Phase.GONE]
         return {

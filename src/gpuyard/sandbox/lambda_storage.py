@@ -18,11 +18,10 @@ from gpuyard.sandbox.bill import HOURS_PER_MONTH
 from gpuyard.sandbox.cloud import Cloud
 from gpuyard.sandbox.failures import LambdaError
 from gpuyard.sandbox.fields import BadField
-from gpuyard.sandbox.model import Holding, HoldingKind, Json, Rental, SshKey
+from gpuyard.sandbox.model import Holding, Json, Rental, SshKey
 from gpuyard.sandbox.web import LostAnswer, read_json
 
-_KIND: HoldingKind = "filesystem"
-_LINE = "filesystem"
+_KIND = "filesystem"
 _TEXT_MAX = 255
 _KEY_NAME_MAX = 64
 _NAME = re.compile(r"[a-zA-Z]+[0-9a-zA-Z-]*")
@@ -152,9 +151,8 @@ class FileSystems:
             raise BadField("region is not a region.")
         if any(one.label == name for one in self._there):
             raise LambdaError(409, "global/duplicate", f"A filesystem named {name} exists already.")
-        one = Holding("lambda", _KIND, uuid.uuid4().hex, name, region, cloud.clock(), _EMPTY_BYTES / 1e9)
-        one.open_line(_LINE, one.size_gb * _USD_PER_GB_MONTH / HOURS_PER_MONTH, one.created_at)
-        cloud.hold(one)
+        one = Holding("lambda", _KIND, uuid.uuid4().hex, name, cloud.clock(), region, _EMPTY_BYTES / 1e9)
+        cloud.hold(one, one.size_gb * _USD_PER_GB_MONTH / HOURS_PER_MONTH)
         if cloud.take_fault("lambda", "lost-answer"):
             return LostAnswer()
         return JSONResponse({"data": self._row(one)})
@@ -167,7 +165,7 @@ class FileSystems:
         if self._in_use(one):
             message = "The filesystem is in use by at least one instance."
             raise LambdaError(400, "filesystems/filesystem-in-use", message, "Terminate the instances that use it.")
-        await self._cloud.give_up_storage(one)
+        await self._cloud.release_storage(one)
         return JSONResponse({"data": {"deleted_ids": [one.id]}})
 
     def _row(self, one: Holding) -> Json:

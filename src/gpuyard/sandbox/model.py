@@ -1,7 +1,7 @@
 """What the sandbox remembers, and how it is kept over a restart.
 
-One JSON file, replaced in one step after every change, holds all rentals with their bill lines, the accounts' SSH keys
-and the pending faults. Times are seconds since 1970, prices US dollars per hour.
+One JSON file, replaced in one step after every change, holds all rentals and holdings with their bill lines, the
+accounts' SSH keys and the pending faults. Times are seconds since 1970, prices US dollars per hour.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from gpuyard.sandbox.documents import MALFORMED, VERSION, damaged, known, read_d
 
 ProviderName = Literal["vast", "vultr", "lambda", "runpod"]
 FaultKind = Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu", "slow-disk"]
-HoldingKind = Literal["volume", "snapshot", "firewall", "filesystem", "variable"]
 Json = dict[str, Any]
 """A JSON object as it stands on the wire; its fields are the providers' business."""
 
@@ -46,7 +45,7 @@ class Line:
 
 
 class Billed:
-    """What has lines on the bill."""
+    """Something that costs, by its lines on the bill."""
 
     __slots__ = ()
     lines: list[Line]
@@ -111,18 +110,17 @@ class Rental(Billed):
 
 @dataclass(slots=True)
 class Holding(Billed):
-    """What an account holds beside machines and SSH keys: a volume, a file system, a snapshot, a stored variable."""
+    """What an account holds beside rentals: a volume, a file system, a stored variable."""
 
     provider: ProviderName
-    kind: HoldingKind
+    kind: str  # "volume", "filesystem", "variable"
     id: str
-    label: str
-    region: str
+    label: str  # its name at the provider
     created_at: float
+    region: str = ""
     size_gb: float = 0.0
-    attached_to: str = ""  # a rental's id
     ended_at: float | None = None  # only its bill lines remain
-    record: Json = field(default_factory=dict)  # what only its provider knows
+    item_record: Json = field(default_factory=dict)  # what only its provider's API shows of it
     lines: list[Line] = field(default_factory=list)
 
 
@@ -150,11 +148,11 @@ class World:
     """Everything the sandbox remembers."""
 
     rentals: list[Rental] = field(default_factory=list)
-    holdings: list[Holding] = field(default_factory=list)
     keys: dict[str, list[SshKey]] = field(default_factory=lambda: {"vast": [], "vultr": [], "lambda": [], "runpod": []})
     faults: list[Fault] = field(default_factory=list)
     counter: int = 0  # never falls: numbers, addresses and offer ids are not used twice
     listings: dict[str, int] = field(default_factory=dict)  # Vast machine -> how often it was listed anew
+    holdings: list[Holding] = field(default_factory=list)
 
     def next_number(self) -> int:
         """Return a number that was never returned before."""
@@ -169,16 +167,13 @@ class World:
         """Return one rental that its provider's API still shows."""
         return next((rental for rental in self.living(provider) if rental.id == rental_id), None)
 
-    def held(self, provider: ProviderName, kind: HoldingKind) -> list[Holding]:
-        """Return what the provider's API still shows of one kind."""
-        return [
-            holding
-            for holding in self.holdings
-            if (holding.provider, holding.kind) == (provider, kind) and holding.ended_at is None
-        ]
+    def held(self, provider: ProviderName, kind: str) -> list[Holding]:
+        """Return what the provider's account holds of a kind."""
+        mine = [holding for holding in self.holdings if (holding.provider, holding.kind) == (provider, kind)]
+        return [holding for holding in mine if holding.ended_at is None]
 
     def users(self, holding: Holding, now: float, lag_s: float = 0.0) -> list[Rental]:
-        """Return the rentals that were created with a holding, and those that ended less than ``lag_s`` ago."""
+        """Return the rentals that use a volume or file system, and those that ended less than ``lag_s`` ago."""
         return [
             rental
             for rental in self.rentals
@@ -202,13 +197,11 @@ class World:
             kept = {name: [SshKey(**known(SshKey, key)) for key in keys] for name, keys in data["keys"].items()}
             return cls(
                 rentals=[_rental(item) for item in data["rentals"]],
-                holdings=[
-                    Holding(**{**known(Holding, item), "lines": _lines(item)}) for item in data.get("holdings", [])
-                ],
                 keys={**cls().keys, **kept},  # an older version knew fewer providers
                 faults=[Fault(**known(Fault, fault)) for fault in data["faults"]],
                 counter=data["counter"],
                 listings=data["listings"],
+                holdings=[_holding(item) for item in data.get("holdings", [])],
             )
         except MALFORMED as error:
             raise damaged(file, "memory", error) from None
@@ -233,6 +226,10 @@ def _rental(data: Json) -> Rental:
         if value is None or isinstance(value, wanted.get(name, object))
     }
     return Rental(**{**known(Rental, data), "phase": Phase(data["phase"]), "lines": _lines(data)})
+
+
+def _holding(data: Json) -> Holding:
+    return Holding(**{**known(Holding, data), "lines": _lines(data)})
 
 
 def _lines(data: Json) -> list[Line]:

@@ -15,7 +15,7 @@ from gpuyard.sandbox.bill import HOURS_PER_MONTH
 from gpuyard.sandbox.cloud import Cloud
 from gpuyard.sandbox.failures import RunPodError
 from gpuyard.sandbox.fields import BadField
-from gpuyard.sandbox.model import Holding, HoldingKind, Json, SshKey
+from gpuyard.sandbox.model import Holding, Json, SshKey
 from gpuyard.sandbox.web import LostAnswer, read_json
 
 _TEXT_MAX = 255
@@ -23,8 +23,7 @@ _LEAST_GB, _MOST_GB = 10, 4096
 _TYPES = ("STANDARD", "HIGH_PERFORMANCE")
 _USD_PER_GB_MONTH, _ABOVE_USD_PER_GB_MONTH, _ABOVE_GB = 0.07, 0.05, 1000
 _ID = string.ascii_lowercase + string.digits
-_KIND: HoldingKind = "filesystem"
-_LINE = "filesystem"
+_KIND = "filesystem"
 _PATH = re.compile(r"/[A-Za-z0-9._/-]{1,200}")
 
 
@@ -135,13 +134,12 @@ class NetworkVolumes:
             kind=_KIND,
             id="".join(secrets.choice(_ID) for _ in range(10)),
             label=name,
-            region=place,
             created_at=cloud.clock(),
+            region=place,
             size_gb=size,
-            record={"type": kind},
+            item_record={"type": kind},
         )
-        volume.open_line(_LINE, _price_per_hour(size), volume.created_at)
-        cloud.hold(volume)
+        cloud.hold(volume, _price_per_hour(size))
         if cloud.take_fault("runpod", "lost-answer"):
             return LostAnswer()
         return JSONResponse(_row(volume), 201)
@@ -156,9 +154,7 @@ class NetworkVolumes:
         volume.label = name or volume.label
         if size is not None and size > volume.size_gb:
             volume.size_gb = size
-            now = self._cloud.clock()
-            volume.close_lines(now)
-            volume.open_line(_LINE, _price_per_hour(size), now)
+            self._cloud.reprice(volume, _price_per_hour(size))
         self._cloud.save()
         return JSONResponse(_row(volume))
 
@@ -167,7 +163,7 @@ class NetworkVolumes:
         volume = self.existing(request.path_params["id"])
         if self._cloud.world.users(volume, self._cloud.clock()):
             raise RunPodError(409, "Conflict", "network volume is in use by a pod")
-        await self._cloud.give_up_storage(volume)
+        await self._cloud.release_storage(volume)
         return Response(status_code=204)
 
 
@@ -193,7 +189,7 @@ def _row(volume: Holding) -> Json:
         "name": volume.label,
         "size": int(volume.size_gb),
         "dataCenter": volume.region,
-        "type": volume.record["type"],
+        "type": volume.item_record["type"],
         "createdAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(volume.created_at)),
         "emulated": True,
     }

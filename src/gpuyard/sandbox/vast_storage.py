@@ -15,17 +15,16 @@ from gpuyard.sandbox import catalogue, fields, vast_query
 from gpuyard.sandbox.cloud import Cloud
 from gpuyard.sandbox.failures import VastError
 from gpuyard.sandbox.fields import BadField
-from gpuyard.sandbox.model import Holding, HoldingKind, Json
+from gpuyard.sandbox.model import Holding, Json
 from gpuyard.sandbox.web import LostAnswer, read_json
 
 _TEXT_MAX = 400
-_VARIABLE: HoldingKind = "variable"
+_VARIABLE = "variable"
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VALUE = re.compile(r"[a-zA-Z0-9_.-]+")
 _VALUE_MAX = 4096
 _MOST_VARIABLES = 200  # that there is a limit is documented, and not which
-_VOLUME: HoldingKind = "volume"
-_LINE = "volume"
+_VOLUME = "volume"
 _VOLUME_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
 _FIRST_VOLUME = 40_000_000
 _OFFER_STEP = 900  # added to the number of a machine's first ask
@@ -53,7 +52,7 @@ class Variables:
     @property
     def values(self) -> dict[str, str]:
         """The variables with their values, as an instance gets them."""
-        return {name: str(one.record["value"]) for name, one in self._there.items()}
+        return {name: str(one.item_record["value"]) for name, one in self._there.items()}
 
     async def all(self, request: Request) -> Response:
         """Answer the names."""
@@ -66,7 +65,7 @@ class Variables:
             raise VastError(400, "existing_key", f"error 400/2170: {key} exists already")
         if len(self._there) >= _MOST_VARIABLES:
             raise VastError(400, "max_secrets", f"error 400/2171: more than {_MOST_VARIABLES} variables")
-        self._cloud.hold(Holding("vast", _VARIABLE, key, key, "", self._cloud.clock(), record={"value": value}))
+        self._cloud.hold(Holding("vast", _VARIABLE, key, key, self._cloud.clock(), item_record={"value": value}))
         if self._cloud.take_fault("vast", "lost-answer"):
             return LostAnswer()
         return JSONResponse({"success": True, "msg": ""})
@@ -74,7 +73,7 @@ class Variables:
     async def change(self, request: Request) -> Response:
         """Answer a variable with another value."""
         key, value = _variable(await read_json(request))
-        self._existing(key).record["value"] = value
+        self._existing(key).item_record["value"] = value
         self._cloud.save()
         return JSONResponse({"success": True, "msg": ""})
 
@@ -83,8 +82,8 @@ class Variables:
         body = await read_json(request)
         fields.only(body, {"key"})
         one = self._existing(fields.text(body, "key", _TEXT_MAX).upper())
-        one.record.clear()
-        self._cloud.give_up(one)
+        one.item_record.clear()
+        await self._cloud.release(one)
         return JSONResponse({"success": True, "msg": ""})
 
     def _existing(self, key: str) -> Holding:
@@ -128,7 +127,7 @@ class Volumes:
 
     def free_gb(self, record: Json) -> float:
         """Return what a machine still has for volumes."""
-        mine = [one for one in self._there if one.record["machine_id"] == record["machine_id"]]
+        mine = [one for one in self._there if one.item_record["machine_id"] == record["machine_id"]]
         return max(0.0, float(record["disk_space"]) * _SHARE - sum(one.size_gb for one in mine))
 
     def shown_in(self, record: Json) -> Json:
@@ -192,13 +191,12 @@ class Volumes:
             kind=_VOLUME,
             id=str(_FIRST_VOLUME + self._cloud.world.next_number()),
             label=name,
-            region=record["geolocation"],
             created_at=self._cloud.clock(),
+            region=record["geolocation"],
             size_gb=size_gb,
-            record=record,
+            item_record=record,
         )
-        volume.open_line(_LINE, catalogue.storage_per_hour(record, size_gb), volume.created_at)
-        self._cloud.hold(volume)
+        self._cloud.hold(volume, catalogue.storage_per_hour(record, size_gb))
         return volume
 
     async def delete(self, request: Request) -> Response:
@@ -208,7 +206,7 @@ class Volumes:
         volume = self._existing(str(request.query_params.get("id") or body.get("id") or ""))
         if self._users(volume):
             raise VastError(400, "volume_in_use", f"error 400/3711: volume {volume.id} is in use by an instance")
-        await self._cloud.give_up_storage(volume)
+        await self._cloud.release_storage(volume)
         return JSONResponse({"success": True, "msg": ""})
 
     def _existing(self, volume_id: str) -> Holding:
@@ -231,7 +229,7 @@ class Volumes:
                 raise BadField("volume_info: the volume's offer is of another machine.")
             return
         volume = self._existing(str(wanted.id))
-        if volume.record["machine_id"] != record["machine_id"]:
+        if volume.item_record["machine_id"] != record["machine_id"]:
             raise BadField(f"volume_info: volume {volume.id} is on another machine.")
         if self._users(volume):
             raise BadField(f"volume_info: volume {volume.id} is in use by another instance.")
@@ -252,20 +250,20 @@ class Volumes:
         ]
 
     def _row(self, volume: Holding) -> Json:
-        offer = self._offer(volume.record, volume.size_gb)
+        offer = self._offer(volume.item_record, volume.size_gb)
         users = self._users(volume)
         return {
             **{name: offer[name] for name in _COPIED},
             "id": int(volume.id),
             "label": volume.label or None,
             "status": "in-use" if users else "created",
-            "machine_id": volume.record["machine_id"],
+            "machine_id": volume.item_record["machine_id"],
             "cluster_id": None,
             "type": "machine",
             "disk_space": volume.size_gb,
             "instances": [int(one) for one in users],
             "start_date": volume.created_at,
-            "storage_total_cost": catalogue.storage_per_hour(volume.record, volume.size_gb),
+            "storage_total_cost": catalogue.storage_per_hour(volume.item_record, volume.size_gb),
             "emulated": True,
         }
 
