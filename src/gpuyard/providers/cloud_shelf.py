@@ -214,18 +214,9 @@ def key_name(spec: ResourceSpec) -> str:
 
 def fingerprint(public_key: str) -> str:
     """Return a key's fingerprint as ``ssh-keygen -l`` shows it."""
-    return "SHA256:" + base64.b64encode(_digest(public_key)).decode().rstrip("=")
-
-
-def fingerprint_id(public_key: str) -> str:
-    """Return a fingerprint of letters and digits alone, for clouds that give a key no id."""
-    return _digest(public_key).hex()[:32]
-
-
-def _digest(public_key: str) -> bytes:
     body = [*public_key.split(), "", ""][1]
     try:
         raw = base64.b64decode(body, validate=True)
     except ValueError:
         raw = public_key.encode()
-    return hashlib.sha256(raw).digest()
+    return "SHA256:" + base64.b64encode(hashlib.sha256(raw).digest()).decode().rstrip("=")

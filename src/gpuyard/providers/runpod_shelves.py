@@ -4,13 +4,14 @@ Facts: ``docs/reference/runpod.md``. The traps that shape this file:
 
 * A network volume belongs to a data centre, bills by its size whether used or not, and only grows. A pod gets it when
   it is created, and in ``SECURE`` only.
-* The account's SSH keys are one list without ids, and a change replaces all of it. So a key is known by its
-  fingerprint, and the list is read right before it is written. What somebody else writes in that moment is lost, and
+* The account's SSH keys are one list without ids, and a change replaces all of it. So a key is known by a
+  digest of itself, and the list is read right before it is written. What somebody else writes in that moment is lost, and
   what they write right after it loses ours: nothing in the API prevents it, so the list is read once more.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 from urllib.parse import quote
@@ -19,7 +20,7 @@ from gpuyard.errors import AmbiguousError, NotFoundError, ProviderDownError, Usa
 from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import PlannedCall, Progress
 from gpuyard.providers.cloud import Cloud
-from gpuyard.providers.cloud_shelf import Call, CloudShelf, KeyShelf, fingerprint_id
+from gpuyard.providers.cloud_shelf import Call, CloudShelf, KeyShelf
 from gpuyard.providers.http import Client
 from gpuyard.providers.rental import Waits, end_surely
 from gpuyard.providers.resources import Kind, Resource, ResourceSpec
@@ -123,8 +124,8 @@ class AccountKeys(KeyShelf):
     """The account's SSH keys, one list that a ``PUT`` replaces."""
 
     def all(self) -> list[Resource]:
-        """Return the keys; the id of one is its fingerprint."""
-        return [self.key(fingerprint_id(key), key) for key in self._keys()]
+        """Return the keys; the id of one is a digest of it."""
+        return [self.key(_key_id(key), key) for key in self._keys()]
 
     def _keys(self) -> list[str]:
         found = self._api.call("GET", "/account/ssh-keys").get("keys")
@@ -139,7 +140,7 @@ class AccountKeys(KeyShelf):
 
     def made(self, answer: Mapping[str, object], spec: ResourceSpec) -> Resource:
         """Return the new key, if the list has it after all."""
-        made = self.key(fingerprint_id(spec.content), self.public_key(spec))
+        made = self.key(_key_id(spec.content), self.public_key(spec))
         if self.get(made.id) is None:
             raise AmbiguousError(
                 f"RunPod took the SSH key {made.name} and does not list it: somebody else has changed the keys at the "
@@ -150,7 +151,7 @@ class AccountKeys(KeyShelf):
 
     def ending(self, resource_id: str) -> Call:
         """Return the call that writes the present list without one key."""
-        return _replace([key for key in self._keys() if fingerprint_id(key) != resource_id])
+        return _replace([key for key in self._keys() if _key_id(key) != resource_id])
 
     def destroy(self, resource_id: str, *, progress: Progress | None = None) -> None:
         """Write the list without the key, and come back when it is not in it any more."""
@@ -167,6 +168,11 @@ class AccountKeys(KeyShelf):
     def plan_destroy(self, resource_id: str) -> list[PlannedCall]:
         """Return the call of :meth:`destroy`, none where the account does not have the key."""
         return [] if self.get(resource_id) is None else super().plan_destroy(resource_id)
+
+
+def _key_id(public_key: str) -> str:
+    """Return an id of a key that its comment does not change."""
+    return hashlib.sha256(" ".join(public_key.split()[:2]).encode()).hexdigest()[:32]
 
 
 def _replace(keys: list[str]) -> Call:
