@@ -4,9 +4,9 @@ Facts: ``docs/reference/runpod.md``. The traps that shape this file:
 
 * A network volume belongs to a data centre, bills by its size whether used or not, and only grows. A pod gets it when
   it is created, and in ``SECURE`` only.
-* The account's SSH keys are one list without ids, and a change replaces all of it. So a key is known by a
-  digest of itself, and the list is read right before it is written. What somebody else writes in that moment is lost, and
-  what they write right after it loses ours: nothing in the API prevents it, so the list is read once more.
+* The account's SSH keys are one list without ids, and a change replaces all of it. So a key is known by a digest of
+  itself, and the list is read right before it is written. What somebody else writes in that moment is lost, and what
+  they write right after it loses ours: nothing in the API prevents it, so the list is read once more.
 """
 
 from __future__ import annotations
