@@ -291,7 +291,7 @@ class Provider(ABC):
         """Say, before anything is sent, that no machine here is created with a volume."""
         if spec.mounts:
             raise UnsupportedError(
-                f"No machine of {self.title} is created with a volume: leave it out, or attach it when the machine runs.",
+                f"No machine of {self.title} is created with a volume: leave it out, or attach it to one that runs.",
                 provider=self.name,
             )
 
