@@ -379,9 +379,7 @@ def test_an_instance_that_cannot_have_it_is_not_created(
 
 def test_no_other_cloud_takes_a_volume_along(vultr: Any, service: Standin) -> None:
     for act in (vultr.create, vultr.plan_create):
-        with pytest.raises(
-            UnsupportedError, match="No machine of Vultr is created with a volume: leave"
-        ):
+        with pytest.raises(UnsupportedError, match="No machine of Vultr is created with a volume: leave"):
             act(an_offer(provider="vultr"), a_spec(mounts=(("b1", "/data"),)))
     assert service.seen == []
 
