@@ -2,7 +2,7 @@
 
 A run's name goes onto everything that is rented for it *before* it exists, so that an instance whose create answer was
 lost can be found again. What a provider has for free-form metadata differs (Vast: one label of at most 256 characters;
-Vultr: a label and tags), so a :class:`RunRef` knows both renderings.
+Vultr: a label and tags; some volumes: a name of letters, digits and dashes), so a :class:`RunRef` knows all renderings.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ NODE_NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,18}[a-z0-9])?-(?:0|[1-9][0-9]{0,3})
 TAG = "gpuyard"
 FIRST_NODE = "main-0"
 """The one node of a run that names no pools."""
+# Nothing in a reference has capitals, so one begins each part; further parts are of later versions.
+_NAME = re.compile(
+    r"gpuyard-R(?P<run>[a-z0-9-]+)-W(?P<workload>[a-z0-9-]+?)(?:-N(?P<node>[a-z0-9-]+?))?(?:-[A-Z][A-Za-z0-9-]*)?"
+)
 # A run is a host in the inventory, beside Ansible's own host and groups and the one group of ours without a prefix.
 _RESERVED = frozenset({"all", "gpuyard", "localhost", "ungrouped"})
 
@@ -68,6 +72,29 @@ class RunRef:
         """The list form, for providers whose label is the plain run name (Vultr)."""
         node = [] if self.node == FIRST_NODE else [f"node:{self.node}"]
         return [TAG, f"run:{self.run}", f"workload:{self.workload}", *node]
+
+    def name(self, longest: int, dash: str = "-") -> str:
+        """Return the form for names of letters, digits and ``dash``: ``gpuyard-R<run>-W<workload>[-N<node>]``.
+
+        Raises :class:`UsageError` when that is more than ``longest`` characters: a part of it would not be found again.
+        """
+        node = [] if self.node == FIRST_NODE else [f"N{self.node}"]
+        name = "-".join([TAG, f"R{self.run}", f"W{self.workload}", *node]).replace("-", dash)
+        if len(name) > longest:
+            raise UsageError(
+                f"run={self.run} is too long here: what belongs to it is called {name}, which has {len(name)} "
+                f"characters, and {longest} are allowed. Choose a shorter name for the run."
+            )
+        return name
+
+    @classmethod
+    def from_name(cls, name: str) -> RunRef | None:
+        """Return the reference that ``name`` renders, with any dash, or ``None`` when it is not one of ours."""
+        found = _NAME.fullmatch(name.strip().replace("_", "-"))
+        try:
+            return cls(found["run"], found["workload"], _node([found["node"] or ""])) if found else None
+        except UsageError:
+            return None
 
     @classmethod
     def from_label(cls, label: str | None) -> RunRef | None:

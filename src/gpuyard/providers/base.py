@@ -106,6 +106,7 @@ class CreateSpec:
     bid_per_hour_usd: float | None = None  # interruptible only; None: the offer's own price
     bootstrap: str = ""  # a shell script that the provider runs at first boot; never holds a secret
     environment: Mapping[str, str] = field(default_factory=dict)  # not secret
+    mounts: tuple[tuple[str, str], ...] = ()  # volumes that it is created with: a resource's id, and where it lies
     known_ids: frozenset[str] = frozenset()  # this run's instances from before: never taken for the new one
     before_request: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
     """Called each time right before a create request is sent."""
@@ -285,6 +286,14 @@ class Provider(ABC):
     def shelves(self) -> Mapping[Kind, Shelf]:
         """Return where the account keeps what is no instance, by kind; only kinds that the cloud knows."""
         return {}
+
+    def refuse_mounts(self, spec: CreateSpec) -> None:
+        """Say, before anything is sent, that no machine here is created with a volume."""
+        if spec.mounts:
+            raise UnsupportedError(
+                f"No machine of {self.title} is created with a volume: leave it out, or attach it to one that runs.",
+                provider=self.name,
+            )
 
     def ssh_keys(self) -> list[str]:
         """Return the public SSH keys that the account holds, each as ``type body name``."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import ClassVar
 
 from gpuyard import gpus
@@ -46,7 +47,9 @@ from gpuyard.providers.base import (
 )
 from gpuyard.providers.cloud import Cloud
 from gpuyard.providers.http import Answer
+from gpuyard.providers.lambda_shelves import AccountKeys, FileSystems
 from gpuyard.providers.rental import Waits, create_once, destroy_surely
+from gpuyard.providers.resources import Kind, Shelf
 from gpuyard.providers.values import dicts, number, same_ssh_key, strings, text
 
 BASE_URL = "https://cloud.lambda.ai/api/v1"
@@ -62,6 +65,7 @@ _KINDS: Mapping[str, type[ProviderError]] = {
     "global/invalid-address": CreditError,  # no billing address: nothing can be rented
     "global/object-does-not-exist": NotFoundError,
     "instance-operations/launch/insufficient-capacity": NoCapacityError,
+    "instance-operations/launch/file-system-in-wrong-region": NoCapacityError,  # another offer may be in the right one
 }
 _STATES = {
     "booting": State.PENDING,
@@ -143,9 +147,10 @@ class Lambda(Cloud):
 
     def create(self, offer: Offer, spec: CreateSpec, *, progress: Progress | None = None) -> Instance:
         """Rent the type and region of ``offer.id``; see :func:`gpuyard.providers.rental.create_once`."""
+        storage = self._file_systems.launch_fields(spec.mounts, offer.region)
         with self._creating:
             key_name = self._key_name(spec.ssh_public_key) or self._add_key(spec.ssh_public_key)
-        body = _launch_body(offer, spec, key_name)
+        body = {**_launch_body(offer, spec, key_name), **storage}
 
         def send() -> Instance:
             answer = self._api.call("POST", "/instance-operations/launch", body=body, repeatable=False)
@@ -180,14 +185,29 @@ class Lambda(Cloud):
     def plan_create(self, offer: Offer, spec: CreateSpec) -> list[PlannedCall]:
         """Return the calls of :meth:`create`. Reads whether the account has the SSH key."""
         calls = []
+        storage = self._file_systems.launch_fields(spec.mounts, offer.region)
         key_name = self._key_name(spec.ssh_public_key)
         if key_name is None:
             body = _key_body(spec.ssh_public_key)
             calls.append(PlannedCall("POST", self._api.url("/ssh-keys"), body))
             key_name = text(body["name"])
         url = self._api.url("/instance-operations/launch")
-        calls.append(PlannedCall("POST", url, _launch_body(offer, spec, key_name)))
+        calls.append(PlannedCall("POST", url, {**_launch_body(offer, spec, key_name), **storage}))
         return calls
+
+    # -- what the account holds besides ---------------------------------------------------------------------------
+
+    def shelves(self) -> Mapping[Kind, Shelf]:
+        """Return the file systems and the account's SSH keys."""
+        return {Kind.FILESYSTEM: self._file_systems, Kind.SSH_KEY: self._account_keys}
+
+    @cached_property
+    def _file_systems(self) -> FileSystems:
+        return FileSystems(self, self._api, self._waits, lambda: self._list("/instances"))
+
+    @cached_property
+    def _account_keys(self) -> AccountKeys:
+        return AccountKeys(self, self._api, self._waits)
 
     def ssh_keys(self) -> list[str]:
         """Return the account's public keys; an instance has the one that was named when it was rented."""

@@ -254,6 +254,7 @@ class Own(Provider):
 
         Its SSH keys stay as they are: the way in is the user's own.
         """
+        self.refuse_mounts(spec)
         one = self._box(offer.id)
         wanted = {
             "version": 1,
@@ -280,6 +281,7 @@ class Own(Provider):
 
     def plan_create(self, offer: Offer, spec: CreateSpec) -> list[PlannedCall]:
         """Return the one file that :meth:`create` would write."""
+        self.refuse_mounts(spec)
         one = self._box(offer.id)
         return [PlannedCall("CLAIM", f"ssh://{one.host}:{one.port}{ROOT}/{box.CLAIM}", {"label": spec.ref.label})]
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from functools import cached_property
 from typing import ClassVar
 from urllib.parse import quote
 
@@ -47,7 +47,9 @@ from gpuyard.providers.base import (
 from gpuyard.providers.cloud import Cloud
 from gpuyard.providers.http import Answer
 from gpuyard.providers.rental import create_once, destroy_surely
-from gpuyard.providers.values import dicts, number, strings, text
+from gpuyard.providers.resources import Kind, Shelf
+from gpuyard.providers.runpod_shelves import AccountKeys, NetworkVolumes
+from gpuyard.providers.values import dicts, epoch, number, strings, text
 
 BASE_URL = "https://api.runpod.io/v2"
 IMAGE = "runpod/pytorch:2.4.0-py3.11-cuda12.4.1-devel-ubuntu22.04"
@@ -169,23 +171,26 @@ class RunPod(Cloud):
 
     def instances(self) -> list[Instance]:
         """Return all pods of the account that have not ended, over all pages where there are pages."""
-        return [self._instance(row) for row in self._pods() if row.get("status") != _ENDED]
+        return [self._instance(row) for row in self._pages("/pods", "pods") if row.get("status") != _ENDED]
 
-    def _pods(self) -> list[dict[str, object]]:
+    def _pages(self, path: str, name: str) -> list[dict[str, object]]:
         rows: list[dict[str, object]] = []
         params: dict[str, str | int] = {"limit": _PAGE}
         seen: set[str] = set()
         while True:
-            answer = self._api.call("GET", "/pods", params=params)
+            answer = self._api.call("GET", path, params=params)
             # A version without pages answers a bare list.
-            rows += dicts(answer.get("pods") if "pods" in answer else answer.get("items"))
+            found = answer.get(name, answer.get("items"))
+            if not isinstance(found, list):
+                raise ProviderDownError(f"RunPod's answer to GET {path} holds no list.", provider=self.name)
+            rows += dicts(found)
             pages = answer.get("pagination")
             cursor = text(pages.get("nextCursor")) if isinstance(pages, dict) and pages.get("hasNextPage") else ""
             if not cursor:
                 return rows
             if cursor in seen:
                 raise ProviderDownError(
-                    "RunPod repeats a page of the pods, so the list cannot be trusted.", provider=self.name
+                    f"RunPod repeats a page of {path}, so the list cannot be trusted.", provider=self.name
                 )
             seen.add(cursor)
             params["cursor"] = cursor
@@ -199,6 +204,17 @@ class RunPod(Cloud):
         if not row.get("id"):
             raise ProviderDownError(f"RunPod's answer about pod {instance_id} holds none.", provider=self.name)
         return None if row.get("status") == _ENDED else self._instance(row)
+
+    # -- what the account holds besides ---------------------------------------------------------------------------
+
+    def shelves(self) -> Mapping[Kind, Shelf]:
+        """Return the network volumes and the account's SSH keys."""
+        return self._shelves
+
+    @cached_property
+    def _shelves(self) -> Mapping[Kind, Shelf]:
+        volumes = NetworkVolumes(self, self._api, self._waits, self._pages)
+        return {Kind.FILESYSTEM: volumes, Kind.SSH_KEY: AccountKeys(self, self._api, self._waits)}
 
     def _instance(self, row: Mapping[str, object], offer: Offer | None = None) -> Instance:
         gpu = _fields(row, "gpu")
@@ -231,7 +247,7 @@ class RunPod(Cloud):
             idle_price_per_hour_usd=disk,
             ssh_host=host,
             ssh_port=port or 22,
-            created_at=_epoch(row.get("createdAt")),
+            created_at=epoch(row.get("createdAt")),
             emulated=self.emulated or bool(row.get("emulated")),
             sandbox=self.sandbox,
         )
@@ -273,6 +289,17 @@ def _create_body(offer: Offer, spec: CreateSpec) -> dict[str, object]:
             provider="runpod",
         )
     gpu, cloud, place, count, cores, ram_gb, cuda = offer.id.split("|")
+    if len(spec.mounts) > 1:
+        raise UnsupportedError(
+            f"RunPod creates a pod with one network volume at most, not with {len(spec.mounts)}: leave the others out.",
+            provider="runpod",
+        )
+    if spec.mounts and cloud != CLOUDS[0]:
+        # Another offer has it, so the order goes on to the next one.
+        raise NoCapacityError(
+            f"RunPod has no network volumes on hosts' machines ({cloud}), only in its own data centres ({CLOUDS[0]}).",
+            provider="runpod",
+        )
     body: dict[str, object] = {
         "name": spec.ref.label,
         "image": spec.image or IMAGE,
@@ -288,6 +315,8 @@ def _create_body(offer: Offer, spec: CreateSpec) -> dict[str, object]:
         "ports": ["22/tcp"],
         "env": {**spec.environment, LABEL_VARIABLE: spec.ref.label, "PUBLIC_KEY": spec.ssh_public_key},
     }
+    if spec.mounts:
+        body["mounts"] = {"network": [{"volumeId": volume, "path": path} for volume, path in spec.mounts]}
     if place:
         body["dataCenterIds"] = [place]
     return body
@@ -318,10 +347,3 @@ def _newest_cuda(row: Mapping[str, object]) -> str | None:
 def _fields(row: Mapping[str, object], name: str) -> Mapping[str, object]:
     value = row.get(name)
     return value if isinstance(value, dict) else {}
-
-
-def _epoch(value: object) -> float | None:
-    try:
-        return datetime.fromisoformat(text(value)).timestamp()
-    except ValueError:
-        return None

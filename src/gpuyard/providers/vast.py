@@ -16,6 +16,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import ClassVar
 
 from gpuyard import gpus
@@ -45,7 +46,9 @@ from gpuyard.providers.base import (
 from gpuyard.providers.cloud import Cloud
 from gpuyard.providers.http import Answer
 from gpuyard.providers.rental import create_once, destroy_surely
+from gpuyard.providers.resources import Kind, Shelf
 from gpuyard.providers.values import dicts, number, optional_number, same_ssh_key, text
+from gpuyard.providers.vast_shelves import AccountKeys, Variables, Volumes
 
 BASE_URL = "https://console.vast.ai"
 DEFAULT_IMAGE = "vastai/pytorch:@vastai-automatic-tag"
@@ -61,6 +64,9 @@ _NO_TMUX = "touch ~/.no_auto_tmux"
 """Without it an SSH login lands in tmux, which breaks Ansible and our own sessions."""
 _TYPES: dict[Market, str] = {"on-demand": "on-demand", "interruptible": "bid"}
 _BROKEN = ("oci runtime create failed", "manifest unknown", "pull access denied", "failed to create task")
+
+
+_MISSING = ("no_such_instance", "not_found", "no_ssh_key", "no_such_volume", "nonexistent_key")
 
 
 def classify(answer: Answer) -> ProviderError | None:
@@ -89,7 +95,7 @@ def _kind(status: int, code: str, words: str) -> type[ProviderError]:
         return CreditError
     if "no_such_ask" in words or "resources are currently unavailable" in words:
         return NoCapacityError
-    if status == 404 or code in ("no_such_instance", "not_found", "no_ssh_key", "no_such_volume"):
+    if status == 404 or code in _MISSING or "ssh key not found" in words:
         return NotFoundError
     if status == 403 and not code:
         return AuthenticationError
@@ -194,7 +200,7 @@ class Vast(Cloud):
 
     def create(self, offer: Offer, spec: CreateSpec, *, progress: Progress | None = None) -> Instance:
         """Rent the ask ``offer.id``; see :func:`gpuyard.providers.rental.create_once` for what may go wrong."""
-        body = _create_body(offer, spec)
+        body = {**_create_body(offer, spec), **self._volumes.volume_info(spec.mounts, offer.machine_id)}
         with self._creating:
             self._space_creates()
             if not self._has_key(spec.ssh_public_key):
@@ -237,13 +243,31 @@ class Vast(Cloud):
     def plan_create(self, offer: Offer, spec: CreateSpec) -> list[PlannedCall]:
         """Return the calls of :meth:`create`. Reads whether the account has the SSH key."""
         calls = []
+        body = {**_create_body(offer, spec), **self._volumes.volume_info(spec.mounts, offer.machine_id)}
         if not self._has_key(spec.ssh_public_key):
             calls.append(PlannedCall("POST", self._api.url("/api/v0/ssh/"), {"ssh_key": spec.ssh_public_key}))
-        body = _create_body(offer, spec)
         if spec.image_login:
             body["image_login"] = f"(the login of {spec.image_login.user} at {spec.image_login.registry})"
         calls.append(PlannedCall("PUT", self._api.url(f"/api/v0/asks/{offer.id}/"), body))
         return calls
+
+    # -- what the account holds besides ---------------------------------------------------------------------------
+
+    def shelves(self) -> Mapping[Kind, Shelf]:
+        """Return the stored variables, the account's SSH keys and the local volumes."""
+        return {
+            Kind.VOLUME: self._volumes,
+            Kind.VARIABLE: Variables(self, self._api, self._waits),
+            Kind.SSH_KEY: self._account_keys,
+        }
+
+    @cached_property
+    def _volumes(self) -> Volumes:
+        return Volumes(self, self._api, self._waits)
+
+    @cached_property
+    def _account_keys(self) -> AccountKeys:
+        return AccountKeys(self, self._api, self._waits)
 
     def ssh_keys(self) -> list[str]:
         """Return the account's public keys, which reach every new instance."""

@@ -165,6 +165,7 @@ class Vultr(Cloud):
 
     def create(self, offer: Offer, spec: CreateSpec, *, progress: Progress | None = None) -> Instance:
         """Rent the plan and region of ``offer.id``; see :func:`gpuyard.providers.rental.create_once`."""
+        self.refuse_mounts(spec)
         with self._creating:
             key_id = self._key_id(spec.ssh_public_key) or self._add_key(spec.ssh_public_key)
         body = _create_body(offer, spec, key_id)
@@ -179,6 +180,7 @@ class Vultr(Cloud):
 
     def plan_create(self, offer: Offer, spec: CreateSpec) -> list[PlannedCall]:
         """Return the calls of :meth:`create`. Reads whether the account has the SSH key."""
+        self.refuse_mounts(spec)
         calls = []
         key_id = self._key_id(spec.ssh_public_key)
         if key_id is None:

@@ -169,6 +169,9 @@ def make(
     if registry.is_local(rental.image):
         pull(engine, rental)
     image, systemd = images.ways(rental.image)
+    volumes = [(volume(settings, holding), target) for holding, target in rental.mounts.items()]
+    for name, _ in volumes:
+        engine.ensure_volume(name, {LABEL: settings.name})
     spec = ContainerSpec(
         name=rental.container,
         image=image,
@@ -180,6 +183,7 @@ def make(
         if rental.address
         else [],
         mounts=[(_CERTIFICATES, str(_CERTIFICATES))] if _CERTIFICATES.is_dir() else [],
+        volumes=volumes,
         systemd=systemd,
         write_limits=[(disk(engine), _SLOW_BYTES_PER_S)] if slow_disk else [],
     )
@@ -188,6 +192,13 @@ def make(
     start(engine, rental)
     if rental.user != "root":
         engine.execute(rental.container, "sh", "-c", _MAKE_USER, "sh", rental.user, rental.home)
+        for _, target in volumes:
+            engine.execute(rental.container, "chown", f"{rental.user}:", target)
+
+
+def volume(settings: Settings, holding_id: str) -> str:
+    """Return the name under which the engine keeps what is stored in a volume or file system."""
+    return f"{settings.network}-{holding_id}"
 
 
 def is_here(image: str) -> bool:

@@ -71,6 +71,21 @@ class Cloud:
             if rental.provider == "vast"
         )
 
+    async def release_storage(self, holding: Holding) -> None:
+        """End a volume or file system for good, with what boxes have stored in it."""
+        await self.release(holding)
+        try:
+            await asyncio.to_thread(self.engine.remove_volume, boxes.volume(self.settings, holding.id))
+        except EngineError as error:
+            LOG.warning("%s %s: what was stored in it stays behind: %s", holding.provider, holding.id, error)
+
+    def reprice(self, holding: Holding, price_per_hour_usd: float) -> None:
+        """Let something cost another price from now on."""
+        now = self.clock()
+        holding.close_lines(now)
+        holding.open_line(holding.kind, price_per_hour_usd, now)
+        self.save()
+
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)

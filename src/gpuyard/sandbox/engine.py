@@ -68,7 +68,7 @@ class ContainerSpec:
     ``environment`` is for the container only: the engine's client gets it as a file. A variable that means something
     to the client itself (``LD_PRELOAD``, ``CONTAINERS_CONF``) has no effect there, and no value is on a command line.
     Such a file cannot hold a line break within a value; that is an error.
-    ``mounts`` are ``(source, target)`` pairs, mounted read-only.
+    ``mounts`` are ``(source, target)`` pairs, mounted read-only; ``volumes`` are names of volumes and targets.
     """
 
     name: str
@@ -81,6 +81,7 @@ class ContainerSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     ports: Sequence[Port] = ()
     mounts: Sequence[tuple[Path, str]] = ()
+    volumes: Sequence[tuple[str, str]] = ()
     systemd: bool = False  # process 1 is systemd, whatever ``command`` says
     write_limits: Sequence[tuple[Path, int]] = ()  # a disk, and the bytes a second that reach it
 
@@ -195,6 +196,25 @@ class Engine:
             return
         self.run("network", "rm", network)
 
+    def ensure_volume(self, volume: str, labels: Mapping[str, str]) -> None:
+        """Create a volume, which outlives the containers that use it; existing is fine."""
+        try:
+            self.run("volume", "inspect", volume)
+        except EngineError:
+            self.run("volume", "create", *_label_options(labels), volume)
+
+    def volumes(self, sandbox: str) -> list[str]:
+        """Return the names of all volumes that carry the sandbox's label."""
+        return self.run("volume", "ls", "--filter", f"label={LABEL}={sandbox}", "--format", "{{.Name}}").split()
+
+    def remove_volume(self, volume: str) -> None:
+        """Remove a volume with what is in it; missing is fine."""
+        try:
+            self.run("volume", "inspect", volume)
+        except EngineError:
+            return
+        self.run("volume", "rm", volume)
+
     def create(self, spec: ContainerSpec) -> None:
         """Create a container without starting it."""
         # Every image is made here; what is not here is nobody's, and no registry is asked for it.
@@ -207,6 +227,8 @@ class Engine:
             options += ["--publish", port.option]
         for source, target in spec.mounts:
             options += ["--volume", f"{source}:{target}:ro"]
+        for volume, target in spec.volumes:
+            options += ["--volume", f"{volume}:{target}"]
         for device, bytes_per_s in spec.write_limits:
             options += ["--device-write-bps", f"{device}:{bytes_per_s}"]
         if spec.environment:

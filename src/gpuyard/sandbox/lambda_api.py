@@ -17,35 +17,35 @@ from starlette.routing import Route, Router
 from gpuyard.sandbox import boxes, catalogue, fields, images
 from gpuyard.sandbox.cloud import INSTANCE_LINE, Cloud
 from gpuyard.sandbox.engine import EngineError
+from gpuyard.sandbox.failures import LambdaError
 from gpuyard.sandbox.fields import BadField
-from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
+from gpuyard.sandbox.lambda_storage import FileSystems, SshKeys, missing
+from gpuyard.sandbox.model import Json, Phase, Rental
 from gpuyard.sandbox.web import BadBody, LostAnswer, Rate, Spacing, read_json
 
 _REQUESTS_PER_SECOND = 1
 _LAUNCH_EVERY_S = 12.0
 _NAME_MAX = 64
-_KEY_NAME_MAX = 64
 _TEXT_MAX = 255
-_MESSAGE_MAX = 400
 _USER_DATA_MAX = 1_000_000
 _TAG_KEY = re.compile(r"[a-z][a-z0-9-:]{1,54}")
 _TAG_VALUE_MAX = 128
 _IP_AT = 0.4  # share of the boot time after which the address is known
 _STILL_ANSWERED_S = 5.0  # how long a terminated instance still answers, though it is listed no more
 # What a launch may say. `quantity` is sent by published clients and has to be 1.
-_LAUNCH = {"region_name", "instance_type_name", "ssh_key_names", "name", "user_data", "tags", "quantity"}
+_LAUNCH = {
+    "region_name",
+    "instance_type_name",
+    "ssh_key_names",
+    "name",
+    "user_data",
+    "tags",
+    "quantity",
+    "file_system_names",
+    "file_system_mounts",
+}
 
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-class LambdaError(Exception):
-    """A failure in Lambda's envelope."""
-
-    def __init__(self, status: int, code: str, message: str, suggestion: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        said = {"code": code, "message": fields.shown(message, _MESSAGE_MAX)}
-        self.body = {"error": {**said, **({"suggestion": suggestion} if suggestion else {})}}
 
 
 class LambdaApi:
@@ -55,6 +55,8 @@ class LambdaApi:
         self._cloud = cloud
         self._rate = Rate(_REQUESTS_PER_SECOND, 1.0, cloud.clock)
         self._launches = Spacing(cloud.clock)
+        self._keys = SshKeys(cloud)
+        self._file_systems = FileSystems(cloud)
 
     def router(self) -> Router:
         """Return the routes."""
@@ -64,11 +66,13 @@ class LambdaApi:
                 r("/instance-types", "GET", self.types),
                 r("/regions", "GET", self.regions),
                 r("/images", "GET", self.systems),
-                r("/ssh-keys", "GET", self.keys),
-                r("/ssh-keys", "POST", self.add_key),
-                r("/ssh-keys/{id}", "DELETE", self.remove_key),
-                r("/file-systems", "GET", self.nothing),
-                r("/filesystems", "GET", self.nothing),
+                r("/ssh-keys", "GET", self._keys.all),
+                r("/ssh-keys", "POST", self._keys.add),
+                r("/ssh-keys/{id}", "DELETE", self._keys.remove),
+                r("/file-systems", "GET", self._file_systems.all),
+                r("/filesystems", "GET", self._file_systems.all),
+                r("/filesystems", "POST", self._file_systems.create),
+                r("/filesystems/{id}", "DELETE", self._file_systems.delete),
                 r("/instances", "GET", self.instances),
                 r("/instances/{id}", "GET", self.show),
                 r("/instances/{id}", "POST", self.rename),
@@ -150,45 +154,6 @@ class LambdaApi:
         ]
         return JSONResponse({"data": rows})
 
-    async def nothing(self, request: Request) -> Response:
-        """Answer an empty list: file systems are not carried out."""
-        return JSONResponse({"data": []})
-
-    # -- SSH keys ------------------------------------------------------------------------------------------------------
-
-    async def keys(self, request: Request) -> Response:
-        """Answer the account's SSH keys."""
-        return JSONResponse({"data": [_key_row(key) for key in self._keys]})
-
-    @property
-    def _keys(self) -> list[SshKey]:
-        return self._cloud.world.keys["lambda"]
-
-    async def add_key(self, request: Request) -> Response:
-        """Answer a new SSH key. Making one for the caller is not carried out."""
-        body = await read_json(request)
-        fields.only(body, {"name", "public_key"})
-        name = fields.text(body, "name", _KEY_NAME_MAX)
-        if not name:
-            raise BadField("name is required.")
-        if any(key.name == name for key in self._keys):
-            raise LambdaError(409, "global/duplicate", f"An SSH key named {name} exists already.")
-        if not body.get("public_key"):
-            raise BadField("public_key is required: the sandbox makes no key pairs.")
-        key = SshKey(uuid.uuid4().hex, name, fields.public_key(body["public_key"]), self._cloud.clock())
-        self._keys.append(key)
-        self._cloud.save()
-        return JSONResponse({"data": _key_row(key)})
-
-    async def remove_key(self, request: Request) -> Response:
-        """Answer a removed SSH key."""
-        key = next((key for key in self._keys if key.id == request.path_params["id"]), None)
-        if key is None:
-            raise _missing("SSH key")
-        self._keys.remove(key)
-        self._cloud.save()
-        return JSONResponse({"data": {}})
-
     # -- instances -----------------------------------------------------------------------------------------------------
 
     async def launch(self, request: Request) -> Response:
@@ -206,13 +171,12 @@ class LambdaApi:
         wanted = body.get("instance_type_name")
         kind = next((known for known in catalogue.lambda_types() if known["name"] == wanted), None)
         if kind is None:
-            raise _missing("instance type")
-        names = fields.texts(body, "ssh_key_names", _KEY_NAME_MAX)
+            raise missing("instance type")
+        names = fields.texts(body, "ssh_key_names", _TEXT_MAX)
         if len(names) != 1:
             raise BadField("Exactly one SSH key must be named in ssh_key_names.")
-        key = next((key for key in self._keys if key.name == names[0]), None)
-        if key is None:
-            raise _missing("SSH key")
+        key = self._keys.named(names[0])
+        mounts = self._file_systems.mounts(body, region)
         name, tags, user_data = fields.text(body, "name", _NAME_MAX), _tags(body), _user_data(body)
         if region not in kind["regions"] or cloud.take_fault("lambda", "no-capacity"):
             raise LambdaError(
@@ -237,6 +201,7 @@ class LambdaApi:
             phase_since=now,
             made=False,
             public_keys=[key.public],
+            mounts=mounts,
             tags=tags,
             item_record=kind,
             request={"user_data": user_data, "key_name": key.name, "region": regions[region]},
@@ -301,7 +266,7 @@ class LambdaApi:
                 None,
             )
         if rental is None:
-            raise _missing("instance")
+            raise missing("instance")
         return rental
 
     def row(self, rental: Rental) -> Json:
@@ -318,7 +283,7 @@ class LambdaApi:
             **({"ip": rental.address, "private_ip": "10.19.0.2"} if known else {}),
             "status": status,
             "ssh_key_names": [rental.request["key_name"]],
-            "file_system_names": [],
+            **self._file_systems.shown(rental),
             "region": rental.request["region"],
             "instance_type": _type(rental.item_record),
             "hostname": boxes.hostname(rental),
@@ -337,10 +302,6 @@ def status_word(rental: Rental) -> str:
 
 async def _no_route(scope: object, receive: object, send: object) -> None:
     raise HTTPException(501)
-
-
-def _missing(what: str) -> LambdaError:
-    return LambdaError(404, "global/object-does-not-exist", f"The specified {what} was not found.")
 
 
 def _type(kind: Json) -> Json:
@@ -371,7 +332,3 @@ def _user_data(body: Json) -> str:
     if script and not script.startswith("#!"):
         raise BadField("The sandbox does not carry out user_data, unless it is a script that begins with #!.")
     return script
-
-
-def _key_row(key: SshKey) -> Json:
-    return {"id": key.id, "name": key.name, "public_key": key.public}

@@ -88,6 +88,8 @@ def down(state: Path, progress: Progress, *, keep_state: bool = False) -> None:
         names = engine.containers(settings.name)
         for name in names:
             engine.remove(name)
+        for volume in engine.volumes(settings.name):
+            engine.remove_volume(volume)
         engine.remove_network(settings.network)
         with suppress(OSError):
             ssh.forget_sandbox(settings.name)

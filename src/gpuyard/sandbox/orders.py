@@ -42,7 +42,8 @@ def boot(rental: Rental) -> Boot:
     if rental.provider == "runpod":
         return Boot(_runpod_gpu(rental), _runpod_variables(rental))
     variables, _ = vast_environment(rental.request.get("env"))
-    given = _vast_variables(rental, variables)
+    # What the create call says comes before what the account has stored.
+    given = _vast_variables(rental, {**rental.request.get("account_env", {}), **variables})
     return Boot(_vast_gpu(rental.item_record), given, str(rental.request.get("onstart") or ""))
 
 

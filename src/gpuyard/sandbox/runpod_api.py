@@ -20,9 +20,11 @@ from gpuyard.sandbox import boxes, catalogue, fields, images
 from gpuyard.sandbox.bill import HOURS_PER_MONTH
 from gpuyard.sandbox.cloud import DISK_LINE, Cloud, gpu_price
 from gpuyard.sandbox.engine import EngineError
+from gpuyard.sandbox.failures import RunPodError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental
 from gpuyard.sandbox.orders import vast_environment
+from gpuyard.sandbox.runpod_storage import AccountKeys, NetworkVolumes, page
 from gpuyard.sandbox.web import BadBody, LostAnswer, Rate, read_json
 
 _CALLS_PER_MINUTE = 60
@@ -34,7 +36,7 @@ _ID = string.ascii_lowercase + string.digits
 _SSH_PORT = "22/tcp"
 _PORT = re.compile(r"(\d{1,5})/(tcp|http)")
 _CLOUDS = ("SECURE", "COMMUNITY")
-_CREATE = {"name", "image", "gpu", "cloud", "dataCenterIds", "disk", "ports", "env", "startSsh"}
+_CREATE = {"name", "image", "gpu", "cloud", "dataCenterIds", "disk", "ports", "env", "startSsh", "mounts"}
 _GPU = {"id", "count", "minRamPerGpu", "minVcpuCountPerGpu", "minCudaVersion"}
 _NO_CAPACITY = (
     "There are no longer any instances available with the requested specifications. Please refresh and try again."
@@ -43,22 +45,14 @@ _NO_CAPACITY = (
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class RunPodError(Exception):
-    """A failure as ``application/problem+json``."""
-
-    def __init__(self, status: int, title: str, detail: str, errors: tuple[str, ...] = ()) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.body = {"title": title, "status": status, "detail": detail, **({"errors": [*errors]} if errors else {})}
-
-
 class RunPodApi:
     """The routes below ``/runpod/v2``; Vultr's own are below ``/v2``."""
 
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
         self._rate = Rate(_CALLS_PER_MINUTE, 60.0, cloud.clock)
-        self._account_keys: list[str] = []
+        self._keys = AccountKeys(cloud)
+        self._volumes = NetworkVolumes(cloud)
 
     def router(self) -> Router:
         """Return the routes."""
@@ -71,8 +65,13 @@ class RunPodApi:
                 r("/pods/{id}", "GET", self.show),
                 r("/pods/{id}", "DELETE", self.delete),
                 r("/pods/{id}/action", "POST", self.act),
-                r("/account/ssh-keys", "GET", self.keys),
-                r("/account/ssh-keys", "PUT", self.replace_keys),
+                r("/account/ssh-keys", "GET", self._keys.keys),
+                r("/account/ssh-keys", "PUT", self._keys.replace),
+                r("/network-volumes", "GET", self._volumes.all),
+                r("/network-volumes", "POST", self._volumes.create),
+                r("/network-volumes/{id}", "GET", self._volumes.show),
+                r("/network-volumes/{id}", "PATCH", self._volumes.change),
+                r("/network-volumes/{id}", "DELETE", self._volumes.delete),
             ],
             redirect_slashes=False,
             default=_no_route,
@@ -127,22 +126,6 @@ class RunPodApi:
             rows.append(row)
         return JSONResponse({"gpus": rows})
 
-    # -- SSH keys ------------------------------------------------------------------------------------------------------
-
-    async def keys(self, request: Request) -> Response:
-        """Answer the account's keys."""
-        return JSONResponse({"keys": self._account_keys})
-
-    async def replace_keys(self, request: Request) -> Response:
-        """Replace the whole list of the account's keys."""
-        body = await read_json(request)
-        fields.only(body, {"keys"})
-        given = body.get("keys")
-        if not isinstance(given, list):
-            raise BadField("keys is not a list")
-        self._account_keys = [fields.public_key(key) for key in given]
-        return JSONResponse({"keys": self._account_keys})
-
     # -- pods ----------------------------------------------------------------------------------------------------------
 
     async def create(self, request: Request) -> Response:
@@ -162,11 +145,14 @@ class RunPodApi:
         ports, (environment, _) = _ports(body), vast_environment(body.get("env"))
         centres = fields.texts(body, "dataCenterIds", _TEXT_MAX)
         there = [one for one in kind["where"].get(place, []) if not centres or one in centres]
+        mounts = self._volumes.mounts(body, place)
+        if mounts:
+            there = [one for one in there if one == self._volumes.existing(next(iter(mounts))).region]
         if not there or kind["maxCount"][place.lower()] < count or cloud.take_fault("runpod", "no-capacity"):
             raise RunPodError(400, "Bad Request", _NO_CAPACITY)
         keys = [environment["PUBLIC_KEY"]] if environment.get("PUBLIC_KEY") else []
         if not keys and body.get("startSsh"):
-            keys = [*self._account_keys]
+            keys = self._keys.public
         now = cloud.clock()
         rental_id = "".join(secrets.choice(_ID) for _ in range(14))
         outside = boxes.choose_high_ports(len(ports))
@@ -188,6 +174,7 @@ class RunPodApi:
             disk_gb=disk,
             item_record=kind,
             request={"name": name, "image": image, "env": environment, "count": count, "cloud": place},
+            mounts=mounts,
         )
         rental.open_line(DISK_LINE, disk * _DISK_USD_PER_GB_MONTH / HOURS_PER_MONTH, now)
         cloud.rent(rental)
@@ -199,14 +186,7 @@ class RunPodApi:
         """Answer the pods, in pages where a limit is asked for."""
         self._cloud.look()
         rows = [self.row(rental) for rental in self._cloud.world.living("runpod")]
-        limit = int(fields.number(dict(request.query_params), "limit", 1, 1000) or len(rows) or 1)
-        cursor = request.query_params.get("cursor") or ""
-        ids = [row["id"] for row in rows]
-        start = ids.index(cursor) + 1 if cursor in ids else 0
-        page = rows[start : start + limit]
-        more = start + limit < len(rows)
-        pagination = {"nextCursor": page[-1]["id"] if more else None, "hasNextPage": more}
-        return JSONResponse({"pods": page, "pagination": pagination})
+        return page(request, "pods", rows)
 
     def _existing(self, rental_id: str) -> Rental:
         rental = self._cloud.world.find("runpod", rental_id)
@@ -257,7 +237,9 @@ class RunPodApi:
             "actions": _actions(rental),
             "image": rental.request["image"],
             "disk": rental.disk_gb,
-            "mounts": {},
+            "mounts": {"network": [{"volumeId": one, "path": path} for one, path in rental.mounts.items()]}
+            if rental.mounts
+            else {},
             "ports": [f"{inside}/tcp" for inside in rental.ports],
             "env": rental.request["env"],
             "gpu": {"id": rental.item, "count": rental.request["count"]},

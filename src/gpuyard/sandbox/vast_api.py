@@ -20,8 +20,10 @@ from starlette.routing import Route, Router
 from gpuyard.sandbox import boxes, catalogue, fields, images, orders, vast_query
 from gpuyard.sandbox.cloud import DISK_LINE, Cloud, gpu_price
 from gpuyard.sandbox.engine import EngineError
+from gpuyard.sandbox.failures import VastError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
+from gpuyard.sandbox.vast_storage import Variables, Volumes, Wanted, wanted_volume
 from gpuyard.sandbox.web import BadBody, LostAnswer, Rate, Spacing, read_json
 
 _USER_ID = 770_001
@@ -37,7 +39,7 @@ _TEXT_MAX = 400
 # What a create call may say. Options beyond these are refused where they ask for something.
 _CREATE = {
     *("image", "env", "disk", "price", "label", "onstart", "runtype", "target_state", "cancel_unavail"),
-    "image_login",
+    *("image_login", "volume_info"),
     # Without an effect here: who asks, locales (a box has UTF-8), force.
     *("client_id", "python_utf8", "lang_utf8", "force"),
 }
@@ -51,19 +53,20 @@ _COPIED = (
 _COMPUTED = {"dph_total", "num_gpus"}  # the list cannot filter or sort by what it computes
 _QUEUED = "Required resources are currently unavailable, state change queued."
 # Least seconds between two calls of a kind.
-_SPACING = {"create": 4.5, "destroy": 3.0, "show": 2.0, "list": 1.0, "manage": 1.0, "ssh": 1.0}
+_SPACING = {
+    "create": 4.5,
+    "destroy": 3.0,
+    "show": 2.0,
+    "list": 1.0,
+    "manage": 1.0,
+    "ssh": 1.0,
+    "volumes": 5.5,
+    "read secrets": 5.0,
+    "write secrets": 3.0,
+}
 _SEARCHES_PER_MINUTE = 10
 
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-class VastError(Exception):
-    """A failure in Vast's envelope."""
-
-    def __init__(self, status: int, code: str, message: str, **more: object) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = {"success": False, "error": code, "msg": fields.shown(message, _TEXT_MAX), **more}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class _Order:
     bid: float | None
     started: bool
     cancel_unavailable: bool
+    volume: Wanted | None
     request: Json  # what the instance shows of it later
 
 
@@ -88,6 +92,8 @@ class VastApi:
         self._cloud = cloud
         self._spacing = Spacing(cloud.clock)
         self._searches = Rate(_SEARCHES_PER_MINUTE, 60.0, cloud.clock)
+        self._variables = Variables(cloud)
+        self._volumes = Volumes(cloud)
 
     def router(self) -> Router:
         """Return the routes, without trailing slashes."""
@@ -117,6 +123,14 @@ class VastApi:
                 r("/v0/ssh", "POST", self.add_key, "ssh"),
                 r("/v0/ssh/{key:id}", "PUT", self.change_key, "ssh"),
                 r("/v0/ssh/{key:id}", "DELETE", self.remove_key, "ssh"),
+                r("/v0/secrets", "GET", self._variables.all, "read secrets"),
+                r("/v0/secrets", "POST", self._variables.create, "write secrets"),
+                r("/v0/secrets", "PUT", self._variables.change, "write secrets"),
+                r("/v0/secrets", "DELETE", self._variables.delete, "write secrets"),
+                r("/v0/volumes/search", "POST", self._volumes.search, "volumes", public=True),
+                r("/v0/volumes", "GET", self._volumes.all, "volumes"),
+                r("/v0/volumes", "PUT", self._volumes.create, "volumes"),
+                r("/v0/volumes", "DELETE", self._volumes.delete, "volumes"),
                 r("/v0/users/current", "GET", self.user),
             ],
             redirect_slashes=False,
@@ -192,7 +206,7 @@ class VastApi:
 
     def _offer(self, record: Json, bid: bool, storage_gb: float) -> Json:
         machine = str(record["machine_id"])
-        return catalogue.vast_offer(
+        offer = catalogue.vast_offer(
             record,
             listing=self._cloud.world.listings.get(machine, 0),
             rentable=not self._cloud.machine_taken(machine),
@@ -200,6 +214,7 @@ class VastApi:
             storage_gb=storage_gb,
             now=self._cloud.clock(),
         )
+        return offer | self._volumes.shown_in(record)
 
     async def gpu_names(self, request: Request) -> Response:
         """Answer the client's list of GPU names."""
@@ -234,6 +249,8 @@ class VastApi:
         if len(set(asks)) != len(asks):
             raise BadField("ids names an ask twice.")
         order = _order(body)
+        if order.volume and len(asks) > 1:
+            raise BadField("volume_info: one instance has a volume at a time.")
         records = [self._fitting(ask, order) for ask in asks]
         contracts: list[int] = []
         for ask, record in zip(asks, records, strict=True):
@@ -253,6 +270,7 @@ class VastApi:
         record = self._rentable(ask)
         if not _LEAST_DISK_GB <= order.disk_gb <= record["disk_space"]:
             raise BadField(f"disk {order.disk_gb:g} is not between {_LEAST_DISK_GB:g} and {record['disk_space']}.")
+        self._volumes.check(order.volume, record)
         return record
 
     def _rent(self, ask: int, record: Json, order: _Order) -> int:
@@ -285,7 +303,8 @@ class VastApi:
             disk_gb=order.disk_gb,
             bid=order.bid,
             item_record=record,
-            request=order.request,
+            request={**order.request, "account_env": self._variables.values},
+            mounts=self._volumes.mounts(order.volume, record),
         )
         rental.open_line(DISK_LINE, catalogue.storage_per_hour(record, order.disk_gb), rental.created_at)
         cloud.rent(rental, started=not outbid and order.started)
@@ -445,7 +464,7 @@ class VastApi:
             "time_remaining": "",
             "reliability2": record["reliability"],
             "gpu_total_ram": record["gpu_ram"] * record["num_gpus"],
-            "volume_info": [],
+            "volume_info": self._volumes.shown_by(rental.mounts),
             "template_id": None,
             "template_name": None,
             "template_hash_id": None,
@@ -681,6 +700,7 @@ def _order(body: Json) -> _Order:
         bid=bid,
         started=target == "running",
         cancel_unavailable=bool(body.get("cancel_unavail")),
+        volume=wanted_volume(body),
         request={
             "image": image,
             "image_login": fields.text(body, "image_login", _TEXT_MAX),

@@ -171,7 +171,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterato
     info = lifecycle.up(sandbox.state, lines.append, lifecycle.Options(boot_seconds=BOOT_SECONDS))
     yield sandbox
     lifecycle.down(sandbox.state, lines.append)
-    assert engine.containers(info.name) == []
+    assert engine.containers(info.name) == engine.volumes(info.name) == []
     assert not (sandbox.state / "sandbox.json").exists()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import boto3
 import requests
-from conftest import Sandbox, encode, make_key
+from conftest import WAIT_S, Sandbox, encode, make_key, wait
 
 from gpuyard.sandbox.engine import Engine
 
@@ -140,3 +140,32 @@ def test_no_key_of_the_sandbox_is_on_a_command_line(sandbox: Sandbox) -> None:
     assert oct((sandbox.state / "sandbox.json").stat().st_mode & 0o777) == "0o600"
     log = (sandbox.state / "sandbox.log").read_text(encoding="utf-8")
     assert not [secret for secret in secrets if secret in log]
+
+
+def test_what_is_in_a_network_volume_outlives_its_pods(sandbox: Sandbox, engine: Engine) -> None:
+    """RunPod, whose volumes come with a pod when it is created, and go only when they are deleted."""
+
+    def call(method: str, path: str, body: object = None) -> requests.Response:
+        headers = {"Authorization": f"Bearer {sandbox.info.keys['runpod']}"}
+        url = f"{sandbox.info.endpoints['runpod']}{path}"
+        return requests.request(method, url, json=body, headers=headers, timeout=WAIT_S)
+
+    def in_a_pod(volume: str, command: str) -> str:
+        gpu = {"id": "NVIDIA RTX A4000", "count": 1}
+        body = {"name": "x", "image": "x", "gpu": gpu, "disk": 20, "ports": ["22/tcp"]}
+        mounts = {"network": [{"volumeId": volume, "path": "/data"}]}
+        pod = call("POST", "/pods", {**body, "env": {"PUBLIC_KEY": sandbox.public_key}, "mounts": mounts}).json()["id"]
+        row = wait(lambda: call("GET", f"/pods/{pod}").json(), lambda row: row["status"] == "RUNNING")
+        direct = row["ssh"]["direct"]
+        said = sandbox.ssh(direct["host"], direct["port"], command).stdout
+        assert call("DELETE", f"/network-volumes/{volume}").status_code == 409
+        assert call("DELETE", f"/pods/{pod}").status_code == 204
+        return said
+
+    volume = call("POST", "/network-volumes", {"name": "x", "size": 10, "dataCenter": "EU-RO-1"}).json()["id"]
+    in_a_pod(volume, "echo kept > /data/seen")
+    assert in_a_pod(volume, "cat /data/seen") == "kept\n"
+    assert sandbox.open_lines(volume) == {"filesystem"}
+    assert call("DELETE", f"/network-volumes/{volume}").status_code == 204
+    assert sandbox.open_lines(volume) == set()
+    assert engine.volumes(sandbox.info.name) == []

@@ -135,3 +135,19 @@ def test_it_retries_what_is_throttled(vastai: Client, sandbox: Sandbox) -> None:
 def test_a_wrong_key_is_refused(vastai: Client) -> None:
     done = vastai("--api-key", "canary-wrong-key-3f9a", "show", "instances")
     assert "Invalid user key" in done.stdout + done.stderr
+
+
+def test_variables_and_volumes(vastai: Client, sandbox: Sandbox) -> None:
+    vastai("create", "env-var", "token", "first")
+    vastai("update", "env-var", "TOKEN", "second")
+    assert raw(vastai, "show", "env-vars") == {"TOKEN": "*****"}
+    vastai("delete", "env-var", "TOKEN")
+    assert raw(vastai, "show", "env-vars") == {}
+
+    offer = raw(vastai, "search", "volumes", "disk_space>=20 machine_id=11402")[0]
+    vastai("create", "volume", str(offer["id"]), "--size", "20", "--name", "data")
+    [volume] = raw(vastai, "show", "volumes")
+    assert (volume["label"], volume["machine_id"], volume["status"]) == ("data", 11402, "created")
+    assert "data" in vastai("show", "volumes").stdout
+    vastai("delete", "volume", str(volume["id"]))
+    assert raw(vastai, "show", "volumes") == [] and sandbox.open_lines(volume["id"]) == set()

@@ -213,6 +213,7 @@ def test_a_launch_too_soon_after_another_waits_and_looks_first(cloud: Lambda, se
         (400, "global/invalid-parameters", InvalidRequestError),
         (404, "global/object-does-not-exist", NotFoundError),
         (400, "instance-operations/launch/insufficient-capacity", NoCapacityError),
+        (400, "instance-operations/launch/file-system-in-wrong-region", NoCapacityError),
         (400, "something/new", InvalidRequestError),
     ],
 )

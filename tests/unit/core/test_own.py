@@ -252,3 +252,11 @@ def test_an_instance_of_a_cloud_is_as_before(tmp_path: Path) -> None:
     rented = Instance("vast", "1", "", None, State.UNKNOWN, "", "", "", 1, 8, "on-demand", 0.1, ssh_host="h")
     assert not rented.silent
     assert "-i" in ssh.ssh_args(rented, KEY, tmp_path) and "ansible_become" not in ssh.ansible_vars(rented, KEY)
+
+
+def test_a_box_takes_no_volume_of_a_cloud_along(own: Own, hosts: Hosts) -> None:
+    offer, spec = own.offers(Query())[0], dataclasses.replace(SPEC, mounts=(("v1", "/data"),))
+    for act in (own.create, own.plan_create):
+        with pytest.raises(UnsupportedError, match="is created with a volume"):
+            act(offer, spec)
+    assert own.instances() == []

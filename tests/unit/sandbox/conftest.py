@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,11 @@ class StandInEngine(Engine):
         super().__init__("stand-in", "podman")
         object.__setattr__(self, "specs", {})
         object.__setattr__(self, "alive", {})
+        object.__setattr__(self, "stored", set())
 
     specs: dict[str, ContainerSpec]
     alive: dict[str, bool]
+    stored: set[str]  # names of volumes
 
     def create(self, spec: ContainerSpec) -> None:
         self.specs[spec.name] = spec
@@ -59,6 +61,12 @@ class StandInEngine(Engine):
     def remove(self, container: str) -> None:
         self.specs.pop(container, None)
         self.alive.pop(container, None)
+
+    def ensure_volume(self, volume: str, labels: Mapping[str, str]) -> None:
+        self.stored.add(volume)
+
+    def remove_volume(self, volume: str) -> None:
+        self.stored.discard(volume)
 
     def state(self, container: str) -> ContainerState | None:
         if container not in self.specs:

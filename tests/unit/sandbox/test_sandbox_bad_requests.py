@@ -37,7 +37,7 @@ VALUES: list[Any] = [
 ]
 VAST_FIELDS = (
     *("image", "env", "price", "disk", "label", "onstart", "runtype", "target_state", "cancel_unavail", "user"),
-    *("image_login", "unknown"),
+    *("image_login", "volume_info", "unknown"),
 )
 VULTR_FIELDS = (
     *("region", "plan", "os_id", "image_id", "sshkey_id", "user_data", "label", "hostname", "tags", "tag", "backups"),
@@ -191,7 +191,7 @@ def test_a_body_has_a_limit(apis: Apis) -> None:
         ({"target_state": "frozen"}, "target_state is neither running nor stopped."),
         ({"args": ["sleep"]}, "does not carry out args"),
         ({"template_hash_id": "x"}, "does not carry out template_hash_id"),
-        ({"volume_info": {"create_new": True}}, "does not carry out volume_info"),
+        ({"volume_info": {"create_new": True}}, "volume_id is not the id of a volume"),
         ({"extra": "--gpus all"}, "does not carry out extra"),
         ({"use_jupyter_lab": True}, "does not carry out use_jupyter_lab"),
         ({"vm": True}, "does not carry out vm"),

@@ -68,7 +68,7 @@ def test_types_are_an_object_and_the_sold_out_stay_in_it(apis: Apis) -> None:
         ({"tags": [{"key": "run"}]}, (400, "global/invalid-parameters")),
         ({"tags": "run"}, (400, "global/invalid-parameters")),
         ({"user_data": "#cloud-config\n"}, (400, "global/invalid-parameters")),
-        ({"file_system_names": ["data"]}, (400, "global/invalid-parameters")),
+        ({"file_system_names": ["data"]}, (404, "global/object-does-not-exist")),
         ({"instance_type_name": "gpu_1x_a100"}, (400, "instance-operations/launch/insufficient-capacity")),
     ],
 )
@@ -135,7 +135,7 @@ def test_launches_are_twelve_seconds_apart_where_limits_are_kept(apis: Apis, key
 
 def test_keys_are_named_and_a_name_is_used_once(apis: Apis, key: str) -> None:
     assert error(call(apis, "POST", "/ssh-keys", {"name": "mine", "public_key": PUBLIC})) == (409, "global/duplicate")
-    assert error(call(apis, "POST", "/ssh-keys", {"name": "new"})) == (400, "global/invalid-parameters")
+    assert error(call(apis, "POST", "/ssh-keys", {"name": ""})) == (400, "global/invalid-parameters")
     assert call(apis, "GET", "/ssh-keys").json()["data"] == [{"id": key, "name": "mine", "public_key": PUBLIC}]
     assert call(apis, "DELETE", f"/ssh-keys/{key}").status_code == 200
     assert error(call(apis, "DELETE", f"/ssh-keys/{key}")) == (404, "global/object-does-not-exist")
