@@ -316,7 +316,7 @@ def _conditions(query: Query, avoid: frozenset[str]) -> list[_Condition]:
         found.append(
             _Condition(
                 f"regions = {' or '.join(query.regions)}",
-                lambda offer: any(_in_region(region, offer.region) for region in query.regions),
+                lambda offer: any(in_region(region, offer.region) for region in query.regions),
                 lambda offer: offer.region or "not said",
             )
         )
@@ -399,7 +399,7 @@ def version_of(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def _in_region(wanted: str, offered: str) -> bool:
+def in_region(wanted: str, offered: str) -> bool:
     """Say whether ``offered`` is the region ``wanted``: an id (``ewr``), a place, or the country of ``City, CC``."""
     want, have = wanted.strip().lower(), offered.strip().lower()
     return want == have or want in (part.strip() for part in have.split(","))

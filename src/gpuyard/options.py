@@ -49,6 +49,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "from_bundle": _RENTING,
     "by": ("offers",),
     "format": ("offers", "plan"),
+    "list_prices": ("offers",),
     "report": ("check", "offers", "plan"),
     "push": ("image",),
     "run_options": ("image",),
