@@ -73,6 +73,7 @@ ENVIRONMENT = (
     "GPUYARD_REGISTRY_AUTH",
     "GPUYARD_SANDBOX",
     "GPUYARD_SANDBOX_STATE",
+    "GPUYARD_SKYPILOT",
     # What stages see, and may start a play with.
     "GPUYARD_BUCKET",
     "GPUYARD_BUCKET_ENDPOINT",
