@@ -143,7 +143,7 @@ class Comparison:
         title += f"; the first {len(listed)} are shown" if len(listed) < len(self.listed) else ""
         if form == "table":
             offers = records.table(_offer_cells(shown)) if shown else []
-            catalogue = [f"{title}:", *records.table(_offer_cells(listed))] if listed else []
+            catalogue = [f"{title}:", *records.table(_offer_cells(listed, disk=False))] if listed else []
             short = records.table(_provider_cells(self.providers))
             earlier = records.table(_measured_cells(self.measured)) if self.measured else []
             return "\n".join([*offers, *words, *removed, *catalogue, *short, *earlier, *notes])
@@ -154,7 +154,7 @@ class Comparison:
                 *(["Conditions:", "", *conditions, ""] if conditions else []),
                 *([*_markdown(_offer_cells(shown)), ""] if shown else []),
                 *(["## What the conditions removed", "", *(f"- {line}" for line in removed), ""] if removed else []),
-                *([f"## {title}", "", *_markdown(_offer_cells(listed)), ""] if listed else []),
+                *([f"## {title}", "", *_markdown(_offer_cells(listed, disk=False)), ""] if listed else []),
                 *("## Providers", "", *_markdown(_provider_cells(self.providers)), ""),
                 *(
                     ["## What earlier runs measured", "", *_markdown(_measured_cells(self.measured)), ""]
@@ -273,7 +273,7 @@ def _summary(
     )
 
 
-def _offer_cells(rows: Sequence[Row]) -> list[list[str]]:
+def _offer_cells(rows: Sequence[Row], *, disk: bool = True) -> list[list[str]]:
     cells = [
         [
             *("", "cloud", "offer", "GPU", "GPU memory", "cores", "RAM", "disk", "region", "reliability", "market"),
@@ -292,7 +292,7 @@ def _offer_cells(rows: Sequence[Row]) -> list[list[str]]:
                 f"{offer.gpu_ram_gb:g} GB",
                 f"{offer.cpu_cores:g}",
                 f"{offer.ram_gb:g} GB",
-                f"{offer.disk_gb:g} GB",
+                f"{offer.disk_gb:g} GB" if disk else _NOTHING,
                 offer.region or "?",
                 _NOTHING if offer.reliability is None else f"{offer.reliability:.3f}",
                 offer.market,

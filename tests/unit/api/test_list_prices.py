@@ -55,6 +55,8 @@ def test_b1_spot_stands_beside_on_demand_each_in_its_cheapest_region(monkeypatch
     assert {one.title: one.interruptible for one in report.providers} == {"AWS": 9.83, "GCP": 1.8025}
     text = report.render("table")
     assert "List prices, without disk (3 machines fit, each in its cheapest region):" in text
+    row = next(line for line in text.splitlines() if "a2-highgpu-1g" in line)
+    assert "85 GB  -     us-central1-a" in row  # a list price is without disk
     assert "two minutes' notice" in text and "## List prices" in report.render("markdown")
     assert len(json.loads(report.render("json"))["list_prices"]) == 3
 
