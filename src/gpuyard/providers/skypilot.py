@@ -24,7 +24,7 @@ import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -247,10 +247,12 @@ class Skypilot(Provider):
         # What cannot be sent has rented nothing.
         with _meanings():
             task = _task(mods, offer, spec)
+        lines = _Lines(progress or (lambda _: None))
         try:
-            with self._lock, mods.config.override_skypilot_config(_NO_UPLOAD):
+            # Also what it prints by itself goes to whoever shows our progress.
+            with self._lock, redirect_stdout(lines), mods.config.override_skypilot_config(_NO_UPLOAD):
                 request = mods.sdk.launch(task, cluster_name=name)
-            self._wait(mods, request, progress)
+            self._wait(mods, request, lines)
             found = self.instance(name)
         except Exception as error:
             raise self._after_failure(name, _meaning(error)) from None
@@ -258,9 +260,9 @@ class Skypilot(Provider):
             raise AmbiguousError(f"SkyPilot launched {name} and lists no such cluster.", provider=self.name)
         return found
 
-    def _wait(self, mods: Modules, request: Any, progress: Progress | None) -> None:
+    def _wait(self, mods: Modules, request: Any, lines: _Lines) -> None:
         pool = ThreadPoolExecutor(max_workers=1)
-        future = pool.submit(mods.sdk.stream_and_get, request, output_stream=_Lines(progress or (lambda _: None)))
+        future = pool.submit(mods.sdk.stream_and_get, request, output_stream=lines)
         try:
             future.result(timeout=self._launch_s)
         except TimeoutError:

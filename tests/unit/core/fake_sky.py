@@ -158,6 +158,7 @@ class Fake:
     def launch(self, task: Task, cluster_name: str | None = None) -> Callable[[], Any]:
         assert cluster_name is not None and task.resources is not None
         self.calls.append(f"launch {cluster_name}")
+        print(f"Running on cluster: {cluster_name}")
         self.launched_with = dict(self.settings)
         self.launched.append(task)
         task.resources.cloud = CloudName(task.resources.cloud)

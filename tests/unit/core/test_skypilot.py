@@ -102,7 +102,9 @@ def test_a_cloud_without_credentials_is_left_out_and_none_at_all_is_said(sky: Sk
 # -- create -----------------------------------------------------------------------------------------------------------
 
 
-def test_f2_the_task_has_what_the_workload_needs_and_only_our_public_key(sky: Skypilot, fake: fake_sky.Fake) -> None:
+def test_f2_the_task_has_what_the_workload_needs_and_only_our_public_key(
+    sky: Skypilot, fake: fake_sky.Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines: list[str] = []
     made = sky.create(
         nebius(sky),
@@ -124,7 +126,7 @@ def test_f2_the_task_has_what_the_workload_needs_and_only_our_public_key(sky: Sk
     assert made.ref == REF and made.state is State.RUNNING and made.id.startswith("gpuyard.fairy2-0.fairy2.main-0.")
     assert (made.ssh_host, made.ssh_port, made.ssh_user) == ("203.0.113.7", 22, "ubuntu")
     assert (made.market, made.price_per_hour_usd, made.region) == ("interruptible", 2.95, "nebius, eu-north1")
-    assert lines == ["Launching on AWS"]
+    assert lines == [f"Running on cluster: {made.id}", "Launching on AWS"] and capsys.readouterr().out == ""
     assert [one.id for one in sky.instances()] == [made.id]
 
 
