@@ -248,10 +248,12 @@ class Skypilot(Provider):
         with _meanings():
             task = _task(mods, offer, spec)
         lines = _Lines(progress or (lambda _: None))
+        # What it prints by itself is shown afterwards: whoever shows our progress may print it where this goes.
+        printed = io.StringIO()
         try:
-            # Also what it prints by itself goes to whoever shows our progress.
-            with self._lock, redirect_stdout(lines), mods.config.override_skypilot_config(_NO_UPLOAD):
+            with self._lock, redirect_stdout(printed), mods.config.override_skypilot_config(_NO_UPLOAD):
                 request = mods.sdk.launch(task, cluster_name=name)
+            lines.write(printed.getvalue())
             self._wait(mods, request, lines)
             found = self.instance(name)
         except Exception as error:

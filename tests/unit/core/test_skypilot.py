@@ -105,12 +105,7 @@ def test_a_cloud_without_credentials_is_left_out_and_none_at_all_is_said(sky: Sk
 def test_f2_the_task_has_what_the_workload_needs_and_only_our_public_key(
     sky: Skypilot, fake: fake_sky.Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines: list[str] = []
-    made = sky.create(
-        nebius(sky),
-        spec(market="interruptible", environment={"A": "b"}),
-        progress=lines.append,
-    )
+    made = sky.create(nebius(sky), spec(market="interruptible", environment={"A": "b"}), progress=print)
     (task,) = fake.launched
     assert task.resources is not None and vars(task.resources) | {"cloud": ""} == {
         "infra": "nebius/eu-north1",
@@ -126,7 +121,7 @@ def test_f2_the_task_has_what_the_workload_needs_and_only_our_public_key(
     assert made.ref == REF and made.state is State.RUNNING and made.id.startswith("gpuyard.fairy2-0.fairy2.main-0.")
     assert (made.ssh_host, made.ssh_port, made.ssh_user) == ("203.0.113.7", 22, "ubuntu")
     assert (made.market, made.price_per_hour_usd, made.region) == ("interruptible", 2.95, "nebius, eu-north1")
-    assert lines == [f"Running on cluster: {made.id}", "Launching on AWS"] and capsys.readouterr().out == ""
+    assert capsys.readouterr().out == f"Running on cluster: {made.id}\nLaunching on AWS\n"
     assert [one.id for one in sky.instances()] == [made.id]
 
 
