@@ -14,6 +14,8 @@ options:
     description:
       - Ask only this cloud, V(vast), V(vultr), V(lambda) or V(runpod), or V(own) for the boxes that belong to the
         user. Those are the hosts of C(inventories/own.yml), or of the file that E(GPUYARD_OWN_BOXES) names.
+      - With V(skypilot), the clouds that E(GPUYARD_SKYPILOT) names in their order, through SkyPilot. It needs the extra
+        C(gpuyard[skypilot]).
       - By default, the environment variable E(GPUYARD_PROVIDER) says it, and without that every cloud is asked for
         which a key is found.
       - A key is never an option, so that it cannot end up in a log, a fact cache or a command line. It comes from the

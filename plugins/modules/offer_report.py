@@ -58,6 +58,15 @@ options:
     type: str
     choices: [table, markdown, json]
     default: table
+  list_prices:
+    description:
+      - Whether list prices of clouds that are only compared (AWS, GCP, Azure, Nebius and others) stand beside.
+      - They are of gpuhunt's catalogue, which needs the extra C(gpuyard[catalogue]), and is fetched once a day. The
+        environment variable E(GPUHUNT_CATALOG_DIR) names a folder that has its files, so that nothing is fetched.
+      - They say nothing of what is to be had now, and are without a disk.
+      - A note says why they are left out, when they cannot be had within eight seconds.
+    type: bool
+    default: false
 seealso:
   - module: gpuyard.cloud.offer_info
   - module: gpuyard.cloud.run_plan
@@ -137,6 +146,15 @@ measured:
       setup_minutes: 15.0
       stages:
         - {workload: prover, stage: tune, times: 2, hours: 1.5, usd: 0.75}
+list_prices:
+  description:
+    - What fits by the list prices of clouds that are only compared, in the form of RV(offers), with RV(by) as order.
+    - None of it can be rented by its id.
+    - Each machine is there once, in its cheapest region.
+  returned: success
+  type: list
+  elements: dict
+  sample: []
 notes:
   description: Where figures come from.
   returned: success
@@ -169,6 +187,7 @@ ARGUMENT_SPEC: dict[str, Any] = (
         "profiles": {"type": "list", "elements": "str", "default": []},
         "by": {"type": "str", "choices": ["price", "gpu_price", "value", "gpu_ram", "reliability"], "default": "price"},
         "format": {"type": "str", "choices": ["table", "markdown", "json"], "default": "table"},
+        "list_prices": {"type": "bool", "default": False},
     }
 )
 CONDITIONS: dict[str, Any] = {}
@@ -180,7 +199,13 @@ def run(call: Call) -> dict[str, Any]:
 
     reports.check_file(call.option("report"))
     request = offers.OffersRequest(call.option("workload"), call.given(*QUERY_OPTIONS), call.params["profiles"])
-    found = offers.compare(call.site(), request, by=call.params["by"], progress=call.progress)
+    found = offers.compare(
+        call.site(),
+        request,
+        by=call.params["by"],
+        with_list_prices=call.params["list_prices"],
+        progress=call.progress,
+    )
     text = found.render(call.params["format"])
     return found.to_dict() | reports.keep(call.option("report"), text, check=call.check_mode, progress=call.progress)
 

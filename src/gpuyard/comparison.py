@@ -10,6 +10,7 @@ from typing import Any
 
 from gpuyard import market, records
 from gpuyard.cost import dollars_text, hours_text
+from gpuyard.list_prices import CLOUDS, ListedCloud
 from gpuyard.providers.base import Offer, Provider
 from gpuyard.renting.measured import Measured
 
@@ -106,6 +107,8 @@ class Comparison:
     nothing: str = ""  # the sentence for a market in which nothing fits
     notes: list[str] = field(default_factory=list)
     measured: Sequence[Measured] = ()
+    listed: Sequence[Row] = ()
+    """What fits by its list price, at clouds that are only compared; none of it can be rented by its id."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -118,6 +121,7 @@ class Comparison:
             "unanswered": {one.name: one.problem for one in self.providers if one.problem},
             "notes": self.notes,
             "measured": [asdict(one) for one in self.measured],
+            "list_prices": [row.to_dict() for row in self.listed],
         }
 
     def render(self, form: str) -> str:
@@ -134,11 +138,15 @@ class Comparison:
         unanswered = [f"{one.title} could not be asked: {one.problem}" for one in self.providers if one.problem]
         notes = [self.nothing] if self.nothing else []
         notes += [*unanswered, *self.notes]
+        listed = self.listed[: SHOWN[form]]
+        title = f"List prices, without disk ({len(self.listed)} machines fit, each in its cheapest region)"
+        title += f"; the first {len(listed)} are shown" if len(listed) < len(self.listed) else ""
         if form == "table":
             offers = records.table(_offer_cells(shown)) if shown else []
+            catalogue = [f"{title}:", *records.table(_offer_cells(listed, disk=False))] if listed else []
             short = records.table(_provider_cells(self.providers))
             earlier = records.table(_measured_cells(self.measured)) if self.measured else []
-            return "\n".join([*offers, *words, *removed, *short, *earlier, *notes])
+            return "\n".join([*offers, *words, *removed, *catalogue, *short, *earlier, *notes])
         conditions = [f"- {name}: {_shown(value)}" for name, value in self.conditions.items()]
         return "\n".join(
             [
@@ -146,6 +154,7 @@ class Comparison:
                 *(["Conditions:", "", *conditions, ""] if conditions else []),
                 *([*_markdown(_offer_cells(shown)), ""] if shown else []),
                 *(["## What the conditions removed", "", *(f"- {line}" for line in removed), ""] if removed else []),
+                *([f"## {title}", "", *_markdown(_offer_cells(listed, disk=False)), ""] if listed else []),
                 *("## Providers", "", *_markdown(_provider_cells(self.providers)), ""),
                 *(
                     ["## What earlier runs measured", "", *_markdown(_measured_cells(self.measured)), ""]
@@ -165,14 +174,48 @@ def compare(
     *,
     by: str = "price",
     measured: Sequence[Measured] = (),
+    listed: Sequence[market.Verdict] = (),
+    listed_problem: str = "",
 ) -> Comparison:
     """Return what ``verdicts`` say, which have the offers of both markets, side by side.
 
-    ``measured`` is what earlier runs measured.
+    ``measured`` is what earlier runs measured; ``listed`` what is said of the list prices of clouds that are only
+    compared, and ``listed_problem`` why there are none.
     """
     offers = [verdict.offer for verdict in verdicts]
-    prices = {(offer.provider, offer.id, offer.market): offer.price_per_hour_usd for offer in offers}
     speeds = _speeds(offers)
+    rows = _rows(verdicts, speeds, by)
+    list_rows = _rows(listed, speeds, by)
+    nothing = ""
+    if not rows and (verdicts or not problems):
+        nothing = str(market.no_offer(verdicts)).removesuffix(" Nothing was rented.")
+    notes = []
+    if any(row.speed for row in (*rows, *list_rows)):
+        notes.append("DLPerf is how fast a machine is by Vast.ai's own measure.")
+    if any(row.speed and not row.measured for row in (*rows, *list_rows)):
+        notes.append("With ~ it is the median of Vast.ai's offers with the same GPU, since that cloud names none.")
+    notes += [listed_problem] if listed_problem else []
+    compared = [_summary(provider, verdicts, problems.get(provider.name)) for provider in providers]
+    named = {verdict.offer.provider for verdict in listed}
+    compared += [_summary(cloud, listed, None) for cloud in CLOUDS if cloud.name in named]
+    return Comparison(
+        rows,
+        market.removals(verdicts),
+        compared,
+        conditions,
+        by,
+        len({(offer.provider, offer.id) for offer in offers}),
+        nothing,
+        notes,
+        measured,
+        list_rows,
+    )
+
+
+def _rows(verdicts: Sequence[market.Verdict], speeds: Mapping[str, float], by: str) -> list[Row]:
+    """Return what fits in the order of ``by``, each offer once; ``speeds`` are the DLPerf of one GPU, by its name."""
+    offers = [verdict.offer for verdict in verdicts]
+    prices = {(offer.provider, offer.id, offer.market): offer.price_per_hour_usd for offer in offers}
     rows: dict[tuple[str, str], Row] = {}
     for offer in market.rank(verdicts):  # the cheaper market of an offer comes first
         known = speeds.get(offer.gpu_name)
@@ -192,25 +235,7 @@ def compare(
         value = order(row)
         return value is None, value or 0.0
 
-    nothing = ""
-    if not rows and (verdicts or not problems):
-        nothing = str(market.no_offer(verdicts)).removesuffix(" Nothing was rented.")
-    notes = []
-    if any(row.speed for row in rows.values()):
-        notes.append("DLPerf is how fast a machine is by Vast.ai's own measure.")
-    if any(row.speed and not row.measured for row in rows.values()):
-        notes.append("With ~ it is the median of Vast.ai's offers with the same GPU, since that cloud names none.")
-    return Comparison(
-        sorted(rows.values(), key=place),  # stable, so that what is equal stays in the market's order
-        market.removals(verdicts),
-        [_summary(provider, verdicts, problems.get(provider.name)) for provider in providers],
-        conditions,
-        by,
-        len({(offer.provider, offer.id) for offer in offers}),
-        nothing,
-        notes,
-        measured,
-    )
+    return sorted(rows.values(), key=place)  # stable, so that what is equal stays in the market's order
 
 
 def _speeds(offers: Sequence[Offer]) -> dict[str, float]:
@@ -222,7 +247,9 @@ def _speeds(offers: Sequence[Offer]) -> dict[str, float]:
     return {name: statistics.median(values.values()) for name, values in found.items()}
 
 
-def _summary(provider: Provider, verdicts: Sequence[market.Verdict], problem: Exception | None) -> Summary:
+def _summary(
+    provider: Provider | ListedCloud, verdicts: Sequence[market.Verdict], problem: Exception | None
+) -> Summary:
     own = [verdict for verdict in verdicts if verdict.offer.provider == provider.name]
     # The market is what is compared here, so that condition says nothing.
     fitting = [one.offer for one in own if all(reason.condition.startswith("market ") for reason in one.reasons)]
@@ -246,7 +273,7 @@ def _summary(provider: Provider, verdicts: Sequence[market.Verdict], problem: Ex
     )
 
 
-def _offer_cells(rows: Sequence[Row]) -> list[list[str]]:
+def _offer_cells(rows: Sequence[Row], *, disk: bool = True) -> list[list[str]]:
     cells = [
         [
             *("", "cloud", "offer", "GPU", "GPU memory", "cores", "RAM", "disk", "region", "reliability", "market"),
@@ -265,7 +292,7 @@ def _offer_cells(rows: Sequence[Row]) -> list[list[str]]:
                 f"{offer.gpu_ram_gb:g} GB",
                 f"{offer.cpu_cores:g}",
                 f"{offer.ram_gb:g} GB",
-                f"{offer.disk_gb:g} GB",
+                f"{offer.disk_gb:g} GB" if disk else _NOTHING,
                 offer.region or "?",
                 _NOTHING if offer.reliability is None else f"{offer.reliability:.3f}",
                 offer.market,

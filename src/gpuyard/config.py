@@ -24,6 +24,8 @@ from gpuyard.providers.http import Patience
 from gpuyard.providers.lambda_cloud import Lambda
 from gpuyard.providers.own import Own, read_inventory
 from gpuyard.providers.runpod import RunPod
+from gpuyard.providers.skypilot import ORDER, Skypilot
+from gpuyard.providers.skypilot import VARIABLE as SKYPILOT_VARIABLE
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
 from gpuyard.remedies import option, remedy
@@ -42,7 +44,7 @@ _NO_SANDBOX = (
 class _Cloud:
     """What configuration knows of a provider."""
 
-    make: Callable[..., Provider]  # takes the key, base_url=, emulated=, sandbox= and patience=; own boxes not all
+    make: Callable[..., Provider]  # takes the key, patience=, and where it is emulated base_url=, emulated=, sandbox=
     variable: str
     key_file: str  # as shown to people
     read_file: Callable[[Mapping[str, str]], str]
@@ -112,7 +114,13 @@ def _own_file(env: Mapping[str, str]) -> str:
     return str(file) if read_inventory(file) else ""
 
 
+def _skypilot_file(env: Mapping[str, str]) -> str:
+    """Return the clouds that are to be reached through SkyPilot, by name, in their order."""
+    return ",".join(_read(paths.home() / SKYPILOT_FILE).split())
+
+
 OWN_FILE = Path("inventories/own.yml")
+SKYPILOT_FILE = "skypilot"
 
 CLOUDS: dict[str, _Cloud] = {
     "vast": _Cloud(Vast, "VAST_API_KEY", "~/.config/vastai/vast_api_key", _vast_file),
@@ -121,6 +129,8 @@ CLOUDS: dict[str, _Cloud] = {
     "runpod": _Cloud(RunPod, "RUNPOD_API_KEY", "~/.runpod/config.toml", _runpod_file),
     # Their inventory stands for the key.
     OWN: _Cloud(Own, "GPUYARD_OWN_BOXES", str(OWN_FILE), _own_file),
+    # The list of its clouds stands for the key: SkyPilot has the keys.
+    "skypilot": _Cloud(Skypilot, SKYPILOT_VARIABLE, f"~/.gpuyard/{SKYPILOT_FILE}", _skypilot_file),
 }
 """The clouds by name, in the order in which they are named to people."""
 
@@ -214,6 +224,8 @@ def connect(
         boxes = world.sandbox_state.absolute() / OWN_FILE.name
         if OWN in wanted and read_inventory(boxes):
             emulated.append(Own(str(boxes), sandbox=info.name, patience=patience))
+        if require and provider == "skypilot":
+            raise UsageError("provider=skypilot is not in the sandbox, which emulates no cloud that SkyPilot is for.")
         if require and provider == OWN and not emulated:
             raise UsageError(f"There is no own box in {boxes}, where a sandbox's are named.")
         return emulated
@@ -307,12 +319,19 @@ def _key(cloud: _Cloud, env: Mapping[str, str]) -> str:
 def _no_key(provider: str | None) -> str:
     if provider == OWN:
         return f"There is no box of your own in {OWN_FILE}: name one there, or the file with {CLOUDS[OWN].variable}."
+    if provider == "skypilot":
+        cloud = CLOUDS[provider]
+        return (
+            f"provider=skypilot rents at the clouds that {cloud.variable} or the file {cloud.key_file} names in their "
+            f"order, and neither does: set {cloud.variable}={','.join(ORDER)}, for all plays, so that none of them "
+            f"overlooks what was rented there."
+        )
     emulated = f"{option('sandbox', True)} (or GPUYARD_SANDBOX=1)"
     way_out = f"or try it on the emulated clouds of this machine with {emulated}."
     if provider:
         cloud = CLOUDS[provider]
         return f"There is no key for {provider}: set {cloud.variable} or put it into {cloud.key_file}, {way_out}"
-    variables = " or ".join(cloud.variable for name, cloud in CLOUDS.items() if name != OWN)
+    variables = " or ".join(cloud.variable for name, cloud in CLOUDS.items() if name not in (OWN, "skypilot"))
     return (
         f"There is no key of any cloud: set {variables} (or use the files of the providers' own tools), name boxes of "
         f"your own in {OWN_FILE}, {way_out}"

@@ -154,7 +154,10 @@ def judge(
 
 
 def rank(verdicts: Iterable[Verdict]) -> list[Offer]:
-    """Return the fitting offers, best first: cheapest with its disk, then most reliable, then most GPU memory."""
+    """Return the fitting offers, best first: cheapest with its disk, then most reliable, then most GPU memory.
+
+    Those with a later turn come after all others, whatever they cost.
+    """
     return sorted((verdict.offer for verdict in verdicts if verdict.fits), key=_rank_key)
 
 
@@ -194,6 +197,8 @@ def explain(verdicts: Sequence[Verdict]) -> list[str]:
     winner = ranked[0]
     if len(ranked) == 1:
         why = f"the only one of {_offers(len(verdicts))} that fits"
+    elif any(other.price_per_hour_usd < winner.price_per_hour_usd for other in ranked[1:]):
+        why = f"the first of {len(ranked)} that fit, in the order in which the clouds are taken"
     elif ranked[1].price_per_hour_usd > winner.price_per_hour_usd:
         why = f"the cheapest of {len(ranked)} that fit"
     else:
@@ -211,7 +216,7 @@ def _compared(second: Offer, winner: Offer) -> str:
     if not winner.price_per_hour_usd:
         return ""
     dearer = second.price_per_hour_usd / winner.price_per_hour_usd - 1
-    return f" (+{dearer:.0%})" if dearer >= 0.005 else " (at the same price)"
+    return f" ({dearer:+.0%})" if abs(dearer) >= 0.005 else " (at the same price)"
 
 
 def no_offer(verdicts: Sequence[Verdict]) -> NoOfferError:
@@ -243,6 +248,8 @@ def describe(offer: Offer) -> str:
 def why_behind(winner: Offer, other: Offer) -> str:
     """Return in a few words why ``other``, which fits as well, comes behind ``winner`` in :func:`rank`."""
     dearer = other.price_per_hour_usd - winner.price_per_hour_usd
+    if other.turn > winner.turn and dearer < 0:
+        return f"${-dearer:.4f} an hour cheaper, and later in the order in which the clouds are taken"
     if round(dearer, 4) > 0:
         share = f", {dearer / winner.price_per_hour_usd:+.0%}" if winner.price_per_hour_usd else ""
         return f"${dearer:.4f} an hour dearer{share}"
@@ -316,7 +323,7 @@ def _conditions(query: Query, avoid: frozenset[str]) -> list[_Condition]:
         found.append(
             _Condition(
                 f"regions = {' or '.join(query.regions)}",
-                lambda offer: any(_in_region(region, offer.region) for region in query.regions),
+                lambda offer: any(in_region(region, offer.region) for region in query.regions),
                 lambda offer: offer.region or "not said",
             )
         )
@@ -399,15 +406,16 @@ def version_of(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def _in_region(wanted: str, offered: str) -> bool:
+def in_region(wanted: str, offered: str) -> bool:
     """Say whether ``offered`` is the region ``wanted``: an id (``ewr``), a place, or the country of ``City, CC``."""
     want, have = wanted.strip().lower(), offered.strip().lower()
     return want == have or want in (part.strip() for part in have.split(","))
 
 
-def _rank_key(offer: Offer) -> tuple[float, float, float, str, str]:
+def _rank_key(offer: Offer) -> tuple[float, float, float, float, str, str]:
     # Prices are compared to a hundredth of a cent: what differs by less is a rounding of the same price.
     return (
+        offer.turn,
         round(offer.price_per_hour_usd, 4),
         -(offer.reliability if offer.reliability is not None else 0.0),
         -offer.gpu_ram_gb * max(1.0, offer.gpu_count),

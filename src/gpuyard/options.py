@@ -49,6 +49,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "from_bundle": _RENTING,
     "by": ("offers",),
     "format": ("offers", "plan"),
+    "list_prices": ("offers",),
     "report": ("check", "offers", "plan"),
     "push": ("image",),
     "run_options": ("image",),
@@ -72,6 +73,7 @@ ENVIRONMENT = (
     "GPUYARD_REGISTRY_AUTH",
     "GPUYARD_SANDBOX",
     "GPUYARD_SANDBOX_STATE",
+    "GPUYARD_SKYPILOT",
     # What stages see, and may start a play with.
     "GPUYARD_BUCKET",
     "GPUYARD_BUCKET_ENDPOINT",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpuyard import comparison, market, records
+from gpuyard import comparison, list_prices, market, records
 from gpuyard.api.site import Site
 from gpuyard.comparison import Comparison
 from gpuyard.errors import GpuyardError, NoOfferError, UsageError
@@ -80,16 +81,30 @@ def find(site: Site, request: OffersRequest, *, progress: Progress | None = None
     return Offers(fitting, [verdict for verdict in verdicts if not verdict.fits], text)
 
 
-def compare(site: Site, request: OffersRequest, *, by: str = "price", progress: Progress) -> Comparison:
+def compare(
+    site: Site,
+    request: OffersRequest,
+    *,
+    by: str = "price",
+    with_list_prices: bool = False,
+    progress: Progress,
+) -> Comparison:
     """Return the offers of ``site`` that fit, in the order of ``by`` (:data:`gpuyard.comparison.ORDERS`), and why.
 
     Both markets are asked, so that their prices stand side by side. Hosts that have failed us are left out. A cloud
-    that does not answer is named in the result. What the bucket's earlier runs measured stands beside. That nothing
-    fits is no error. Raises what :func:`find` raises.
+    that does not answer is named in the result. What the bucket's earlier runs measured stands beside, and on request
+    the list prices of further clouds, or why they cannot be had. That nothing fits is no error. Raises what
+    :func:`find` raises.
     """
     query = request.query()
     clouds = site.clouds()
-    collected = market.collect(clouds, replace(query, market="any"), progress=progress)
+    with ExitStack() as stack:
+        # Side by side with the questions to the clouds, which do not wait for it.
+        question = (
+            stack.enter_context(list_prices.Question(query, sandbox=site.in_sandbox())) if with_list_prices else None
+        )
+        collected = market.collect(clouds, replace(query, market="any"), progress=progress)
+        listed = question.answer() if question else list_prices.ListPrices()
     bucket = Notebook(site.shared_store)
     failed = FailedHosts(bucket, progress).known(clouds)
     verdicts = market.judge(collected.offers, query, failed_hosts={host: one.words for host, one in failed.items()})
@@ -100,6 +115,8 @@ def compare(site: Site, request: OffersRequest, *, by: str = "price", progress: 
         records.query_to_dict(query),
         by=by,
         measured=_measured(bucket, request, progress),
+        listed=market.judge(listed.offers, query),
+        listed_problem=listed.problem,
     )
 
 

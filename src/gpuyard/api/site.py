@@ -48,6 +48,10 @@ class Site:
         paths.check_state_folder(world.sandbox_state)
         client.ensure_up(world.sandbox_state, progress=progress or (lambda _: None))
 
+    def in_sandbox(self) -> bool:
+        """Return whether the emulated clouds are meant."""
+        return config.World.of(self.sandbox, self.sandbox_state).sandbox
+
     def clouds(self) -> list[Provider]:
         """Return the clouds to ask. Nothing is sent yet.
 

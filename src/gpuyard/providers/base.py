@@ -85,6 +85,7 @@ class Offer:
     machine_id: str = ""  # the physical host where the provider names it, to avoid one just lost
     emulated: bool = False
     dlperf: float | None = None  # how fast the whole machine is by Vast.ai's measure; None: not said
+    turn: float = 0.0  # whatever it costs, it is taken after those with less: its price or stock is not sure
 
     @property
     def is_one_machine(self) -> bool:

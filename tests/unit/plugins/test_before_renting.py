@@ -142,6 +142,17 @@ def test_offers_of_a_workload_or_of_options(world: World, verb: Verb, workload: 
     assert not nothing.get("failed") and "No offer fits." in nothing["text"]
 
 
+def test_list_prices_stand_beside_the_offers_when_they_are_asked_for(
+    world: World, verb: Verb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.vast.market = [offer("vast", "1", price_per_hour_usd=2.0)]
+    monkeypatch.setenv("GPUHUNT_CATALOG_DIR", str(Path(__file__).parents[1] / "api" / "list_prices"))
+    assert verb("offer_report", bucket="")["list_prices"] == []
+    result = verb("offer_report", bucket="", list_prices=True, gpu_names=["A100"])
+    assert [one["id"] for one in result["list_prices"]] == ["a2-highgpu-1g", "p4d.24xlarge", "a2-highgpu-8g"]
+    assert result["offers"] == [] and "a2-highgpu-8g" in result["text"]
+
+
 def test_a_cloud_that_is_silent_hides_no_other(world: World, verb: Verb) -> None:
     world.vast.market = [offer("vast", "1")]
     world.vultr = Down("vultr")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gpuyard.cost import estimate
+from gpuyard.market import judge
+from gpuyard.providers.base import Offer
 from gpuyard.workload import Workload, resolve
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -58,6 +62,35 @@ def test_b3_b23_b27_b28_burnqed_has_its_profiles_bands_and_ways_to_go_on(monkeyp
         return sum(stage.hours.expected for stage in workload.stages if stage.hours)
 
     assert hours(small) <= hours(own) / 5
+
+
+@pytest.mark.parametrize(
+    ("profiles", "gpus", "small", "large"),
+    [
+        (["dev"], (1, "A10G"), 2.2, 8.2),
+        (["small"], (1, "H100"), 2.2, 8.2),
+        (["medium"], (2, "H100"), 1.3, 4.6),
+        (["large"], (4, "H100"), 0.76, 2.4),
+        (["xlarge"], (8, "H100"), 0.48, 1.3),
+    ],
+)
+def test_f5_f8_fairy2_has_its_scales_and_what_each_model_takes_there(
+    profiles: list[str], gpus: tuple[float, str], small: float, large: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    count, model = gpus
+    memory = 24.0 if model == "A10G" else 80.0
+    offer = Offer("aws", "1", model, count, memory, 96, 1024, 500, "us-east-1", "on-demand", 3.0 * count)
+    less = replace(offer, gpu_count=count / 2, gpu_name="T4" if count == 1 else model, gpu_ram_gb=16.0)
+    own = resolve("fairy2", profiles=profiles).workload
+    assert [verdict.fits for verdict in judge([offer, less], own.query())] == [True, False]
+    scale = f"qwen3-4b-{profiles[0]}"
+    four = resolve("fairy2", profiles=[*profiles, "qwen3-4b", *([scale] if count > 1 else [])]).workload
+    assert four.needs.gpu_count == count and four.needs.disk_gb == 200
+    for workload, hours in ((own, small), (four, large)):
+        run = estimate(workload, offer.price_per_hour_usd).run
+        assert run.hours and run.dollars and run.hours.expected == pytest.approx(hours)
+        assert run.dollars.expected == pytest.approx(hours * 3.0 * count)
 
 
 def test_nanogpt_brings_what_its_programs_import() -> None:
