@@ -20,6 +20,7 @@ from gpuyard.providers.base import Instance, PlannedCall, Progress, Provider
 from gpuyard.providers.resources import Kind, Resource, ResourceSpec, Shelf
 from gpuyard.remedies import option
 from gpuyard.renting import locks
+from gpuyard.renting.storage import does, plain
 
 WORDS = {
     Kind.VOLUME: "volume",
@@ -175,17 +176,12 @@ def to_dict(one: Resource) -> dict[str, Any]:
 def matches(found: Resource, run: str | None, name: str | None) -> bool:
     """Tell whether a resource is of ``run`` and called ``name``; ``None`` is any."""
     of_run = run is None or (found.ref is not None and found.ref.run == run)
-    return of_run and (name is None or _plain(found.name) == _plain(name))
+    return of_run and (name is None or plain(found.name) == plain(name))
 
 
 def own_name(name: str) -> str:
     """Return what a resource of the account is called at its cloud, so that it is known there as gpuyard's."""
-    return name if _plain(name) != name.lower().replace("_", "-") else f"{TAG}-{name}"
-
-
-def _plain(name: str) -> str:
-    """Return a name without what says that it is gpuyard's, as clouds spell it that know fewer characters."""
-    return name.lower().replace("_", "-").removeprefix(f"{TAG}-")
+    return name if plain(name) != name.lower().replace("_", "-") else f"{TAG}-{name}"
 
 
 # -- which cloud -----------------------------------------------------------------------------------------------------
@@ -199,11 +195,6 @@ def able(kinds: Collection[Kind], verb: str = "") -> str:
         if any(kind in kinds and (not verb or does(shelf, verb)) for kind, shelf in cloud.shelves().items())
     ]
     return f"{' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} can" if names else "no cloud can"
-
-
-def does(shelf: Shelf, verb: str) -> bool:
-    """Tell whether a shelf carries out ``attach``, ``detach`` or ``grow``, without asking its cloud."""
-    return getattr(type(shelf), verb) is not getattr(Shelf, verb)
 
 
 def shelves_of(clouds: Sequence[Provider], kinds: Collection[Kind], provider: str | None) -> list[Placed]:
@@ -524,13 +515,17 @@ class Steps:
             self.placed.shelf.destroy(found.id, progress=self.progress)
 
     def fit(self, found: Resource, request: ResourceRequest) -> Resource:
-        """Make what is there as large as is wanted, if it can be had, and wait until it can be used."""
+        """Make what is there as ``request`` wants it; raises :class:`UsageError` where it is elsewhere."""
         if request.region and found.region and found.region != request.region:
             raise UsageError(
                 f"{describe(found)} is in {found.region}, not in region={request.region}, and cannot move: choose "
                 "another name, or delete it first."
             )
-        has, wanted = found.size_gb, request.size_gb
+        return self.larger(found, request.size_gb)
+
+    def larger(self, found: Resource, wanted: float | None) -> Resource:
+        """Make what is there as large as is wanted, and wait until it can be used. It never shrinks."""
+        has = found.size_gb
         if has is not None and wanted is not None and wanted > has:
             self.placed.needs("grow", "make a volume larger")
             self.do(
