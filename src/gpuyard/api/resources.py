@@ -507,13 +507,6 @@ class Steps:
         self.progress(f"{words[0].upper()}{words[1:]}.")
         return self._ready(shelf.create(spec, progress=self.progress))
 
-    def forget(self, found: Resource) -> None:
-        """Delete what is about to be made anew, since it has no other way to change."""
-        if self.check:
-            self.planned += self.placed.shelf.plan_destroy(found.id)
-        else:
-            self.placed.shelf.destroy(found.id, progress=self.progress)
-
     def fit(self, found: Resource, request: ResourceRequest) -> Resource:
         """Make what is there as ``request`` wants it; raises :class:`UsageError` where it is elsewhere."""
         if request.region and found.region and found.region != request.region:

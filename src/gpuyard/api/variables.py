@@ -117,9 +117,8 @@ def store(
                     if not overwrite:
                         outcomes.append(steps.outcome(old))
                         continue
-                    steps.forget(old)
-                others = frozenset(one.id for one in there.values() if one is not old)
-                spec = ResourceSpec(name=name, content=value, known_ids=others)
+                # One that is there gets the new value by the same request.
+                spec = ResourceSpec(name=name, content=value)
                 outcomes.append(steps.outcome(steps.make(spec)))
             except ProviderError as error:
                 errors.append(error)

@@ -54,6 +54,8 @@ class FixedShelf(Shelf):
         if self.refusal:
             raise self.refusal
         self.made.append(spec)
+        if self.kind is Kind.VARIABLE:
+            self.held = {found: one for found, one in self.held.items() if one.name != spec.name}
         detail = {"public_key": " ".join(spec.content.split()[:2])} if self.kind is Kind.SSH_KEY else {}
         price = self.price_per_month_usd(spec)
         return self.put(
