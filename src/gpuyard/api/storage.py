@@ -11,7 +11,7 @@ from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.providers.base import Instance, Offer, Progress, Provider
 from gpuyard.providers.resources import Resource
 from gpuyard.remedies import remedy
-from gpuyard.renting import machine, storage
+from gpuyard.renting import locks, machine, storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,16 @@ def have(
     assert shelf is not None  # the plan has seen to it
     steps = Steps(Placed(cloud, shelf), check, progress)
     try:
-        there = shelf.all()
-        found = want.among(there, cloud)
-        if found is None:
-            found = steps.make(want.spec(instance.region if instance else offers[0].region, there))
-        else:
-            steps.start(found)
-            found = steps.larger(found, want.volume.size_gb)
+        with locks.exclusive(f"{cloud.name}.{shelf.kind.value}"):
+            there = shelf.all()
+            found = want.among(there, cloud)
+            if found is None:
+                found = steps.make(want.spec(instance.region if instance else offers[0].region, there))
+                # Another controller may have made one at the same moment: that is said, since both bill.
+                want.among([] if check else shelf.all(), cloud)
+            else:
+                steps.start(found)
+                found = steps.larger(found, want.volume.size_gb)
         if instance:
             found = steps.attach(_free(steps, found, instance), instance)
         elif check:

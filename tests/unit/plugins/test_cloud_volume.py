@@ -15,7 +15,7 @@ import pytest
 from gpuyard import config
 from gpuyard.errors import ProviderDownError
 from gpuyard.formats.label import RunRef
-from gpuyard.providers.resources import Kind
+from gpuyard.providers.resources import Kind, Resource, ResourceSpec
 from gpuyard.renting import ready
 
 from .conftest import Verb, World, offer
@@ -141,6 +141,21 @@ def test_v5_a_machine_whose_volume_cannot_be_had_is_named_and_gone_on_with(
     assert "stays, and bills: `ansible-playbook launch.yml -e run=tiny-0` goes on with it" in lines[-1]
     blocks.refusal = None
     assert launch(verb, run="tiny-0")["hosts"][0]["volumes"] and len(world.vultr.rented) == 1
+
+
+def test_v5_a_second_one_that_another_controller_made_at_the_same_moment_is_named(
+    blocks: Blocks, verb: Verb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = blocks.create
+
+    def create(spec: ResourceSpec, *, progress: Any = None) -> Resource:
+        blocks.put("gpuyard/tiny-0/tiny", ref=spec.ref, ours=True)
+        return make(spec, progress=progress)
+
+    monkeypatch.setattr(blocks, "create", create)
+    failed = launch(verb)
+    assert "Vultr has 2 of it, vol-1, vol-2, and all of them bill" in failed["msg"]
+    assert not any(asked.startswith("attach") for asked in blocks.asked)
 
 
 def test_v1_a_cloud_that_attaches_nothing_to_a_living_machine_is_refused_before_it_is_asked(
