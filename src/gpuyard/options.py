@@ -55,7 +55,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "state": ("snapshot",),
     "bundle": ("snapshot",),
     "env_file": ("setup_env",),
-    "names": ("setup_env",),
+    "env_names": ("setup_env",),
     "list": ("setup_env",),
     "overwrite": ("setup_env",),
     "lines": ("logs",),

@@ -93,7 +93,7 @@ def test_u2_setup_env_stores_a_file_and_shows_no_secret(yard: Yard) -> None:
     listed = yard.ansible(*words, "-e", "list=true", ANSIBLE_LOG_PATH=str(log))
     assert all(name in listed for name in ("WANDB_API_KEY", "B2_APP_KEY", "B2_BUCKET"))
     assert "stored already, and kept" in yard.ansible(*words, *named)
-    yard.ansible(*words, *named, "-e", "overwrite=true", "-e", "names=WANDB_API_KEY")
+    yard.ansible(*words, *named, "-e", "overwrite=true", "-e", "env_names=WANDB_API_KEY")
     shown = yard.task("account_info", provider="vast")["accounts"][0]
     assert set(shown["variables"]) >= {"WANDB_API_KEY", "B2_APP_KEY", "B2_BUCKET"}
     said = "".join(yard.printed) + log.read_text() + json.dumps(shown)

@@ -114,7 +114,7 @@ def test_runtime_names_every_module_of_ours_in_the_action_group() -> None:
 def test_the_demonstration_depends_on_no_configuration_of_the_user() -> None:
     said_each_time = {"sandbox", "sandbox_state"}
     # Of plays that the demonstration does not use.
-    not_played = {"lines", "errors", "by", "format", "report", "env_file", "names", "list", "overwrite"}
+    not_played = {"lines", "errors", "by", "format", "report", "env_file", "env_names", "list", "overwrite"}
     assert options.OPTIONS.keys() - demo.UNSAID.keys() - said_each_time - not_played == set()
 
 
