@@ -193,6 +193,12 @@ plan:
     node:
       description: The node whose machine the run goes on with.
       type: str
+    volumes:
+      description:
+        - What the nodes get from their clouds as volumes, with cloud, region and price in US dollars a month. C(id) is
+          empty for one that has to be made.
+      type: list
+      elements: dict
     turn_pools:
       description: The pools whose stages that machine runs, of a run that moves; empty for every stage.
       type: list

@@ -235,6 +235,11 @@ def connect(
     return [CLOUDS[name].make(key, patience=patience) for name, key in found.items()]
 
 
+def known_clouds() -> list[Provider]:
+    """Return every cloud, with a key here or not, to see what it can do; nothing can be asked of it."""
+    return [cloud.make("") for name, cloud in CLOUDS.items() if name != OWN]
+
+
 def s3_settings(
     bucket: str | None = None,
     *,

@@ -15,8 +15,8 @@ from gpuyard.formats.label import check_form
 _RENTING = ("launch", "resume_search")
 _PLANNING = (*_RENTING, "plan")
 _MARKET = (*_PLANNING, "offers")
-_ALL = (*_MARKET, "check", "image", "logs", "snapshot", "status", "teardown")
-_OF_NO_RUN = ("check", "image", "offers")
+_ALL = (*_MARKET, "check", "image", "logs", "setup_env", "snapshot", "status", "teardown")
+_OF_NO_RUN = ("check", "image", "offers", "setup_env")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "workload": (*_MARKET, "check", "image"),
@@ -55,6 +55,10 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "run_options": ("image",),
     "state": ("snapshot",),
     "bundle": ("snapshot",),
+    "env_file": ("setup_env",),
+    "env_names": ("setup_env",),
+    "list": ("setup_env",),
+    "overwrite": ("setup_env",),
     "lines": ("logs",),
     "errors": ("logs",),
     "wait_s": ("teardown",),

@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any
 
 from gpuyard import paths, planning, records, ssh
+from gpuyard.api import resources
 from gpuyard.api.site import Site
+from gpuyard.api.storage import Stored, have
 from gpuyard.box.checkpoints import sequences
 from gpuyard.errors import CheckpointError
 from gpuyard.formats.label import pool_of
@@ -17,7 +19,7 @@ from gpuyard.hosts import host_name
 from gpuyard.planning import PlanRequest
 from gpuyard.planning.nodes import NodePlan
 from gpuyard.providers.base import Progress, Provider
-from gpuyard.renting import claim, machine, nodes, record
+from gpuyard.renting import claim, machine, nodes, record, storage
 from gpuyard.renting.acceptance import Acceptance
 from gpuyard.renting.failed_hosts import FailedHosts
 from gpuyard.renting.ledger import Ledger
@@ -36,6 +38,7 @@ class LaunchedNode:
     plan: NodePlan
     outcome: Outcome
     connection: Mapping[str, str | int]
+    volume: Stored | None = None  # what it got from its cloud
     apart: bool = False  # whether it is one of several nodes that are at work at the same time
     begins: bool = False  # whether the bucket holds nothing that it could bring back
 
@@ -54,6 +57,7 @@ class LaunchedNode:
             },
             "restore": not (self.begins and self.outcome.rented),
             "rented": self.outcome.rented,
+            "volumes": self.volume.on_box() if self.volume else {},
             "instance": records.instance_to_dict(self.outcome.instance) if self.outcome.instance else {},
             "vars": dict(self.connection),
         }
@@ -74,7 +78,8 @@ class Launched:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values: what was done, or with ``check`` would be, and the text for people."""
-        outcomes = [node.outcome for node in self.nodes]
+        stored = [node.volume.outcome for node in self.nodes if node.volume]
+        outcomes: list[Outcome | resources.Outcome] = [*(node.outcome for node in self.nodes), *stored]
         actions = [action for outcome in outcomes for action in outcome.actions]
         planned = [call for outcome in outcomes for call in outcome.planned]
         text = records.planned_text(actions, planned) if self.check else self._ways_in()
@@ -201,6 +206,17 @@ def _have_machines(
         node.place.on_label: [cloud for cloud in everywhere if node.provider in ("", cloud.name)] for node in plan.nodes
     }
     outcomes = nodes.present(clouds, orders, check=check, progress=progress)
+    volumes = [
+        have(
+            storage.wanted(plan.workload, plan.run.name, node.place.on_label),
+            outcome.instance,
+            node.offers,
+            everywhere,
+            check=check,
+            progress=progress,
+        )
+        for node, outcome in zip(plan.nodes, outcomes, strict=True)
+    ]
     # All nodes of the run, those included whose stages are done, so that a node's name stays what it is.
     names = [place.name for place in plan.places] if len(plan.places) > 1 else []
     return Launched(
@@ -212,10 +228,11 @@ def _have_machines(
                 node,
                 outcome,
                 ssh.ansible_vars(outcome.instance, plan.key) if outcome.instance else {},
+                volume,
                 apart=len(plan.places) > 1,
                 begins=begins,
             )
-            for node, outcome in zip(plan.nodes, outcomes, strict=True)
+            for node, outcome, volume in zip(plan.nodes, outcomes, volumes, strict=True)
         ],
         check,
     )

@@ -70,15 +70,20 @@ def cloud(provider: Provider) -> Finding:
             return Finding(
                 provider.title, "failed", str(error), f"Try again later; {provider.console_url} may say more."
             )
-    known = config.CLOUDS[provider.name]
     if not seen:
-        todo = f"Put a valid key into {known.variable} or {known.key_file}; {provider.console_url} makes one"
-        allow = " and lists the addresses that may use it." if "address" in str(refused["account"]) else "."
-        return Finding(provider.title, "failed", str(refused["account"]), todo + allow)
+        refusal = refused["account"]
+        return Finding(provider.title, "failed", str(refusal), key_advice(provider, refusal))
     if needed := [name for name in refused if name != "account"]:
         found = f"The key may not read {' and '.join(needed)}: {refused[needed[0]]}"
         return Finding(provider.title, "failed", found, f"Give the key that right at {provider.console_url}.")
     return _with_credit(provider, seen, refused)
+
+
+def key_advice(provider: Provider, error: AuthenticationError) -> str:
+    """Return what to do about a key that is refused, for its content or for the address that it is used from."""
+    known = config.CLOUDS[provider.name]
+    todo = f"Put a valid key into {known.variable} or {known.key_file}; {provider.console_url} makes one"
+    return todo + (" and lists the addresses that may use it." if "address" in str(error) else ".")
 
 
 def _with_credit(provider: Provider, seen: Mapping[str, object], refused: Mapping[str, AuthenticationError]) -> Finding:

@@ -23,7 +23,7 @@ from gpuyard.planning.nodes import NodePlan
 from gpuyard.planning.request import Connections, Mode, PlanRequest
 from gpuyard.providers.base import Instance, Progress, Provider
 from gpuyard.remedies import option, remedy
-from gpuyard.renting import machine, record, runs, survey
+from gpuyard.renting import machine, record, runs, storage, survey
 from gpuyard.renting.failed_hosts import FailedHosts
 from gpuyard.renting.notebook import Notebook
 from gpuyard.renting.runs import Run
@@ -66,6 +66,7 @@ class Plan:
     tree: Path | None = None  # the folder with the source, None for a repository that is cloned
     source_digest: str = ""  # of that folder's content
     to_keep: record.ToKeep | None = None  # what a launch writes into the bucket before it rents
+    volumes: tuple[storage.Expected, ...] = ()  # what its nodes get from their clouds
 
     @property
     def first(self) -> NodePlan:
@@ -116,6 +117,7 @@ class Plan:
             "expected_checkpoint": self.expected_checkpoint,
             "node": first.place.on_label,
             "turn_pools": list(self.turn_pools),
+            "volumes": [one.to_dict() for one in self.volumes],
             "behind": sorted({one.ref.node for one in self.behind if one.ref}),
             "by_pools": self.by_pools.to_dict() if self.by_pools else {},
             "instance": records.instance_to_dict(self.run.machine) if self.run.machine else {},
@@ -228,6 +230,14 @@ def make(
             )
         run, newest = choose.with_checkpoint(run, store, request.restore)
     choose.refuse_other_cloud(run, request)
+    has_volume = any(volume.cloud for volume in workload.volumes.values())
+    if has_volume:
+        if turn:
+            raise UsageError(
+                f"{workload.source}: a volume with cloud goes with one machine, and the pools of this run take turns "
+                "on several: leave out pools, or cloud. Nothing was rented."
+            )
+        chosen_clouds = storage.able(workload, chosen_clouds)
     planned = [_node(run, place, workload, request, store, progress) for place in places]
     planned = [node for node in planned if node.machine or node.to_run]
     if not planned:
@@ -271,6 +281,10 @@ def make(
         words += reasons
         if len(planned) > 1:
             words += [f"{node.name}: {market.describe(node.offers[0])}." for node in chosen]
+    volumes: tuple[storage.Expected, ...] = ()
+    if has_volume:
+        planned, volumes = _with_volumes(planned, workload, run.name, everywhere)
+        words += [one.text() for one in volumes]
     words += [
         f"What is left of the lost machine goes first: {machine.describe(one)}."
         for node in wanted
@@ -347,7 +361,27 @@ def make(
         tree=made.tree,
         source_digest=made.digest,
         to_keep=made.to_keep,
+        volumes=volumes,
     )
+
+
+def _with_volumes(
+    planned: Sequence[NodePlan], workload: Workload, run: str, everywhere: Sequence[Provider]
+) -> tuple[list[NodePlan], tuple[storage.Expected, ...]]:
+    """Return the nodes with the offers where the volume of each can be, and these volumes."""
+    clouds = {cloud.name: cloud for cloud in everywhere}
+    found, volumes = [], []
+    for node in planned:
+        want = storage.wanted(workload, run, node.place.on_label)
+        assert want is not None  # whoever asks knows that there is one
+        if node.machine:
+            volumes.append(storage.expected(want, clouds[node.machine.provider], node.machine.region))
+            found.append(node)
+        else:
+            near, volume = storage.fitting(want, node.offers, clouds)
+            volumes.append(volume)
+            found.append(dataclasses.replace(node, offers=near))
+    return found, tuple(volumes)
 
 
 def _node(

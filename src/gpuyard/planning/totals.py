@@ -22,7 +22,8 @@ class Totals:
     ``storage`` is a month of the ``storage_gb`` (10^9 bytes) that the bucket then holds, ``traffic`` sending there the
     ``traffic_gb`` that are still to come.
     ``loss`` is what one loss of an interruptible machine costs: another set-up, and at worst also the longest stage
-    that cannot go on where it was. ``lower_bound``: some stages have no hours.
+    that cannot go on where it was. ``lower_bound``: some stages have no hours. ``volumes`` are the clouds' volumes for
+    the hours of the run.
     """
 
     machines: Span
@@ -33,13 +34,19 @@ class Totals:
     traffic_price_per_gb: float = 0.0
     loss: Span | None = None
     lower_bound: bool = False
+    volumes: Span | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def all(self) -> Span:
         """Everything: expected without a loss of the machine, at worst with one where it can be taken away."""
         besides = (self.storage or 0.0) + (self.traffic or 0.0)
-        return self.machines + Span(besides, besides) + Span(0.0, self.loss.worst if self.loss else 0.0)
+        return (
+            self.machines
+            + Span(besides, besides)
+            + (self.volumes or NOTHING)
+            + Span(0.0, self.loss.worst if self.loss else 0.0)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values, in US dollars."""
@@ -47,6 +54,7 @@ class Totals:
             "machines_usd": asdict(self.machines),
             "bucket_gb": self.storage_gb,
             "bucket_usd_per_month": self.storage,
+            "volumes_usd": asdict(self.volumes) if self.volumes else None,
             "traffic_gb": self.traffic_gb,
             "traffic_usd": self.traffic,
             "traffic_usd_per_gb": self.traffic_price_per_gb,
@@ -60,6 +68,8 @@ class Totals:
         """Return it as a table for people, and what it leaves out."""
         least = "at least " if self.lower_bound else ""
         rows = [["in all, USD", "expected", "worst"], ["machines", *_cells(self.machines)]]
+        if self.volumes is not None:
+            rows.append(["volumes, while it runs", *_cells(self.volumes)])
         if self.storage is not None:
             rows.append([f"bucket: {self.storage_gb:g} GB for a month", *_cells(Span(self.storage, self.storage))])
         if self.traffic is not None:
@@ -116,6 +126,14 @@ def of(plan: Plan) -> Totals:
             traffic = traffic_gb * price
         elif not all(box.own for box in boxes):
             notes.append("The cloud's offers name no price for traffic, so that is not in it.")
+    volumes = None
+    if plan.volumes:
+        hours = plan.estimate.run.hours or NOTHING
+        volumes = hours * sum(one.price_per_hour_usd for one in plan.volumes)
+        if any(one.price_per_month_usd is None for one in plan.volumes):
+            notes.append("The cloud does not say what its volume costs, so that is not in it.")
+        if any(one.wanted.keep for one in plan.volumes):
+            notes.append("The volume stays after the run, and bills until it is deleted.")
     losses = [_loss(workload, box) for box in boxes if box.interruptible]
     unknown = plan.by_pools.unknown if plan.by_pools else any(one.unknown for one in plan.estimate.nodes.values())
     return Totals(
@@ -127,6 +145,7 @@ def of(plan: Plan) -> Totals:
         price,
         max(losses, key=lambda loss: loss.worst) if losses else None,
         bool(unknown),
+        volumes,
         tuple(notes),
     )
 

@@ -31,6 +31,16 @@ VolumeName = Annotated[
 ]
 
 
+class CloudVolume(Section):
+    """A volume that a launch has from the cloud: made once, attached to the machine while it runs, and paid for."""
+
+    keep: bool = False
+    """Whether it outlives the run: then it is the account's, and the next run of the workload gets it as it is. Without
+    it, it belongs to the run and ends with it."""
+    options: dict[str, SomeWords] = {}
+    """What only one cloud knows, such as Vultr's ``block_type``."""
+
+
 class Volume(Section):
     """A disk of the machine besides the one with its system, made ready and mounted."""
 
@@ -44,6 +54,8 @@ class Volume(Section):
     """The least size, in gigabytes."""
     file_system: Literal["ext4", "xfs"] = "ext4"
     """The file system that an empty disk gets."""
+    cloud: CloudVolume | None = None
+    """A launch makes and attaches it, at clouds that attach volumes to machines that live. None: it is there."""
 
     @field_validator("mount")
     @classmethod
@@ -76,8 +88,17 @@ class Size(Section):
         return min(written, 1 if self.keep == "latest" else self.keep)
 
 
-def check_volumes(volumes: Mapping[str, Volume], sizes: Mapping[str, Size]) -> None:
-    """Raise :class:`ValueError` for volumes that cannot be had together, and for a size in an unknown place."""
+def check_volumes(volumes: Mapping[str, Volume], sizes: Mapping[str, Size], nodes: int) -> None:
+    """Raise :class:`ValueError` for volumes that ``nodes`` cannot have together, and for a size in an unknown place."""
+    from_cloud = [name for name, volume in volumes.items() if volume.cloud]
+    if len(from_cloud) > 1:
+        raise ValueError(f"has {' and '.join(from_cloud)} both with cloud, and a machine gets one volume of its cloud")
+    for name in from_cloud:
+        volume = volumes[name]
+        if volume.source != "attached":
+            raise ValueError(f"has volumes.{name} with cloud and source: {volume.source}; leave out source")
+        if volume.cloud and volume.cloud.keep and nodes > 1:
+            raise ValueError(f"has volumes.{name}.cloud with keep, and {nodes} nodes: only one machine can have it")
     for source in ("local-nvme", "attached"):
         same = [name for name, volume in volumes.items() if volume.source == source]
         if len(same) > 1:

@@ -621,7 +621,7 @@ class Workload(Section):
 
     @model_validator(mode="after")
     def _volumes(self) -> Workload:
-        check_volumes(self.volumes, self.sizes)
+        check_volumes(self.volumes, self.sizes, max(self.pool(pool).nodes for pool in self.pool_names))
         return self
 
     @model_validator(mode="after")
@@ -834,6 +834,7 @@ _TO_BOX = (
 _PARTS_TO_BOX: Any = {
     "repository": {"url", "commit", "submodules", "include", "credentials"},
     "environment": {"required", "optional", "set"},
+    "volumes": {"__all__": {"mount", "source", "size_gb", "file_system"}},
 }
 _STAGE_TO_BOX: Any = {
     **dict.fromkeys(("name", "command", "resume_command", "resume_if", "resumable", "run", "pool"), True),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gpuyard.api import closing, end, follow, hosts, instances, launch, logs, offers, status
+from gpuyard.api import account, closing, end, follow, hosts, instances, launch, logs, offers, resources, status
 from gpuyard.api.site import Site
 from gpuyard.providers.base import PlannedCall
 
@@ -18,7 +18,7 @@ from gpuyard.providers.base import PlannedCall
 def verbs() -> list[Callable[..., Any]]:
     """Return every public function that works at a site; the others only serve these."""
     found = []
-    for module in (closing, end, follow, hosts, instances, launch, logs, offers, status):
+    for module in (account, closing, end, follow, hosts, instances, launch, logs, offers, resources, status):
         own = [
             function
             for name, function in inspect.getmembers(module, inspect.isfunction)

@@ -161,7 +161,8 @@ def verb(world: World) -> Verb:
     """Return a function that runs a module's verb with its real argument specification, in this process."""
 
     def run(
-        name: str,
+        verb_name: str,
+        /,
         *,
         check: bool = False,
         lines: list[str] | None = None,
@@ -169,7 +170,7 @@ def verb(world: World) -> Verb:
         **options: Any,
     ) -> dict[str, Any]:
         prefix = "ansible_collections.gpuyard.cloud.plugins"
-        module = importlib.import_module(f"{prefix}.modules.{name}")
+        module = importlib.import_module(f"{prefix}.modules.{verb_name}")
         shared = importlib.import_module(f"{prefix}.module_utils._verb")
         checked = ArgumentSpecValidator(module.ARGUMENT_SPEC, **module.CONDITIONS).validate(options)
         assert checked.error_messages == []
