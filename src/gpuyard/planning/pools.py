@@ -52,6 +52,7 @@ class Box:
     pools: tuple[str, ...]
     offers: Sequence[Offer]
     words: Sequence[str] = ()
+    runners_up: Sequence[str] = ()  # why the next best offers lost
 
     @property
     def price_per_hour_usd(self) -> float:
