@@ -55,6 +55,7 @@ class NodePlan:
     disk_gb: float
     offers: list[Offer] = field(default_factory=list)
     runners_up: list[str] = field(default_factory=list)  # why the next best offers lost
+    max_price_per_hour_usd: float | None = None  # what an offer may cost
     to_run: list[Position] = field(default_factory=list)  # its stages that this launch runs
     provider: str = ""  # the one cloud at which its machines are looked for; "": all of them
     replace_preempted: bool = False

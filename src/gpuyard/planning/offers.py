@@ -92,7 +92,8 @@ def by_pools(
         wanted = request if turn.pool in names else replace(request, offer=None)
         _ask(group, workload, clouds, wanted, answers, None, failed, alone=True)
         words = [*records.offer_table(group.offers), *_reasons(group, wanted), *([group.why] if group.why else [])]
-        return pools.Box(names, group.offers, words, group.runners_up(group.offers))
+        limit = group.query.max_price_per_hour_usd
+        return pools.Box(names, group.offers, words, group.runners_up(group.offers), limit)
 
     if progress:
         progress(f"Asking {' and '.join(cloud.title for cloud in clouds)} for machines for each pool.")
@@ -151,7 +152,12 @@ def _share_out(groups: Sequence[_Pool]) -> dict[str, NodePlan]:
                     "machine serves two nodes. Nothing was rented."
                 )
             taken.add(_key(free[0]))
-            chosen[node.name] = replace(node, offers=free, runners_up=group.runners_up(free))
+            chosen[node.name] = replace(
+                node,
+                offers=free,
+                runners_up=group.runners_up(free),
+                max_price_per_hour_usd=group.query.max_price_per_hour_usd,
+            )
     return chosen
 
 

@@ -268,6 +268,7 @@ def make(
                 _on_label(wanted[0], label),
                 offers=list(first.offers),
                 runners_up=list(first.runners_up),
+                max_price_per_hour_usd=first.max_price_per_hour_usd,
                 disk_gb=disk_gb,
             )
         ]

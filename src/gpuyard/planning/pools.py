@@ -53,6 +53,7 @@ class Box:
     offers: Sequence[Offer]
     words: Sequence[str] = ()
     runners_up: Sequence[str] = ()  # why the next best offers lost
+    max_price_per_hour_usd: float | None = None  # what an offer may cost
 
     @property
     def price_per_hour_usd(self) -> float:

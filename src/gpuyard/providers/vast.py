@@ -67,7 +67,10 @@ _UNSAFE_VALUE = re.compile(r"[\s'\"\\$`]")
 _NO_TMUX = "touch ~/.no_auto_tmux"
 """Without it an SSH login lands in tmux, which breaks Ansible and our own sessions."""
 _TYPES: dict[Market, str] = {"on-demand": "on-demand", "interruptible": "bid"}
-_BROKEN = ("oci runtime create failed", "manifest unknown", "pull access denied", "failed to create task")
+_BROKEN = (
+    *("oci runtime create failed", "manifest unknown", "pull access denied", "failed to create task"),
+    "no space left on device",
+)
 
 
 def classify(answer: Answer) -> ProviderError | None:
