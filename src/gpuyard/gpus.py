@@ -13,6 +13,7 @@ _BUILD = re.compile(r"sxm\d*|pcie|nvl|hgx|oam|hbm\d\w?|\d+gb?|max|q|ws?|s", re.I
 _MEMORY = re.compile(r"(?<=\d)[\s_-]+(?=GB?\b)", re.IGNORECASE)
 
 
+@lru_cache(maxsize=4096)
 def normalise(name: str) -> str:
     """Return ``name`` without the vendor and with single spaces.
 

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -27,7 +26,6 @@ class Reason:
 
     condition: str  # "gpu_ram_gb >= 24"
     seen: str  # "16"
-    nearness: float | None = None  # more is nearer to fitting; None: the values have no order
 
     def __str__(self) -> str:
         return f"{self.condition}, has {self.seen}"
@@ -35,16 +33,26 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Condition:
-    """One condition of a query: what it asks, whether an offer holds it, and what an offer has instead."""
+    """One condition of a query: what it asks, of which value of an offer, and which values will do.
+
+    Values are hashable: a market of tens of thousands of offers has few different ones, and each is judged once.
+    """
 
     words: str
-    holds: Callable[[Offer], bool]
-    shows: Callable[[Offer], str]
-    nearness: Callable[[Offer], float] | None = None
+    value: Callable[[Offer], Any]
+    takes: Callable[[Any], bool]
+    shows: Callable[[Any], str]
+    nearness: Callable[[Any], float] | None = None
+
+    def misses(self, offers: Sequence[Offer]) -> list[int]:
+        """Return the places of the offers that do not hold it."""
+        values = list(map(self.value, offers))
+        bad = {value for value in set(values) if not self.takes(value)}
+        return [place for place, value in enumerate(values) if value in bad] if bad else []
 
     def reason(self, offer: Offer) -> Reason:
         """Return why ``offer`` does not hold it."""
-        return Reason(self.words, self.shows(offer), self.nearness(offer) if self.nearness else None)
+        return Reason(self.words, self.shows(self.value(offer)))
 
 
 class Verdict(NamedTuple):
@@ -155,7 +163,7 @@ def check_gpu_names(wanted: Iterable[str], offers: Sequence[Offer]) -> None:
 
 
 def judge(
-    offers: Iterable[Offer],
+    offers: Sequence[Offer],
     query: Query,
     *,
     avoid_machines: Collection[str] = (),
@@ -168,19 +176,32 @@ def judge(
     that have failed before, by provider and host, with the words for when and why.
     """
     further = [_not_failed(failed_hosts)] if failed_hosts else []
-    wishes = [_conditions(choice, frozenset(avoid_machines)) + further for choice in query.choices]
-    found = []
-    for offer in offers:
-        nearest: list[Condition] | None = None
-        for choice, conditions in enumerate(wishes):
-            against = [condition for condition in conditions if not condition.holds(offer)]
-            # Of two that it misses by as much, the later one is the less that was asked for.
-            if nearest is None or len(against) <= len(nearest):
-                nearest, chosen = against, choice
-            if not against:
-                break
-        found.append(Verdict(offer, tuple(nearest or ()), chosen))
-    return found
+    chosen = [0] * len(offers)
+    nearest: list[tuple[Condition, ...]] = []
+    for number, choice in enumerate(query.choices):
+        against = _against(offers, [*_conditions(choice, frozenset(avoid_machines)), *further])
+        if not number:
+            nearest = against
+            continue
+        for place, conditions in enumerate(against):
+            # Of two that an offer misses by as much, the later one is the less that was asked for.
+            if nearest[place] and len(conditions) <= len(nearest[place]):
+                nearest[place], chosen[place] = conditions, number
+    return list(map(Verdict, offers, nearest, chosen))
+
+
+def _against(offers: Sequence[Offer], conditions: Sequence[Condition]) -> list[tuple[Condition, ...]]:
+    """Return of each offer the conditions that it does not hold."""
+    # As one number for each, so that what many offers have in common is made once.
+    missed = [0] * len(offers)
+    for bit, condition in enumerate(conditions):
+        for place in condition.misses(offers):
+            missed[place] |= 1 << bit
+    by_number = {
+        number: tuple(condition for bit, condition in enumerate(conditions) if number >> bit & 1)
+        for number in set(missed)
+    }
+    return [by_number[number] for number in missed]
 
 
 def rank(verdicts: Iterable[Verdict], query: Query | None = None) -> list[Offer]:
@@ -198,7 +219,7 @@ def rank(verdicts: Iterable[Verdict], query: Query | None = None) -> list[Offer]
     return [offer for _, offers in sorted(by_choice.items()) for offer in sorted(offers, key=key)]
 
 
-def choose(offers: Iterable[Offer], query: Query, *, avoid_machines: Collection[str] = ()) -> list[Offer]:
+def choose(offers: Sequence[Offer], query: Query, *, avoid_machines: Collection[str] = ()) -> list[Offer]:
     """Return the fitting offers, best first; raise :class:`NoOfferError`, with reasons, when there is none."""
     verdicts = judge(offers, query, avoid_machines=avoid_machines)
     ranked = rank(verdicts, query)
@@ -223,12 +244,15 @@ def removals(verdicts: Sequence[Verdict]) -> list[Removal]:
     return sorted(found, key=lambda removal: _ORDER.index(removal.condition.split()[0]))
 
 
-def explain(verdicts: Sequence[Verdict], query: Query | None = None) -> list[str]:
+def explain(
+    verdicts: Sequence[Verdict], query: Query | None = None, ranked: Sequence[Offer] | None = None
+) -> list[str]:
     """Return the choice in words: the winner and why, the runner-up, and what every condition removed.
 
-    Raises :class:`NoOfferError` when nothing fits.
+    ``ranked`` is what :func:`rank` returns for both, where the caller has it. Raises :class:`NoOfferError` when nothing
+    fits.
     """
-    ranked = rank(verdicts, query)
+    ranked = rank(verdicts, query) if ranked is None else ranked
     if not ranked:
         raise no_offer(verdicts)
     asked = query or Query()
@@ -242,9 +266,8 @@ def explain(verdicts: Sequence[Verdict], query: Query | None = None) -> list[str
     else:
         price = ", at the lowest price" if winner.price_per_hour_usd else ""
         why = f"the best of {count} that fit{price}"
-    choices = {id(verdict.offer): verdict.choice for verdict in verdicts if verdict.fits}
     if asked.alternatives:
-        number = choices[id(winner)]
+        number = next(verdict.choice for verdict in verdicts if verdict.offer is winner)
         why += f"; it is the first choice of {len(asked.choices)}" if not number else f"; it is alternative {number}"
     lines = [f"Taking {describe(winner)}: {why}."]
     if count > 1:
@@ -270,10 +293,11 @@ def runners_up(ranked: Sequence[Offer], query: Query, verdicts: Sequence[Verdict
     if len(ranked) < 2:
         return []
     ranking = Ranking(query, [verdict.offer for verdict in verdicts] or ranked)
-    choices = {id(verdict.offer): verdict.choice for verdict in verdicts if verdict.fits}
-    winner = ranked[0]
+    winner, *others = ranked[: most + 1]
+    told = {id(offer) for offer in (winner, *others)}
+    choices = {id(verdict.offer): verdict.choice for verdict in verdicts if id(verdict.offer) in told}
     lines = []
-    for place, other in enumerate(ranked[1 : most + 1], start=2):
+    for place, other in enumerate(others, start=2):
         choice = choices.get(id(other), 0)
         why = ranking.why_behind(winner, other)
         if choice > choices.get(id(winner), 0):
@@ -364,18 +388,19 @@ def _conditions(query: Query, avoid: frozenset[str]) -> list[Condition]:
         found.append(
             Condition(
                 f"market = {query.market}",
+                attrgetter("market", "provider"),
                 # Nobody takes an own box away, and nothing is cheaper.
-                lambda offer: offer.market == query.market or offer.provider == OWN,
-                lambda offer: offer.market,
+                lambda said: said[0] == query.market or said[1] == OWN,
+                lambda said: str(said[0]),
             )
         )
     if query.gpu_names:
-        is_one = cache(lambda name: gpus.matches_any(query.gpu_names, name))
         found.append(
             Condition(
                 f"gpu_names = {' or '.join(query.gpu_names)}",
-                lambda offer: is_one(offer.gpu_name),
-                lambda offer: offer.gpu_name or "not said",
+                attrgetter("gpu_name"),
+                lambda name: gpus.matches_any(query.gpu_names, name),
+                lambda name: name or "not said",
             )
         )
     # A machine with a slice of a GPU sees one GPU. How large the slice is shows in its memory.
@@ -388,15 +413,7 @@ def _conditions(query: Query, avoid: frozenset[str]) -> list[Condition]:
     ]
     found += [_at_least(name, wanted, value) for name, wanted, value in least if wanted is not None]
     if query.most_gpu_ram_gb is not None:
-        most = query.most_gpu_ram_gb
-        found.append(
-            Condition(
-                f"gpu_ram_gb <= {most:g}",
-                lambda offer: offer.gpu_ram_gb <= most,
-                lambda offer: f"{offer.gpu_ram_gb:g}",
-                lambda offer: -offer.gpu_ram_gb,
-            )
-        )
+        found.append(_at_most("gpu_ram_gb", query.most_gpu_ram_gb, attrgetter("gpu_ram_gb")))
     versions: list[tuple[str, str | None, Callable[[Offer], str | None]]] = [
         ("cuda", query.cuda, attrgetter("cuda")),
         ("driver", query.driver, attrgetter("driver")),
@@ -404,107 +421,95 @@ def _conditions(query: Query, avoid: frozenset[str]) -> list[Condition]:
     ]
     found += [_at_least_version(name, wanted, value) for name, wanted, value in versions if wanted is not None]
     switches = [("static_ip", query.static_ip), ("data_center", query.data_center)]
-    found += [_switched_on(name) for name, wanted in switches if wanted]
+    found += [
+        Condition(f"{name} = true", attrgetter(name), lambda said: said is not False, lambda _: "none")
+        for name, wanted in switches
+        if wanted
+    ]
     if query.regions:
-        in_one = cache(lambda name: any(is_region(region, name) for region in query.regions))
         found.append(
             Condition(
                 f"regions = {' or '.join(query.regions)}",
-                lambda offer: in_one(offer.region),
-                lambda offer: offer.region or "not said",
+                attrgetter("region"),
+                lambda name: any(is_region(region, name) for region in query.regions),
+                lambda name: name or "not said",
             )
         )
     if query.countries:
-        wanted_countries = {country.strip().upper() for country in query.countries}
+        countries = {country.strip().upper() for country in query.countries}
         found.append(
             Condition(
                 f"countries = {' or '.join(query.countries)}",
-                lambda offer: _country(offer) in wanted_countries,
-                lambda offer: _country(offer) or "not known",
+                attrgetter("region", "provider"),
+                lambda place: _country(*place) in countries,
+                lambda place: _country(*place) or "not known",
             )
         )
     if query.max_price_per_hour_usd is not None:
-        limit = query.max_price_per_hour_usd + 1e-9
-        found.append(
-            Condition(
-                f"max_price_per_hour <= {query.max_price_per_hour_usd:g}",
-                lambda offer: offer.price_per_hour_usd <= limit,
-                lambda offer: f"{offer.price_per_hour_usd:.4g}",
-                lambda offer: -offer.price_per_hour_usd,
-            )
-        )
+        price = attrgetter("price_per_hour_usd")
+        found.append(_at_most("max_price_per_hour", query.max_price_per_hour_usd, price))
     if query.bid_at_most_usd is not None:
-        highest = query.bid_at_most_usd
-        found.append(
-            Condition(
-                f"bid <= {highest:g}",
-                lambda offer: offer.least_bid_usd is None or offer.least_bid_usd <= highest,
-                lambda offer: f"a least bid of {offer.least_bid_usd:.4g}",
-                lambda offer: -(offer.least_bid_usd or 0.0),
-            )
-        )
+        found.append(_at_most("bid", query.bid_at_most_usd, attrgetter("least_bid_usd")))
     if avoid:
         found.append(
             Condition(
                 "avoid_machines",
-                lambda offer: not offer.machine_id or offer.machine_id not in avoid,
-                lambda offer: f"machine {offer.machine_id}",
+                attrgetter("machine_id"),
+                lambda host: not host or host not in avoid,
+                lambda host: f"machine {host}",
             )
         )
     return found
 
 
 def _not_failed(failed: Mapping[tuple[str, str], str]) -> Condition:
-    def holds(offer: Offer) -> bool:
-        return (offer.provider, offer.machine_id) not in failed
-
-    def shows(offer: Offer) -> str:
-        return f"host {offer.machine_id} failed us {failed[offer.provider, offer.machine_id]}"
-
-    return Condition("failed_hosts", holds, shows)
+    return Condition(
+        "failed_hosts",
+        attrgetter("provider", "machine_id"),
+        lambda host: host not in failed,
+        lambda host: f"host {host[1]} failed us {failed[host]}",
+    )
 
 
 def _gpus_seen(offer: Offer) -> float:
     """Return how many GPUs the machine sees: one of a slice, none on an own box that has none."""
-    return 0.0 if offer.provider == OWN and not offer.gpu_count else max(1.0, offer.gpu_count)
+    count = offer.gpu_count
+    if count >= 1.0:
+        return count
+    return 0.0 if offer.provider == OWN and not count else 1.0
 
 
 def _at_least(name: str, wanted: float, value: Callable[[Offer], float | None]) -> Condition:
-    def shows(offer: Offer) -> str:
-        seen = value(offer)
-        return "not said" if seen is None else f"{seen:g}"
+    return Condition(
+        f"{name} >= {wanted:g}", value, lambda seen: seen is None or seen >= wanted, _figure, lambda seen: seen or 0.0
+    )
 
-    def nearness(offer: Offer) -> float:
-        return value(offer) or 0.0
 
-    def holds(offer: Offer) -> bool:
-        seen = value(offer)
-        return seen is None or seen >= wanted
+def _at_most(name: str, wanted: float, value: Callable[[Offer], float | None]) -> Condition:
+    limit = wanted + 1e-9
+    return Condition(
+        f"{name} <= {wanted:g}", value, lambda seen: seen is None or seen <= limit, _figure, lambda seen: -(seen or 0.0)
+    )
 
-    return Condition(f"{name} >= {wanted:g}", holds, shows, nearness)
+
+def _figure(seen: float | None) -> str:
+    return "not said" if seen is None else f"{seen:.4g}"
 
 
 def _at_least_version(name: str, wanted: str, value: Callable[[Offer], str | None]) -> Condition:
     least = version_of(wanted)
-    numbers = cache(version_of)
 
-    def shows(offer: Offer) -> str:
-        return value(offer) or "not said"
-
-    def holds(offer: Offer) -> bool:
-        seen = value(offer)
-        return seen is None or numbers(seen) >= least
-
-    def nearness(offer: Offer) -> float:
-        major, minor, patch = (*version_of(value(offer) or "0"), 0, 0)[:3]
+    def nearness(seen: str | None) -> float:
+        major, minor, patch = (*version_of(seen or "0"), 0, 0)[:3]
         return major * 1e6 + minor * 1e3 + patch
 
-    return Condition(f"{name} >= {wanted}", holds, shows, nearness)
-
-
-def _switched_on(name: str) -> Condition:
-    value = attrgetter(name)
-    return Condition(f"{name} = true", lambda offer: value(offer) is not False, lambda offer: "none")
+    return Condition(
+        f"{name} >= {wanted}",
+        value,
+        lambda seen: seen is None or version_of(seen) >= least,
+        lambda seen: seen or "not said",
+        nearness,
+    )
 
 
 def _capability(offer: Offer) -> str | None:
@@ -513,16 +518,17 @@ def _capability(offer: Offer) -> str | None:
     return offer.compute_capability or (known[0] if known and known[0] else None)
 
 
-def _country(offer: Offer) -> str:
-    place = geography.spot(offer.region, offer.provider)
+def _country(region: str, provider: str) -> str:
+    place = geography.spot(region, provider)
     return place.country if place else ""
 
 
 def _best_seen(condition: Condition, removed: Sequence[Offer]) -> str:
     """Return the nearest value among those removed; where values have no order, the first few of them."""
+    values = set(map(condition.value, removed))
     if condition.nearness:
-        return condition.shows(max(removed, key=condition.nearness))
-    distinct = sorted({condition.shows(offer) for offer in removed})
+        return condition.shows(max(values, key=condition.nearness))
+    distinct = sorted({condition.shows(value) for value in values})
     return ", ".join(distinct[:4]) + (", …" if len(distinct) > 4 else "")
 
 

@@ -82,7 +82,7 @@ def find(site: Site, request: OffersRequest, *, progress: Progress | None = None
     verdicts = market.judge(market.collect(site.clouds(), query, progress=progress).offers, query)
     fitting = market.rank(verdicts, query)
     try:
-        text = [*records.offer_table(fitting), *market.explain(verdicts, query)]
+        text = [*records.offer_table(fitting), *market.explain(verdicts, query, fitting)]
     except NoOfferError as error:
         text = [str(error)]
     return Offers(fitting, [verdict for verdict in verdicts if not verdict.fits], text)

@@ -132,7 +132,7 @@ def _ask(
 def _reasons(group: _Pool, request: PlanRequest) -> list[str]:
     if request.offer:
         return [f"Taking offer {request.offer}, which was named."]
-    return market.explain(group.verdicts, group.query)
+    return market.explain(group.verdicts, group.query, group.offers)
 
 
 def _share_out(groups: Sequence[_Pool]) -> dict[str, NodePlan]:
