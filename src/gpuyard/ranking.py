@@ -119,8 +119,11 @@ class Ranking:
 
     def _per_speed(self, offer: Offer) -> float:
         """Return US dollars for an hour of one DLPerf."""
-        speed = self.speeds.of(offer)
-        return all_in(offer, self.query) / speed.dlperf if speed else UNKNOWN
+        dlperf = offer.dlperf
+        if not dlperf:
+            speed = self.speeds.of(offer)
+            dlperf = speed.dlperf if speed else 0.0
+        return all_in(offer, self.query) / dlperf if dlperf else UNKNOWN
 
     def key(self, offer: Offer) -> Key:
         """Return what offers are sorted by: what is smaller is better."""
@@ -128,11 +131,11 @@ class Ranking:
         price = offer.price_per_hour_usd + offer.traffic_price_per_gb_usd * self.query.traffic_gb_per_hour
         memory = offer.gpu_ram_gb * offer.gpu_count if offer.gpu_count > 1.0 else offer.gpu_ram_gb
         rest = (round(price, 4), -(offer.reliability or 0.0), -memory, offer.provider, offer.id)
-        return (round(self._first(offer), 6), *rest) if self._first else rest
+        return (self._first(offer), *rest) if self._first else rest
 
     def why_behind(self, winner: Offer, other: Offer) -> str:
         """Return in a few words why ``other``, which fits as well, comes behind ``winner``."""
-        if self._first and round(self._first(other), 6) > round(self._first(winner), 6):
+        if self._first and self._first(other) > self._first(winner):
             return self._why_later(winner, other)
         least, price = all_in(winner, self.query), all_in(other, self.query)
         if round(price - least, 4) > 0:

@@ -10,6 +10,7 @@ from gpuyard.errors import AuthenticationError, NoOfferError, ProviderDownError,
 from gpuyard.providers.base import Offer, Query
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
+from gpuyard.sandbox import catalogue
 
 from .conftest import an_offer
 from .standin import Reply, Standin
@@ -354,3 +355,23 @@ def test_conditions_that_cannot_be_are_refused(conditions: dict[str, Any], words
 def test_where_a_bucket_lies(region: str, endpoint: str, country: str | None) -> None:
     place = geography.spot_of_bucket(region, endpoint)
     assert (place.country if place else None) == country
+
+
+def test_a_market_of_many_is_the_same_for_the_same_seed_and_ranked_once() -> None:
+    rows = [
+        catalogue.vast_offer(one, listing=1, rentable=True, bid=False, storage_gb=50, now=0.0)
+        for one in catalogue.vast_market(2000, 7)
+    ]
+    assert rows == [
+        catalogue.vast_offer(one, listing=1, rentable=True, bid=False, storage_gb=50, now=0.0)
+        for one in catalogue.vast_market(2000, 7)
+    ]
+    query = Query(gpu_ram_gb=24, reliability=0.95, disk_gb=50)
+    offers = [Vast("k")._offer(row, "on-demand", query) for row in rows]
+    assert len({offer.machine_id for offer in offers}) == 2000
+    verdicts = market.judge(offers, query)
+    fitting = [one for one in offers if one.gpu_ram_gb >= 24 and (one.reliability or 0) >= 0.95 and one.disk_gb >= 50]
+    assert {offer.id for offer in market.rank(verdicts, query)} == {offer.id for offer in fitting}
+    assert sum(removal.removed for removal in market.removals(verdicts)) == sum(
+        (one.gpu_ram_gb < 24) + ((one.reliability or 0) < 0.95) + (one.disk_gb < 50) for one in offers
+    )
