@@ -111,6 +111,9 @@ from ansible import context
 from ansible.errors import AnsibleParserError
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable, to_safe_group_name
+from jinja2 import Environment, TemplateError, nodes
+from jinja2.filters import FILTERS
+from jinja2.tests import TESTS
 
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import require_core
 
@@ -126,6 +129,10 @@ ALIASES = {"vast": "vast", "vultr": "vultr", "lambda_cloud": "lambda", "runpod":
 # What the site's configuration can say to this plugin.
 SITE_VARIABLES = ("sandbox", "sandbox_state", "ssh_key")
 COLLECTION = Path(__file__).resolve().parents[2]
+PLAIN = (str, int, float, type(None))
+# What makes the same of the same values, whenever it is asked.
+SAME_FILTERS = {*FILTERS, "regex_replace", "regex_search", "bool", "ternary", "split"} - {"random"}
+SAME_TESTS = {*TESTS, "match", "search", "regex"}
 
 
 class Host(TypedDict):
@@ -153,10 +160,39 @@ def needs_no_hosts(playbooks: Any) -> bool:
     return isinstance(playbooks, list | tuple) and len(playbooks) > 0 and all(map(ours, playbooks))
 
 
+class Memo:
+    """What an expression has been worked out to, by the variables that it names."""
+
+    def __init__(self, template: Any) -> None:
+        """Look which variables it names; an expression that cannot be read, or may change its mind, is not kept."""
+        self.values: dict[tuple[Any, ...], Any] = {}
+        self._names: tuple[str, ...] | None = None
+        with suppress(TemplateError, TypeError):
+            tree = Environment(autoescape=True).parse("{{ " + str(template) + " }}")
+            filters = {found.name for found in tree.find_all(nodes.Filter)}
+            tests = {found.name for found in tree.find_all(nodes.Test)}
+            if filters <= SAME_FILTERS and tests <= SAME_TESTS:
+                self._names = tuple(sorted({found.name for found in tree.find_all(nodes.Name)}))
+
+    def key(self, variables: Any, extra: Any) -> tuple[Any, ...] | None:
+        """Return what the value depends on; ``None`` where that is more than plain values of these ``variables``."""
+        if self._names is None:
+            return None
+        found: list[Any] = []
+        for name in self._names:
+            value = variables.get(name)
+            # What is no variable of the host may be a function (lookup, now); an extra variable may be a template.
+            if name not in variables or name in extra or not isinstance(value, PLAIN):
+                return None
+            found += [type(value), value]
+        return tuple(found)
+
+
 class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
     """The inventory plugin gpuyard.cloud.clouds."""
 
     NAME = NAME
+    _known: dict[str, Memo]
 
     def verify_file(self, path: str) -> bool:
         """Return whether ``path`` is a file for this plugin, by the end of its name."""
@@ -172,22 +208,46 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         require_core(AnsibleParserError)
         if needs_no_hosts(context.CLIARGS.get("args")):
             return
+        self._known = {}
+        self._safe_names: dict[str, str] = {}
+        wishes = {name: self.get_option(name) for name in ("strict", "compose", "groups", "keyed_groups")}
         for host in self._hosts(path, cache):
-            self._add(host)
+            self._add(host, **wishes)
 
-    def _add(self, host: Host) -> None:
+    def _add(self, host: Host, *, strict: bool, compose: Any, groups: Any, keyed_groups: Any) -> None:
         """Add one host with its variables and groups, those of the user's configuration included."""
         name = host["name"]
         self.inventory.add_host(name)
+        added = self.inventory.get_host(name)
         for variable, value in host["variables"].items():
-            self.inventory.set_variable(name, variable, value)
+            added.set_variable(variable, value)
         for group in host["groups"]:
-            self.inventory.add_child(self.inventory.add_group(to_safe_group_name(group)), name)
-        strict = self.get_option("strict")
-        facts = self.inventory.get_host(name).get_vars()
-        self._set_composite_vars(self.get_option("compose"), facts, name, strict=strict)
-        self._add_host_to_composed_groups(self.get_option("groups"), facts, name, strict=strict)
-        self._add_host_to_keyed_groups(self.get_option("keyed_groups"), facts, name, strict=strict)
+            if group not in self._safe_names:
+                self._safe_names[group] = self.inventory.add_group(to_safe_group_name(group))
+            self.inventory.add_child(self._safe_names[group], name)
+        facts = added.get_vars()
+        if compose:
+            self._set_composite_vars(compose, facts, name, strict=strict)
+            facts = added.get_vars()
+        # The facts are complete, so that Ansible need not put them together again for every group.
+        self._add_host_to_composed_groups(groups, facts, name, strict=strict, fetch_hostvars=False)
+        self._add_host_to_keyed_groups(keyed_groups, facts, name, strict=strict, fetch_hostvars=False)
+
+    def _compose(self, template: Any, variables: Any, *further: Any, **options: Any) -> Any:
+        """Return an expression's value for a host, as Ansible does; once for all hosts for which it has to be the same.
+
+        Ansible compiles an expression anew for each host, which takes most of the time of a large inventory.
+        """
+        if template not in self._known:
+            self._known[template] = Memo(template)
+        memo = self._known[template]
+        key = memo.key(variables, self._vars)
+        if key is not None and key in memo.values:
+            return memo.values[key]
+        value = super()._compose(template, variables, *further, **options)
+        if key is not None and isinstance(value, PLAIN):
+            memo.values[key] = value
+        return value
 
     def _hosts(self, path: str, cache: bool) -> list[Host]:
         """Return the hosts, from the cache when it is on and has them, else from the clouds.

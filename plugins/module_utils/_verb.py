@@ -39,15 +39,23 @@ BUCKET_OPTIONS: dict[str, Any] = {"bucket": {"type": "str"}, "bucket_endpoint": 
 QUERY_OPTIONS: dict[str, Any] = {
     "gpu_count": {"type": "float"},
     "gpu_ram_gb": {"type": "float"},
+    "most_gpu_ram_gb": {"type": "float"},
     "gpu_names": {"type": "list", "elements": "str", "default": []},
     "cpu_cores": {"type": "float"},
     "ram_gb": {"type": "float"},
     "disk_gb": {"type": "float"},
     "cuda": {"type": "str"},
+    "driver": {"type": "str"},
+    "compute_capability": {"type": "str"},
     "reliability": {"type": "float"},
+    "internet_mbit_s": {"type": "float"},
+    "static_ip": {"type": "bool"},
+    "data_center": {"type": "bool"},
     "regions": {"type": "list", "elements": "str", "default": []},
+    "countries": {"type": "list", "elements": "str", "default": []},
     "market": {"type": "str", "choices": ["on-demand", "interruptible", "any"]},
     "max_price_per_hour": {"type": "float"},
+    "rank": {"type": "str", "choices": ["price", "value", "distance", "regions"]},
 }
 
 REPORT_OPTIONS: dict[str, Any] = {"report": {"type": "path"}}

@@ -20,7 +20,8 @@ description:
     reliable its machines are, and what to know before renting there.
   - A cloud that does not answer is named, and hides no other. Hosts that have failed before are left out.
   - How fast a machine is comes from Vast.ai, which measures DLPerf on each of its machines. For another cloud's machine
-    the median of Vast.ai's offers with the same GPU stands, where there are any now.
+    the median of Vast.ai's offers with the same GPU stands, where there are any now, else what its data sheet says.
+  - Says of the next three offers why each comes behind the first.
   - Where there is a bucket, what its newest runs measured stands beside, by cloud and GPU; that is how long a machine
     took from being rented to its first stage, and how long each stage took and what that cost.
 extends_documentation_fragment:
@@ -47,12 +48,11 @@ options:
     default: []
   by:
     description:
-      - What comes first. With V(price), the cheapest machine with its disk; with V(gpu_price), the cheapest hour of a
-        GPU; with V(value), the cheapest DLPerf; else the most GPU memory, or the most reliable.
-      - What has no such figure comes last.
+      - What is shown first. With V(price), the cheapest machine with its disk; with V(gpu_price), the cheapest hour of
+        a GPU; with V(value), the cheapest DLPerf; else the most GPU memory, or the most reliable.
+      - What has no such figure comes last. By default, it is the order in which a launch takes them, O(rank).
     type: str
     choices: [price, gpu_price, value, gpu_ram, reliability]
-    default: price
   format:
     description: In which form RV(text) shows it.
     type: str
@@ -105,6 +105,12 @@ offers:
       usd_per_hour_of_100_dlperf: 0.3
       dlperf: 70.0
       dlperf_from: this machine
+runners_up:
+  description: Why each of the next three offers comes behind the first, when O(by) does not name another order.
+  returned: success
+  type: list
+  elements: str
+  sample: ["2. vast 6002, on-demand, lost: $0.1000 an hour dearer, +25%."]
 removed:
   description: How many offers each condition removed.
   returned: success
@@ -185,7 +191,7 @@ ARGUMENT_SPEC: dict[str, Any] = (
     | {
         "workload": {"type": "str"},
         "profiles": {"type": "list", "elements": "str", "default": []},
-        "by": {"type": "str", "choices": ["price", "gpu_price", "value", "gpu_ram", "reliability"], "default": "price"},
+        "by": {"type": "str", "choices": ["price", "gpu_price", "value", "gpu_ram", "reliability"]},
         "format": {"type": "str", "choices": ["table", "markdown", "json"], "default": "table"},
         "list_prices": {"type": "bool", "default": False},
     }
@@ -202,7 +208,7 @@ def run(call: Call) -> dict[str, Any]:
     found = offers.compare(
         call.site(),
         request,
-        by=call.params["by"],
+        by=call.option("by") or "",
         with_list_prices=call.params["list_prices"],
         progress=call.progress,
     )

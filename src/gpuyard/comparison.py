@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from gpuyard import market, records
 from gpuyard.cost import dollars_text, hours_text
 from gpuyard.list_prices import CLOUDS, ListedCloud
-from gpuyard.providers.base import Offer, Provider
+from gpuyard.providers.base import Offer, Provider, Query
+from gpuyard.ranking import Speed, Speeds
 from gpuyard.renting.measured import Measured
 
 SHOWN = {"table": 20, "markdown": 50}
@@ -24,15 +24,13 @@ _NOTHING = "-"
 class Row:
     """An offer that fits, beside its price on the other market. Prices are US dollars an hour with the disk.
 
-    ``speed`` is the whole machine's DLPerf, Vast.ai's own measure; ``None`` where there is no figure for this GPU.
-    ``measured`` tells whether it is of this very machine, or the median of what Vast.ai offers now with the same GPU.
+    ``speed`` is the whole machine's, ``None`` where there is no figure for this GPU.
     """
 
     offer: Offer
     on_demand: float | None
     interruptible: float | None
-    speed: float | None
-    measured: bool
+    speed: Speed | None
 
     @property
     def per_gpu_hour(self) -> float | None:
@@ -42,7 +40,7 @@ class Row:
     @property
     def per_speed(self) -> float | None:
         """US dollars for an hour of 100 DLPerf; ``None`` where the speed is not known."""
-        return self.offer.price_per_hour_usd / self.speed * _UNIT if self.speed else None
+        return self.offer.price_per_hour_usd / self.speed.dlperf * _UNIT if self.speed else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -51,8 +49,8 @@ class Row:
             "interruptible_usd_per_hour": self.interruptible,
             "usd_per_gpu_hour": self.per_gpu_hour,
             "usd_per_hour_of_100_dlperf": self.per_speed,
-            "dlperf": self.speed,
-            "dlperf_from": ("this machine" if self.measured else "same GPU at Vast.ai") if self.speed else "",
+            "dlperf": self.speed.dlperf if self.speed else None,
+            "dlperf_from": self.speed.source if self.speed else "",
         }
 
 
@@ -67,7 +65,7 @@ ORDERS: Mapping[str, Callable[[Row], float | None]] = {
     "gpu_ram": lambda row: -row.offer.gpu_ram_gb,
     "reliability": lambda row: None if row.offer.reliability is None else -row.offer.reliability,
 }
-"""What offers can be ordered by; what comes first is the best. An unknown value comes last."""
+"""What offers can be shown by; what comes first is the best. An unknown value comes last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What fits, in the order of ``by``; what each condition removed; and the providers in short."""
+    """What fits, in the order of ``by``; why the next best lost; what each condition removed; and the providers."""
 
     rows: list[Row]
     removals: list[market.Removal]
@@ -109,6 +107,7 @@ class Comparison:
     measured: Sequence[Measured] = ()
     listed: Sequence[Row] = ()
     """What fits by its list price, at clouds that are only compared; none of it can be rented by its id."""
+    runners_up: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -116,6 +115,7 @@ class Comparison:
             "by": self.by,
             "conditions": dict(self.conditions),
             "offers": [row.to_dict() for row in self.rows],
+            "runners_up": self.runners_up,
             "removed": [asdict(removal) for removal in self.removals],
             "providers": [asdict(one) for one in self.providers],
             "unanswered": {one.name: one.problem for one in self.providers if one.problem},
@@ -132,6 +132,7 @@ class Comparison:
         more = len(self.rows) - len(shown)
         words = [f"{len(self.rows)} of {self.seen} offers fit, by {self.by}."]
         words += [f"The first {len(shown)} are shown, {more} more fit."] if more > 0 else []
+        words += self.runners_up
         removed = [f"{removal}." for removal in self.removals]
         if removed:
             removed.append("An offer that can be had on both markets counts twice in that.")
@@ -170,30 +171,28 @@ def compare(
     verdicts: Sequence[market.Verdict],
     providers: Sequence[Provider],
     problems: Mapping[str, Exception],
-    conditions: Mapping[str, Any],
+    query: Query,
     *,
-    by: str = "price",
+    by: str = "",
     measured: Sequence[Measured] = (),
     listed: Sequence[market.Verdict] = (),
     listed_problem: str = "",
 ) -> Comparison:
     """Return what ``verdicts`` say, which have the offers of both markets, side by side.
 
+    They stand in the order of ``by`` (:data:`ORDERS`), or where it is empty in the one that ``query`` asks for.
     ``measured`` is what earlier runs measured; ``listed`` what is said of the list prices of clouds that are only
     compared, and ``listed_problem`` why there are none.
     """
     offers = [verdict.offer for verdict in verdicts]
-    speeds = _speeds(offers)
-    rows = _rows(verdicts, speeds, by)
-    list_rows = _rows(listed, speeds, by)
+    speeds = Speeds(offers)
+    rows, list_rows = (_rows(found, query, speeds, by) for found in (verdicts, listed))
     nothing = ""
     if not rows and (verdicts or not problems):
         nothing = str(market.no_offer(verdicts)).removesuffix(" Nothing was rented.")
-    notes = []
-    if any(row.speed for row in (*rows, *list_rows)):
-        notes.append("DLPerf is how fast a machine is by Vast.ai's own measure.")
-    if any(row.speed and not row.measured for row in (*rows, *list_rows)):
-        notes.append("With ~ it is the median of Vast.ai's offers with the same GPU, since that cloud names none.")
+    sources = {row.speed.source for row in (*rows, *list_rows) if row.speed}
+    notes = ["DLPerf is how fast a machine is by Vast.ai's own measure."] if sources else []
+    notes += [_NOT_MEASURED[source] for source in sorted(sources & set(_NOT_MEASURED))]
     notes += [listed_problem] if listed_problem else []
     compared = [_summary(provider, verdicts, problems.get(provider.name)) for provider in providers]
     named = {verdict.offer.provider for verdict in listed}
@@ -202,49 +201,49 @@ def compare(
         rows,
         market.removals(verdicts),
         compared,
-        conditions,
-        by,
+        records.query_to_dict(query),
+        by or query.rank,
         len({(offer.provider, offer.id) for offer in offers}),
         nothing,
         notes,
         measured,
         list_rows,
+        [] if by else market.runners_up([row.offer for row in rows], query, verdicts),
     )
 
 
-def _rows(verdicts: Sequence[market.Verdict], speeds: Mapping[str, float], by: str) -> list[Row]:
-    """Return what fits in the order of ``by``, each offer once; ``speeds`` are the DLPerf of one GPU, by its name."""
+def _rows(verdicts: Sequence[market.Verdict], query: Query, speeds: Speeds, by: str) -> list[Row]:
+    """Return what fits in the order of ``by``, each offer once; where that is empty, as ``query`` asks for."""
     offers = [verdict.offer for verdict in verdicts]
     prices = {(offer.provider, offer.id, offer.market): offer.price_per_hour_usd for offer in offers}
     rows: dict[tuple[str, str], Row] = {}
-    for offer in market.rank(verdicts):  # the cheaper market of an offer comes first
-        known = speeds.get(offer.gpu_name)
+    ranked = market.rank(verdicts, query)
+    for offer in ranked:  # the better market of an offer comes first
         rows.setdefault(
             (offer.provider, offer.id),
             Row(
                 offer,
                 prices.get((offer.provider, offer.id, "on-demand")),
                 prices.get((offer.provider, offer.id, "interruptible")),
-                offer.dlperf or (known * offer.gpu_count if known and offer.gpu_count else None),
-                bool(offer.dlperf),
+                speeds.of(offer),
             ),
         )
-    order = ORDERS[by]
+    shown = list(rows.values())
+    if order := ORDERS.get(by):
 
-    def place(row: Row) -> tuple[bool, float]:
-        value = order(row)
-        return value is None, value or 0.0
+        def place(row: Row) -> tuple[bool, float]:
+            value = order(row)
+            return value is None, value or 0.0
 
-    return sorted(rows.values(), key=place)  # stable, so that what is equal stays in the market's order
+        shown.sort(key=place)  # stable, so that what is equal stays in the market's order
+    return shown
 
 
-def _speeds(offers: Sequence[Offer]) -> dict[str, float]:
-    """Return the median DLPerf of one GPU, by its name."""
-    found: dict[str, dict[str, float]] = {}
-    for offer in offers:
-        if offer.dlperf and offer.gpu_count:
-            found.setdefault(offer.gpu_name, {})[offer.id] = offer.dlperf / offer.gpu_count
-    return {name: statistics.median(values.values()) for name, values in found.items()}
+_NOT_MEASURED = {
+    "same GPU at Vast.ai": "With ~ it is the median of Vast.ai's offers with that GPU, since the cloud names none.",
+    "data sheet": "With ? it is reckoned from the GPU's data sheet, since nobody offers one that was measured.",
+}
+_ABOUT = {"this machine": "", "same GPU at Vast.ai": "~", "data sheet": "?"}
 
 
 def _summary(
@@ -252,7 +251,7 @@ def _summary(
 ) -> Summary:
     own = [verdict for verdict in verdicts if verdict.offer.provider == provider.name]
     # The market is what is compared here, so that condition says nothing.
-    fitting = [one.offer for one in own if all(reason.condition.startswith("market ") for reason in one.reasons)]
+    fitting = [one.offer for one in own if all(condition.words.startswith("market ") for condition in one.against)]
     reliabilities = [offer.reliability for offer in fitting if offer.reliability is not None]
 
     def cheapest(kind: str) -> float | None:
@@ -282,7 +281,7 @@ def _offer_cells(rows: Sequence[Row], *, disk: bool = True) -> list[list[str]]:
     ]
     for place, row in enumerate(rows, start=1):
         offer = row.offer
-        about = "" if row.measured else "~"
+        about = _ABOUT[row.speed.source] if row.speed else ""
         cells.append(
             [
                 str(place),

@@ -33,13 +33,14 @@ LOSE_IN_ITERATION = 0
 LOSE_AFTER_SETS = 3
 # What the user has configured for good (group_vars) is for the user's runs, not for this one.
 UNSAID: dict[str, Any] = {
-    **dict.fromkeys(
-        ("provider", "workload", "run", "node", "offer", "market", "gpu_name", "region", "bucket_endpoint"), ""
-    ),
-    **dict.fromkeys(("profile", "overrides", "stage", "from_stage"), ""),
+    **dict.fromkeys(("provider", "workload", "run", "node", "offer", "market", "gpu_name", "region", "rank"), ""),
+    **dict.fromkeys(("profile", "overrides", "stage", "from_stage", "bucket_endpoint"), ""),
     **dict.fromkeys(("iterations", "iteration")),
     **dict.fromkeys(
-        ("bucket", "ssh_key", "max_price_per_hour", "gpu_count", "gpu_ram_gb", "disk_gb", "restore", "wait_s")
+        (
+            *("bucket", "ssh_key", "max_price_per_hour", "gpu_count", "gpu_ram_gb", "disk_gb", "reliability"),
+            *("restore", "wait_s"),
+        )
     ),
     **dict.fromkeys(("follow", "shutdown", "lose", "update", "push"), False),
     "converge": "auto",

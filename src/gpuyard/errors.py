@@ -29,6 +29,10 @@ class UnfitError(UnreachableError):
     """A rented machine answers, and is not what its offer promised. The text names the instance, and what is wrong."""
 
 
+class DiskFullError(UnfitError):
+    """The disk with which a machine was rented is too small for what has to be on it. The text names the instance."""
+
+
 class ConnectionLostError(UnreachableError):
     """A machine could not be reached over SSH, or the connection to it broke.
 

@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import requests
 
-from gpuyard import gpus, market, paths
+from gpuyard import gpus, paths, ranking
 from gpuyard.files import write_whole
 from gpuyard.providers.base import Offer, Query
 
@@ -145,7 +145,7 @@ def read(folder: Path, regions: Sequence[str]) -> list[dict[str, Any]]:
     items = catalogue.query(provider=names, min_gpu_count=1, cpu_arch="x86", gpu_vendor="nvidia")
     cheapest: dict[tuple[str, str, bool], Any] = {}
     for item in items:
-        if regions and not any(market.in_region(region, item.location) for region in regions):
+        if regions and not any(ranking.is_region(region, item.location) for region in regions):
             continue
         key = (item.provider, item.instance_name, item.spot)
         if key not in cheapest or item.price < cheapest[key].price:

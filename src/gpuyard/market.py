@@ -7,14 +7,17 @@ honour filters, and counted, because "nothing fits" is only useful with the cond
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
-from gpuyard import gpus
+from gpuyard import geography, gpus
 from gpuyard.errors import GpuyardError, NoOfferError, UsageError
 from gpuyard.providers.base import OWN, Offer, Progress, Provider, Query
+from gpuyard.ranking import Ranking, all_in, is_region
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +26,54 @@ class Reason:
 
     condition: str  # "gpu_ram_gb >= 24"
     seen: str  # "16"
-    nearness: float | None = None  # more is nearer to fitting; None: the values have no order
 
     def __str__(self) -> str:
         return f"{self.condition}, has {self.seen}"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the query says of one offer."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Condition:
+    """One condition of a query: what it asks, of which value of an offer, and which values will do.
+
+    Values are hashable: a market of tens of thousands of offers has few different ones, and each is judged once.
+    """
+
+    words: str
+    value: Callable[[Offer], Any]
+    takes: Callable[[Any], bool]
+    shows: Callable[[Any], str]
+    nearness: Callable[[Any], float] | None = None
+
+    def misses(self, offers: Sequence[Offer]) -> list[int]:
+        """Return the places of the offers that do not hold it."""
+        values = list(map(self.value, offers))
+        bad = {value for value in set(values) if not self.takes(value)}
+        return [place for place, value in enumerate(values) if value in bad] if bad else []
+
+    def reason(self, offer: Offer) -> Reason:
+        """Return why ``offer`` does not hold it."""
+        return Reason(self.words, self.shows(self.value(offer)))
+
+
+class Verdict(NamedTuple):
+    """What the query says of one offer: the conditions ``against`` it, and which of the query's choices it is.
+
+    Of an offer that fits no choice, the conditions are those of the choice that it is nearest to.
+    """
 
     offer: Offer
-    reasons: tuple[Reason, ...] = ()
+    against: tuple[Condition, ...] = ()
+    choice: int = 0
 
     @property
     def fits(self) -> bool:
         """Whether no condition speaks against the offer."""
-        return not self.reasons
+        return not self.against
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """Why it does not fit."""
+        return tuple(condition.reason(self.offer) for condition in self.against)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +100,22 @@ class Collected:
     problems: dict[str, GpuyardError] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Condition:
-    """One condition of a query."""
-
-    words: str
-    holds: Callable[[Offer], bool]
-    shows: Callable[[Offer], str]
-    nearness: Callable[[Offer], float] | None = None
-
-    def reason(self, offer: Offer) -> Reason:
-        return Reason(self.words, self.shows(offer), self.nearness(offer) if self.nearness else None)
-
-
 def check_conditions(conditions: Mapping[str, Any]) -> None:
     """Refuse a number that no machine can be held against; ``conditions`` are by the names of the options."""
     for name in _POSITIVE:
         value = conditions.get(name)
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name}={value:g} must be a number above 0.")
+    least, most = conditions.get("gpu_ram_gb"), conditions.get("most_gpu_ram_gb")
+    if least is not None and most is not None and least > most:
+        raise UsageError(f"gpu_ram_gb={least:g} is above most_gpu_ram_gb={most:g}, so nothing can fit.")
+    for name in ("cuda", "driver", "compute_capability"):
+        version = conditions.get(name)
+        if version is not None and not _VERSION.fullmatch(str(version)):
+            raise UsageError(f"{name}={version!r} must be a version such as 12.4.")
+    for country in conditions.get("countries") or ():
+        if not re.fullmatch(r"[A-Za-z]{2}", str(country).strip()):
+            raise UsageError(f"countries={country!r} must be a country of two letters, such as SE.")
     share = conditions.get("reliability")
     if share is not None and not 0 <= share <= 1:
         raise UsageError(f"reliability={share:g} must be a number from 0 to 1.")
@@ -132,7 +163,7 @@ def check_gpu_names(wanted: Iterable[str], offers: Sequence[Offer]) -> None:
 
 
 def judge(
-    offers: Iterable[Offer],
+    offers: Sequence[Offer],
     query: Query,
     *,
     avoid_machines: Collection[str] = (),
@@ -144,27 +175,54 @@ def judge(
     ``avoid_machines`` are physical hosts (``Offer.machine_id``) that are not to be rented again, ``failed_hosts`` those
     that have failed before, by provider and host, with the words for when and why.
     """
-    conditions = _conditions(query, frozenset(avoid_machines))
-    if failed_hosts:
-        conditions.append(_not_failed(failed_hosts))
-    return [
-        Verdict(offer, tuple(condition.reason(offer) for condition in conditions if not condition.holds(offer)))
-        for offer in offers
-    ]
+    further = [_not_failed(failed_hosts)] if failed_hosts else []
+    chosen = [0] * len(offers)
+    nearest: list[tuple[Condition, ...]] = []
+    for number, choice in enumerate(query.choices):
+        against = _against(offers, [*_conditions(choice, frozenset(avoid_machines)), *further])
+        if not number:
+            nearest = against
+            continue
+        for place, conditions in enumerate(against):
+            # Of two that an offer misses by as much, the later one is the less that was asked for.
+            if nearest[place] and len(conditions) <= len(nearest[place]):
+                nearest[place], chosen[place] = conditions, number
+    return list(map(Verdict, offers, nearest, chosen))
 
 
-def rank(verdicts: Iterable[Verdict]) -> list[Offer]:
-    """Return the fitting offers, best first: cheapest with its disk, then most reliable, then most GPU memory.
+def _against(offers: Sequence[Offer], conditions: Sequence[Condition]) -> list[tuple[Condition, ...]]:
+    """Return of each offer the conditions that it does not hold."""
+    # As one number for each, so that what many offers have in common is made once.
+    missed = [0] * len(offers)
+    for bit, condition in enumerate(conditions):
+        for place in condition.misses(offers):
+            missed[place] |= 1 << bit
+    by_number = {
+        number: tuple(condition for bit, condition in enumerate(conditions) if number >> bit & 1)
+        for number in set(missed)
+    }
+    return [by_number[number] for number in missed]
 
-    Those with a later turn come after all others, whatever they cost.
+
+def rank(verdicts: Iterable[Verdict], query: Query | None = None) -> list[Offer]:
+    """Return the fitting offers, best first.
+
+    An offer of an earlier choice of ``query`` comes first, and among those of one choice what ``query.rank`` asks for:
+    by default the cheapest with its disk and traffic, then the most reliable, then the one with most GPU memory.
     """
-    return sorted((verdict.offer for verdict in verdicts if verdict.fits), key=_rank_key)
+    seen = list(verdicts)
+    fitting = [verdict for verdict in seen if not verdict.against]
+    key = Ranking(query or Query(), (verdict.offer for verdict in seen)).key
+    by_choice: dict[int, list[Offer]] = {}
+    for verdict in fitting:
+        by_choice.setdefault(verdict.choice, []).append(verdict.offer)
+    return [offer for _, offers in sorted(by_choice.items()) for offer in sorted(offers, key=key)]
 
 
-def choose(offers: Iterable[Offer], query: Query, *, avoid_machines: Collection[str] = ()) -> list[Offer]:
+def choose(offers: Sequence[Offer], query: Query, *, avoid_machines: Collection[str] = ()) -> list[Offer]:
     """Return the fitting offers, best first; raise :class:`NoOfferError`, with reasons, when there is none."""
     verdicts = judge(offers, query, avoid_machines=avoid_machines)
-    ranked = rank(verdicts)
+    ranked = rank(verdicts, query)
     if not ranked:
         raise no_offer(verdicts)
     return ranked
@@ -175,47 +233,87 @@ def removals(verdicts: Sequence[Verdict]) -> list[Removal]:
 
     An offer that several conditions speak against counts for each of them.
     """
-    by_condition: dict[str, list[Reason]] = {}
+    by_condition: dict[str, tuple[Condition, list[Offer]]] = {}
     for verdict in verdicts:
-        for reason in verdict.reasons:
-            by_condition.setdefault(reason.condition, []).append(reason)
+        for condition in verdict.against:
+            by_condition.setdefault(condition.words, (condition, []))[1].append(verdict.offer)
     found = [
-        Removal(condition, len(removed), len(verdicts), _best_seen(removed))
-        for condition, removed in by_condition.items()
+        Removal(words, len(removed), len(verdicts), _best_seen(condition, removed))
+        for words, (condition, removed) in by_condition.items()
     ]
     return sorted(found, key=lambda removal: _ORDER.index(removal.condition.split()[0]))
 
 
-def explain(verdicts: Sequence[Verdict]) -> list[str]:
+def explain(
+    verdicts: Sequence[Verdict], query: Query | None = None, ranked: Sequence[Offer] | None = None
+) -> list[str]:
     """Return the choice in words: the winner and why, the runner-up, and what every condition removed.
 
-    Raises :class:`NoOfferError` when nothing fits.
+    ``ranked`` is what :func:`rank` returns for both, where the caller has it. Raises :class:`NoOfferError` when nothing
+    fits.
     """
-    ranked = rank(verdicts)
+    ranked = rank(verdicts, query) if ranked is None else ranked
     if not ranked:
         raise no_offer(verdicts)
-    winner = ranked[0]
-    if len(ranked) == 1:
+    asked = query or Query()
+    winner, count = ranked[0], len(ranked)
+    if count == 1:
         why = f"the only one of {_offers(len(verdicts))} that fits"
-    elif any(other.price_per_hour_usd < winner.price_per_hour_usd for other in ranked[1:]):
-        why = f"the first of {len(ranked)} that fit, in the order in which the clouds are taken"
-    elif ranked[1].price_per_hour_usd > winner.price_per_hour_usd:
-        why = f"the cheapest of {len(ranked)} that fit"
+    elif asked.rank != "price":
+        why = f"the best of {count} that fit, {_RANKED_BY[asked.rank]}"
+    elif any(all_in(other, asked) < all_in(winner, asked) for other in ranked[1:]):
+        why = f"the first of {count} that fit, in the order in which the clouds are taken"
+    elif all_in(ranked[1], asked) > all_in(winner, asked):
+        why = f"the cheapest of {count} that fit"
     else:
         price = ", at the lowest price" if winner.price_per_hour_usd else ""
-        why = f"the best of {len(ranked)} that fit{price}"
+        why = f"the best of {count} that fit{price}"
+    if asked.alternatives:
+        number = next(verdict.choice for verdict in verdicts if verdict.offer is winner)
+        why += f"; it is the first choice of {len(asked.choices)}" if not number else f"; it is alternative {number}"
     lines = [f"Taking {describe(winner)}: {why}."]
-    if len(ranked) > 1:
+    if count > 1:
         second = ranked[1]
-        lines.append(f"Next would be {describe(second)}{_compared(second, winner)}.")
+        lines.append(f"Next would be {describe(second)}{_compared(second, winner, asked)}.")
+    if asked.traffic_gb_per_hour and winner.traffic_price_per_gb_usd:
+        lines.append(
+            f"With the workload's traffic, {asked.traffic_gb_per_hour:.3g} GB an hour, that is "
+            f"${all_in(winner, asked):.4f} an hour; offers are compared by this price."
+        )
     return lines + [f"{removal}." for removal in removals(verdicts)]
 
 
-def _compared(second: Offer, winner: Offer) -> str:
+_RANKED_BY = {
+    "value": "by the price of what its GPUs do",
+    "distance": "by the distance to the bucket",
+    "regions": "by the order of the regions",
+}
+
+
+def runners_up(ranked: Sequence[Offer], query: Query, verdicts: Sequence[Verdict] = (), *, most: int = 3) -> list[str]:
+    """Return why each of the ``most`` offers behind the first of ``ranked`` lost; ``verdicts`` tell their choices."""
+    if len(ranked) < 2:
+        return []
+    ranking = Ranking(query, [verdict.offer for verdict in verdicts] or ranked)
+    winner, *others = ranked[: most + 1]
+    told = {id(offer) for offer in (winner, *others)}
+    choices = {id(verdict.offer): verdict.choice for verdict in verdicts if id(verdict.offer) in told}
+    lines = []
+    for place, other in enumerate(others, start=2):
+        choice = choices.get(id(other), 0)
+        why = ranking.why_behind(winner, other)
+        if choice > choices.get(id(winner), 0):
+            why = f"it is alternative {choice} only"
+        lines.append(f"{place}. {other.provider} {other.id}, {other.market}, lost: {why}.")
+    return lines
+
+
+def _compared(second: Offer, winner: Offer, query: Query) -> str:
     """Return how much dearer the second offer is; nothing where the first one costs nothing."""
-    if not winner.price_per_hour_usd:
+    least = all_in(winner, query)
+    if not least:
         return ""
-    dearer = second.price_per_hour_usd / winner.price_per_hour_usd - 1
+    dearer = all_in(second, query) / least - 1
     return f" ({dearer:+.0%})" if abs(dearer) >= 0.005 else " (at the same price)"
 
 
@@ -225,7 +323,8 @@ def no_offer(verdicts: Sequence[Verdict]) -> NoOfferError:
         return NoOfferError("No offer fits: the clouds have nothing for rent at all right now. Nothing was rented.")
     seen = ", ".join(sorted({verdict.offer.provider for verdict in verdicts}))
     details = "; ".join(str(removal) for removal in removals(verdicts))
-    nearest = min(verdicts, key=lambda verdict: (len(verdict.reasons), _rank_key(verdict.offer)))
+    ranking = Ranking(Query(), [])
+    nearest = min(verdicts, key=lambda verdict: (len(verdict.against), ranking.key(verdict.offer)))
     misses = "; ".join(str(reason) for reason in nearest.reasons)
     return NoOfferError(
         f"No offer fits. Of {_offers(len(verdicts))} seen ({seen}), {details}. "
@@ -237,28 +336,14 @@ def describe(offer: Offer) -> str:
     """Return an offer in one line: where, what, and the price with the disk."""
     name = f"{offer.gpu_name or 'GPU'} {offer.gpu_ram_gb:g} GB"
     bid = " interruptible" if offer.market == "interruptible" else ""
+    if offer.least_bid_usd is not None:
+        bid += f", bid ${offer.bid_usd:.4f} of at least ${offer.least_bid_usd:.4f}"
     emulated = " (emulated)" if offer.emulated else ""
     price = "costs nothing" if offer.provider == OWN else f"${offer.price_per_hour_usd:.4f}/h"
     return (
         f"{offer.provider} {offer.id}{emulated}: {count_of(offer.gpu_count)} x {name}, {offer.cpu_cores:g} cores, "
         f"{offer.ram_gb:g} GB RAM, {offer.region or 'region not said'}, {price}{bid}"
     )
-
-
-def why_behind(winner: Offer, other: Offer) -> str:
-    """Return in a few words why ``other``, which fits as well, comes behind ``winner`` in :func:`rank`."""
-    dearer = other.price_per_hour_usd - winner.price_per_hour_usd
-    if other.turn > winner.turn and dearer < 0:
-        return f"${-dearer:.4f} an hour cheaper, and later in the order in which the clouds are taken"
-    if round(dearer, 4) > 0:
-        share = f", {dearer / winner.price_per_hour_usd:+.0%}" if winner.price_per_hour_usd else ""
-        return f"${dearer:.4f} an hour dearer{share}"
-    if (other.reliability or 0.0) < (winner.reliability or 0.0):
-        known = "not said" if other.reliability is None else f"{other.reliability:.3f}"
-        return f"the same price, and less reliable ({known} against {winner.reliability:.3f})"
-    if other.gpu_ram_gb * max(1.0, other.gpu_count) < winner.gpu_ram_gb * max(1.0, winner.gpu_count):
-        return "the same price, and less GPU memory"
-    return "the same in all that counts; the order of the names decides"
 
 
 def count_of(gpu_count: float) -> str:
@@ -268,7 +353,11 @@ def count_of(gpu_count: float) -> str:
     return f"{gpu_count:g}"
 
 
-_POSITIVE = ("gpu_count", "gpu_ram_gb", "cpu_cores", "ram_gb", "disk_gb", "max_price_per_hour")
+_VERSION = re.compile(r"\d+(\.\d+){0,3}")
+_POSITIVE = (
+    *("gpu_count", "gpu_ram_gb", "most_gpu_ram_gb", "cpu_cores", "ram_gb", "disk_gb", "internet_mbit_s"),
+    "max_price_per_hour",
+)
 
 # The first word of every condition, in the order in which people think of them.
 _ORDER = (
@@ -276,152 +365,178 @@ _ORDER = (
     "gpu_names",
     "gpu_count",
     "gpu_ram_gb",
+    "compute_capability",
     "cpu_cores",
     "ram_gb",
     "disk_gb",
     "cuda",
+    "driver",
     "reliability",
+    "internet_mbit_s",
+    "static_ip",
+    "data_center",
     "regions",
+    "countries",
     "max_price_per_hour",
+    "bid",
     "avoid_machines",
     "failed_hosts",
 )
 
 
-def _conditions(query: Query, avoid: frozenset[str]) -> list[_Condition]:
+def _conditions(query: Query, avoid: frozenset[str]) -> list[Condition]:
     found = []
     if query.market != "any":
         found.append(
-            _Condition(
+            Condition(
                 f"market = {query.market}",
+                attrgetter("market", "provider"),
                 # Nobody takes an own box away, and nothing is cheaper.
-                lambda offer: offer.market == query.market or offer.provider == OWN,
-                lambda offer: offer.market,
+                lambda said: said[0] == query.market or said[1] == OWN,
+                lambda said: str(said[0]),
             )
         )
     if query.gpu_names:
         found.append(
-            _Condition(
+            Condition(
                 f"gpu_names = {' or '.join(query.gpu_names)}",
-                lambda offer: gpus.matches_any(query.gpu_names, offer.gpu_name),
-                lambda offer: offer.gpu_name or "not said",
+                attrgetter("gpu_name"),
+                lambda name: gpus.matches_any(query.gpu_names, name),
+                lambda name: name or "not said",
             )
         )
     # A machine with a slice of a GPU sees one GPU. How large the slice is shows in its memory.
     least: list[tuple[str, float | None, Callable[[Offer], float | None]]] = [
         ("gpu_count", query.gpu_count, _gpus_seen),
-        ("gpu_ram_gb", query.gpu_ram_gb, lambda offer: offer.gpu_ram_gb),
-        ("cpu_cores", query.cpu_cores, lambda offer: offer.cpu_cores),
-        ("ram_gb", query.ram_gb, lambda offer: offer.ram_gb),
-        ("disk_gb", query.disk_gb, lambda offer: offer.disk_gb),
-        ("reliability", query.reliability, lambda offer: offer.reliability),
+        *(
+            (name, getattr(query, name), attrgetter(name))
+            for name in ("gpu_ram_gb", "cpu_cores", "ram_gb", "disk_gb", "reliability", "internet_mbit_s")
+        ),
     ]
     found += [_at_least(name, wanted, value) for name, wanted, value in least if wanted is not None]
-    if query.cuda is not None:
-        found.append(_cuda(query.cuda))
+    if query.most_gpu_ram_gb is not None:
+        found.append(_at_most("gpu_ram_gb", query.most_gpu_ram_gb, attrgetter("gpu_ram_gb")))
+    versions: list[tuple[str, str | None, Callable[[Offer], str | None]]] = [
+        ("cuda", query.cuda, attrgetter("cuda")),
+        ("driver", query.driver, attrgetter("driver")),
+        ("compute_capability", query.compute_capability, _capability),
+    ]
+    found += [_at_least_version(name, wanted, value) for name, wanted, value in versions if wanted is not None]
+    switches = [("static_ip", query.static_ip), ("data_center", query.data_center)]
+    found += [
+        Condition(f"{name} = true", attrgetter(name), lambda said: said is not False, lambda _: "none")
+        for name, wanted in switches
+        if wanted
+    ]
     if query.regions:
         found.append(
-            _Condition(
+            Condition(
                 f"regions = {' or '.join(query.regions)}",
-                lambda offer: any(in_region(region, offer.region) for region in query.regions),
-                lambda offer: offer.region or "not said",
+                attrgetter("region"),
+                lambda name: any(is_region(region, name) for region in query.regions),
+                lambda name: name or "not said",
+            )
+        )
+    if query.countries:
+        countries = {country.strip().upper() for country in query.countries}
+        found.append(
+            Condition(
+                f"countries = {' or '.join(query.countries)}",
+                attrgetter("region", "provider"),
+                lambda place: _country(*place) in countries,
+                lambda place: _country(*place) or "not known",
             )
         )
     if query.max_price_per_hour_usd is not None:
-        limit = query.max_price_per_hour_usd
-        found.append(
-            _Condition(
-                f"max_price_per_hour <= {limit:g}",
-                lambda offer: offer.price_per_hour_usd <= limit + 1e-9,
-                lambda offer: f"{offer.price_per_hour_usd:.4g}",
-                lambda offer: -offer.price_per_hour_usd,
-            )
-        )
+        price = attrgetter("price_per_hour_usd")
+        found.append(_at_most("max_price_per_hour", query.max_price_per_hour_usd, price))
+    if query.bid_at_most_usd is not None:
+        found.append(_at_most("bid", query.bid_at_most_usd, attrgetter("least_bid_usd")))
     if avoid:
         found.append(
-            _Condition(
+            Condition(
                 "avoid_machines",
-                lambda offer: not offer.machine_id or offer.machine_id not in avoid,
-                lambda offer: f"machine {offer.machine_id}",
+                attrgetter("machine_id"),
+                lambda host: not host or host not in avoid,
+                lambda host: f"machine {host}",
             )
         )
     return found
 
 
-def _not_failed(failed: Mapping[tuple[str, str], str]) -> _Condition:
-    def holds(offer: Offer) -> bool:
-        return (offer.provider, offer.machine_id) not in failed
-
-    def shows(offer: Offer) -> str:
-        return f"host {offer.machine_id} failed us {failed[offer.provider, offer.machine_id]}"
-
-    return _Condition("failed_hosts", holds, shows)
+def _not_failed(failed: Mapping[tuple[str, str], str]) -> Condition:
+    return Condition(
+        "failed_hosts",
+        attrgetter("provider", "machine_id"),
+        lambda host: host not in failed,
+        lambda host: f"host {host[1]} failed us {failed[host]}",
+    )
 
 
 def _gpus_seen(offer: Offer) -> float:
     """Return how many GPUs the machine sees: one of a slice, none on an own box that has none."""
-    return 0.0 if offer.provider == OWN and not offer.gpu_count else max(1.0, offer.gpu_count)
+    count = offer.gpu_count
+    if count >= 1.0:
+        return count
+    return 0.0 if offer.provider == OWN and not count else 1.0
 
 
-def _at_least(name: str, wanted: float, value: Callable[[Offer], float | None]) -> _Condition:
-    def shows(offer: Offer) -> str:
-        seen = value(offer)
-        return "not said" if seen is None else f"{seen:g}"
-
-    def nearness(offer: Offer) -> float:
-        return value(offer) or 0.0
-
-    def holds(offer: Offer) -> bool:
-        seen = value(offer)
-        return seen is None or seen >= wanted
-
-    return _Condition(f"{name} >= {wanted:g}", holds, shows, nearness)
+def _at_least(name: str, wanted: float, value: Callable[[Offer], float | None]) -> Condition:
+    return Condition(
+        f"{name} >= {wanted:g}", value, lambda seen: seen is None or seen >= wanted, _figure, lambda seen: seen or 0.0
+    )
 
 
-def _cuda(wanted: str) -> _Condition:
-    def shows(offer: Offer) -> str:
-        return offer.cuda or "not said"
-
-    def holds(offer: Offer) -> bool:
-        return offer.cuda is None or version_of(offer.cuda) >= version_of(wanted)
-
-    def nearness(offer: Offer) -> float:
-        major, minor = (*version_of(offer.cuda or "0"), 0, 0)[:2]
-        return major * 1000 + minor
-
-    return _Condition(f"cuda >= {wanted}", holds, shows, nearness)
+def _at_most(name: str, wanted: float, value: Callable[[Offer], float | None]) -> Condition:
+    limit = wanted + 1e-9
+    return Condition(
+        f"{name} <= {wanted:g}", value, lambda seen: seen is None or seen <= limit, _figure, lambda seen: -(seen or 0.0)
+    )
 
 
-def _best_seen(removed: Sequence[Reason]) -> str:
+def _figure(seen: float | None) -> str:
+    return "not said" if seen is None else f"{seen:.4g}"
+
+
+def _at_least_version(name: str, wanted: str, value: Callable[[Offer], str | None]) -> Condition:
+    least = version_of(wanted)
+
+    def nearness(seen: str | None) -> float:
+        major, minor, patch = (*version_of(seen or "0"), 0, 0)[:3]
+        return major * 1e6 + minor * 1e3 + patch
+
+    return Condition(
+        f"{name} >= {wanted}",
+        value,
+        lambda seen: seen is None or version_of(seen) >= least,
+        lambda seen: seen or "not said",
+        nearness,
+    )
+
+
+def _capability(offer: Offer) -> str | None:
+    """Return the compute capability that the cloud names, else that of the model."""
+    known = gpus.facts(offer.gpu_name) if offer.compute_capability is None else None
+    return offer.compute_capability or (known[0] if known and known[0] else None)
+
+
+def _country(region: str, provider: str) -> str:
+    place = geography.spot(region, provider)
+    return place.country if place else ""
+
+
+def _best_seen(condition: Condition, removed: Sequence[Offer]) -> str:
     """Return the nearest value among those removed; where values have no order, the first few of them."""
-    ordered = [(reason.nearness, reason.seen) for reason in removed if reason.nearness is not None]
-    if ordered:
-        return max(ordered)[1]
-    distinct = sorted({reason.seen for reason in removed})
+    values = set(map(condition.value, removed))
+    if condition.nearness:
+        return condition.shows(max(values, key=condition.nearness))
+    distinct = sorted({condition.shows(value) for value in values})
     return ", ".join(distinct[:4]) + (", …" if len(distinct) > 4 else "")
 
 
 def version_of(version: str) -> tuple[int, ...]:
     """Return a version such as ``12.4`` in a form that can be compared."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
-
-
-def in_region(wanted: str, offered: str) -> bool:
-    """Say whether ``offered`` is the region ``wanted``: an id (``ewr``), a place, or the country of ``City, CC``."""
-    want, have = wanted.strip().lower(), offered.strip().lower()
-    return want == have or want in (part.strip() for part in have.split(","))
-
-
-def _rank_key(offer: Offer) -> tuple[float, float, float, float, str, str]:
-    # Prices are compared to a hundredth of a cent: what differs by less is a rounding of the same price.
-    return (
-        offer.turn,
-        round(offer.price_per_hour_usd, 4),
-        -(offer.reliability if offer.reliability is not None else 0.0),
-        -offer.gpu_ram_gb * max(1.0, offer.gpu_count),
-        offer.provider,
-        offer.id,
-    )
 
 
 def _offers(count: int) -> str:

@@ -30,6 +30,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "gpu_ram_gb": _MARKET,
     "disk_gb": _MARKET,
     "region": _MARKET,
+    "reliability": _MARKET,
+    "rank": _MARKET,
     "offer": _PLANNING,
     "restore": _PLANNING,
     "update": _PLANNING,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from typing import Any
 
 from gpuyard import market
@@ -15,20 +15,47 @@ from gpuyard.providers.base import OWN, Instance, Offer, PlannedCall, Query
 from gpuyard.remedies import remedy
 from gpuyard.renting import machine, runs, watch
 
+# What a question to the market says beside the options' values.
+_NOT_SHOWN = ("traffic_gb_per_hour", "near", "alternatives")
+
 
 def query_to_dict(query: Query) -> dict[str, Any]:
-    """Return the conditions of a query under the names of the options, without those that are not asked for."""
-    values = asdict(query)
+    """Return the conditions of a query under the names of the options, without those that are not asked for.
+
+    Of an alternative only what it has in place of the query's own is there.
+    """
+    values = {entry.name: getattr(query, entry.name) for entry in fields(query) if entry.name not in _NOT_SHOWN}
     values["max_price_per_hour"] = values.pop("max_price_per_hour_usd")
-    return {name: value for name, value in values.items() if value not in (None, (), [])}
+    plain = _PLAIN | {"disk_gb": None, "market": None}
+    shown = {name: value for name, value in values.items() if value not in (None, (), []) and value != plain.get(name)}
+    if query.alternatives:
+        own = dict(values)
+        shown["alternatives"] = [
+            {name: value for name, value in query_to_dict(one).items() if value != own[name]}
+            for one in query.alternatives
+        ]
+    return shown
+
+
+_PLAIN = {entry.name: entry.default for entry in fields(Query)}
 
 
 def query_from_dict(values: Mapping[str, Any]) -> Query:
     """Return the query with the conditions of ``values``, by the names of the options."""
+    return with_conditions(Query(), values)
+
+
+def with_conditions(query: Query, values: Mapping[str, Any]) -> Query:
+    """Return ``query`` with the conditions of ``values``, by the names of the options, in place of its own.
+
+    They count for its alternatives as well, and alternatives that are then the same are one.
+    """
     market.check_conditions(values)
-    renamed = dict(values)
-    limit = renamed.pop("max_price_per_hour", None)
-    return Query(**renamed, max_price_per_hour_usd=limit)
+    said: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if "max_price_per_hour" in said:
+        said["max_price_per_hour_usd"] = said.pop("max_price_per_hour")
+    first, *others = dict.fromkeys(replace(choice, **said) for choice in query.choices)
+    return replace(first, alternatives=tuple(others))
 
 
 def offer_to_dict(offer: Offer) -> dict[str, Any]:

@@ -118,6 +118,11 @@ def explain(image: str, words: str, env: Mapping[str, str]) -> str:
     return words
 
 
+def says_full(words: str) -> bool:
+    """Say whether a program's ``words`` mean that a disk is full."""
+    return any(sign in words.lower() for sign in _FULL)
+
+
 def not_pulled(image: str, words: str) -> str:
     """Return the sentence for a user when a cloud's ``words`` say that no machine can get ``image``, else ``""``."""
     if not any(sign in words.lower() for sign in ("pull access denied", "manifest unknown")):

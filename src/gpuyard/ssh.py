@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from gpuyard import paths
@@ -123,12 +124,20 @@ def _control_path(instance: Instance, key: SshKey) -> Path | None:
     """
     words = (instance.host_key_alias, instance.ssh_host, instance.ssh_port, instance.ssh_user, key.private_path)
     digest = hashlib.sha256("|".join(map(str, words)).encode()).hexdigest()
-    place = Path.home() / ".ansible" / "cp" / f"gpuyard-{digest[:16]}"
+    folder = _control_folder(str(Path.home()))
+    place = f"{folder}/gpuyard-{digest[:16]}"
+    return Path(place) if folder and len(place) <= _MOST_SOCKET_PATH else None
+
+
+@lru_cache(maxsize=8)
+def _control_folder(home: str) -> str:
+    """Return where Ansible's shared connections are, made once; ``""`` where there can be no such folder."""
+    folder = Path(home) / ".ansible" / "cp"
     try:
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
-        return None
-    return place if len(str(place)) <= _MOST_SOCKET_PATH else None
+        return ""
+    return str(folder)
 
 
 def host_key_fingerprint(instance: Instance, known_hosts: Path | None = None) -> str | None:

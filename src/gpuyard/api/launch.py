@@ -19,7 +19,7 @@ from gpuyard.hosts import host_name
 from gpuyard.planning import PlanRequest
 from gpuyard.planning.nodes import NodePlan
 from gpuyard.providers.base import Progress, Provider
-from gpuyard.renting import claim, machine, nodes, record, storage
+from gpuyard.renting import claim, machine, nodes, record, rent, storage
 from gpuyard.renting.acceptance import Acceptance
 from gpuyard.renting.failed_hosts import FailedHosts
 from gpuyard.renting.ledger import Ledger
@@ -167,6 +167,7 @@ def _have_machines(
         hosts=FailedHosts(shared, progress),
     )
 
+    limits = plan.workload.limits
     begins = False
 
     def keep() -> None:
@@ -193,6 +194,14 @@ def _have_machines(
             planned=bool(node.offers),
             replace_preempted=node.replace_preempted,
             timeout_s=timeout_s,
+            loading_s=None if limits.loading_minutes is None else limits.loading_minutes * 60,
+            ssh_s=None if limits.ssh_minutes is None else limits.ssh_minutes * 60,
+            limits=rent.Limits(
+                limits.attempts,
+                None if limits.minutes is None else limits.minutes * 60,
+                limits.usd,
+                node.max_price_per_hour_usd,
+            ),
             everywhere=everywhere,
             notes=notes,
             ledger=ledger,

@@ -7,10 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpuyard import comparison, list_prices, market, records
+from gpuyard import comparison, geography, list_prices, market, ranking, records
 from gpuyard.api.site import Site
 from gpuyard.comparison import Comparison
 from gpuyard.errors import GpuyardError, NoOfferError, UsageError
+from gpuyard.geography import Spot
+from gpuyard.planning import nodes
 from gpuyard.providers.base import Offer, Progress, Query
 from gpuyard.remedies import option
 from gpuyard.renting import measured
@@ -33,16 +35,22 @@ class OffersRequest:
     conditions: Mapping[str, Any] = field(default_factory=dict)
     profiles: Sequence[str] = ()
 
-    def query(self) -> Query:
-        """Return it as a question to the market; raises :class:`gpuyard.errors.UsageError` for what cannot be."""
-        said = {}
+    def query(self, near: Spot | None = None) -> Query:
+        """Return it as a question to the market, with a bucket at ``near``.
+
+        Raises :class:`gpuyard.errors.UsageError` for what cannot be.
+        """
         if self.profiles and not self.workload:
             raise UsageError(
                 f"profile={','.join(self.profiles)} is a workload's, and none is named: add {option('workload')}."
             )
+        asked, traffic = Query(), 0.0
         if self.workload:
-            said = records.query_to_dict(resolve(self.workload, profiles=self.profiles).workload.query())
-        return records.query_from_dict({**said, **self.conditions})
+            workload = resolve(self.workload, profiles=self.profiles).workload
+            asked = workload.query()
+            traffic = nodes.traffic_gb_per_hour(workload, workload.pool_names, workload.order)
+        asked = records.with_conditions(asked, self.conditions)
+        return ranking.grounded(asked, near=near, traffic_gb_per_hour=traffic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +79,11 @@ def find(site: Site, request: OffersRequest, *, progress: Progress | None = None
     Raises :class:`gpuyard.errors.UsageError` for a workload or a condition that cannot be, and the error of a cloud
     that does not answer when no other one does.
     """
-    query = request.query()
+    query = request.query(_near(site))
     verdicts = market.judge(market.collect(site.clouds(), query, progress=progress).offers, query)
-    fitting = market.rank(verdicts)
+    fitting = market.rank(verdicts, query)
     try:
-        text = [*records.offer_table(fitting), *market.explain(verdicts)]
+        text = [*records.offer_table(fitting), *market.explain(verdicts, query, fitting)]
     except NoOfferError as error:
         text = [str(error)]
     return Offers(fitting, [verdict for verdict in verdicts if not verdict.fits], text)
@@ -85,18 +93,19 @@ def compare(
     site: Site,
     request: OffersRequest,
     *,
-    by: str = "price",
+    by: str = "",
     with_list_prices: bool = False,
     progress: Progress,
 ) -> Comparison:
     """Return the offers of ``site`` that fit, in the order of ``by`` (:data:`gpuyard.comparison.ORDERS`), and why.
 
+    Where ``by`` is empty, the order is the one in which a launch would take them.
     Both markets are asked, so that their prices stand side by side. Hosts that have failed us are left out. A cloud
     that does not answer is named in the result. What the bucket's earlier runs measured stands beside, and on request
     the list prices of further clouds, or why they cannot be had. That nothing fits is no error. Raises what
     :func:`find` raises.
     """
-    query = request.query()
+    query = request.query(_near(site))
     clouds = site.clouds()
     with ExitStack() as stack:
         # Side by side with the questions to the clouds, which do not wait for it.
@@ -112,12 +121,21 @@ def compare(
         verdicts,
         clouds,
         collected.problems,
-        records.query_to_dict(query),
+        query,
         by=by,
         measured=_measured(bucket, request, progress),
         listed=market.judge(listed.offers, query),
         listed_problem=listed.problem,
     )
+
+
+def _near(site: Site) -> Spot | None:
+    """Return where the bucket of ``site`` lies, ``None`` where that is not known."""
+    try:
+        settings = site.bucket_settings()
+    except UsageError:
+        return None  # told by whoever needs the bucket
+    return geography.spot_of_bucket(settings.region, settings.endpoint)
 
 
 def _measured(bucket: Notebook, request: OffersRequest, progress: Progress) -> list[measured.Measured]:

@@ -6,16 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from gpuyard import market, records, ssh
+from gpuyard import records, ssh
 from gpuyard.api import launch
 from gpuyard.api.launch import Launched
 from gpuyard.api.site import Site
 from gpuyard.planning import PlanRequest, totals
 from gpuyard.planning.totals import Totals
 from gpuyard.providers.base import Progress
-
-RUNNERS_UP = 4
-"""Of how many further offers it is said why they lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +43,11 @@ class Planned:
         return "\n".join(
             [
                 *self.launched.plan.text,
-                *self._runners_up(),
+                *self.launched.plan.first.runners_up,
                 *self.costs.text(),
                 *records.planned_text(values["actions"], calls),
             ]
         )
-
-    def _runners_up(self) -> list[str]:
-        """Return why the next best offers lost, of the first node that a machine is to be rented for."""
-        offers = self.launched.plan.first.offers
-        return [
-            f"{place}. {other.provider} {other.id}, {other.market}, lost: {market.why_behind(offers[0], other)}."
-            for place, other in enumerate(offers[1 : RUNNERS_UP + 1], start=2)
-        ]
 
 
 def plan(site: Site, request: PlanRequest, *, progress: Progress) -> Planned:

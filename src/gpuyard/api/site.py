@@ -6,14 +6,17 @@ The one place that turns those options into connections, and the only one that s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gpuyard import config, paths
 from gpuyard.box.checkpoints import Store
 from gpuyard.config import BucketSettings, SshKey
-from gpuyard.planning.request import Connections
 from gpuyard.providers.base import Progress, Provider
 from gpuyard.renting import runs
 from gpuyard.sandbox import info as sandbox_info
+
+if TYPE_CHECKING:
+    from gpuyard.planning.request import Connections
 
 SURVEY_S = 30.0
 """How long the clouds have to say what is rented, for a verb that shows what it can and names the rest (seconds)."""
@@ -87,6 +90,9 @@ class Site:
 
     def connections(self, *, start_sandbox: bool = False, progress: Progress | None = None) -> Connections:
         """Return all that planning needs, after starting the sandbox if that is wanted and has to be done."""
+        # Imported here: an inventory, say, plans nothing.
+        from gpuyard.planning.request import Connections
+
         key = self.key()
         if start_sandbox:
             self.start_sandbox(progress)

@@ -6,12 +6,12 @@ As soon as a pool has more nodes, every node has a box of its own, and runs the 
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpuyard import gpus
+from gpuyard import cost, gpus, ranking, records
 from gpuyard.errors import UsageError
 from gpuyard.formats.journal import Position
 from gpuyard.formats.label import FIRST_NODE, NODE_NAME
@@ -20,8 +20,11 @@ from gpuyard.providers.base import Instance, Offer, Query
 from gpuyard.renting import runs
 from gpuyard.renting.places import own_place
 from gpuyard.workload import Needs, Workload
+from gpuyard.workload.renting import Alternative
 
-_NUMBERS = ("gpu_count", "gpu_ram_gb", "cpu_cores", "ram_gb", "disk_gb", "reliability")
+_NUMBERS = ("gpu_count", "gpu_ram_gb", "cpu_cores", "ram_gb", "disk_gb", "reliability", "internet_mbit_s")
+_VERSIONS = ("cuda", "driver", "compute_capability")
+_SWITCHES = ("static_ip", "data_center")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class NodePlan:
     now: runs.Node
     disk_gb: float
     offers: list[Offer] = field(default_factory=list)
+    runners_up: list[str] = field(default_factory=list)  # why the next best offers lost
+    max_price_per_hour_usd: float | None = None  # what an offer may cost
     to_run: list[Position] = field(default_factory=list)  # its stages that this launch runs
     provider: str = ""  # the one cloud at which its machines are looked for; "": all of them
     replace_preempted: bool = False
@@ -118,21 +123,73 @@ def query(
         market=request.market or by_stage,
         needs=strictest(workload, left),
     )
-    said: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in request.conditions.items()
-    }
-    return dataclasses.replace(asked, **said), "" if request.market else why
+    asked = records.with_conditions(asked, request.conditions)
+    places = [place for place in workload.order if place not in done]
+    traffic = traffic_gb_per_hour(workload, pools, places)
+    found = ranking.grounded(asked, near=request.near, traffic_gb_per_hour=traffic)
+    return found, "" if request.market else why
+
+
+def traffic_gb_per_hour(workload: Workload, pools: Sequence[str], places: Sequence[Position]) -> float:
+    """Return what the workload says that it sends and fetches, in 10^9 bytes for each expected hour of what is left.
+
+    0 where it does not say that, or has no hours for what is left.
+    """
+    if workload.traffic is None:
+        return 0.0
+    hours = cost.of_pools(workload, pools, 0.0, places=places).run.hours
+    rounds = len({iteration for iteration, _ in places})
+    whole = workload.traffic.setup_gb + workload.traffic.gb_per_iteration * rounds
+    return whole / hours.expected if hours and hours.expected else 0.0
 
 
 def strictest(workload: Workload, pools: Sequence[str]) -> Needs:
-    """Return what a machine needs that serves all ``pools``: the most of each number, and the names that all allow."""
+    """Return what a machine needs that serves all ``pools``: the most of each number, and the names that all allow.
+
+    Its alternatives are what the pools' choices make together, those first that take the fewest steps down.
+    """
     needs = {pool: workload.pool(pool).needs or Needs() for pool in pools}
+    if len({one.model_dump_json() for one in needs.values()}) == 1:
+        return next(iter(needs.values()))
+    by_pool = [_choices(one) for one in needs.values()]
+    steps = sorted(itertools.product(*(range(len(choices)) for choices in by_pool)), key=sum)
+    found: list[Needs] = []
+    for taken in steps:
+        chosen = [choices[at] for choices, at in zip(by_pool, taken, strict=True)]
+        try:
+            together = _strictest(workload, dict(zip(needs, chosen, strict=True)))
+        except UsageError:
+            if taken == steps[-1] and not found:
+                raise
+            continue
+        if together not in found:
+            found.append(together)
+    first, *others = found
+    kept = [{name: getattr(other, name) for name in Alternative.model_fields} for other in others]
+    return first.model_copy(update={"alternatives": [Alternative.model_validate(one) for one in kept]})
+
+
+def _choices(needs: Needs) -> list[Needs]:
+    """Return needs without alternatives, and what each of these makes of them."""
+    plain = needs.model_copy(update={"alternatives": []})
+    said = [one.model_dump(exclude_none=True) for one in needs.alternatives]
+    return [plain, *(plain.model_copy(update=values) for values in said)]
+
+
+def _strictest(workload: Workload, needs: Mapping[str, Needs]) -> Needs:
     values: dict[str, Any] = {}
     for name in _NUMBERS:
         said = [number for one in needs.values() if (number := getattr(one, name)) is not None]
         values[name] = max(said, default=None)
-    values["cuda"] = max((one.cuda for one in needs.values() if one.cuda), key=_version, default=None)
-    for name, takes in (("gpu_names", gpus.matches), ("regions", _holds)):
+    most = [one.most_gpu_ram_gb for one in needs.values() if one.most_gpu_ram_gb is not None]
+    values["most_gpu_ram_gb"] = min(most, default=None)
+    for name in _VERSIONS:
+        versions = [version for one in needs.values() if (version := getattr(one, name))]
+        values[name] = max(versions, key=_version, default=None)
+    for name in _SWITCHES:
+        values[name] = any(getattr(one, name) for one in needs.values())
+    values["prefer"] = next((one.prefer for one in needs.values() if one.prefer != "price"), "price")
+    for name, takes in (("gpu_names", gpus.matches), ("regions", _holds), ("countries", _holds)):
         values[name] = _common(workload, name, {pool: getattr(one, name) for pool, one in needs.items()}, takes)
     return Needs.model_validate(values)
 

@@ -27,12 +27,17 @@ class _Pool:
     members: list[NodePlan] = field(default_factory=list)
     verdicts: list[market.Verdict] = field(default_factory=list)
     offers: list[Offer] = field(default_factory=list)
+    query: Query = field(default_factory=Query)
     why: str = ""
 
     @property
     def title(self) -> str:
         """What it is, in words."""
         return f"pool {' and '.join(self.pools)}"
+
+    def runners_up(self, offers: Sequence[Offer]) -> list[str]:
+        """Return why those behind the first of ``offers`` lost."""
+        return market.runners_up(offers, self.query, self.verdicts)
 
 
 def fitting(
@@ -87,7 +92,8 @@ def by_pools(
         wanted = request if turn.pool in names else replace(request, offer=None)
         _ask(group, workload, clouds, wanted, answers, None, failed, alone=True)
         words = [*records.offer_table(group.offers), *_reasons(group, wanted), *([group.why] if group.why else [])]
-        return pools.Box(names, group.offers, words)
+        limit = group.query.max_price_per_hour_usd
+        return pools.Box(names, group.offers, words, group.runners_up(group.offers), limit)
 
     if progress:
         progress(f"Asking {' and '.join(cloud.title for cloud in clouds)} for machines for each pool.")
@@ -113,8 +119,9 @@ def _ask(
     if query not in answers:
         answers[query] = market.collect(clouds, query, progress=progress).offers
     lost = {one.machine_id for node in group.members for one in node.now.leftovers if one.machine_id}
+    group.query = query
     group.verdicts = market.judge(answers[query], query, avoid_machines=lost, failed_hosts=failed)
-    group.offers = market.rank(group.verdicts)
+    group.offers = market.rank(group.verdicts, query)
     if request.offer:
         group.offers = _the_one(request.offer, group.verdicts)
     if not group.offers:
@@ -125,7 +132,7 @@ def _ask(
 def _reasons(group: _Pool, request: PlanRequest) -> list[str]:
     if request.offer:
         return [f"Taking offer {request.offer}, which was named."]
-    return market.explain(group.verdicts)
+    return market.explain(group.verdicts, group.query, group.offers)
 
 
 def _share_out(groups: Sequence[_Pool]) -> dict[str, NodePlan]:
@@ -145,7 +152,12 @@ def _share_out(groups: Sequence[_Pool]) -> dict[str, NodePlan]:
                     "machine serves two nodes. Nothing was rented."
                 )
             taken.add(_key(free[0]))
-            chosen[node.name] = replace(node, offers=free)
+            chosen[node.name] = replace(
+                node,
+                offers=free,
+                runners_up=group.runners_up(free),
+                max_price_per_hour_usd=group.query.max_price_per_hour_usd,
+            )
     return chosen
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpuyard import cost, fingerprint, market, records
+from gpuyard import cost, fingerprint, geography, market, records
 from gpuyard.box import checkpoints
 from gpuyard.box.checkpoints.rules import Rules
 from gpuyard.box.stages import choice as stage_choice
@@ -187,6 +187,7 @@ def make(
     """
     workload = checked.resolved.workload if checked.resolved else None
     chosen_clouds, everywhere, settings = connections.clouds, connections.everywhere, connections.bucket
+    request = dataclasses.replace(request, near=geography.spot_of_bucket(settings.region, settings.endpoint))
     if request.shutdown and not settings.url:
         raise UsageError(
             "shutdown=true destroys the machine when the run ends, and without a bucket its results with it: name one "
@@ -271,8 +272,16 @@ def make(
         label = pools.node_of(turn.pool) if turn_pools or turn.waits else FIRST_NODE
         disk_gb = float(request.conditions.get("disk_gb", nodes.strictest(workload, by_pools.first.pools).disk_gb))
         room.check(workload, disk_gb)
-        best = list(by_pools.first.offers)
-        planned = [dataclasses.replace(_on_label(wanted[0], label), offers=best, disk_gb=disk_gb)]
+        first = by_pools.first
+        planned = [
+            dataclasses.replace(
+                _on_label(wanted[0], label),
+                offers=list(first.offers),
+                runners_up=list(first.runners_up),
+                max_price_per_hour_usd=first.max_price_per_hour_usd,
+                disk_gb=disk_gb,
+            )
+        ]
         words += by_pools.first.words
     elif wanted:
         chosen, reasons = offers.fitting(wanted, workload, chosen_clouds, request, progress, failed)

@@ -52,6 +52,8 @@ class Box:
     pools: tuple[str, ...]
     offers: Sequence[Offer]
     words: Sequence[str] = ()
+    runners_up: Sequence[str] = ()  # why the next best offers lost
+    max_price_per_hour_usd: float | None = None  # what an offer may cost
 
     @property
     def price_per_hour_usd(self) -> float:

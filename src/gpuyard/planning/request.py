@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from gpuyard.box.stages.choice import Choice
 from gpuyard.config import BucketSettings, SshKey
+from gpuyard.geography import Spot
 from gpuyard.providers.base import Provider
 
 Mode = Literal["launch", "resume"]
@@ -34,6 +35,7 @@ class PlanRequest:
     update: bool = False  # whether a run that has begun goes on with the workload and source that are here
     # What the machine has to offer, in place of what the workload says: fields of Query by name.
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    near: Spot | None = None  # where the bucket lies; None: not known
 
     @property
     def options(self) -> dict[str, Any]:
@@ -43,7 +45,8 @@ class PlanRequest:
             "max_price_per_hour": self.max_price_per_hour_usd,
             "iterations": self.iterations,
         }
-        return {**self.conditions, **{name: value for name, value in others.items() if value is not None}}
+        needs = {"prefer" if name == "rank" else name: value for name, value in self.conditions.items()}
+        return {**needs, **{name: value for name, value in others.items() if value is not None}}
 
 
 @dataclass(frozen=True, slots=True)

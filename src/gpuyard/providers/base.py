@@ -10,17 +10,21 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gpuyard.errors import UnsupportedError
 from gpuyard.formats.label import RunRef
+from gpuyard.geography import Spot
 from gpuyard.registry import Login
 
 if TYPE_CHECKING:
     from gpuyard.providers.resources import Kind, Shelf
 
 Market = Literal["on-demand", "interruptible"]
+Rank = Literal["price", "value", "distance", "regions"]
+"""What decides among the offers that fit: the price with everything, the price of what a GPU does, the distance to the
+bucket, or the order in which the regions were named; what is equal in that goes by the price."""
 Progress = Callable[[str], None]
 """Receives one human-readable line whenever something worth telling happened during a long call."""
 
@@ -52,15 +56,33 @@ class Query:
 
     gpu_count: float | None = None
     gpu_ram_gb: float | None = None  # per GPU
+    most_gpu_ram_gb: float | None = None  # per GPU
     gpu_names: Sequence[str] = ()  # any of these, in normalised spelling ("A100 SXM4", "RTX 4090")
     cpu_cores: float | None = None
     ram_gb: float | None = None
     disk_gb: float = 20.0
     cuda: str | None = None  # lowest CUDA version the driver has to support, "12.4"
+    driver: str | None = None  # lowest version of the driver, "535.86"
+    compute_capability: str | None = None  # lowest one of the GPU, "8.0"
     reliability: float | None = None  # 0..1, where the provider publishes one
+    internet_mbit_s: float | None = None  # in the slower direction, 10^6 bits a second
+    static_ip: bool = False  # whether the machine's address has to stay for as long as it is rented
+    data_center: bool = False  # whether it has to stand in one
     regions: Sequence[str] = ()
+    countries: Sequence[str] = ()  # two letters each, as ISO 3166 has them
     market: Market | Literal["any"] = "any"
     max_price_per_hour_usd: float | None = None
+    bid_times: float = 1.0  # what is bid for an interruptible machine, as a multiple of the least that is accepted
+    bid_at_most_usd: float | None = None  # an hour, without the disk
+    rank: Rank = "price"
+    traffic_gb_per_hour: float = 0.0  # what the workload itself sends and fetches, 10^9 bytes
+    near: Spot | None = None  # where the bucket lies; None: not known
+    alternatives: tuple[Query, ...] = ()  # what will do in place of this, each after the one before
+
+    @property
+    def choices(self) -> tuple[Query, ...]:
+        """The query itself without its alternatives, and then these: what will do, best first."""
+        return (replace(self, alternatives=()), *self.alternatives)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +108,17 @@ class Offer:
     emulated: bool = False
     dlperf: float | None = None  # how fast the whole machine is by Vast.ai's measure; None: not said
     turn: float = 0.0  # whatever it costs, it is taken after those with less: its price or stock is not sure
+    driver: str | None = None  # None: not said, as for all that follows
+    compute_capability: str | None = None
+    internet_mbit_s: float | None = None  # in the slower direction
+    static_ip: bool | None = None
+    data_center: bool | None = None
+    least_bid_usd: float | None = None  # an hour without the disk, the lowest that is accepted; None: nothing is bid
+
+    @property
+    def bid_usd(self) -> float:
+        """What is bid for it an hour, without the disk."""
+        return self.price_per_hour_usd - self.disk_price_per_hour_usd
 
     @property
     def is_one_machine(self) -> bool:

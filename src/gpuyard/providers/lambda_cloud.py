@@ -141,6 +141,7 @@ class Lambda(Cloud):
             market="on-demand",
             price_per_hour_usd=_price(kind),
             emulated=self.emulated or bool(kind.get("emulated")),
+            data_center=True,
         )
 
     # -- create ---------------------------------------------------------------------------------------------------

@@ -108,20 +108,28 @@ class RunPod(Cloud):
     # -- offers ---------------------------------------------------------------------------------------------------
 
     def offers(self, query: Query) -> list[Offer]:
-        """Return so many GPUs as the query asks for (one by default) of each type and place that has them now."""
-        count = max(1, math.ceil(query.gpu_count or 1))
-        found = []
-        for cloud in CLOUDS:
-            params: dict[str, str | int] = {
-                "include": "AVAILABILITY",
-                "product": "POD",
-                "cloud": cloud,
-                "count": count,
-            }
-            for row in dicts(self._api.call("GET", "/catalog/gpus", params=params).get("gpus")):
-                if row.get(cloud.lower()) is True and _of_cloud(row, "maxCount", cloud) >= count:
-                    found += [self._offer(row, cloud, count, place, query) for place in _places(row)]
-        return found
+        """Return so many GPUs as the query asks for (one by default) of each type and place that has them now.
+
+        Of a query with alternatives each is asked for that differs in what has to be ordered.
+        """
+        found: dict[str, Offer] = {}
+        rows: dict[tuple[str, int], list[dict[str, object]]] = {}
+        for choice in query.choices:
+            count = max(1, math.ceil(choice.gpu_count or 1))
+            for cloud in CLOUDS:
+                if (cloud, count) not in rows:
+                    rows[cloud, count] = self._catalogue(cloud, count)
+                for row in rows[cloud, count]:
+                    for place in _places(row):
+                        offer = self._offer(row, cloud, count, place, choice)
+                        found.setdefault(offer.id, offer)
+        return list(found.values())
+
+    def _catalogue(self, cloud: str, count: int) -> list[dict[str, object]]:
+        """Return the types of GPU of which one of RunPod's two clouds has so many on one machine."""
+        params: dict[str, str | int] = {"include": "AVAILABILITY", "product": "POD", "cloud": cloud, "count": count}
+        rows = dicts(self._api.call("GET", "/catalog/gpus", params=params).get("gpus"))
+        return [row for row in rows if row.get(cloud.lower()) is True and _of_cloud(row, "maxCount", cloud) >= count]
 
     def _offer(self, row: Mapping[str, object], cloud: str, count: int, place: str, query: Query) -> Offer:
         cores = max(_LEAST_CORES, math.ceil((query.cpu_cores or 0) / count))
@@ -143,6 +151,7 @@ class RunPod(Cloud):
             disk_price_per_hour_usd=disk,
             cuda=_newest_cuda(row),
             emulated=self.emulated or bool(row.get("emulated")),
+            data_center=cloud == "SECURE",
         )
 
     # -- create ---------------------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ def text(value: object) -> str:
 
 def optional_number(value: object) -> float | None:
     """Return ``value`` as a number, also from ``"1.5"`` and a fraction such as ``"1/8"``; ``None`` for what is none."""
+    kind = type(value)
+    if kind is float or kind is int:
+        return float(value)  # type: ignore[arg-type]
     if isinstance(value, bool) or value is None:
         return None
-    if isinstance(value, int | float):
-        return float(value)
     try:
         return float(Fraction(str(value).replace(" ", "")))
     except (ValueError, ZeroDivisionError):

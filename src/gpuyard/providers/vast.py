@@ -57,13 +57,23 @@ MOST_PAGES = 4  # searches are limited to ten a minute; the cheapest fits are on
 LIST_PAGE = 25  # instances; the most that the v1 list gives at once
 HOURS_PER_MONTH = 720.0  # Vast's month for storage prices
 LEAST_DISK_GB = 8.0
+GPU_NAMES = (
+    *("RTX 3060", "RTX 3070", "RTX 3080", "RTX 3090", "RTX 4070", "RTX 4080", "RTX 4090", "RTX 5080", "RTX 5090"),
+    *("A10", "A40", "A100 SXM4", "A100 PCIE", "H100 SXM", "H100 PCIE", "H100 NVL", "H200", "B200", "L4", "L40", "L40S"),
+    *("RTX A4000", "RTX A5000", "RTX A6000", "RTX 6000Ada", "RTX PRO 6000 S", "RTX PRO 6000 WS"),
+    *("Tesla V100", "Tesla T4"),
+)
+"""How Vast spells models, as far as we know."""
 _ENV_LIMIT = 32768  # bytes
 _ONSTART_LIMIT = 4096  # bytes
 _UNSAFE_VALUE = re.compile(r"[\s'\"\\$`]")
 _NO_TMUX = "touch ~/.no_auto_tmux"
 """Without it an SSH login lands in tmux, which breaks Ansible and our own sessions."""
 _TYPES: dict[Market, str] = {"on-demand": "on-demand", "interruptible": "bid"}
-_BROKEN = ("oci runtime create failed", "manifest unknown", "pull access denied", "failed to create task")
+_BROKEN = (
+    *("oci runtime create failed", "manifest unknown", "pull access denied", "failed to create task"),
+    "no space left on device",
+)
 
 
 _MISSING = ("no_such_instance", "not_found", "no_ssh_key", "no_such_volume", "nonexistent_key")
@@ -123,16 +133,21 @@ class Vast(Cloud):
     def offers(self, query: Query) -> list[Offer]:
         """Search with the query's conditions; when that did not fill a page, add the rest of the market.
 
-        The second, unfiltered search costs one call and only happens on a small market or for a rare wish. It is what
-        lets the market say which condition removed how many offers.
+        Each further search costs one call and only happens on a small market or for a rare wish. The unfiltered one is
+        what lets the market say which condition removed how many offers.
         """
         found: dict[str, Offer] = {}
+        names, others = _names(query), _conditions(query)
         for market in ("on-demand", "interruptible") if query.market == "any" else (query.market,):
-            rows, capped = self._search(_conditions(query), market, query.disk_gb)
+            rows, capped = self._search({**others, **names}, market, query.disk_gb)
+            if names and not rows:
+                # Vast may spell a model in another way than we know.
+                more, capped = self._search(others, market, query.disk_gb, most_pages=1)
+                rows += more
             if not capped:
                 rows += self._search({}, market, query.disk_gb, most_pages=1)[0]
             for row in rows:
-                offer = self._offer(row, market, query.disk_gb)
+                offer = self._offer(row, market, query)
                 # One ask is rentable on demand and by bid at different prices: two offers under one id.
                 found.setdefault(f"{offer.id} {market}", offer)
         return list(found.values())
@@ -168,13 +183,22 @@ class Vast(Cloud):
             floor = max(number(row.get("dph_total")) for row in page)
         return list(rows.values()), first_full
 
-    def _offer(self, row: Mapping[str, object], market: Market, disk_gb: float) -> Offer:
+    def _offer(self, row: Mapping[str, object], market: Market, query: Query) -> Offer:
         count = number(row.get("num_gpus"), 1.0)
         cores = optional_number(row.get("cpu_cores_effective")) or optional_number(row.get("cpu_cores")) or 0.0
         whole = optional_number(row.get("cpu_cores"))
         share = cores / whole if whole else number(row.get("gpu_frac"), 1.0)
-        disk_price = number(row.get("storage_cost")) * disk_gb / HOURS_PER_MONTH
+        disk_price = number(row.get("storage_cost")) * query.disk_gb / HOURS_PER_MONTH
+        disk_price = number(row.get("storage_total_cost"), disk_price)
+        price, least_bid = number(row.get("dph_total")), None
+        if market == "interruptible":
+            # The price of a search for bids is that of the least one.
+            least_bid = number(row.get("min_bid"), price - disk_price)
+            price += max(0.0, min(least_bid * query.bid_times, query.bid_at_most_usd or math.inf) - least_bid)
         cuda = optional_number(row.get("cuda_max_good"))
+        capability = optional_number(row.get("compute_cap"))
+        speeds = [speed for name in ("inet_up", "inet_down") if (speed := optional_number(row.get(name))) is not None]
+        hosting, static_ip = row.get("hosting_type"), row.get("static_ip")
         return Offer(
             provider=self.name,
             id=str(row["id"]),
@@ -186,14 +210,20 @@ class Vast(Cloud):
             disk_gb=number(row.get("disk_space")),
             region=text(row.get("geolocation")),
             market=market,
-            price_per_hour_usd=number(row.get("dph_total")),
-            disk_price_per_hour_usd=number(row.get("storage_total_cost"), disk_price),
+            price_per_hour_usd=price,
+            disk_price_per_hour_usd=disk_price,
             traffic_price_per_gb_usd=max(number(row.get("inet_up_cost")), number(row.get("inet_down_cost"))),
             reliability=optional_number(row.get("reliability2", row.get("reliability"))),
             cuda=None if cuda is None else f"{cuda:.1f}",
             machine_id=text(row.get("machine_id")),
             emulated=self.emulated or bool(row.get("emulated")),
             dlperf=optional_number(row.get("dlperf")),
+            driver=text(row.get("driver_version")) or None,
+            compute_capability=None if capability is None else f"{capability / 100:.1f}",
+            internet_mbit_s=min(speeds, default=None),
+            static_ip=None if static_ip is None else bool(static_ip),
+            data_center=None if hosting is None else hosting == 1,
+            least_bid_usd=least_bid,
         )
 
     # -- create ---------------------------------------------------------------------------------------------------
@@ -412,17 +442,47 @@ class Vast(Cloud):
 def _conditions(query: Query) -> dict[str, object]:
     """Return the part of the query that Vast filters itself, as sharp as the market's own conditions or wider.
 
-    GPU names, CUDA and regions stay with the market: names are spelled in too many ways, and a CUDA condition silently
-    hides some GPU types at Vast.
+    Of alternatives the least of each number is asked for. CUDA, driver, regions and countries stay with the market: a
+    CUDA condition silently hides some GPU types at Vast.
     """
-    asked: dict[str, float | None] = {
-        "num_gpus": query.gpu_count,
-        "gpu_ram": None if query.gpu_ram_gb is None else query.gpu_ram_gb * 1000,
-        "cpu_cores_effective": query.cpu_cores,
+    choices = query.choices
+    capabilities = [_hundredfold(choice.compute_capability) for choice in choices]
+
+    def least(name: str, factor: float = 1.0) -> float | None:
+        said = [getattr(choice, name) for choice in choices]
+        return None if None in said else min(said) * factor
+
+    asked = {
+        "num_gpus": least("gpu_count"),
+        "gpu_ram": least("gpu_ram_gb", 1000),
+        "cpu_cores_effective": least("cpu_cores"),
         "disk_space": query.disk_gb,
         "reliability2": query.reliability,
+        "compute_cap": min(capabilities, default=None) if all(capabilities) else None,
+        "inet_up": query.internet_mbit_s,
+        "inet_down": query.internet_mbit_s,
     }
-    return {name: {"gte": value} for name, value in asked.items() if value is not None}
+    conditions: dict[str, object] = {name: {"gte": value} for name, value in asked.items() if value is not None}
+    if query.static_ip:
+        conditions["static_ip"] = {"eq": True}
+    if query.data_center:
+        conditions["hosting_type"] = {"eq": 1}
+    return conditions
+
+
+def _hundredfold(capability: str | None) -> int:
+    """Return ``8.6`` as 860, as Vast has it; 0 for none."""
+    major, _, minor = (capability or "0").partition(".")
+    return int(major) * 100 + int(minor[:1] or 0) * 10
+
+
+def _names(query: Query) -> dict[str, object]:
+    """Return the condition on the GPU's name in all of Vast's spellings of what will do; none where any will."""
+    if not all(choice.gpu_names for choice in query.choices):
+        return {}
+    wanted = [gpus.normalise(name) for choice in query.choices for name in choice.gpu_names]
+    spelled = [known for known in GPU_NAMES if gpus.matches_any(wanted, known)]
+    return {"gpu_name": {"in": list(dict.fromkeys([*spelled, *wanted]))}}
 
 
 def _create_body(offer: Offer, spec: CreateSpec) -> dict[str, object]:

@@ -159,6 +159,7 @@ class Vultr(Cloud):
             market=market,
             price_per_hour_usd=on_demand if market == "on-demand" else preemptible or on_demand,
             emulated=self.emulated or bool(plan.get("emulated")),
+            data_center=True,
         )
 
     # -- create ---------------------------------------------------------------------------------------------------

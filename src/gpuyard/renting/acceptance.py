@@ -21,7 +21,7 @@ from gpuyard import pace, ssh
 from gpuyard.box import health
 from gpuyard.box.checkpoints import S3Store
 from gpuyard.config import BucketSettings, SshKey
-from gpuyard.errors import CheckpointError, UnfitError, UnreachableError
+from gpuyard.errors import CheckpointError, DiskFullError, UnfitError, UnreachableError
 from gpuyard.formats.failed_host import FOLDER
 from gpuyard.providers.base import Instance, Progress
 from gpuyard.renting import runs
@@ -36,6 +36,7 @@ _NO_PROGRAM = 127
 _SIGNED_S = 300
 # The checks of what belongs to the host; what lies between it and a bucket may be somebody else's fault.
 _OF_THE_HOST = ("gpu", "disk")
+_ROOM = "disk space"  # a matter of how large a disk was asked for
 _NOT_NVIDIA = re.compile(r"(MI\d|RX\s|Pro\s[VW]\d)", re.IGNORECASE)
 
 
@@ -81,9 +82,10 @@ class Acceptance:
             return
         for line in health.table(checks):
             progress(f"  {line}")
-        if any(one["name"].startswith(_OF_THE_HOST) for one in failed):
+        full = any(one["name"] == _ROOM for one in failed)
+        if any(one["name"].startswith(_OF_THE_HOST) and one["name"] != _ROOM for one in failed):
             self.hosts.remember(instance, why)
-        raise UnfitError(f"{name} is not what was offered: {why}.")
+        raise (DiskFullError if full else UnfitError)(f"{name} is not what was offered: {why}.")
 
     def _request(self, instance: Instance) -> dict[str, Any]:
         judged = dict(self.least) if instance.emulated else {**self.defaults, **self.least}

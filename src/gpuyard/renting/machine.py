@@ -14,7 +14,7 @@ from functools import partial
 
 from gpuyard import market, pace, registry, ssh
 from gpuyard.config import SshKey
-from gpuyard.errors import GpuyardError, LeakError, ProviderError, UsageError
+from gpuyard.errors import DiskFullError, GpuyardError, LeakError, ProviderError, UnreachableError, UsageError
 from gpuyard.formats.label import FIRST_NODE, RunRef, check_name
 from gpuyard.providers.base import OWN, CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
 from gpuyard.remedies import option, remedy
@@ -57,6 +57,9 @@ class Order:
     node: str = FIRST_NODE
     wait: bool = True
     timeout_s: float = 900.0
+    loading_s: float | None = None  # until its cloud calls it running; None: timeout_s
+    ssh_s: float | None = None  # from then on until it answers; None: timeout_s
+    limits: rent.Limits = field(default_factory=rent.Limits)
     everywhere: Sequence[Provider] = ()  # every cloud that is configured, those asked for or not
     notes: PendingNotes = field(default_factory=PendingNotes)
     ledger: Ledger = field(default_factory=Ledger)
@@ -358,7 +361,8 @@ def _usable(
         return instance
     provider = _of(providers, instance)
     if instance.state is not State.RUNNING or not instance.ssh_host:
-        instance = ready.wait_ready(provider, instance, timeout_s=order.timeout_s, progress=progress)
+        loading_s = order.timeout_s if order.loading_s is None else order.loading_s
+        instance = ready.wait_ready(provider, instance, timeout_s=loading_s, progress=progress)
     order.ledger.running(instance)
     ready.wait_ssh(
         instance,
@@ -366,7 +370,7 @@ def _usable(
         new=new,
         account_keys=provider.ssh_keys,
         add_key=partial(provider.add_ssh_key, instance.id, order.key.public_text),
-        timeout_s=order.timeout_s,
+        timeout_s=order.timeout_s if order.ssh_s is None else order.ssh_s,
         progress=progress,
     )
     return instance
@@ -401,6 +405,8 @@ def _new(
             known_ids.add(instance.id)
             if refused := registry.not_pulled(spec.image, str(error)):
                 raise UsageError(refused) from None  # every other machine would be told the same
+            if isinstance(error, UnreachableError) and registry.says_full(str(error)):
+                raise DiskFullError(str(error)) from None
             raise
         if order.wait:
             rivals.settle(everywhere, usable, known_ids, ledger=order.ledger, last=True, progress=progress)
@@ -412,6 +418,8 @@ def _new(
         spec,
         notes=order.notes,
         shared=order.shared,
+        limits=order.limits,
+        clock=order.clock,
         make_usable=make_usable,
         progress=progress,
     )

@@ -16,6 +16,7 @@ from contextlib import suppress
 from gpuyard import ssh
 from gpuyard.errors import (
     AmbiguousError,
+    DiskFullError,
     GpuyardError,
     LeakError,
     NoCapacityError,
@@ -32,10 +33,46 @@ from gpuyard.remedies import remedy
 from gpuyard.renting import survey
 from gpuyard.renting.pending import Note, PendingNotes
 
-MOST_OFFERS = 8  # tried in one rent; Vast allows one create in 4.5 s
+MOST_OFFERS = 8  # tried in one rent, unless a workload says otherwise; Vast allows one create in 4.5 s
+LARGER = 2.0  # how many times as large a disk is asked for after one that was full
 MOST_AT_ONE_CLOUD = 3  # tried there before the other clouds have their turn
 GAVE_UP = "Another node of the run cannot be had, so no further offer was tried for this one."
 _TOLD_EVERY_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """When to try no further offer, and what an offer may cost once a larger disk is asked for.
+
+    ``usd`` is what was paid for machines that went back, ``seconds`` counts from the first attempt.
+    """
+
+    attempts: int = MOST_OFFERS
+    seconds: float | None = None
+    usd: float | None = None
+    max_price_per_hour_usd: float | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class _Spent:
+    """What renting has taken so far."""
+
+    limits: Limits
+    clock: Clock
+    began: float
+    attempts: int = 0
+    usd: float = 0.0
+
+    def give_up(self) -> str:
+        """Return which limit is reached, in words, ``""`` for none."""
+        limits, elapsed = self.limits, self.clock.now() - self.began
+        if self.attempts >= limits.attempts:
+            return f"limits.attempts={limits.attempts} is reached"
+        if limits.seconds is not None and elapsed >= limits.seconds:
+            return f"limits.minutes={limits.seconds / 60:g} is reached after {elapsed / 60:.1f} minutes"
+        if limits.usd is not None and self.usd >= limits.usd:
+            return f"limits.usd={limits.usd:g} is reached: ${self.usd:.4f} were paid for machines that went back"
+        return ""
 
 
 class Shared:
@@ -70,27 +107,39 @@ def rent(
     *,
     notes: PendingNotes | None = None,
     shared: Shared | None = None,
+    limits: Limits | None = None,
     make_usable: Callable[[Instance], Instance] = lambda instance: instance,
     progress: Progress | None = None,
+    clock: Clock | None = None,
 ) -> Instance:
-    """Return a new machine for the node, from the first offer that can be had and used.
+    """Return a new machine for the node, from the first offer that can be had and used, within ``limits``.
 
     ``offers`` are in order of preference; ``notes`` keep each request until its answer is certain. ``make_usable``
     returns a new machine as it is when it can be used, or gives it back and raises :class:`UnreachableError`, which
-    leads to the next offer. When the node has a machine, :class:`UsageError` says so: one that lives is enough, and the
-    disk of one that was preempted, failed or was stopped may hold what no checkpoint has. Raises
-    :class:`NoCapacityError` when all offers are gone, and whatever :meth:`Provider.create` and ``make_usable`` raise.
+    leads to the next offer; after :class:`DiskFullError` the next ones are asked for a larger disk. When the node has a
+    machine, :class:`UsageError` says so: one that lives is enough, and the disk of one that was preempted, failed or
+    was stopped may hold what no checkpoint has. Raises :class:`NoCapacityError` when all offers are gone, and whatever
+    :meth:`Provider.create` and ``make_usable`` raise.
     """
     tell = progress or _silent
     between = shared or Shared()
     by_name = {provider.name: provider for provider in providers}
     trouble: list[GpuyardError] = []
+    reached = ""
     unfit: set[tuple[str, str]] = set()
-    for offer in worth_trying(offers):
+    time = clock or Clock()
+    limits = limits or Limits()
+    spent = _Spent(limits, time, time.now())
+    first_disk_gb = spec.disk_gb
+    for candidate in worth_trying(offers):
+        if between.failed or (reached := spent.give_up()):
+            break
+        offer = with_disk(candidate, first_disk_gb, spec.disk_gb)
         # A host may be on offer twice, at two prices.
-        if between.failed or (offer.provider, offer.machine_id) in unfit or not between.take(offer):
+        if (offer.provider, offer.machine_id) in unfit or _too_large(offer, spec, limits) or not between.take(offer):
             continue
         _check_has_none(providers, spec)
+        spent.attempts += 1
         tell(f"{'Claiming' if offer.provider == OWN else 'Renting'} {describe(offer)}.")
         try:
             instance = _create(by_name[offer.provider], offer, spec, notes or PendingNotes(), tell)
@@ -98,6 +147,7 @@ def rent(
             tell(f"Not to be had any more: {refusal}")
             trouble.append(refusal)
             continue
+        rented_at = time.now()
         # Ids of a sandbox that is gone may come again, and a pin of theirs would make this machine a stranger.
         with suppress(OSError):
             ssh.forget_host_key(instance)
@@ -112,23 +162,51 @@ def rent(
             return make_usable(instance)
         except UnreachableError as error:
             trouble.append(error)
+            spent.usd += offer.price_per_hour_usd * (time.now() - rented_at) / 3600
             if isinstance(error, UnfitError) and offer.machine_id:
                 unfit.add((offer.provider, offer.machine_id))
-    raise _none_to_be_had(offers, trouble, between)
+            if isinstance(error, DiskFullError):
+                spec = dataclasses.replace(spec, disk_gb=spec.disk_gb * LARGER)
+                tell(f"The next machine is to have a disk of {spec.disk_gb:g} GB.")
+    raise _none_to_be_had(offers, trouble, between, reached, spec.disk_gb if spec.disk_gb != first_disk_gb else None)
 
 
-def _none_to_be_had(offers: Sequence[Offer], trouble: Sequence[GpuyardError], between: Shared) -> GpuyardError:
-    """Return the error of a node for which every offer was tried."""
+def with_disk(offer: Offer, before_gb: float, disk_gb: float) -> Offer:
+    """Return ``offer``, asked for with a disk of ``before_gb``, at its price with another one."""
+    if disk_gb == before_gb:
+        return offer
+    disk = offer.disk_price_per_hour_usd * disk_gb / before_gb
+    price = offer.price_per_hour_usd - offer.disk_price_per_hour_usd + disk
+    return dataclasses.replace(offer, price_per_hour_usd=price, disk_price_per_hour_usd=disk)
+
+
+def _too_large(offer: Offer, spec: CreateSpec, limits: Limits) -> bool:
+    """Say whether an offer cannot have the disk that is asked for by now, or not at the price that it may cost."""
+    limit = limits.max_price_per_hour_usd
+    return offer.disk_gb < spec.disk_gb or (limit is not None and offer.price_per_hour_usd > limit + 1e-9)
+
+
+def _none_to_be_had(
+    offers: Sequence[Offer],
+    trouble: Sequence[GpuyardError],
+    between: Shared,
+    reached: str,
+    larger_disk_gb: float | None,
+) -> GpuyardError:
+    """Return the error of a node for which every offer was tried, or as many as its limits allow."""
     if not offers:
         return UsageError("There is no offer to rent.")
     if between.failed:
         return NoCapacityError(GAVE_UP)
     if not trouble:
         return NoCapacityError("Every offer that fits has gone to another node of the run.")
-    if len(trouble) == 1:
-        return trouble[0]
     last = trouble[-1]
-    words = f"None of the {len(trouble)} best offers could be had; the last answer: {last} Nothing is rented."
+    if isinstance(last, DiskFullError) and larger_disk_gb:
+        reached = reached or f"no further offer that fits has {larger_disk_gb:g} GB of disk"
+    if len(trouble) == 1 and not reached:
+        return last
+    why = f" No further offer was tried, since {reached}." if reached else ""
+    words = f"None of the {len(trouble)} best offers could be had; the last answer: {last}{why} Nothing is rented."
     if isinstance(last, NoCapacityError):
         return NoCapacityError(words, provider=last.provider)
     return UnreachableError(words)
@@ -171,7 +249,7 @@ def worth_trying(offers: Sequence[Offer]) -> list[Offer]:
     for offer in offers:
         seen[offer.provider] += 1
         (first if seen[offer.provider] <= MOST_AT_ONE_CLOUD else later).append(offer)
-    return [*first, *later][:MOST_OFFERS]
+    return [*first, *later]
 
 
 def _create(provider: Provider, offer: Offer, spec: CreateSpec, notes: PendingNotes, tell: Progress) -> Instance:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 from pathlib import Path
 from typing import cast
 
@@ -28,6 +29,37 @@ def load() -> Json:
 def vast_records() -> list[Json]:
     """Return Vast's machines."""
     return list(load()["vast"]["offers"])
+
+
+def vast_market(count: int, seed: int) -> list[Json]:
+    """Return ``count`` machines that look like Vast's own, the same ones for the same ``seed``.
+
+    Each is one of the catalogue's with another id, price, place and reliability, and other sizes.
+    """
+    dice = random.Random(seed)
+    machines = vast_records()
+    places = sorted({str(machine["geolocation"]) for machine in machines if machine["geolocation"]})
+    found = []
+    for number in range(count):
+        machine = dice.choice(machines)
+        price = machine["dph_base"] * dice.uniform(0.7, 1.6)
+        found.append(
+            {
+                **machine,
+                "machine_id": 100_000 + number,
+                "dph_base": round(price, 4),
+                "min_bid": round(price * dice.uniform(0.4, 0.7), 4),
+                "disk_space": dice.choice([40, 120, 400, 1600]),
+                "reliability": round(dice.uniform(0.85, 0.9999), 4),
+                "cpu_cores_effective": dice.choice([4, 8, 16, 32]),
+                "inet_up": dice.randrange(20, 2000),
+                "inet_down": dice.randrange(50, 4000),
+                "dlperf": round(machine["dlperf"] * dice.uniform(0.85, 1.1), 1),
+                "geolocation": dice.choice(places),
+                "hosting_type": dice.randrange(2),
+            }
+        )
+    return found
 
 
 def vast_ask_id(record: Json, listing: int) -> int:

@@ -40,7 +40,7 @@ _MOST_MISTAKES = 20
 # What says which workload this is, so no layer changes it.
 _FIXED = ("schema", "name", "profiles")
 # What the options are called on the command line, where that is not the name of the need.
-_OPTION_NAMES = {"gpu_names": "gpu_name", "regions": "region"}
+_OPTION_NAMES = {"gpu_names": "gpu_name", "regions": "region", "prefer": "rank"}
 # What goes when a layer says that the code comes from elsewhere: a repository has one source.
 _REPLACED_SOURCE = {"path": ("url", "commit", "credentials"), "url": ("path", "include")}
 _NEXT = re.compile(r",(?=(?:\+\+?)?[A-Za-z_][\w./@:-]*=|~)")
@@ -395,11 +395,21 @@ def _put_option(layered: _Layered, name: str, value: Any) -> None:
         layered.put({"market": value} | _not_empty(stages=stages, pools=pools), layer)
     else:
         pools = {
-            pool: {"needs": {name: value}}
+            pool: {"needs": _need(said["needs"], name, value)}
             for pool, said in (layered.values.get("pools") or {}).items()
             if said.get("needs")
         }
-        layered.put({"needs": {name: value}} | _not_empty(pools=pools), layer)
+        needs = _need(layered.values.get("needs") or {}, name, value)
+        layered.put({"needs": needs} | _not_empty(pools=pools), layer)
+
+
+def _need(needs: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """Return the layer that gives a need this value, for its alternatives as well."""
+    others = needs.get("alternatives") or []
+    if not any(name in other for other in others):
+        return {name: value}
+    rest = [{key: said for key, said in other.items() if key != name} for other in others]
+    return {name: value, "alternatives": rest}
 
 
 def _not_empty(**overlays: Mapping[str, Any]) -> dict[str, Any]:

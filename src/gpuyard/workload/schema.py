@@ -7,6 +7,8 @@ import math
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -34,6 +36,7 @@ from gpuyard.workload.hardware import Cuda, Health
 from gpuyard.workload.images import Container
 from gpuyard.workload.lean import Lean, Pantograph
 from gpuyard.workload.monitoring import Monitoring
+from gpuyard.workload.renting import Alternative, Bid, Capability, Country, Limits
 from gpuyard.workload.values import (
     Commit,
     Constraint,
@@ -143,6 +146,8 @@ class Needs(Section):
     """How many GPUs; part of one (0.5) where a cloud rents out parts."""
     gpu_ram_gb: Positive | None = None
     """The least memory of each GPU, in gigabytes."""
+    most_gpu_ram_gb: Positive | None = None
+    """The most memory of each GPU, in gigabytes: a larger one would be paid for and not used."""
     gpu_names: list[SomeWords] = []
     """The models that will do, each by its whole name: ``A100`` takes an ``A100 SXM4`` too. None: any."""
     cpu_cores: Positive | None = None
@@ -155,8 +160,32 @@ class Needs(Section):
     """The least CUDA version that the driver has to support, in quotes."""
     reliability: Share | None = None
     """The least share of time that the machine was up, from 0 to 1, where a cloud publishes it."""
+    driver: Version | None = None
+    """The least version of NVIDIA's driver, in quotes, where a cloud publishes it."""
+    compute_capability: Capability | None = None
+    """The least compute capability of the GPU, in quotes: ``'8.0'`` is an A100's. Where a cloud does not publish it,
+    the model's own counts."""
+    internet_mbit_s: Positive | None = None
+    """The least network speed in the slower direction, in millions of bits a second, where a cloud publishes it."""
+    static_ip: Switch = False
+    """Whether the machine's address has to stay the same, where a cloud publishes that."""
+    data_center: Switch = False
+    """Whether the machine has to stand in a data centre, where a cloud publishes that."""
     regions: list[SomeWords] = []
-    """The regions that will do, as the clouds call them. None: any."""
+    """The regions that will do, as the clouds call them; with ``prefer: regions`` the first is the best. None: any."""
+    countries: list[Country] = []
+    """The countries that will do, of two letters each. An offer whose country is not known will not. None: any."""
+    prefer: Literal["price", "value", "distance", "regions"] = "price"
+    """What decides among the offers that fit: the ``price`` with disk and traffic; the ``value``, which is that price
+    for what the GPUs do; the ``distance`` to the bucket; or the order of ``regions``."""
+    alternatives: list[Alternative] = []
+    """What will do where nothing that fits the needs can be had, each after the one before."""
+
+
+def _instead(needed: Query, alternative: Alternative) -> Query:
+    """Return what is asked for in place of ``needed``."""
+    said: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in alternative}
+    return replace(needed, **{name: value for name, value in said.items() if value is not None})
 
 
 def _kind(value: object) -> object:
@@ -539,6 +568,10 @@ class Workload(Section):
     """Named groups of nodes. None: one pool, ``main``, of one node."""
     budget: Budget = Budget()
     """What it may cost."""
+    bid: Bid | None = None
+    """What is bid for an interruptible machine. None: the least that is accepted."""
+    limits: Limits = Limits()
+    """When to give up renting a machine."""
     storage: Storage | None = None
     """What the run leaves in the bucket, and what that costs, for the estimate. None: not estimated."""
     traffic: Traffic | None = None
@@ -732,19 +765,30 @@ class Workload(Section):
             "interruptible": "interruptible",
             "any": "any",
         }
-        return Query(
+        needed = Query(
             gpu_count=asked.gpu_count,
             gpu_ram_gb=asked.gpu_ram_gb,
+            most_gpu_ram_gb=asked.most_gpu_ram_gb,
             gpu_names=tuple(asked.gpu_names),
             cpu_cores=asked.cpu_cores,
             ram_gb=asked.ram_gb,
             disk_gb=asked.disk_gb,
             cuda=asked.cuda,
+            driver=asked.driver,
+            compute_capability=asked.compute_capability,
             reliability=asked.reliability,
+            internet_mbit_s=asked.internet_mbit_s,
+            static_ip=asked.static_ip,
+            data_center=asked.data_center,
             regions=tuple(asked.regions),
+            countries=tuple(asked.countries),
             market=kinds[wanted],
             max_price_per_hour_usd=min(limits, default=None),
+            bid_times=self.bid.times if self.bid else 1.0,
+            bid_at_most_usd=self.bid.at_most_usd_per_hour if self.bid else None,
+            rank=asked.prefer,
         )
+        return replace(needed, alternatives=tuple(map(partial(_instead, needed), asked.alternatives)))
 
     def left(self, done: Collection[tuple[int, str]] = ()) -> list[Stage]:
         """Return the stages that are still to run in some iteration; ``done`` are pairs of iteration and stage name."""

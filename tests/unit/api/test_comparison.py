@@ -12,6 +12,7 @@ from gpuyard.errors import ProviderDownError
 from gpuyard.providers.base import Offer, Provider, Query
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
+from gpuyard.ranking import Ranking, Speed
 
 
 def offer(provider: str, offer_id: str, price: float, **values: Any) -> Offer:
@@ -35,13 +36,13 @@ MARKET = [
     offer("vast", "2", 0.90, gpu_count=2.0, dlperf=200.0, reliability=0.95),
     offer("vast", "3", 0.05, gpu_name="T4", gpu_ram_gb=16.0, dlperf=10.0, reliability=0.5),
     offer("vultr", "a@ewr", 0.60, gpu_count=0.5),
-    offer("vultr", "b@ewr", 0.70, gpu_name="A16"),
+    offer("vultr", "b@ewr", 0.70, gpu_name="Z9"),
 ]
 
 
 def compared(by: str = "price", query: Query | None = None, **problems: Exception) -> comparison.Comparison:
     query = query or Query(gpu_ram_gb=24)
-    return comparison.compare(market.judge(MARKET, query), CLOUDS, problems, {"gpu_ram_gb": 24}, by=by)
+    return comparison.compare(market.judge(MARKET, query), CLOUDS, problems, query, by=by)
 
 
 def test_b1_an_offer_on_both_markets_is_one_row_with_both_prices() -> None:
@@ -57,8 +58,8 @@ def test_b1_an_offer_on_both_markets_is_one_row_with_both_prices() -> None:
 
 def test_the_speed_of_another_cloud_is_the_median_of_the_same_gpu_and_says_so() -> None:
     rows = {row.offer.id: row for row in compared().rows}
-    assert (rows["2"].speed, rows["2"].measured) == (200.0, True)
-    assert (rows["a@ewr"].speed, rows["a@ewr"].measured) == (45.0, False)  # half of the median of 80 and 100
+    assert rows["2"].speed == Speed(200.0, "this machine")
+    assert rows["a@ewr"].speed == Speed(45.0, "same GPU at Vast.ai")  # half of the median of 80 and 100
     assert rows["a@ewr"].per_speed == pytest.approx(0.60 / 45 * 100)
     assert rows["b@ewr"].speed is None and rows["b@ewr"].per_speed is None
     assert rows["b@ewr"].to_dict()["dlperf_from"] == "" and rows["a@ewr"].to_dict()["dlperf_from"].startswith("same")
@@ -120,5 +121,5 @@ def test_nothing_that_fits_is_a_sentence_and_no_table() -> None:
     ],
 )
 def test_why_a_runner_up_lost(other: Offer, words: str) -> None:
-    assert market.why_behind(MARKET[0], other) == words
+    assert Ranking(Query(), []).why_behind(MARKET[0], other) == words
     assert market.rank([market.Verdict(other), market.Verdict(MARKET[0])])[0] is MARKET[0]

@@ -16,7 +16,7 @@ from gpuyard import market, pace
 from gpuyard.box import health
 from gpuyard.box.checkpoints import LocalStore
 from gpuyard.config import BucketSettings, SshKey
-from gpuyard.errors import NoOfferError, UnfitError, UnreachableError
+from gpuyard.errors import DiskFullError, NoOfferError, UnfitError, UnreachableError
 from gpuyard.formats.failed_host import FailedHost
 from gpuyard.formats.manifest import timestamp
 from gpuyard.providers.base import Instance, Query, State
@@ -332,3 +332,11 @@ def test_a_host_that_has_failed_is_not_tried_at_its_other_price(monkeypatch: pyt
     offers = [an_offer(id=number, machine_id=host) for number, host in (("1", "h"), ("2", "h"), ("3", "k"))]
     assert rent.rent([provider], offers, a_spec(), make_usable=make_usable).id == "3"
     assert tried == ["1", "3"]
+
+
+def test_u10_too_little_room_is_a_matter_of_the_disk_and_no_fault_of_the_host(programs: Path) -> None:
+    program(programs, "nvidia-smi", SMI)
+    told: list[str] = []
+    with pytest.raises(DiskFullError, match=r"disk space: .* GB free"):
+        an_acceptance(told, least={"disk_free_gb": 1e9}).check(a_machine(emulated=True), KEY, told.append)
+    assert remembered() == []

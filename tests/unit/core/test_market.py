@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from gpuyard import gpus, market
+from gpuyard import geography, gpus, market, ranking
 from gpuyard.errors import AuthenticationError, NoOfferError, ProviderDownError, UsageError
 from gpuyard.providers.base import Offer, Query
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
+from gpuyard.sandbox import catalogue
 
 from .conftest import an_offer
 from .standin import Reply, Standin
@@ -203,3 +204,174 @@ def test_one_cloud_that_fails_does_not_hide_the_other(
 
 def test_no_cloud_no_offers() -> None:
     assert market.collect([], Query()).offers == []
+
+
+# -- further conditions, alternatives, preference --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "good", "bad"),
+    [
+        ({"most_gpu_ram_gb": 48}, {"gpu_ram_gb": 48.0}, {"gpu_ram_gb": 80.0}),
+        ({"driver": "535.86"}, {"driver": "535.86.05"}, {"driver": "535.85"}),
+        ({"compute_capability": "8.9"}, {"compute_capability": "12.0"}, {"compute_capability": "8.6"}),
+        ({"compute_capability": "8.9"}, {"gpu_name": "RTX 4090"}, {"gpu_name": "A100 SXM4"}),
+        ({"internet_mbit_s": 500}, {"internet_mbit_s": 500.0}, {"internet_mbit_s": 499.0}),
+        ({"static_ip": True}, {"static_ip": True}, {"static_ip": False}),
+        ({"data_center": True}, {"data_center": True}, {"data_center": False}),
+        ({"countries": ["se", "NO"]}, {"region": "Oslo, NO"}, {"region": "Texas, US"}),
+        ({"countries": ["US"]}, {"provider": "vultr", "region": "ewr"}, {"provider": "runpod", "region": "EU-RO-1"}),
+        ({"countries": ["US"]}, {"region": "Texas, US"}, {"region": "Atlantis"}),  # no place is known to be in it
+        ({"bid_at_most_usd": 0.2}, {"least_bid_usd": 0.2}, {"least_bid_usd": 0.21}),
+        ({"bid_at_most_usd": 0.2}, {"least_bid_usd": None}, {"least_bid_usd": 0.3}),
+    ],
+)
+def test_further_conditions(query: dict[str, Any], good: dict[str, Any], bad: dict[str, Any]) -> None:
+    verdicts = market.judge([an_offer(id="good", **good), an_offer(id="bad", **bad)], Query(**query))
+    assert [(verdict.offer.id, verdict.fits) for verdict in verdicts] == [("good", True), ("bad", False)]
+    [removal] = market.removals(verdicts)
+    assert (removal.removed, removal.total) == (1, 2)
+    assert removal.best_seen
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"driver": "535.86"},
+        {"compute_capability": "8.0"},
+        {"internet_mbit_s": 100},
+        {"static_ip": True},
+        {"data_center": True},
+    ],
+)
+def test_further_conditions_let_pass_what_is_not_published(query: dict[str, Any]) -> None:
+    assert market.judge([an_offer(gpu_name="Nobody's 1")], Query(**query))[0].fits
+
+
+def test_v4_the_next_choice_comes_after_all_of_the_first() -> None:
+    wanted = Query(gpu_ram_gb=40, alternatives=(Query(gpu_ram_gb=32),))
+    offers = [
+        an_offer(id="small", gpu_ram_gb=24.0, price_per_hour_usd=0.1),
+        an_offer(id="next", gpu_ram_gb=32.0, price_per_hour_usd=0.2),
+        an_offer(id="large", gpu_ram_gb=48.0, price_per_hour_usd=0.9),
+        an_offer(id="larger", gpu_ram_gb=80.0, price_per_hour_usd=0.8),
+    ]
+    assert ids(market.choose(offers, wanted)) == ["larger", "large", "next"]
+    verdicts = market.judge(offers, wanted)
+    assert [(verdict.offer.id, verdict.choice) for verdict in verdicts if verdict.fits] == [
+        ("next", 1),
+        ("large", 0),
+        ("larger", 0),
+    ]
+    assert [str(removal) for removal in market.removals(verdicts)] == ["gpu_ram_gb >= 32 removed 1 of 4 (best seen 24)"]
+    ranked = market.rank(verdicts, wanted)
+    assert market.runners_up(ranked, wanted, verdicts) == [
+        "2. vast large, on-demand, lost: $0.1000 an hour dearer, +12%.",
+        "3. vast next, on-demand, lost: it is alternative 1 only.",
+    ]
+    assert "it is the first choice of 2" in market.explain(verdicts, wanted)[0]
+
+
+def test_the_price_counts_with_the_workloads_own_traffic() -> None:
+    offers = [
+        an_offer(id="cheap, dear traffic", price_per_hour_usd=0.40, traffic_price_per_gb_usd=0.02),
+        an_offer(id="free traffic", price_per_hour_usd=0.45),
+    ]
+    assert market.choose(offers, Query())[0].id == "cheap, dear traffic"
+    much = Query(traffic_gb_per_hour=10.0)
+    assert market.choose(offers, much)[0].id == "free traffic"
+    ranked = market.choose(offers, much)
+    assert market.runners_up(ranked, much) == [
+        "2. vast cheap, dear traffic, on-demand, lost: $0.1500 an hour dearer, +33%."
+    ]
+
+
+def test_value_is_the_price_of_what_the_gpus_do() -> None:
+    offers = [
+        an_offer(id="slow", price_per_hour_usd=0.3, dlperf=30.0),
+        an_offer(id="fast", price_per_hour_usd=0.5, dlperf=100.0),
+        an_offer(id="by its data sheet", gpu_name="H100 SXM", price_per_hour_usd=1.2),
+        an_offer(id="unknown", gpu_name="Z9", price_per_hour_usd=0.01),
+    ]
+    query = Query(rank="value")
+    ranked = market.choose(offers, query)
+    # 65 DLPerf for the RTX 4090 of the market, whose data sheet has 165 to the H100's 989: 390 DLPerf.
+    assert ids(ranked) == ["by its data sheet", "fast", "slow", "unknown"]
+    assert market.runners_up(ranked, query, market.judge(offers, query))[0].endswith(
+        "lost: $0.5000 for an hour of 100 DLPerf, against $0.3080."
+    )
+
+
+def test_v3_regions_count_in_their_order_and_distance_from_the_bucket() -> None:
+    offers = [
+        an_offer(provider="vultr", id="lax", region="lax", price_per_hour_usd=0.1),
+        an_offer(provider="vultr", id="sea", region="sea", price_per_hour_usd=0.2),
+        an_offer(provider="vultr", id="sjc", region="sjc", price_per_hour_usd=0.3),
+        an_offer(id="unknown", region="Atlantis", price_per_hour_usd=0.01),
+    ]
+    by_order = Query(regions=("sjc", "sea", "lax"), rank="regions")
+    assert ids(market.choose(offers, by_order)) == ["sjc", "sea", "lax"]
+    near = geography.spot_of_bucket("auto", "https://sjc1.vultrobjects.com")
+    by_distance = Query(rank="distance", near=near)
+    ranked = market.choose(offers, by_distance)
+    assert ids(ranked) == ["sjc", "lax", "sea", "unknown"]
+    assert [line.partition("lost: ")[2] for line in market.runners_up(ranked, by_distance)] == [
+        "493 km from the bucket, against 0 km.",
+        "1,112 km from the bucket, against 0 km.",
+        "it is not known where it is.",
+    ]
+
+
+def test_an_order_that_cannot_be_is_refused() -> None:
+    with pytest.raises(UsageError, match="rank=distance needs a bucket whose place is known"):
+        ranking.grounded(Query(rank="distance"), near=None)
+    with pytest.raises(UsageError, match="rank=regions needs regions"):
+        ranking.grounded(Query(rank="regions"), near=None)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "words"),
+    [
+        ({"gpu_ram_gb": 80.0, "most_gpu_ram_gb": 40.0}, "gpu_ram_gb=80 is above most_gpu_ram_gb=40"),
+        ({"driver": "new"}, "driver='new' must be a version"),
+        ({"compute_capability": "x"}, "compute_capability='x' must be a version"),
+        ({"countries": ["Sweden"]}, "countries='Sweden' must be a country of two letters"),
+    ],
+)
+def test_conditions_that_cannot_be_are_refused(conditions: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        market.check_conditions(conditions)
+
+
+@pytest.mark.parametrize(
+    ("region", "endpoint", "country"),
+    [
+        ("", "https://s3.us-west-004.backblazeb2.com", "US"),
+        ("auto", "https://ams1.vultrobjects.com:443/x", "NL"),
+        ("eu-central-1", "", "DE"),
+        ("auto", "https://0123.r2.cloudflarestorage.com", None),
+    ],
+)
+def test_where_a_bucket_lies(region: str, endpoint: str, country: str | None) -> None:
+    place = geography.spot_of_bucket(region, endpoint)
+    assert (place.country if place else None) == country
+
+
+def test_a_market_of_many_is_the_same_for_the_same_seed_and_ranked_once() -> None:
+    rows = [
+        catalogue.vast_offer(one, listing=1, rentable=True, bid=False, storage_gb=50, now=0.0)
+        for one in catalogue.vast_market(2000, 7)
+    ]
+    assert rows == [
+        catalogue.vast_offer(one, listing=1, rentable=True, bid=False, storage_gb=50, now=0.0)
+        for one in catalogue.vast_market(2000, 7)
+    ]
+    query = Query(gpu_ram_gb=24, reliability=0.95, disk_gb=50)
+    offers = [Vast("k")._offer(row, "on-demand", query) for row in rows]
+    assert len({offer.machine_id for offer in offers}) == 2000
+    verdicts = market.judge(offers, query)
+    fitting = [one for one in offers if one.gpu_ram_gb >= 24 and (one.reliability or 0) >= 0.95 and one.disk_gb >= 50]
+    assert {offer.id for offer in market.rank(verdicts, query)} == {offer.id for offer in fitting}
+    assert sum(removal.removed for removal in market.removals(verdicts)) == sum(
+        (one.gpu_ram_gb < 24) + ((one.reliability or 0) < 0.95) + (one.disk_gb < 50) for one in offers
+    )

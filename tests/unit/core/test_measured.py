@@ -9,6 +9,7 @@ from pathlib import Path
 from gpuyard import comparison
 from gpuyard.box.checkpoints import LocalStore, publish, write_record
 from gpuyard.formats.ledger import Change, Entry
+from gpuyard.providers.base import Query
 from gpuyard.providers.vast import Vast
 from gpuyard.renting import measured
 
@@ -72,7 +73,7 @@ def test_v18_machines_of_a_run_are_told_apart_by_when_they_were_rented(tmp_path:
     assert (vultr.provider, vultr.setup_minutes) == ("vultr", 2.0)
     assert vultr.stages == (measured.StageFigures("prover", "score", 1, 0.5, 1.0),)
     assert measured.read(store, "another", lambda _: None) == []
-    made = comparison.compare([], [Vast("k")], {}, {}, measured=[vast, vultr])
+    made = comparison.compare([], [Vast("k")], {}, Query(), measured=[vast, vultr])
     assert "prover tune" in made.render("table") and "## What earlier runs measured" in made.render("markdown")
     assert json.loads(made.render("json"))["measured"][0]["setup_minutes"] == 15.0
 

@@ -483,7 +483,7 @@ def test_a_key_of_another_instance_is_not_this_ones(tmp_path: Path) -> None:
 def test_other_clouds_have_their_turn_before_the_rest_of_one_that_refuses() -> None:
     offers = [an_offer(id=f"v{number}") for number in range(10)] + [an_offer(provider="vultr", id="u0")]
     tried = [offer.id for offer in rent.worth_trying(offers)]
-    assert tried == ["v0", "v1", "v2", "u0", "v3", "v4", "v5", "v6"]
+    assert tried == ["v0", "v1", "v2", "u0", *(f"v{number}" for number in range(3, 10))]
     assert [offer.id for offer in rent.worth_trying(offers[:2])] == ["v0", "v1"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -93,6 +94,17 @@ def test_an_offer_is_so_many_gpus_in_a_data_centre_that_has_them(cloud: RunPod, 
     asked = [request.params for request in service.calls("GET", "/catalog/gpus")]
     assert [params["cloud"] for params in asked] == ["SECURE", "COMMUNITY"]
     assert all(params["count"] == "2" and params["include"] == "AVAILABILITY" for params in asked)
+
+
+def test_each_alternative_that_has_to_be_ordered_otherwise_is_an_offer_of_its_own(
+    cloud: RunPod, service: Standin
+) -> None:
+    service.on("GET", "/catalog/gpus", Reply({"gpus": [kind()]}))
+    query = Query(gpu_count=1, cpu_cores=8)
+    others = tuple(dataclasses.replace(query, **one) for one in ({"gpu_names": ("A40",)}, {"gpu_count": 2}))
+    offers = cloud.offers(dataclasses.replace(query, alternatives=others))
+    assert [(offer.gpu_count, offer.cpu_cores, offer.data_center) for offer in offers] == [(1, 8, True), (2, 8, True)]
+    assert [request.params["count"] for request in service.seen] == ["1", "1", "2", "2"]
 
 
 def test_the_flag_decides_and_not_the_price(cloud: RunPod, service: Standin) -> None:

@@ -26,6 +26,7 @@ from gpuyard.providers import skypilot
 from gpuyard.providers.base import CreateSpec, Offer, Query, State
 from gpuyard.providers.rental import Waits
 from gpuyard.providers.skypilot import Skypilot, cluster_name, ref_of
+from gpuyard.ranking import Ranking
 
 from . import fake_sky
 
@@ -84,7 +85,7 @@ def test_an_order_of_the_users_own_is_kept_and_other_clouds_come_before(fake: fa
     verdicts = market.judge([*offers, live], Query(gpu_names=["H100"]))
     assert market.rank(verdicts)[0] is live
     assert "the first of 5 that fit, in the order in which the clouds are taken" in market.explain(verdicts)[0]
-    assert "later in the order" in market.why_behind(live, offers[0])
+    assert "later in the order" in Ranking(Query(), [live]).why_behind(live, offers[0])
 
 
 def test_a_cloud_without_credentials_is_left_out_and_none_at_all_is_said(sky: Skypilot, fake: fake_sky.Fake) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
 
+from gpuyard import market
 from gpuyard.errors import (
     AmbiguousError,
     AuthenticationError,
@@ -106,12 +108,60 @@ def test_the_search_filters_only_what_loses_nothing(vast: Vast, service: Standin
         Query(gpu_count=1, gpu_ram_gb=24, gpu_names=["A100"], disk_gb=50, cuda="12.4", regions=["NO"], market="any")
     )
     bodies = [request.body for request in service.seen]
-    assert [body["type"] for body in bodies] == ["on-demand", "on-demand", "bid", "bid"]
+    assert [body["type"] for body in bodies] == [*["on-demand"] * 3, *["bid"] * 3]
     assert bodies[0]["gpu_ram"] == {"gte": 24000}
     assert (bodies[0]["allocated_storage"], bodies[0]["limit"], bodies[0]["order"]) == (50, 64, [["dph_total", "asc"]])
     assert bodies[0]["rentable"] == bodies[0]["verified"] == {"eq": True}
-    assert not {"gpu_name", "cuda_max_good", "geolocation", "dph_total", "id"} & bodies[0].keys()
-    assert "gpu_ram" not in bodies[1]  # the rest of a small market, so that the losers can be counted
+    assert not {"cuda_max_good", "geolocation", "dph_total", "id"} & bodies[0].keys()
+    assert bodies[0]["gpu_name"] == {"in": ["A100 SXM4", "A100 PCIE", "A100"]}
+    assert "gpu_name" not in bodies[1] and "gpu_ram" in bodies[1]  # a spelling that we do not know
+    assert "gpu_ram" not in bodies[2]  # the rest of a small market, so that the losers can be counted
+
+
+def test_u4_the_search_is_by_reliability_count_and_name_ordered_by_price(vast: Vast, service: Standin) -> None:
+    service.on("POST", "/api/v0/bundles/", Reply({"offers": [ask(1)]}))
+    vast.offers(Query(gpu_count=2, gpu_names=["RTX_4090"], reliability=0.98, market="on-demand"))
+    first, rest = (request.body for request in service.seen)
+    assert (first["reliability2"], first["num_gpus"], first["gpu_name"], first["order"]) == (
+        {"gte": 0.98},
+        {"gte": 2.0},
+        {"in": ["RTX 4090"]},
+        [["dph_total", "asc"]],
+    )
+    assert "gpu_name" not in rest
+
+
+def test_of_alternatives_the_least_is_searched_for(vast: Vast, service: Standin) -> None:
+    service.on("POST", "/api/v0/bundles/", Reply({"offers": []}))
+    names = [["H100"], ["RTX 6000 Ada"]]
+    query = Query(gpu_ram_gb=80, compute_capability="9.0", gpu_names=names[0], market="on-demand")
+    query = dataclasses.replace(query, alternatives=(dataclasses.replace(query, gpu_ram_gb=48, gpu_names=names[1]),))
+    vast.offers(query)
+    body = service.seen[0].body
+    assert (body["gpu_ram"], body["compute_cap"]) == ({"gte": 48000}, {"gte": 900})
+    assert body["gpu_name"]["in"][:4] == ["H100 SXM", "H100 PCIE", "H100 NVL", "RTX 6000Ada"]
+
+
+def test_what_a_search_says_of_network_driver_and_place(vast: Vast, service: Standin) -> None:
+    more = {"inet_up": 420, "inet_down": 610, "hosting_type": 1, "static_ip": False, "compute_cap": 890}
+    service.on("POST", "/api/v0/bundles/", Reply({"offers": [ask(1, **more, driver_version="560.35.03")]}))
+    [offer] = vast.offers(Query(market="on-demand"))
+    assert (offer.internet_mbit_s, offer.data_center, offer.static_ip) == (420.0, True, False)
+    assert (offer.compute_capability, offer.driver) == ("8.9", "560.35.03")
+
+
+@pytest.mark.parametrize(("times", "most", "bid"), [(1.0, None, 0.1), (1.2, None, 0.12), (2.0, 0.15, 0.15)])
+def test_a_bid_is_a_multiple_of_the_least_and_no_more_than_the_most(
+    vast: Vast, service: Standin, times: float, most: float | None, bid: float
+) -> None:
+    reply = {"offers": [ask(1, min_bid=0.1, dph_total=0.11, storage_total_cost=0.01)]}
+    service.on("POST", "/api/v0/bundles/", Reply(reply))
+    [offer] = vast.offers(Query(market="interruptible", bid_times=times, bid_at_most_usd=most))
+    assert (offer.least_bid_usd, offer.bid_usd, offer.price_per_hour_usd) == pytest.approx((0.1, bid, bid + 0.01))
+    service.on("GET", "/api/v0/ssh/", Reply([{"public_key": SSH_KEY}]))
+    [planned] = vast.plan_create(offer, a_spec())
+    assert planned.body and planned.body["price"] == bid
+    assert f"interruptible, bid ${bid:.4f} of at least $0.1000" in market.describe(offer)
 
 
 def test_full_pages_are_continued_by_a_price_floor_and_deduplicated(vast: Vast, service: Standin) -> None:

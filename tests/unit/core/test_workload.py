@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_missing_variables_are_all_named() -> None:
     [
         ("name: tiny", "name: Tiny", "w.yml:1: name: must be 1 to 40 lower-case"),
         ("name: tiny", "nam: tiny", "w.yml:1: nam: is not a key here; did you mean 'name'?"),
-        ("name: tiny", "x: tiny", "w.yml:1: x: is not a key here; known are: budget, build,"),
+        ("name: tiny", "x: tiny", "w.yml:1: x: is not a key here; known are: bid, budget, build,"),
         ("{path: examples/tiny}", "{path: ''}", "w.yml:2: repository.path: must not be empty"),
         (
             "{path: examples/tiny}",
@@ -525,3 +526,56 @@ def test_a_stages_market_is_checked_and_stays_on_the_controller() -> None:
     assert "stages[0].market" in mistakes(BY_STAGE.replace("market: on-demand", "market: spot"))[0]
     stages = parse_workload(BY_STAGE, "w.yml").to_box()["stages"]
     assert isinstance(stages, list) and "market" not in stages[0]
+
+
+MARKET = """\
+name: picky
+repository: {path: examples/tiny}
+needs:
+  gpu_names: [A100]
+  gpu_ram_gb: 80
+  most_gpu_ram_gb: 96
+  driver: "535.86"
+  compute_capability: "8.0"
+  internet_mbit_s: 500
+  static_ip: true
+  data_center: true
+  regions: [sjc, sea, lax]
+  countries: [us, "NO"]
+  prefer: regions
+  alternatives:
+  - {gpu_names: [H100]}
+  - {gpu_names: [RTX A6000], gpu_ram_gb: 48, gpu_count: 2}
+bid: {at_most_usd_per_hour: 0.5}
+stages: [{name: train, command: python train.py}]
+"""
+
+
+def test_everything_that_a_machine_may_need_reaches_the_market() -> None:
+    query = parse_workload(MARKET, "w.yml").query()
+    assert (query.most_gpu_ram_gb, query.driver, query.compute_capability) == (96.0, "535.86", "8.0")
+    assert (query.internet_mbit_s, query.static_ip, query.data_center) == (500.0, True, True)
+    assert (query.regions, query.countries, query.rank) == (("sjc", "sea", "lax"), ("US", "NO"), "regions")
+    assert (query.bid_times, query.bid_at_most_usd) == (1.2, 0.5)
+    first, second, third = query.choices
+    assert first == dataclasses.replace(query, alternatives=())
+    assert second == dataclasses.replace(first, gpu_names=("H100",))
+    assert third == dataclasses.replace(first, gpu_names=("RTX A6000",), gpu_ram_gb=48.0, gpu_count=2.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            '"NO"',
+            "NO",
+            "needs.countries[1]: must be a country of two letters, such as 'SE', not false; put it in quotes",
+        ),
+        ('"8.0"', "8.0", "needs.compute_capability: must be a compute capability such as '8.0', not 8.0; put it in"),
+        ("prefer: regions", "prefer: speed", "needs.prefer: must be "),
+        ("{gpu_names: [H100]}", "{disk_gb: 5}", "needs.alternatives[0].disk_gb: is not a key here"),
+        ("bid: {", "bid: {times: 0.9, ", "bid.times: must be a number from 1 to 100, not 0.9"),
+    ],
+)
+def test_a_mistake_in_what_the_market_is_asked_is_named(old: str, new: str, said: str) -> None:
+    assert any(said in line for line in mistakes(MARKET.replace(old, new))), mistakes(MARKET.replace(old, new))

@@ -10,6 +10,7 @@ import re
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ansible import context
 from ansible.inventory.manager import InventoryManager
 from ansible.module_utils.common.collections import ImmutableDict
 from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.inventory import Constructable
 from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
@@ -309,6 +311,53 @@ keyed_groups: [{key: gpuyard_market, prefix: market}]
     assert groups_of(inventory, "a-0") >= {"cheap", "market_on_demand"}
     assert "dear" not in inventory.groups
     assert inventory.get_host("a-0").get_vars()["per_day"] == pytest.approx(9.6)
+
+
+def test_an_expression_is_worked_out_once_for_hosts_for_which_it_is_the_same(
+    world: World, parse: Parse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        price = 0.5 if number % 2 else 0.25
+        world.vast.held[str(number)] = instance("vast", str(number), f"r{number}-0", price_per_hour_usd=price)
+    worked_out: list[str] = []
+    whole = Constructable._compose
+
+    def counted(self: Any, template: Any, variables: Any, *more: Any, **options: Any) -> Any:
+        worked_out.append(str(template))
+        return whole(self, template, variables, *more, **options)
+
+    monkeypatch.setattr(Constructable, "_compose", counted)
+    inventory = parse(
+        {
+            "vast.yml": """
+plugin: gpuyard.cloud.vast
+strict: true
+compose:
+  per_day: gpuyard_price_per_hour_usd * 24
+  who: gpuyard_run ~ '!'
+  home: lookup('env', 'HOME') ~ gpuyard_market
+  dice: "[gpuyard_market, 'x'] | random"
+  said: extra_word ~ gpuyard_market
+keyed_groups: [{key: per_day | string, prefix: cost}, {key: gpuyard_gpu_name, prefix: model}]
+use_extra_vars: true
+"""
+        },
+        extra_word="once",
+    )
+    facts = {name: inventory.get_host(name).get_vars() for name in names(inventory)}
+    assert [facts[f"r{number}-0"]["per_day"] for number in range(6)] == [6.0, 12.0] * 3
+    assert [facts[f"r{number}-0"]["who"] for number in range(6)] == [f"r{number}-0!" for number in range(6)]
+    assert {one["said"] for one in facts.values()} == {"onceon-demand"}
+    assert groups_of(inventory, "r1-0") >= {"cost_12_0", "model_RTX_4090"}
+    counts = Counter(worked_out)
+    assert (counts["gpuyard_price_per_hour_usd * 24"], counts["per_day | string"], counts["gpuyard_gpu_name"]) == (
+        2,
+        2,
+        1,
+    )
+    # What may change its mind, or depends on more than a host's own variables, is asked each time.
+    assert [counts[word] for word in counts if "lookup" in word or "random" in word or "extra" in word] == [6, 6, 6]
+    assert counts["gpuyard_run ~ '!'"] == 6
 
 
 def test_cache_answers_without_the_cloud(world: World, parse: Parse, tmp_path: Path) -> None:

@@ -17,9 +17,12 @@ from gpuyard.box import checkpoints
 from gpuyard.box.checkpoints import LocalStore
 from gpuyard.errors import CreditError, LeakError, NoCapacityError
 from gpuyard.formats.label import RunRef
+from gpuyard.planning import PlanRequest
+from gpuyard.planning.nodes import query
 from gpuyard.providers.base import Instance, State
 from gpuyard.renting import ready, watch
 from gpuyard.renting.places import own_place
+from gpuyard.workload import parse_workload
 
 from .conftest import Verb, World, instance, offer
 from .test_run_end import ALL_SAVED, Boxes, boxes, bucket, store_of
@@ -220,6 +223,46 @@ def test_pools_that_no_machine_can_serve_are_told(world: World, verb: Verb, work
     Path(workload).write_text(ONE_EACH.replace("A100 SXM4", "H100"))
     message = sentence(verb("run_launch", workload=workload, bucket=bucket))
     assert "of gpu_names they allow train H100, search A100 or RTX 4090, and these have nothing in common" in message
+
+
+def test_alternatives_of_pools_on_one_box_are_what_their_choices_make_together(tmp_path: Path) -> None:
+    text = """
+        name: both
+        repository: {path: code}
+        pools:
+          search: {needs: {gpu_ram_gb: 24, cpu_cores: 16, alternatives: [{cpu_cores: 8}]}}
+          train: {needs: {gpu_names: [A100], gpu_ram_gb: 80, alternatives: [{gpu_ram_gb: 40}, {gpu_names: [H100]}]}}
+        stages:
+        - {name: train, pool: train, command: "true"}
+        - {name: search, pool: search, command: "true"}
+    """
+    workload = parse_workload(text, "both.yml")
+    together, _ = query(workload, ["train", "search"], (), PlanRequest())
+    assert [(one.gpu_names, one.gpu_ram_gb, one.cpu_cores) for one in together.choices] == [
+        (("A100",), 80.0, 16.0),
+        (("A100",), 80.0, 8.0),
+        (("A100",), 40.0, 16.0),
+        (("A100",), 40.0, 8.0),
+        (("H100",), 80.0, 16.0),
+        (("H100",), 80.0, 8.0),
+    ]
+    alone, _ = query(workload, ["search"], (), PlanRequest(conditions={"cpu_cores": 4.0}))
+    assert [one.cpu_cores for one in alone.choices] == [4.0]
+
+
+def test_the_workloads_traffic_counts_by_the_hour(tmp_path: Path) -> None:
+    text = """
+        name: busy
+        repository: {path: code}
+        iterations: 2
+        setup_hours: {expected: 1, worst: 1}
+        traffic: {setup_gb: 10, gb_per_iteration: 20}
+        stages:
+        - {name: train, command: "true", hours: {expected: 2, worst: 3}}
+    """
+    workload = parse_workload(text, "busy.yml")
+    assert query(workload, ["main"], (), PlanRequest())[0].traffic_gb_per_hour == pytest.approx(50 / 5)
+    assert query(workload, ["main"], [(0, "train")], PlanRequest())[0].traffic_gb_per_hour == pytest.approx(30 / 3)
 
 
 # -- renting ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from gpuyard import records
 from gpuyard.errors import UsageError
+from gpuyard.providers.base import Query
 from gpuyard.workload import Resolved, again, from_document, resolve, to_document
 
 PROVER = """\
@@ -299,3 +301,22 @@ def test_a_path_and_an_address_in_one_layer_are_still_a_mistake(file: Path) -> N
         PROVER.replace("profiles:\n", "profiles:\n  both: {repository: {path: a, url: https://b.example/c}}\n")
     )
     assert "must have either path (a local tree) or url and commit" in refused(file)
+
+
+def test_an_option_counts_for_the_alternatives_too(file: Path) -> None:
+    needs = "needs: {gpu_ram_gb: 80, gpu_names: [A100], alternatives: [{gpu_ram_gb: 40}, {gpu_names: [H100]}]}"
+    file.write_text(file.read_text().replace("needs: {gpu_ram_gb: 80, gpu_names: [A100]}", needs))
+    query = resolve(str(file), options={"gpu_ram_gb": 48.0, "prefer": "value"}).workload.query()
+    assert [(one.gpu_ram_gb, one.gpu_names) for one in query.choices] == [
+        (48.0, ("A100",)),
+        (48.0, ("A100",)),
+        (48.0, ("H100",)),
+    ]
+    assert query.rank == "value"
+
+
+def test_conditions_make_alternatives_one_that_are_then_the_same() -> None:
+    wanted = Query(gpu_ram_gb=80, alternatives=(Query(gpu_ram_gb=40), Query(gpu_ram_gb=80, gpu_names=("H100",))))
+    found = records.with_conditions(wanted, {"gpu_ram_gb": 48.0, "gpu_names": ["A100"]})
+    assert found == Query(gpu_ram_gb=48.0, gpu_names=("A100",))
+    assert records.query_to_dict(wanted)["alternatives"] == [{"gpu_ram_gb": 40}, {"gpu_names": ("H100",)}]
