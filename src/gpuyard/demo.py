@@ -41,7 +41,7 @@ UNSAID: dict[str, Any] = {
     **dict.fromkeys(
         ("bucket", "ssh_key", "max_price_per_hour", "gpu_count", "gpu_ram_gb", "disk_gb", "restore", "wait_s")
     ),
-    **dict.fromkeys(("follow", "shutdown", "lose", "update", "push"), False),
+    **dict.fromkeys(("follow", "shutdown", "lose", "keep_volumes", "update", "push"), False),
     "converge": "auto",
     "from_bundle": "auto",
     **dict.fromkeys(("state", "bundle", "run_options"), ""),

@@ -58,6 +58,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "errors": ("logs",),
     "wait_s": ("teardown",),
     "lose": ("teardown",),
+    "keep_volumes": ("teardown",),
     "sandbox": _ALL,
     "sandbox_state": _ALL,
 }
