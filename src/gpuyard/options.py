@@ -15,8 +15,8 @@ from gpuyard.formats.label import check_form
 _RENTING = ("launch", "resume_search")
 _PLANNING = (*_RENTING, "plan")
 _MARKET = (*_PLANNING, "offers")
-_ALL = (*_MARKET, "check", "image", "logs", "snapshot", "status", "teardown")
-_OF_NO_RUN = ("check", "image", "offers")
+_ALL = (*_MARKET, "audit", "check", "image", "logs", "snapshot", "status", "teardown")
+_OF_NO_RUN = ("audit", "check", "image", "offers")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "workload": (*_MARKET, "check", "image"),
@@ -48,8 +48,11 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "iteration": (*_PLANNING, "logs"),
     "from_bundle": _RENTING,
     "by": ("offers",),
-    "format": ("offers", "plan"),
-    "report": ("check", "offers", "plan"),
+    "format": ("audit", "offers", "plan"),
+    "report": ("audit", "check", "offers", "plan"),
+    "everything": ("audit",),
+    "partial": ("audit",),
+    "reap": ("audit",),
     "push": ("image",),
     "run_options": ("image",),
     "state": ("snapshot",),

@@ -57,7 +57,8 @@ class Order:
     more since the run goes on elsewhere (``left``). ``since`` is the number of the newest checkpoint before the launch
     that has followed the run: a later one holds its work. With ``node`` only that node of the run is ended, with
     ``places`` only the machines that are named, by provider and id. ``keep_volumes``: whether the run's volumes,
-    filesystems and snapshots outlive it; ``None``: those that were kept before.
+    filesystems and snapshots outlive it; ``None``: those that were kept before. ``seen`` are the machines that the run
+    had when its end was decided without anybody looking: with another one it has been launched again, and goes on.
     """
 
     run: str
@@ -68,6 +69,7 @@ class Order:
     since: int = 0
     keep_volumes: bool | None = None
     places: frozenset[tuple[str, str]] | None = None
+    seen: frozenset[tuple[str, str]] | None = None
 
     @property
     def whole(self) -> bool:
@@ -206,6 +208,11 @@ def end(
     if others and not survey.owned(ours, order.run):
         # A slip in the name would otherwise look like the end of a rental that goes on.
         tell(f"Runs that have machines: {', '.join(others)}.")
+    if order.seen is not None and (new := [one for one in held if one.place not in order.seen]):
+        raise UsageError(
+            f"Run {order.run} has got {'; '.join(map(machine.describe, new))} meanwhile, so it has been launched "
+            "again: nothing of it was ended."
+        )
     beside = Belongings(providers, order.run, order.keep_volumes)
     if order.whole:
         beside.look(tell)

@@ -28,11 +28,12 @@ from gpuyard.box.checkpoints import (
     write_record,
 )
 from gpuyard.config import BucketSettings
-from gpuyard.errors import CheckpointError, UnreadableManifestError
+from gpuyard.errors import BucketError, CheckpointError, UnreadableManifestError
 from gpuyard.formats.label import FIRST_NODE
 from gpuyard.formats.ledger import Entry
+from gpuyard.formats.limits import Limits
 from gpuyard.providers.base import Instance, State
-from gpuyard.renting import ledger
+from gpuyard.renting import ledger, limits
 from gpuyard.renting.places import made_by, nodes_apart, own_place
 
 _AT_ONCE = 8
@@ -183,6 +184,7 @@ class Run:
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     problem: str = ""
     apart: Mapping[str, Apart] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def takes_turns(self) -> bool:
@@ -324,6 +326,7 @@ class Stored:
     complaints: Sequence[str] = ()  # of what could not be read
     problems: Mapping[str, str] = field(default_factory=dict)  # by run: why it or its newest checkpoint cannot be read
     apart: Mapping[str, Mapping[str, Apart]] = field(default_factory=dict)  # by run and node
+    limits: Mapping[str, Limits] = field(default_factory=dict)
 
 
 def stored(store: Store | None, *, run: str | None = None, costs: bool = False) -> Stored:
@@ -352,6 +355,7 @@ def stored(store: Store | None, *, run: str | None = None, costs: bool = False) 
         tuple(complaints),
         problems | {name: str(error) for name, error in found.items() if isinstance(error, UnreadableManifestError)},
         apart,
+        _limits(store, asked, complaints.append) if costs else {},
     )
 
 
@@ -383,6 +387,7 @@ def join(machines: Iterable[Instance], kept: Stored, clouds: Iterable[str] = ())
             asked,
             problem=kept.problems.get(name, ""),
             apart=kept.apart.get(name, {}),
+            limits=kept.limits.get(name, Limits()),
         )
 
     return [build(name) for name in sorted(owned.keys() | kept.records.keys() | kept.entries.keys())]
@@ -454,6 +459,20 @@ def _entries(store: Store, names: Sequence[str], complain: Callable[[str], None]
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         found = zip(names, pool.map(partial(ledger.entries, store, complain=complain), names), strict=True)
         return {name: entries for name, entries in found if entries}
+
+
+def _limits(store: Store, names: Sequence[str], complain: Callable[[str], None]) -> dict[str, Limits]:
+    def of(name: str) -> Limits:
+        try:
+            return limits.read(store, name)
+        except BucketError:
+            raise
+        except CheckpointError as error:
+            complain(f"Until when run {name} is rented and what it may cost is not known: {error}")
+            return Limits()
+
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        return dict(zip(names, pool.map(of, names), strict=True))
 
 
 def stage_text(progress: Mapping[str, Any]) -> str:
