@@ -9,13 +9,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: reap
-short_description: End what runs have left behind
+short_description: End what runs have left behind, and runs past their limits
 version_added: 0.1.0
 author:
   - gpuyard contributors (@gpuyard)
 description:
   - With O(orphans), ends what is ours and has been forgotten, as M(gpuyard.cloud.audit_info) says it, run by run, each
     as M(gpuyard.cloud.run_end) ends a run. Every end is confirmed.
+  - With O(limits), ends each run whose lease is over, or whose machines have together cost its budget, as the bucket
+    (without one, the labels) and the ledger there say. Its stages save their work first, where a machine answers. A run
+    that has cost 80 % of its budget is told in RV(notes).
   - Nothing that may hold the only copy of a run's work is ended, unless O(lose) says so. It is named in RV(problems),
     as is what could not be confirmed gone, with its id. No run hinders another one.
   - A run that has been launched again meanwhile is left alone. What is not ours is never touched.
@@ -23,6 +26,7 @@ extends_documentation_fragment:
   - gpuyard.cloud.provider
   - gpuyard.cloud.provider.attributes
   - gpuyard.cloud.bucket
+  - gpuyard.cloud.report
 attributes:
   check_mode:
     support: full
@@ -36,10 +40,19 @@ options:
     description: Whether to end what has been forgotten.
     type: bool
     default: false
+  limits:
+    description: Whether to end runs that are past their lease or their budget.
+    type: bool
+    default: false
   lose:
     description: End also what may hold what is not in the bucket.
     type: bool
     default: false
+  format:
+    description: In which form it is shown.
+    type: str
+    choices: [table, json]
+    default: table
   ssh_key:
     description:
       - The path of the private SSH key with which machines are asked whether all is saved. By default, gpuyard's own.
@@ -53,6 +66,11 @@ EXAMPLES = r"""
 - name: End what has been forgotten
   gpuyard.cloud.reap:
     orphans: true
+  register: reaped
+
+- name: End every run that is past its lease or its budget
+  gpuyard.cloud.reap:
+    limits: true
   register: reaped
 
 - name: Fail where something could not be ended
@@ -98,7 +116,7 @@ planned_calls:
   type: list
   elements: dict
 text:
-  description: The same for people.
+  description: The same in the form that O(format) names.
   returned: success
   type: str
 """
@@ -108,6 +126,7 @@ from typing import Any
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
     BUCKET_OPTIONS,
     PROVIDER_OPTIONS,
+    REPORT_OPTIONS,
     Call,
     run_module,
 )
@@ -115,8 +134,11 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
 ARGUMENT_SPEC: dict[str, Any] = (
     PROVIDER_OPTIONS
     | BUCKET_OPTIONS
+    | REPORT_OPTIONS
     | {
+        "format": {"type": "str", "choices": ["table", "json"], "default": "table"},
         "orphans": {"type": "bool", "default": False},
+        "limits": {"type": "bool", "default": False},
         "lose": {"type": "bool", "default": False},
         "ssh_key": {"type": "path", "no_log": False},
     }
@@ -126,11 +148,16 @@ CONDITIONS: dict[str, Any] = {}
 
 def run(call: Call) -> dict[str, Any]:
     """End what the options name."""
-    from gpuyard.api import reap
+    from gpuyard.api import reap, reports
 
-    request = reap.ReapRequest(orphans=call.params["orphans"], lose=call.params["lose"])
+    reports.check_file(call.option("report"))
+    request = reap.ReapRequest(**{name: call.params[name] for name in ("orphans", "limits", "lose")})
     done = reap.reap(call.site(), request, check=call.check_mode, progress=call.progress)
-    return done.to_dict() | {"text": "\n".join(done.text)}
+    told = reports.keep(
+        call.option("report"), done.render(call.params["format"]), check=call.check_mode, progress=call.progress
+    )
+    values = done.to_dict()
+    return values | told | {"changed": bool(values["changed"] or told["changed"])}
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ UNSAID: dict[str, Any] = {
         ("provider", "workload", "run", "node", "offer", "market", "gpu_name", "region", "bucket_endpoint"), ""
     ),
     **dict.fromkeys(("profile", "overrides", "stage", "from_stage"), ""),
-    **dict.fromkeys(("iterations", "iteration")),
+    **dict.fromkeys(("iterations", "iteration", "lease_hours", "budget_usd")),
     **dict.fromkeys(
         ("bucket", "ssh_key", "max_price_per_hour", "gpu_count", "gpu_ram_gb", "disk_gb", "restore", "wait_s")
     ),

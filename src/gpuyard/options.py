@@ -15,8 +15,8 @@ from gpuyard.formats.label import check_form
 _RENTING = ("launch", "resume_search")
 _PLANNING = (*_RENTING, "plan")
 _MARKET = (*_PLANNING, "offers")
-_ALL = (*_MARKET, "audit", "check", "image", "logs", "snapshot", "status", "teardown")
-_OF_NO_RUN = ("audit", "check", "image", "offers")
+_ALL = (*_MARKET, "audit", "check", "image", "logs", "reap", "snapshot", "status", "teardown")
+_OF_NO_RUN = ("audit", "check", "image", "offers", "reap")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "workload": (*_MARKET, "check", "image"),
@@ -30,6 +30,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "gpu_ram_gb": _MARKET,
     "disk_gb": _MARKET,
     "region": _MARKET,
+    "lease_hours": _PLANNING,
+    "budget_usd": _PLANNING,
     "offer": _PLANNING,
     "restore": _PLANNING,
     "update": _PLANNING,
@@ -48,8 +50,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "iteration": (*_PLANNING, "logs"),
     "from_bundle": _RENTING,
     "by": ("offers",),
-    "format": ("audit", "offers", "plan"),
-    "report": ("audit", "check", "offers", "plan"),
+    "format": ("audit", "offers", "plan", "reap"),
+    "report": ("audit", "check", "offers", "plan", "reap"),
     "everything": ("audit",),
     "partial": ("audit",),
     "reap": ("audit",),
@@ -60,7 +62,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "lines": ("logs",),
     "errors": ("logs",),
     "wait_s": ("teardown",),
-    "lose": ("teardown",),
+    "lose": ("reap", "teardown"),
     "keep_volumes": ("teardown",),
     "sandbox": _ALL,
     "sandbox_state": _ALL,

@@ -106,11 +106,12 @@ def audit(site: Site, request: AuditRequest, *, now: Callable[[], float] = time.
 
     What does not answer is named in the result, which is not whole then.
     """
-    return of(everything.gather(site.clouds(), site.shared_store()), request, now())
+    return of(everything.gather(site.clouds(), site.shared_store(), now()), request)
 
 
-def of(found: Everything, request: AuditRequest, now: float) -> Audit:
-    """Return the audit of what was found; ``now`` is in seconds since 1970."""
+def of(found: Everything, request: AuditRequest) -> Audit:
+    """Return the audit of what was found."""
+    now = found.now
     holdings = [
         *(_instance(found, one, now) for one in found.machines.instances if request.everything or not one.way),
         *(

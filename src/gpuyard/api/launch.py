@@ -17,7 +17,7 @@ from gpuyard.hosts import host_name
 from gpuyard.planning import PlanRequest
 from gpuyard.planning.nodes import NodePlan
 from gpuyard.providers.base import Progress, Provider
-from gpuyard.renting import claim, machine, nodes, record
+from gpuyard.renting import claim, limits, machine, nodes, record
 from gpuyard.renting.acceptance import Acceptance
 from gpuyard.renting.failed_hosts import FailedHosts
 from gpuyard.renting.ledger import Ledger
@@ -167,9 +167,12 @@ def _have_machines(
     def keep() -> None:
         nonlocal begins
         # A bucket that has failed before is asked again: without it nobody else could go on with the run.
-        store = site.shared_store() if plan.to_keep or plan.expected_checkpoint == 0 else None
+        new = plan.to_keep or plan.limits.new
+        store = site.shared_store() if new or plan.expected_checkpoint == 0 else None
         if store and plan.to_keep:
             record.write(store, plan.to_keep, progress=progress)
+        if store and plan.limits.new:
+            limits.write(store, plan.run.name, plan.limits.limits)
         if store and plan.expected_checkpoint == 0:
             # Nobody else rents for the run from here on, so the new machine need not ask this once more.
             with suppress(CheckpointError):
@@ -194,6 +197,7 @@ def _have_machines(
             claims=claim.Claims(shared, progress),
             keep=keep,
             acceptance=acceptance,
+            lease_end=plan.limits.label_end,
         )
         for node in plan.nodes
     ]

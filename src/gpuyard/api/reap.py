@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,18 +14,24 @@ from gpuyard.box.checkpoints import Store
 from gpuyard.config import SshKey
 from gpuyard.errors import GpuyardError
 from gpuyard.providers.base import PlannedCall, Progress, Provider
-from gpuyard.renting import ending, everything
+from gpuyard.renting import ending, everything, limits
+from gpuyard.renting.belongings import name_of
 from gpuyard.renting.everything import Everything
 from gpuyard.renting.ledger import Ledger
 from gpuyard.renting.notebook import Notebook
 from gpuyard.renting.pending import PendingNotes
+from gpuyard.renting.runs import Run
 
 
 @dataclass(frozen=True, slots=True)
 class ReapRequest:
-    """``orphans``: what runs have left behind. ``lose``: also what may hold what is not in the bucket."""
+    """What is to end: ``orphans``, what runs have left behind; ``limits``, runs past their lease or their budget.
+
+    ``lose``: also what may hold what is not in the bucket.
+    """
 
     orphans: bool = False
+    limits: bool = False
     lose: bool = False
 
 
@@ -80,26 +88,35 @@ class Reaped:
             values["planned_calls"] = [records.call_to_dict(call) for call in self.planned]
         return values
 
-    @property
-    def text(self) -> list[str]:
-        """The same for people."""
+    def render(self, form: str) -> str:
+        """Return it as text: ``table`` for people, ``json`` for programs."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) if form == "json" else "\n".join(self._lines())
+
+    def _lines(self) -> list[str]:
         lines = [] if self.outcomes else ["There is nothing to end."]
         for one in self.outcomes:
             done = "is kept" if one.problem else "would end" if self.planned is not None else "has ended"
             lines.append(f"Run {one.run} {done}: {one.why}." + (f" {one.problem}" if one.problem else ""))
         if self.planned is not None:
             lines += records.planned_text([action for one in self.outcomes for action in one.actions], self.planned)
-        return [*lines, *self.notes]
+        return [*lines, *self.notes, *self.unanswered.values()]
 
 
-def reap(site: Site, request: ReapRequest, *, check: bool = False, progress: Progress) -> Reaped:
+def reap(
+    site: Site,
+    request: ReapRequest,
+    *,
+    check: bool = False,
+    progress: Progress,
+    now: Callable[[], float] = time.time,
+) -> Reaped:
     """End what ``request`` asks for, run by run, each as a teardown would. Foreign things are never touched.
 
     Nothing that may hold the only copy of a run's work goes unless ``request`` says so. What could not be ended, and
     what could not be asked, is in the result; no error of one run hinders another.
     """
     clouds, key, store = site.clouds(), site.key(), site.store()
-    found = everything.gather(clouds, site.shared_store())
+    found = everything.gather(clouds, site.shared_store(), now())
     reaper = _Reaper(clouds, store, key, site.shared_store, check, progress)
     planned: list[PlannedCall] = []
     outcomes = []
@@ -108,12 +125,36 @@ def reap(site: Site, request: ReapRequest, *, check: bool = False, progress: Pro
         outcome, calls = reaper.end(case, lose=request.lose)
         outcomes.append(outcome)
         planned += calls
-    return Reaped(outcomes, dict(found.unanswered), list(found.notes), planned if check else None)
+    notes = [*found.notes, *(_nearly_over(found) if request.limits else [])]
+    return Reaped(outcomes, dict(found.unanswered), notes, planned if check else None)
 
 
 def cases(found: Everything, request: ReapRequest) -> list[Case]:
     """Return of which runs something is to end, by name."""
-    return sorted(_orphans(found) if request.orphans else [], key=lambda case: case.run)
+    wanted = {case.run: case for case in (_orphans(found) if request.orphans else [])}
+    # A limit is of the whole run, whatever else was left behind of it.
+    wanted |= {case.run: case for case in (_past_limits(found) if request.limits else [])}
+    return [wanted[run] for run in sorted(wanted)]
+
+
+def _past_limits(found: Everything) -> list[Case]:
+    """Return the runs whose lease or budget is over, of those that have something which bills."""
+    whys = {}
+    refs = [one.ref for one in found.machines.instances] + [one.ref for one in found.shelves.resources]
+    for run in {ref.run for ref in refs if ref}:
+        known = found.runs.get(run, Run(run, ""))
+        kept = [name_of(one) in known.limits.kept for one in found.shelves.of_run(run)]
+        if not known.instances and all(kept):
+            continue  # nothing would end
+        if why := found.lease_over(run) or limits.over(known, found.now):
+            whys[run] = why
+    return [Case(run, why, found.places(run)) for run, why in whys.items()]
+
+
+def _nearly_over(found: Everything) -> list[str]:
+    """Return a sentence for each run with a machine that has cost most of its budget."""
+    living = [run for run in found.runs.values() if run.instances and not limits.over(run, found.now)]
+    return [words for run in living if (words := limits.nearly_over(run, found.now))]
 
 
 def _orphans(found: Everything) -> list[Case]:
@@ -132,7 +173,7 @@ def _orphans(found: Everything) -> list[Case]:
         why = next(found.machine(one).why for one in found.runs[run].instances if one.place in places)
         seen = found.places(run)
         # A run that is over is ended as such, so that the clouds are asked whether anything of it is left.
-        found_cases.append(Case(run, why, seen, None if found.is_over(run) else frozenset(places)))
+        found_cases.append(Case(run, why, seen, None if found.why_over(run) else frozenset(places)))
     return found_cases
 
 

@@ -13,9 +13,10 @@ from gpuyard.box.checkpoints import Store
 from gpuyard.box.checkpoints.parallel import in_parallel
 from gpuyard.errors import CheckpointError
 from gpuyard.formats.label import RUN_NAME
+from gpuyard.formats.limits import Limits
 from gpuyard.providers.base import Instance, Provider
 from gpuyard.providers.resources import Resource
-from gpuyard.renting import pending, record, runs, shelved, survey
+from gpuyard.renting import limits, pending, record, runs, shelved, survey
 from gpuyard.renting.belongings import name_of
 from gpuyard.renting.runs import Run
 from gpuyard.renting.shelved import Shelved
@@ -59,14 +60,15 @@ class Everything:
     bucket_url: str = ""
     unanswered: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    now: float = 0.0  # seconds since 1970
 
     def machine(self, one: Instance) -> Found:
         """Return whether a machine has been forgotten."""
         if one.ref is None or one.way:
             return Found()
         run = self.runs[one.ref.run]
-        if end := _end_of(run, self.shelves):
-            return Found(f"its run {end}", orphaned=True)
+        if why := self.why_over(run.name):
+            return Found(why, orphaned=True)
         entry = next((entry for entry in run.entries if entry.place == one.place), None)
         if entry and entry.ended_by_us:
             return Found("a command has ended it, and it is still there", orphaned=True)
@@ -86,8 +88,8 @@ class Everything:
         run = self.runs.get(one.ref.run) or Run(one.ref.run, one.ref.workload)
         if name_of(one) in run.limits.kept:
             return Found("kept on purpose")
-        if end := _end_of(run, self.shelves):
-            return Found(f"its run {end}", orphaned=True)
+        if why := self.why_over(run.name):
+            return Found(why, orphaned=True)
         if loose and one.kind.attaches and run.machine is None:
             more = f"; {known}" if (known := self._of_its_run(run).why) else ""
             return Found(f"attached to nothing, and its run has no machine{more}")
@@ -97,9 +99,22 @@ class Everything:
         """Return the machines of a run that were seen, by provider and id."""
         return frozenset(one.place for one in survey.owned(self.machines.instances, run))
 
-    def is_over(self, run: str) -> bool:
-        """Tell whether a run has ended, as the bucket says."""
-        return bool(_end_of(self.runs[run], self.shelves))
+    def why_over(self, name: str) -> str:
+        """Return why all that a run has should end: it has itself, or its lease; empty when it should not."""
+        run = self.runs.get(name)
+        if run is not None and (end := _end_of(run, self.shelves)):
+            return f"its run {end}"
+        return self.lease_over(name)
+
+    def lease_over(self, name: str) -> str:
+        """Return when the lease of a run ended; empty when it has not."""
+        run = self.runs.get(name)
+        lease = run.lease_end if run is not None else None
+        if lease is None and (run is None or run.limits == Limits()):
+            # Without a bucket the labels say it, also of what has outlived the machines.
+            said = [one.ref.lease_end for one in self.shelves.of_run(name) if one.ref]
+            lease = max((end for end in said if end is not None), default=None)
+        return f"its lease ended at {limits.moment(lease)}" if lease is not None and lease <= self.now else ""
 
     def _of_its_run(self, run: Run) -> Found:
         """Return what is to be known of a run whose things are not forgotten."""
@@ -109,8 +124,11 @@ class Everything:
         return Found("no stage of its run has begun") if self.bucket_url and not _begun(run) else Found()
 
 
-def gather(providers: Sequence[Provider], store: Store | None) -> Everything:
-    """Ask all clouds, all their shelves and the bucket at the same time. What does not answer is named."""
+def gather(providers: Sequence[Provider], store: Store | None, now: float) -> Everything:
+    """Ask all clouds, all their shelves and the bucket at the same time. What does not answer is named.
+
+    ``now`` is in seconds since 1970.
+    """
     with ThreadPoolExecutor(max_workers=3) as pool:
         asked = pool.submit(survey.take, providers)
         shelves = pool.submit(shelved.take, providers)
@@ -125,6 +143,7 @@ def gather(providers: Sequence[Provider], store: Store | None) -> Everything:
                 unanswered[_BUCKET] = (
                     f"The bucket could not be asked, so what it holds and whose runs are over is not seen: {error}"
                 )
+    unanswered |= {f"limits of {run}": sentence for run, sentence in kept.unlimited.items()}
     answered = [cloud.name for cloud in providers if cloud.name not in seen.errors]
     known = {run.name: run for run in runs.join(seen.instances, kept, answered)}
     return Everything(
@@ -136,11 +155,12 @@ def gather(providers: Sequence[Provider], store: Store | None) -> Everything:
         unanswered,
         [
             *survey.silent_boxes(seen.instances),
-            *kept.complaints,
+            *(sentence for sentence in kept.complaints if sentence not in kept.unlimited.values()),
             *kept.problems.values(),
             *pending.unanswered(notes),
             *pending.unanswered_here(),
         ],
+        now,
     )
 
 

@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
 from gpuyard.box.checkpoints import Store
 from gpuyard.errors import MissingObjectError
 from gpuyard.formats.limits import Limits, limits_key
 
+if TYPE_CHECKING:
+    from gpuyard.renting.runs import Run
 
-def read(store: Store, run: str) -> Limits:
-    """Return the limits of ``run``, none where none are written.
+
+def moment(seconds: float) -> str:
+    """Return a time in seconds since 1970 as people read it, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+WARNED_AT = 0.8
+"""The part of a budget at which it is told that it will be over."""
+
+
+def over(run: Run, now: float) -> str:
+    """Return which limit of ``run`` is over, to follow its name; empty when none is."""
+    budget = run.limits.budget_usd
+    if run.lease_end is not None and run.lease_end <= now:
+        return f"its lease ended at {moment(run.lease_end)}"
+    if budget and (spent := run.spent_usd(now)) >= budget:
+        return f"it has cost ${spent:.2f}, and its budget is ${budget:.2f}"
+    return ""
+
+
+def nearly_over(run: Run, now: float) -> str:
+    """Return a sentence for a run that has cost most of its budget; empty for another one."""
+    budget = run.limits.budget_usd
+    if not budget or (spent := run.spent_usd(now)) < WARNED_AT * budget:
+        return ""
+    return f"Run {run.name} has cost ${spent:.2f}, {spent / budget:.0%} of its budget of ${budget:.2f}."
+
+
+def find(store: Store, run: str) -> Limits | None:
+    """Return the limits of ``run``, ``None`` where none are written.
 
     Raises :class:`gpuyard.errors.CheckpointError` for limits that cannot be read, and
     :class:`gpuyard.errors.BucketError`.
@@ -17,7 +50,12 @@ def read(store: Store, run: str) -> Limits:
     try:
         return Limits.from_bytes(store.get(key), where=f"{store.url}/{key}")
     except MissingObjectError:
-        return Limits()
+        return None
+
+
+def read(store: Store, run: str) -> Limits:
+    """Return the limits of ``run``, none where none are written. Raises what :func:`find` raises."""
+    return find(store, run) or Limits()
 
 
 def write(store: Store, run: str, limits: Limits) -> None:

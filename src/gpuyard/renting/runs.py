@@ -229,6 +229,12 @@ class Run:
         return next((instance for instance in self.instances if instance.alive), None)
 
     @property
+    def lease_end(self) -> float | None:
+        """Until when it is rented, in seconds since 1970, ``None`` for no end; the bucket comes before the labels."""
+        said = [one.ref.lease_end for one in self.instances if one.ref and one.ref.lease_end is not None]
+        return self.limits.lease_end if self.limits != Limits() else max(said, default=None)
+
+    @property
     def is_up(self) -> bool:
         """Whether it has a machine that can be asked what its stages do."""
         return any(node.is_up for node in self.nodes)
@@ -327,6 +333,7 @@ class Stored:
     problems: Mapping[str, str] = field(default_factory=dict)  # by run: why it or its newest checkpoint cannot be read
     apart: Mapping[str, Mapping[str, Apart]] = field(default_factory=dict)  # by run and node
     limits: Mapping[str, Limits] = field(default_factory=dict)
+    unlimited: Mapping[str, str] = field(default_factory=dict)  # by run: why its limits cannot be read
 
 
 def stored(store: Store | None, *, run: str | None = None, costs: bool = False) -> Stored:
@@ -348,6 +355,9 @@ def stored(store: Store | None, *, run: str | None = None, costs: bool = False) 
     records = {name: record for name, record in records.items() if name not in bare}
     problems = {name: record.problem for name, record in records.items() if record.problem}
     complaints: list[str] = []
+    known = _limits(store, asked) if costs else {}
+    unlimited = {name: limit for name, limit in known.items() if isinstance(limit, str)}
+    complaints += unlimited.values()
     return Stored(
         records,
         {name: manifest for name, manifest in found.items() if isinstance(manifest, Manifest)},
@@ -355,7 +365,8 @@ def stored(store: Store | None, *, run: str | None = None, costs: bool = False) 
         tuple(complaints),
         problems | {name: str(error) for name, error in found.items() if isinstance(error, UnreadableManifestError)},
         apart,
-        _limits(store, asked, complaints.append) if costs else {},
+        {name: limit for name, limit in known.items() if isinstance(limit, Limits)},
+        unlimited,
     )
 
 
@@ -461,15 +472,16 @@ def _entries(store: Store, names: Sequence[str], complain: Callable[[str], None]
         return {name: entries for name, entries in found if entries}
 
 
-def _limits(store: Store, names: Sequence[str], complain: Callable[[str], None]) -> dict[str, Limits]:
-    def of(name: str) -> Limits:
+def _limits(store: Store, names: Sequence[str]) -> dict[str, Limits | str]:
+    """Return the limits of the named runs, and a sentence for those that cannot be read."""
+
+    def of(name: str) -> Limits | str:
         try:
             return limits.read(store, name)
         except BucketError:
             raise
         except CheckpointError as error:
-            complain(f"Until when run {name} is rented and what it may cost is not known: {error}")
-            return Limits()
+            return f"Until when run {name} is rented and what it may cost is not known: {error}"
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         return dict(zip(names, pool.map(of, names), strict=True))
