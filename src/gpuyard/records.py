@@ -211,17 +211,12 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
 
 def _limits(one: runs.Run) -> list[str]:
     """Return until when a run with machines is rented, and how much of its budget is left."""
-    now, budget = time.time(), one.limits.budget_usd
+    now = time.time()
     if not one.instances:
         return []
     if why := limits.over(one, now):
         return [f"{one.name} should have ended, since {why}: {remedy('reap')}"]
-    notes = [f"{one.name} is rented until {limits.moment(one.lease_end)}."] if one.lease_end is not None else []
-    if nearly := limits.nearly_over(one, now):
-        return [*notes, nearly]
-    return notes + (
-        [f"{one.name} has cost ${one.spent_usd(now):.2f} of its budget of ${budget:.2f}."] if budget else []
-    )
+    return limits.told(one, now)
 
 
 def _cost_nothing(found: Sequence[runs.Run]) -> bool:

@@ -177,16 +177,19 @@ def _show_within_limits(
     if run.lease_end is None and run.limits.budget_usd is None:
         return show_all(world, run, progress)
     through = threading.Event()
+    began = clock.date()
+    for line in limits.told(run, began):
+        progress(line)
 
     def watch_limits(say: Progress) -> str:
-        warned = False
+        warned = bool(limits.nearly_over(run, began))
         while True:
-            why, words = limits.over(run, clock.date()), limits.nearly_over(run, clock.date())
-            if why:
+            now = clock.date()
+            if why := limits.over(run, now):
                 say(f"Run {run.name} is ended: {why}.")
                 done = world.end(ending.Order(run.name))
                 return "\n".join([f"Run {run.name} was ended: {why}.", *done.text])
-            if words and not warned:
+            if not warned and (words := limits.nearly_over(run, now)):
                 warned = True
                 say(words)
             if through.wait(LIMITS_S):

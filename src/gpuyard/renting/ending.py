@@ -279,7 +279,7 @@ def _destroy(
 ) -> tuple[list[ProviderError], list[Resource]]:
     """Destroy machines and what goes with them; return what could not be confirmed, and which resources are gone.
 
-    What can be taken from a machine goes before it, the rest after it. Nothing of this keeps a machine billing.
+    Storage that can be taken from a machine goes before it, the rest after it. Nothing of this keeps a machine billing.
     """
     machines = {one.id for one in doomed}
     if freed := [one for one in staying if machines & {*one.attached_to}]:
@@ -287,7 +287,8 @@ def _destroy(
             if instance.runs and any(instance.id in one.attached_to for one in freed):
                 boxes.settle(instance)
         shelved.detach(providers, freed, tell)
-    free = shelved.detach(providers, going, tell)
+    # Keys and the like go last: what a machine that lives still uses may not be ended, or would lock it out.
+    free = shelved.detach(providers, [one for one in going if one.kind.bills], tell)
     unended = [one for one, _ in shelved.end(providers, free, tell)]
     leaks: list[ProviderError] = []
     try:

@@ -134,7 +134,9 @@ def gather(providers: Sequence[Provider], store: Store | None, now: float) -> Ev
         shelves = pool.submit(shelved.take, providers)
         held = pool.submit(_held, store) if store else None
         seen, found = asked.result(), shelves.result()
-        unanswered = {**seen.unanswered(), **found.unanswered()}
+        silent = found.unanswered()
+        bills = {f"{name} {kind}": kind.bills for name, kind in found.errors}
+        unanswered = seen.unanswered() | {name: words for name, words in silent.items() if bills[name]}
         kept, prefixes, notes = runs.Stored(), list[Prefix](), list[str]()
         if held is not None:
             try:
@@ -155,6 +157,8 @@ def gather(providers: Sequence[Provider], store: Store | None, now: float) -> Ev
         unanswered,
         [
             *survey.silent_boxes(seen.instances),
+            # What costs nothing makes nothing incomplete that is about money.
+            *(words for name, words in silent.items() if not bills[name]),
             *(sentence for sentence in kept.complaints if sentence not in kept.unlimited.values()),
             *kept.problems.values(),
             *pending.unanswered(notes),

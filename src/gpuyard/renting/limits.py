@@ -40,6 +40,16 @@ def nearly_over(run: Run, now: float) -> str:
     return f"Run {run.name} has cost ${spent:.2f}, {spent / budget:.0%} of its budget of ${budget:.2f}."
 
 
+def told(run: Run, now: float) -> list[str]:
+    """Return in sentences until when ``run`` is rented, and how much of its budget it has cost."""
+    lines = [f"Run {run.name} is rented until {moment(run.lease_end)}."] if run.lease_end is not None else []
+    if nearly := nearly_over(run, now):
+        return [*lines, nearly]
+    if budget := run.limits.budget_usd:
+        lines.append(f"Run {run.name} has cost ${run.spent_usd(now):.2f} of its budget of ${budget:.2f}.")
+    return lines
+
+
 def find(store: Store, run: str) -> Limits | None:
     """Return the limits of ``run``, ``None`` where none are written.
 

@@ -166,7 +166,7 @@ def test_who_follows_a_run_warns_and_ends_it(
     monkeypatch: pytest.MonkeyPatch, limit: Limits, told: str, why: str
 ) -> None:
     monkeypatch.setattr(follow, "LIMITS_S", 0.02)
-    moments = iter([0.5, 0.85, 0.85, 0.86, 1.05])
+    moments = iter([0.5, 0.85, 0.86, 1.05])
     times: list[float] = [0.0]
 
     def date() -> float:
