@@ -17,9 +17,9 @@ description:
   - Lists instances in any state, volumes, filesystems and snapshots of every account that has a key, whether gpuyard
     made them or not, and what the bucket holds by run, unfinished uploads included.
   - Says of each whose it is, how old and how large it is, what it costs, and whether it has been forgotten. That is
-    what belongs to a run which has ended, as the bucket says, what a teardown has ended and is still there, and what is
-    left of a machine that was lost. What was launched after that end is not, nor what a teardown has kept on
-    purpose, nor anything of a run that this bucket does not know.
+    what belongs to a run which has ended, as the bucket says, what a teardown has ended and is still there, what is
+    left of a machine that was lost, and a machine on which no stage has begun in a day. What was launched after that
+    end is not, nor what a teardown has kept on purpose, nor anything of a run that this bucket does not know.
   - What cannot be asked is named in RV(unanswered), and the audit is not whole then. Nothing is written anywhere.
 extends_documentation_fragment:
   - gpuyard.cloud.provider

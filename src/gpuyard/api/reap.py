@@ -146,7 +146,7 @@ def _past_limits(found: Everything) -> list[Case]:
         kept = [name_of(one) in known.limits.kept for one in found.shelves.of_run(run)]
         if not known.instances and all(kept):
             continue  # nothing would end
-        if why := found.lease_over(run) or limits.over(known, found.now):
+        if why := found.leases.get(run) or limits.over(known, found.now):
             whys[run] = why
     return [Case(run, why, found.places(run)) for run, why in whys.items()]
 

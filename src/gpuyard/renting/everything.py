@@ -22,6 +22,8 @@ from gpuyard.renting.runs import Run
 from gpuyard.renting.shelved import Shelved
 from gpuyard.renting.survey import Survey
 
+UNBEGUN_S = 24 * 3600.0
+"""No launch brings a machine into shape for so long: its controller is gone."""
 _BUCKET = "bucket"
 
 
@@ -61,6 +63,9 @@ class Everything:
     unanswered: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     now: float = 0.0  # seconds since 1970
+    names: frozenset[str] = frozenset()  # of the prefixes
+    ends: Mapping[str, str] = field(default_factory=dict)  # by run: how and when it ended
+    leases: Mapping[str, str] = field(default_factory=dict)  # by run: when its lease ended, if that is over
 
     def machine(self, one: Instance) -> Found:
         """Return whether a machine has been forgotten."""
@@ -76,6 +81,9 @@ class Everything:
         if not one.alive:
             more = ", which has another one now" if others else ""
             return Found(f"what is left of a lost machine of its node{more}", orphaned=True)
+        since = one.created_at or (entry.began_at if entry else self.now)
+        if self.bucket_url and self._known(run) and not _begun(run) and self.now - since >= UNBEGUN_S:
+            return Found("no stage of its run has begun in a day", orphaned=True)
         if others and not run.takes_turns:
             return Found(f"its node has another machine, {others[0].provider} {others[0].id}")
         return self._of_its_run(run)
@@ -101,24 +109,15 @@ class Everything:
 
     def why_over(self, name: str) -> str:
         """Return why all that a run has should end: it has itself, or its lease; empty when it should not."""
-        run = self.runs.get(name)
-        if run is not None and (end := _end_of(run, self.shelves)):
-            return f"its run {end}"
-        return self.lease_over(name)
+        return self.ends.get(name) or self.leases.get(name, "")
 
-    def lease_over(self, name: str) -> str:
-        """Return when the lease of a run ended; empty when it has not."""
-        run = self.runs.get(name)
-        lease = run.lease_end if run is not None else None
-        if lease is None and (run is None or run.limits == Limits()):
-            # Without a bucket the labels say it, also of what has outlived the machines.
-            said = [one.ref.lease_end for one in self.shelves.of_run(name) if one.ref]
-            lease = max((end for end in said if end is not None), default=None)
-        return f"its lease ended at {limits.moment(lease)}" if lease is not None and lease <= self.now else ""
+    def _known(self, run: Run) -> bool:
+        """Tell whether the bucket has anything of a run."""
+        return run.name in self.names
 
     def _of_its_run(self, run: Run) -> Found:
         """Return what is to be known of a run whose things are not forgotten."""
-        if self.bucket_url and run.name not in {one.name for one in self.prefixes}:
+        if self.bucket_url and not self._known(run):
             # It may be in another bucket, so nothing of it is forgotten for certain.
             return Found("this bucket does not know its run")
         return Found("no stage of its run has begun") if self.bucket_url and not _begun(run) else Found()
@@ -148,6 +147,10 @@ def gather(providers: Sequence[Provider], store: Store | None, now: float) -> Ev
     unanswered |= {f"limits of {run}": sentence for run, sentence in kept.unlimited.items()}
     answered = [cloud.name for cloud in providers if cloud.name not in seen.errors]
     known = {run.name: run for run in runs.join(seen.instances, kept, answered)}
+    things: dict[str, list[Resource]] = {}
+    for one in found.resources:
+        if one.ref:
+            things.setdefault(one.ref.run, []).append(one)
     return Everything(
         seen,
         found,
@@ -165,10 +168,24 @@ def gather(providers: Sequence[Provider], store: Store | None, now: float) -> Ev
             *pending.unanswered_here(),
         ],
         now,
+        frozenset(one.name for one in prefixes),
+        {name: f"its run {end}" for name, run in known.items() if (end := _end_of(run, things.get(name, [])))},
+        {
+            name: f"its lease ended at {limits.moment(lease)}"
+            for name in known.keys() | things.keys()
+            if (lease := _lease_end(known.get(name), things.get(name, []))) is not None and lease <= now
+        },
     )
 
 
-def _end_of(run: Run, shelves: Shelved) -> str:
+def _lease_end(run: Run | None, things: Sequence[Resource]) -> float | None:
+    """Return until when a run is rented. Without a bucket the labels say it, also of what outlives the machines."""
+    if run is not None and (run.lease_end is not None or run.limits != Limits()):
+        return run.lease_end
+    return max((one.ref.lease_end for one in things if one.ref and one.ref.lease_end is not None), default=None)
+
+
+def _end_of(run: Run, things: Sequence[Resource]) -> str:
     """Return how and when a run ended, to follow its name; empty for one that goes on, or has been launched again."""
     outcome = run.record.outcome if run.record else None
     if outcome != "cancelled" and not all(node.outcome for node in run.nodes):
@@ -183,7 +200,7 @@ def _end_of(run: Run, shelves: Shelved) -> str:
         since = machine.created_at or began.get(machine.place)
         if since is None or since > max(ends):
             return ""
-    if any((one.created_at or 0.0) > max(ends) for one in shelves.of_run(run.name)):
+    if any((one.created_at or 0.0) > max(ends) for one in things):
         return ""
     words = {"cancelled": "was torn down", "failed": "has failed"}.get(outcome or run.outcome or "", "has finished")
     finished = max(one.finished for one in records if one and one.finished)

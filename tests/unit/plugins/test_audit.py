@@ -15,6 +15,7 @@ import pytest
 
 from gpuyard.errors import LeakError, ProviderDownError
 from gpuyard.formats.limits import Limits
+from gpuyard.formats.run_record import RunRecord
 from gpuyard.providers.base import State
 from gpuyard.providers.resources import Kind
 from gpuyard.renting import limits, runs
@@ -118,6 +119,17 @@ def test_what_is_left_of_a_lost_machine_is_forgotten_and_a_run_of_another_bucket
     Ledger(Notebook(lambda: store_of(bucket))).ended(world.vast.held["2"], time.time())
     result = verb("audit_info", bucket=bucket)
     assert why(result, "instance", "2") == ("a command has ended it, and it is still there", True)
+
+
+def test_a_launch_whose_controller_is_gone_is_forgotten_after_a_day(world: World, verb: Verb, bucket: str) -> None:
+    store_of(bucket).put("a-0/run.json", RunRecord("a-0", "x", launched="2026-03-01T11:50:00Z").to_bytes())
+    for hours, orphaned in ((23, False), (25, True)):
+        world.vast.held["1"] = instance("vast", "1", "a-0", created_at=time.time() - hours * 3600)
+        text, forgotten = why(verb("audit_info", bucket=bucket), "instance", "1")
+        assert forgotten is orphaned and text.startswith("no stage of its run has begun")
+    # Of a run of another bucket that is not known.
+    world.vast.held["1"] = instance("vast", "1", "b-0", created_at=0.0)
+    assert why(verb("audit_info", bucket=bucket), "instance", "1") == ("this bucket does not know its run", False)
 
 
 def test_what_cannot_be_asked_is_named(over: World, verb: Verb, bucket: str) -> None:
