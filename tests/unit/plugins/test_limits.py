@@ -123,6 +123,8 @@ def test_a_damaged_limit_is_told(at_work: World, verb: Verb, bucket: str) -> Non
     (told,) = result["unanswered"].values()
     assert "Until when run a-0 is rented and what it may cost is not known" in told and not result["changed"]
     assert "1" in at_work.vast.held
+    shown = verb("run_info", bucket=bucket, ask_boxes=False)
+    assert "Until when run a-0 is rented" in shown["text"] and shown["runs"][0]["lease_end"] is None
 
 
 class Followed:
