@@ -56,6 +56,18 @@ options:
       - The iteration that O(stage) or O(from_stage) means. When it is not said, it is the current one.
       - Without them, everything from this iteration on runs.
     type: int
+  lease_hours:
+    description:
+      - For how many hours from now on the run is rented; V(0) is without end. The play C(reap.yml) ends it then.
+      - By default, what the run was launched with, else what its workload says, else it has no end.
+    type: float
+  budget_usd:
+    description:
+      - US dollars that all machines of the run may cost together; V(0) is no limit. It needs a bucket, which counts.
+      - A launch that is expected to cost more is refused. Who follows the run, and the play C(reap.yml), warn at 80 %,
+        and at 100 % let it save its work and end it.
+      - By default, what the run was launched with, else what its workload says, else there is none.
+    type: float
   offer:
     description: The id of the one offer to take, as RV(gpuyard.cloud.offer_info#module:offers) says it.
     type: str

@@ -31,8 +31,8 @@ description:
   - The plays of this collection find their machines by themselves. In a command that runs nothing but such plays
     (C(launch.yml), C(gpuyard.cloud.status)), the clouds are not asked and the inventory has no hosts of theirs.
   - The file must be named C(gpuyard.yml) or C(clouds.yml), or end with it, as in C(my.gpuyard.yml); C(.yaml) will do.
-  - C(gpuyard.cloud.vast), C(gpuyard.cloud.vultr), C(gpuyard.cloud.lambda_cloud) and C(gpuyard.cloud.runpod) are names of
-    this plugin for the machines of one cloud, in files named C(vast.yml), C(vultr.yml), C(lambda_cloud.yml) and
+  - C(gpuyard.cloud.vast), C(gpuyard.cloud.vultr), C(gpuyard.cloud.lambda_cloud) and C(gpuyard.cloud.runpod) are names
+    of this plugin for the machines of one cloud, in files named C(vast.yml), C(vultr.yml), C(lambda_cloud.yml) and
     C(runpod.yml).
 extends_documentation_fragment:
   - constructed

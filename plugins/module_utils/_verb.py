@@ -77,6 +77,8 @@ PLAN_OPTIONS: dict[str, Any] = (
         "stage": {"type": "str"},
         "from_stage": {"type": "str"},
         "iteration": {"type": "int"},
+        "lease_hours": {"type": "float"},
+        "budget_usd": {"type": "float"},
         "offer": {"type": "str"},
         "restore": {"type": "int"},
         "update": {"type": "bool", "default": False},
@@ -140,7 +142,7 @@ def plan_request(call: Call) -> PlanRequest:
         conditions=call.given(*(name for name in QUERY_OPTIONS if name not in ("market", "max_price_per_hour"))),
         choice=Choice(call.option("from_stage"), call.option("stage"), call.option("iteration")),
         **call.given("profiles", "overrides", "iterations"),
-        **call.given("workload", "run", "provider", "market", "offer", "restore"),
+        **call.given("workload", "run", "provider", "market", "offer", "restore", "lease_hours", "budget_usd"),
     )
 
 

@@ -22,6 +22,11 @@ description:
   - A machine that does not answer is destroyed only for a whole checkpoint in the bucket that is the end of its run.
     For one that its provider has taken away, or that has failed, any whole checkpoint will do, since it can write no
     more.
+  - What the run has beside its machines goes with them, as far as the clouds show whose it is. Volumes, filesystems and
+    snapshots are taken from the machine, where a cloud can do that, and destroyed before it; what only the run had
+    (an SSH key of the account, a stored variable) is removed. They stay with a machine that is kept, and where no
+    machine is left that could say whether all is saved, and the bucket holds no whole checkpoint.
+  - At the end the clouds are asked once more whether anything of the run is left.
   - A cloud that does not answer keeps no other cloud's machine. It is named, and the task fails.
   - Progress is shown line by line while it runs.
 extends_documentation_fragment:
@@ -51,6 +56,12 @@ options:
         not answer, or a bucket that does not, is not waited for longer than a minute.
     type: bool
     default: false
+  keep_volumes:
+    description:
+      - Whether the run's volumes, filesystems and snapshots outlive it. They are named with what they cost, and the
+        bucket is told, so that an audit does not call them forgotten.
+      - By default, those that were kept before are kept again, and all others go. V(false) ends those, too.
+    type: bool
   wait_s:
     description:
       - How many seconds the stages have to end.
@@ -108,6 +119,7 @@ planned_calls:
 text:
   description:
     - What each machine that has ended has cost, and the run in all, as the ledger in the bucket says.
+    - What was kept, and what that costs.
     - That the run had no machine, or why the bucket could not be told, if so.
   returned: success
   type: str
@@ -136,6 +148,7 @@ ARGUMENT_SPEC: dict[str, Any] = (
         "run": {"type": "str"},
         "node": {"type": "str"},
         "lose": {"type": "bool", "default": False},
+        "keep_volumes": {"type": "bool"},
         "wait_s": {"type": "float"},
         "only": {"type": "str", "choices": ["ended", "not-begun", "left"]},
         "since": {"type": "int", "default": 0},
@@ -156,6 +169,7 @@ def run(call: Call) -> dict[str, Any]:
         wait_s=call.option("wait_s"),
         only=call.option("only") or "",
         since=call.params["since"],
+        keep_volumes=call.params["keep_volumes"],
     )
     return end.end(call.site(), order, check=call.check_mode, progress=call.progress).to_dict()
 

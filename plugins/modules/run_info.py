@@ -101,6 +101,12 @@ runs:
     cost_usd:
       description: What its machines of now have cost so far, as the price and the hours say.
       type: float
+    lease_end:
+      description: Until when it is rented, in seconds since 1970, null for no end.
+      type: float
+    budget_usd:
+      description: What all its machines may cost together, in US dollars, null for no limit.
+      type: float
     spent_usd:
       description:
         - What all its machines have cost so far, those included that are gone, as the ledger in the bucket says

@@ -182,6 +182,12 @@ plan:
     checkpoint:
       description: The number of the newest checkpoint in the bucket, whole or not; V(0) when there is none.
       type: int
+    lease_end:
+      description: Until when the run is rented, in seconds since 1970, null for no end.
+      type: float
+    budget_usd:
+      description: What all machines of the run may cost together, in US dollars, null for no limit.
+      type: float
     expected_checkpoint:
       description:
         - The number of the newest checkpoint that a machine should find in the bucket. V(0) where there is certainly

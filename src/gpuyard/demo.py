@@ -35,14 +35,14 @@ LOSE_AFTER_SETS = 3
 UNSAID: dict[str, Any] = {
     **dict.fromkeys(("provider", "workload", "run", "node", "offer", "market", "gpu_name", "region", "rank"), ""),
     **dict.fromkeys(("profile", "overrides", "stage", "from_stage", "bucket_endpoint"), ""),
-    **dict.fromkeys(("iterations", "iteration")),
+    **dict.fromkeys(("iterations", "iteration", "lease_hours", "budget_usd")),
     **dict.fromkeys(
         (
             *("bucket", "ssh_key", "max_price_per_hour", "gpu_count", "gpu_ram_gb", "disk_gb", "reliability"),
             *("restore", "wait_s"),
         )
     ),
-    **dict.fromkeys(("follow", "shutdown", "lose", "update", "push"), False),
+    **dict.fromkeys(("follow", "shutdown", "lose", "keep_volumes", "update", "push"), False),
     "converge": "auto",
     "from_bundle": "auto",
     **dict.fromkeys(("state", "bundle", "run_options"), ""),

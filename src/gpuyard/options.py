@@ -15,8 +15,8 @@ from gpuyard.formats.label import check_form
 _RENTING = ("launch", "resume_search")
 _PLANNING = (*_RENTING, "plan")
 _MARKET = (*_PLANNING, "offers")
-_ALL = (*_MARKET, "check", "image", "logs", "setup_env", "snapshot", "status", "teardown")
-_OF_NO_RUN = ("check", "image", "offers", "setup_env")
+_ALL = (*_MARKET, "audit", "check", "image", "logs", "reap", "setup_env", "snapshot", "status", "teardown")
+_OF_NO_RUN = ("audit", "check", "image", "offers", "reap", "setup_env")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "workload": (*_MARKET, "check", "image"),
@@ -32,6 +32,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "region": _MARKET,
     "reliability": _MARKET,
     "rank": _MARKET,
+    "lease_hours": _PLANNING,
+    "budget_usd": _PLANNING,
     "offer": _PLANNING,
     "restore": _PLANNING,
     "update": _PLANNING,
@@ -50,9 +52,12 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "iteration": (*_PLANNING, "logs"),
     "from_bundle": _RENTING,
     "by": ("offers",),
-    "format": ("offers", "plan"),
+    "format": ("audit", "offers", "plan", "reap"),
     "list_prices": ("offers",),
-    "report": ("check", "offers", "plan"),
+    "report": ("audit", "check", "offers", "plan", "reap"),
+    "everything": ("audit",),
+    "partial": ("audit",),
+    "reap": ("audit",),
     "push": ("image",),
     "run_options": ("image",),
     "state": ("snapshot",),
@@ -64,7 +69,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "lines": ("logs",),
     "errors": ("logs",),
     "wait_s": ("teardown",),
-    "lose": ("teardown",),
+    "lose": ("reap", "teardown"),
+    "keep_volumes": ("teardown",),
     "sandbox": _ALL,
     "sandbox_state": _ALL,
 }

@@ -13,7 +13,7 @@ from gpuyard.errors import UsageError
 from gpuyard.hosts import host_name
 from gpuyard.providers.base import OWN, Instance, Offer, PlannedCall, Query
 from gpuyard.remedies import remedy
-from gpuyard.renting import machine, runs, watch
+from gpuyard.renting import limits, machine, runs, watch
 
 # What a question to the market says beside the options' values.
 _NOT_SHOWN = ("traffic_gb_per_hour", "near", "alternatives")
@@ -130,6 +130,8 @@ def run_to_dict(one: runs.Run) -> dict[str, Any]:
         "hours": one.hours(),
         "cost_usd": one.cost_usd(),
         "spent_usd": one.spent_usd(),
+        "lease_end": one.lease_end,
+        "budget_usd": one.limits.budget_usd,
         "instances": [instance_to_dict(instance) for instance in one.instances],
         "nodes": nodes,
     }
@@ -223,6 +225,7 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
         ]
         for node in one.nodes:
             notes += _seen(host_name(one.name, node.name, [node.name for node in one.nodes]), node.stages)
+        notes += _limits(one)
         if one.resumable and not any(node.problem for node in one.nodes):
             notes.append(f"{one.name} can go on: {remedy('resume', run=one.name)}")
         else:
@@ -231,6 +234,16 @@ def run_table(found: Sequence[runs.Run]) -> list[str]:
     bills = "" if _cost_nothing(found) else ", for GPU and disk; the clouds' own bills count"
     sums = f"In all ${total:.4f} so far, and ${now:.4f} an hour now{bills}."
     return [*table(rows), *notes, sums]
+
+
+def _limits(one: runs.Run) -> list[str]:
+    """Return until when a run with machines is rented, and how much of its budget is left."""
+    now = time.time()
+    if not one.instances:
+        return []
+    if why := limits.over(one, now):
+        return [f"{one.name} should have ended, since {why}: {remedy('reap')}"]
+    return limits.told(one, now)
 
 
 def _cost_nothing(found: Sequence[runs.Run]) -> bool:

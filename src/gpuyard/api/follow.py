@@ -9,11 +9,12 @@ machines at work; and when nothing can be rented, the machine that waits is stil
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from gpuyard import play_process
+from gpuyard import pace, play_process
 from gpuyard.api import end
 from gpuyard.api.end import Change
 from gpuyard.api.site import Site
@@ -22,10 +23,12 @@ from gpuyard.errors import CheckpointError, GpuyardError, UsageError
 from gpuyard.formats.manifest import Manifest
 from gpuyard.providers.base import Instance, Progress
 from gpuyard.remedies import remedy
-from gpuyard.renting import ending, machine, runs, survey, together, watch
+from gpuyard.renting import ending, limits, machine, runs, survey, together, watch
 from gpuyard.renting.runs import Run
 
-FOR_THE_FIRST_MACHINE = ("offer", "restore", "stage", "from_stage", "iteration", "update")
+LIMITS_S = 15.0
+"""How often a run that is followed is held against its lease and its budget (seconds)."""
+FOR_THE_FIRST_MACHINE = ("offer", "restore", "stage", "from_stage", "iteration", "update", "lease_hours", "budget_usd")
 """Options of a launch that are not repeated at a hand-over: each says how one machine is chosen, or begins."""
 
 
@@ -96,10 +99,10 @@ def follow(site: Site, request: Follow, *, progress: Progress) -> Followed:
     return follow_in(Real(site, progress), request, progress=progress)
 
 
-def follow_in(world: World, request: Follow, *, progress: Progress) -> Followed:
+def follow_in(world: World, request: Follow, *, progress: Progress, clock: pace.Clock | None = None) -> Followed:
     """Do what :func:`follow` does, in any ``world``."""
     try:
-        followed = _to_the_end(world, request, progress)
+        followed = _to_the_end(world, request, progress, clock or pace.Clock())
     except GpuyardError as error:
         if request.shutdown:
             # Following ends also when the connection is lost, so what the machine and the bucket say decides.
@@ -121,7 +124,7 @@ def show(records: Iterator[Mapping[str, Any]], progress: Progress) -> End:
     return End(state, waits_for)
 
 
-def _to_the_end(world: World, request: Follow, progress: Progress) -> Followed:
+def _to_the_end(world: World, request: Follow, progress: Progress, clock: pace.Clock) -> Followed:
     hand_overs = 0
     while True:
         run = world.run(request.run)
@@ -129,7 +132,7 @@ def _to_the_end(world: World, request: Follow, progress: Progress) -> Followed:
             raise UsageError(f"Run {run.name} has no machine, so there is nothing to follow.")
         if not hand_overs:
             progress(machine.following(run.name, run.instances))
-        ends = show_all(world, run, progress)
+        ends = _show_within_limits(world, run, progress, clock)
         waits_for = next((end.waits_for for _, _, end in ends if end.state == "waiting"), None)
         if waits_for is None:
             break
@@ -162,6 +165,54 @@ def conclude(
     if unfinished:
         raise GpuyardError("\n".join([*unfinished, *after]))
     return watch.as_asked([end.state for _, _, end in ends], "".join(after))
+
+
+def _show_within_limits(
+    world: World, run: Run, progress: Progress, clock: pace.Clock
+) -> list[tuple[str, Instance, End]]:
+    """Do what :func:`show_all` does, and end the run when its lease or its budget is over.
+
+    Raises :class:`GpuyardError` then, when all of it has ended or as much as could be.
+    """
+    if run.lease_end is None and run.limits.budget_usd is None:
+        return show_all(world, run, progress)
+    through = threading.Event()
+    began = clock.date()
+    for line in limits.told(run, began):
+        progress(line)
+
+    def watch_limits(say: Progress) -> str:
+        warned = bool(limits.nearly_over(run, began))
+        while True:
+            now = clock.date()
+            if why := limits.over(run, now):
+                say(f"Run {run.name} is ended: {why}.")
+                done = world.end(ending.Order(run.name))
+                return "\n".join([f"Run {run.name} was ended: {why}.", *done.text])
+            if not warned and (words := limits.nearly_over(run, now)):
+                warned = True
+                say(words)
+            if through.wait(LIMITS_S):
+                return ""
+
+    def work(what: str, say: Progress) -> str | list[tuple[str, Instance, End]] | GpuyardError:
+        try:
+            return watch_limits(say) if what == "limits" else show_all(world, run, say)
+        except GpuyardError as error:
+            return error
+        finally:
+            if what != "limits":
+                through.set()
+
+    ends, ended = together.at_once(work, ("stages", "limits"), progress, see_through=False)
+    if isinstance(ended, GpuyardError):
+        raise ended
+    if ended:
+        raise GpuyardError(str(ended))
+    if isinstance(ends, GpuyardError):
+        raise ends
+    assert not isinstance(ends, str)  # that is the answer of the other one
+    return ends
 
 
 def show_all(world: World, run: Run, progress: Progress) -> list[tuple[str, Instance, End]]:
@@ -237,7 +288,7 @@ class Real:
         store = self.site.store()
         try:
             runs.check_answers(store)
-            kept = runs.stored(store, run=name)
+            kept = runs.stored(store, run=name, costs=True)
         except CheckpointError as error:
             self.progress(f"The bucket cannot be read: {error}")
             kept = runs.Stored()

@@ -19,7 +19,7 @@ from gpuyard.hosts import host_name
 from gpuyard.planning import PlanRequest
 from gpuyard.planning.nodes import NodePlan
 from gpuyard.providers.base import Progress, Provider
-from gpuyard.renting import claim, machine, nodes, record, rent, storage
+from gpuyard.renting import claim, limits, machine, nodes, record, rent, storage
 from gpuyard.renting.acceptance import Acceptance
 from gpuyard.renting.failed_hosts import FailedHosts
 from gpuyard.renting.ledger import Ledger
@@ -167,15 +167,18 @@ def _have_machines(
         hosts=FailedHosts(shared, progress),
     )
 
-    limits = plan.workload.limits
+    giving_up = plan.workload.limits
     begins = False
 
     def keep() -> None:
         nonlocal begins
         # A bucket that has failed before is asked again: without it nobody else could go on with the run.
-        store = site.shared_store() if plan.to_keep or plan.expected_checkpoint == 0 else None
+        new = plan.to_keep or plan.limits.new
+        store = site.shared_store() if new or plan.expected_checkpoint == 0 else None
         if store and plan.to_keep:
             record.write(store, plan.to_keep, progress=progress)
+        if store and plan.limits.new:
+            limits.write(store, plan.run.name, plan.limits.limits)
         if store and plan.expected_checkpoint == 0:
             # Nobody else rents for the run from here on, so the new machine need not ask this once more.
             with suppress(CheckpointError):
@@ -194,12 +197,12 @@ def _have_machines(
             planned=bool(node.offers),
             replace_preempted=node.replace_preempted,
             timeout_s=timeout_s,
-            loading_s=None if limits.loading_minutes is None else limits.loading_minutes * 60,
-            ssh_s=None if limits.ssh_minutes is None else limits.ssh_minutes * 60,
+            loading_s=None if giving_up.loading_minutes is None else giving_up.loading_minutes * 60,
+            ssh_s=None if giving_up.ssh_minutes is None else giving_up.ssh_minutes * 60,
             limits=rent.Limits(
-                limits.attempts,
-                None if limits.minutes is None else limits.minutes * 60,
-                limits.usd,
+                giving_up.attempts,
+                None if giving_up.minutes is None else giving_up.minutes * 60,
+                giving_up.usd,
                 node.max_price_per_hour_usd,
             ),
             everywhere=everywhere,
@@ -208,6 +211,7 @@ def _have_machines(
             claims=claim.Claims(shared, progress),
             keep=keep,
             acceptance=acceptance,
+            lease_end=plan.limits.label_end,
         )
         for node in plan.nodes
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpuyard.errors import UsageError
 
@@ -19,6 +19,7 @@ STOPPED_MARK = "/stopped"
 """Ends the label of an instance that gpuyard itself stopped, so that a stop by the provider can be told from it."""
 NODE_NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,18}[a-z0-9])?-(?:0|[1-9][0-9]{0,3})")
 TAG = "gpuyard"
+_UNTIL = "until"
 FIRST_NODE = "main-0"
 """The one node of a run that names no pools."""
 # Nothing in a reference has capitals, so one begins each part; further parts are of later versions.
@@ -51,11 +52,14 @@ class RunRef:
     """A run's name, its workload's name, and the node: what every rented thing is labelled with.
 
     ``node`` is a place in a pool, ``<pool>-<number>``. A label says it for every other node than :data:`FIRST_NODE`.
+    ``lease_end`` is until when it is rented, in whole seconds since 1970, where no bucket can say so; it makes a thing
+    no other run's.
     """
 
     run: str
     workload: str
     node: str = FIRST_NODE
+    lease_end: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         # What is rented already keeps its name, whatever names are refused to new runs.
@@ -64,14 +68,18 @@ class RunRef:
 
     @property
     def label(self) -> str:
-        """The single-string form, ``gpuyard/<run>/<workload>[/<node>]`` (Vast)."""
-        return "/".join(["gpuyard", self.run, self.workload, *([] if self.node == FIRST_NODE else [self.node])])
+        """The single-string form, ``gpuyard/<run>/<workload>[/<node>[/until-<seconds>]]`` (Vast)."""
+        # A reader that knows no lease looks for the node in its place.
+        node = [] if self.node == FIRST_NODE and self.lease_end is None else [self.node]
+        until = [] if self.lease_end is None else [f"{_UNTIL}-{self.lease_end}"]
+        return "/".join([TAG, self.run, self.workload, *node, *until])
 
     @property
     def tags(self) -> list[str]:
         """The list form, for providers whose label is the plain run name (Vultr)."""
         node = [] if self.node == FIRST_NODE else [f"node:{self.node}"]
-        return [TAG, f"run:{self.run}", f"workload:{self.workload}", *node]
+        until = [] if self.lease_end is None else [f"{_UNTIL}:{self.lease_end}"]
+        return [TAG, f"run:{self.run}", f"workload:{self.workload}", *node, *until]
 
     def name(self, longest: int, dash: str = "-") -> str:
         """Return the form for names of letters, digits and ``dash``: ``gpuyard-R<run>-W<workload>[-N<node>]``.
@@ -106,7 +114,8 @@ class RunRef:
         if first != TAG or len(parts) < 2:
             return None
         try:
-            return cls(parts[0], parts[1], _node(parts[2:3]))
+            until = (part.removeprefix(f"{_UNTIL}-") for part in parts[3:] if part.startswith(f"{_UNTIL}-"))
+            return cls(parts[0], parts[1], _node(parts[2:3]), _moment(next(until, "")))
         except UsageError:
             return None
 
@@ -118,13 +127,19 @@ class RunRef:
             return None
         fields = dict(tag.split(":", 1) for tag in sorted(known) if ":" in tag)
         try:
-            return cls(fields["run"], fields["workload"], _node([fields.get("node", "")]))
+            node, until = _node([fields.get("node", "")]), _moment(fields.get(_UNTIL, ""))
+            return cls(fields["run"], fields["workload"], node, until)
         except (KeyError, UsageError):
             return None
 
 
 def _node(said: Sequence[str]) -> str:
     return next((name for name in said if NODE_NAME.fullmatch(name)), FIRST_NODE)
+
+
+def _moment(said: str) -> int | None:
+    """Return seconds since 1970; what is no such number says nothing."""
+    return int(said) if said.isascii() and said.isdigit() and len(said) <= 11 else None
 
 
 def check_node(node: str) -> str:

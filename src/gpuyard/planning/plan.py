@@ -18,7 +18,8 @@ from gpuyard.box.stages.choice import Choice
 from gpuyard.config import BucketSettings, SshKey
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.formats.label import FIRST_NODE, check_name, next_name
-from gpuyard.planning import choose, nodes, offers, pools, room, source, stored, version
+from gpuyard.planning import choose, limited, nodes, offers, pools, room, source, stored, version
+from gpuyard.planning.limited import Limited
 from gpuyard.planning.nodes import NodePlan
 from gpuyard.planning.request import Connections, Mode, PlanRequest
 from gpuyard.providers.base import Instance, Progress, Provider
@@ -67,6 +68,7 @@ class Plan:
     source_digest: str = ""  # of that folder's content
     to_keep: record.ToKeep | None = None  # what a launch writes into the bucket before it rents
     volumes: tuple[storage.Expected, ...] = ()  # what its nodes get from their clouds
+    limits: Limited = field(default_factory=Limited)  # until when it is rented, and what it may cost
 
     @property
     def first(self) -> NodePlan:
@@ -98,6 +100,8 @@ class Plan:
             "offers": [records.offer_to_dict(offer) for offer in first.offers],
             "nodes": [_node_to_dict(node) for node in self.nodes],
             "cost": self.estimate.to_dict(),
+            "lease_end": self.limits.limits.lease_end or self.limits.label_end,
+            "budget_usd": self.limits.limits.budget_usd,
             "bucket": {
                 "url": self.bucket.url,
                 "endpoint": self.bucket.endpoint,
@@ -155,6 +159,7 @@ def check(request: PlanRequest, *, env: Mapping[str, str] | None = None) -> Chec
         check_name(request.run)
     if request.restore is not None and request.restore < 1:
         raise UsageError(f"restore={request.restore} is not the number of a checkpoint: those begin at 1.")
+    limited.check(request)
     market.check_conditions({**request.conditions, "max_price_per_hour": request.max_price_per_hour_usd})
     if request.choice.only and request.choice.from_stage:
         raise UsageError(
@@ -260,6 +265,7 @@ def make(
         label = turn.machine.ref.node if turn.machine.ref else FIRST_NODE
         planned = [_on_label(node, label) for node in planned]
         turn_pools = pools.pools_of(turn.machine, workload, followed=request.follow)
+    limits = limited.decide(run, workload, request, runs.shared(store))
     words = [line for node in planned if node.machine for line in _has_machine(run, node)]
     wanted = [node for node in planned if not node.machine]
     memory = FailedHosts(Notebook(lambda: runs.shared(store)), progress or (lambda _: None))
@@ -316,6 +322,13 @@ def make(
             for node in planned
         }
     )
+    dollars = by_pools.taken.dollars if by_pools else estimate.run.dollars
+    unknown = by_pools.unknown if by_pools else any(one.unknown for one in estimate.nodes.values())
+    renting = any(node.offers for node in planned)
+    words += [
+        *limits.text(),
+        *limited.refuse_cost(limits, run.name, dollars, renting=renting, lower_bound=bool(unknown)),
+    ]
     if turn:
         # What is left of a machine on another node would be overlooked: it may still bill, and come back to life.
         label = planned[0].place.on_label
@@ -371,6 +384,7 @@ def make(
         source_digest=made.digest,
         to_keep=made.to_keep,
         volumes=volumes,
+        limits=limits,
     )
 
 

@@ -33,6 +33,8 @@ class PlanRequest:
     choice: Choice = field(default_factory=Choice)  # which stages are to run
     restore: int | None = None  # the number of the checkpoint to go on from, in place of the newest one
     update: bool = False  # whether a run that has begun goes on with the workload and source that are here
+    lease_hours: float | None = None  # for how long it is rented from now on; 0: without end
+    budget_usd: float | None = None  # what all machines of the run may cost together; 0: no limit
     # What the machine has to offer, in place of what the workload says: fields of Query by name.
     conditions: Mapping[str, Any] = field(default_factory=dict)
     near: Spot | None = None  # where the bucket lies; None: not known

@@ -33,6 +33,11 @@ class Kind(enum.StrEnum):
         """Whether it costs something for as long as it is there."""
         return self in (Kind.VOLUME, Kind.FILESYSTEM, Kind.SNAPSHOT)
 
+    @property
+    def attaches(self) -> bool:
+        """Whether it is of use only while a machine has it."""
+        return self in (Kind.VOLUME, Kind.FILESYSTEM)
+
 
 @dataclass(frozen=True, slots=True)
 class Resource:

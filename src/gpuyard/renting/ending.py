@@ -33,11 +33,13 @@ from gpuyard.formats.ledger import Entry
 from gpuyard.formats.run_record import RunRecord
 from gpuyard.hosts import host_name
 from gpuyard.providers.base import OWN, Instance, PlannedCall, Progress, Provider, State
+from gpuyard.providers.resources import Resource
 from gpuyard.remedies import option, remedy
-from gpuyard.renting import access, destroy, machine, rent, runs, survey, together, watch
+from gpuyard.renting import access, belongings, destroy, machine, rent, runs, shelved, survey, together, watch
+from gpuyard.renting.belongings import Belongings
 from gpuyard.renting.ledger import Ledger, entry_of
 from gpuyard.renting.pending import PendingNotes
-from gpuyard.renting.places import newest_of
+from gpuyard.renting.places import newest_of, nodes_apart, own_place
 
 LOSE_WAIT_S = 30.0
 """How long a machine has to end its stages that is destroyed whatever it says (seconds)."""
@@ -53,7 +55,10 @@ class Order:
     the running stage's own grace time and publishing need. ``only`` limits what is destroyed: to a machine whose run
     has ``ended`` (and nothing is stopped), to one on which it has ``not-begun``, or to one on which no stage runs any
     more since the run goes on elsewhere (``left``). ``since`` is the number of the newest checkpoint before the launch
-    that has followed the run: a later one holds its work. With ``node`` only that node of the run is ended.
+    that has followed the run: a later one holds its work. With ``node`` only that node of the run is ended, with
+    ``places`` only the machines that are named, by provider and id. ``keep_volumes``: whether the run's volumes,
+    filesystems and snapshots outlive it; ``None``: those that were kept before. ``seen`` are the machines that the run
+    had when its end was decided without anybody looking: with another one it has been launched again, and goes on.
     """
 
     run: str
@@ -62,6 +67,14 @@ class Order:
     wait_s: float | None = None
     only: Literal["", "ended", "not-begun", "left"] = ""
     since: int = 0
+    keep_volumes: bool | None = None
+    places: frozenset[tuple[str, str]] | None = None
+    seen: frozenset[tuple[str, str]] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the run as such is to end, with all that it has, and not some of its machines only."""
+        return self.node is None and self.places is None and self.only in ("", "ended")
 
     def check(self) -> None:
         """Raise :class:`UsageError` for an option that cannot work. A run that is not named is told of later."""
@@ -71,6 +84,8 @@ class Order:
             raise UsageError(f"wait_s={self.wait_s:g} must be a number of seconds above 0.")
         if self.lose and self.only:
             raise UsageError(f"lose=true destroys whatever there is, so it does not go with only={self.only}.")
+        if self.keep_volumes and not self.whole:
+            raise UsageError("keep_volumes=true says what outlives a run, so it needs the end of all of it.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +130,9 @@ class Boxes(Protocol):
     ) -> Mapping[str, Any]:
         """Do what :func:`gpuyard.renting.watch.stop` does."""
 
+    def settle(self, instance: Instance) -> None:
+        """Have everything written to the machine's disks, as far as it answers."""
+
 
 @dataclass(frozen=True, slots=True)
 class OverSsh:
@@ -139,6 +157,10 @@ class OverSsh:
         """Let the machine's stages end in good order, and return whether all is saved."""
         access.let_in(self.clouds, [instance], self.key, progress=tell)
         return watch.stop(instance, self.key, wait_s=wait_s, limit_s=limit_s, tell=tell)
+
+    def settle(self, instance: Instance) -> None:
+        """Have everything written to the machine's disks, before one that is kept is taken from it."""
+        watch.settle(instance, self.key)
 
 
 def end(
@@ -175,7 +197,9 @@ def end(
                 rent.await_noted(providers, order.run, notes, progress=tell, clock=pace.Clock())
     seen = survey.take(providers)
     ours = survey.owned(seen.answered())
-    held = survey.owned(ours, order.run, order.node)
+    held = [
+        one for one in survey.owned(ours, order.run, order.node) if order.places is None or one.place in order.places
+    ]
     others = sorted({one.ref.run for one in ours if one.ref} - {order.run})
     if not order.run:
         raise UsageError(
@@ -184,9 +208,18 @@ def end(
     if others and not survey.owned(ours, order.run):
         # A slip in the name would otherwise look like the end of a rental that goes on.
         tell(f"Runs that have machines: {', '.join(others)}.")
+    if order.seen is not None and (new := [one for one in held if one.place not in order.seen]):
+        raise UsageError(
+            f"Run {order.run} has got {'; '.join(map(machine.describe, new))} meanwhile, so it has been launched "
+            "again: nothing of it was ended."
+        )
+    beside = Belongings(providers, order.run, order.keep_volumes)
+    if order.whole:
+        beside.look(tell)
     words = [machine.describe(one) for one in held]
     if check:
-        return _plan(providers, held, order, words, seen)
+        beside.sort(store, str)
+        return _plan(providers, held, order, words, seen, beside)
     # Side by side: each machine may take minutes to end its stages.
     verdicts = together.at_once(judge.of, held, tell)
     doomed = [verdict.instance for verdict in verdicts if verdict.may_go or order.lose]
@@ -197,48 +230,99 @@ def end(
         elif order.lose:
             done = "Freed" if verdict.instance.way else "Destroyed"
             tell(f"{done} all the same, as lose=true asks for: {verdict.why}")
-    leak: ProviderError | None = None
-    try:
-        destroy.destroy_all(providers, doomed, ledger=ledger, progress=tell)
-    except ProviderError as error:
-        leak = error
+    beside.sort(judge.store, lambda: "" if held or order.lose else judge.why_storage_stays())
+    if kept:
+        beside.stay()
+    going = beside.going
+    leaks, gone = _destroy(providers, doomed, going, beside.wished, boxes, ledger, tell)
     if ledger is not None and not ledger.bucket.failed:
         answered = [provider.name for provider in providers if provider.name not in seen.errors]
-        ledger.gone(order.run, held, answered, node=order.node)
-    if leak and not kept and not seen.errors:
-        raise leak
-    if kept or seen.errors:
-        sentences = [str(leak)] if leak else machine.ended(doomed)
-        trouble = " ".join([*sentences, *kept, *seen.unanswered().values()])
-        if seen.errors:
+        listed = survey.owned(ours, order.run, order.node)
+        ledger.gone(order.run, listed, answered, node=order.node)
+    if order.whole:
+        beside.note(judge.store, gone, tell)
+    unseen = [*seen.unanswered().values(), *beside.unseen.values()]
+    staying = [*kept, *beside.refusals()]
+    if order.whole and (doomed or going) and not (leaks or staying or unseen):
+        leaks += [LeakError(sentence) for sentence in belongings.left(providers, order.run, beside.wished)]
+    if leaks and not staying and not unseen:
+        raise leaks[0] if len(leaks) == 1 else LeakError(" ".join(map(str, leaks)), provider=leaks[0].provider)
+    if staying or unseen:
+        sentences = [*map(str, leaks)] if leaks else machine.ended(doomed)
+        trouble = " ".join([*sentences, *staying, *unseen])
+        if unseen:
             again = f"Tear run {order.run} down again when all clouds answer."
-            raise LeakError(f"{trouble} {again}", provider=next(iter(seen.errors)))
-        raise LeakError(trouble, provider=leak.provider) if leak else NotSavedError(trouble)
+            raise LeakError(f"{trouble} {again}", provider=next(iter(seen.errors), ""))
+        raise LeakError(trouble, provider=leaks[0].provider) if leaks else NotSavedError(trouble)
     # A machine whose end could not be confirmed the last time may be gone now, with nothing left to destroy.
     with suppress(OSError):
         ssh.forget_run(order.run, providers, node=order.node or "")
     cancelled, text = False, list[str]()
-    if order.node is None and (not order.only or (order.only == "ended" and doomed)):
+    if order.whole and (not order.only or doomed):
         cancelled, text = _cancel(judge, order, destroyed=bool(doomed))
     if not order.only or doomed:
         text += _spent(order.run, doomed, ledger)
+    text += beside.words()
     actions = [f"{machine.end_verb(one)} {machine.describe(one)}" for one in doomed]
+    actions += [f"destroy {shelved.describe(one)}" for one in gone]
     return Ending(words, [], actions, text=text, cancelled=cancelled)
 
 
+def _destroy(
+    providers: Sequence[Provider],
+    doomed: Sequence[Instance],
+    going: Sequence[Resource],
+    staying: Sequence[Resource],
+    boxes: Boxes,
+    ledger: Ledger | None,
+    tell: Progress,
+) -> tuple[list[ProviderError], list[Resource]]:
+    """Destroy machines and what goes with them; return what could not be confirmed, and which resources are gone.
+
+    Storage that can be taken from a machine goes before it, the rest after it. Nothing of this keeps a machine billing.
+    """
+    machines = {one.id for one in doomed}
+    if freed := [one for one in staying if machines & {*one.attached_to}]:
+        for instance in doomed:
+            if instance.runs and any(instance.id in one.attached_to for one in freed):
+                boxes.settle(instance)
+        shelved.detach(providers, freed, tell)
+    # Keys and the like go last: what a machine that lives still uses may not be ended, or would lock it out.
+    free = shelved.detach(providers, [one for one in going if one.kind.bills], tell)
+    unended = [one for one, _ in shelved.end(providers, free, tell)]
+    leaks: list[ProviderError] = []
+    try:
+        destroy.destroy_all(providers, doomed, ledger=ledger, progress=tell)
+    except ProviderError as error:
+        leaks.append(error)
+    errors = shelved.end(providers, [one for one in going if one not in free or one in unended], tell)
+    leaks += [
+        LeakError(sentence, provider=one.provider, instance_id=one.id)
+        for (one, _), sentence in zip(errors, belongings.leak_sentences(errors), strict=True)
+    ]
+    return leaks, [one for one in going if one not in [left for left, _ in errors]]
+
+
 def _plan(
-    providers: Sequence[Provider], held: Sequence[Instance], order: Order, words: list[str], seen: survey.Survey
+    providers: Sequence[Provider],
+    held: Sequence[Instance],
+    order: Order,
+    words: list[str],
+    seen: survey.Survey,
+    beside: Belongings,
 ) -> Ending:
     """Return what would be done. No machine is asked, since only stopping its stages shows whether all is saved."""
-    if seen.errors:
-        raise LeakError(" ".join(seen.unanswered().values()), provider=next(iter(seen.errors)))
+    if seen.errors or beside.unseen:
+        unseen = [*seen.unanswered().values(), *beside.unseen.values()]
+        raise LeakError(" ".join(unseen), provider=next(iter(seen.errors), ""))
     by_name = {provider.name: provider for provider in providers}
     condition = "" if order.lose else " if nothing is lost with it"
     living = [one for one in held if not one.idle]
     actions = [f"end the stages on {one.provider} {one.id} in good order" for one in living if not order.only]
     actions += [f"{machine.end_verb(one)} {machine.describe(one)}{condition}" for one in held]
     planned = [call for one in held for call in by_name[one.provider].plan_destroy(one.id)]
-    return Ending(words, [], actions, planned)
+    also = beside.planned(condition)
+    return Ending(words, [], actions + also[0], planned + also[1])
 
 
 def _spent(run: str, ended: Sequence[Instance], ledger: Ledger | None) -> list[str]:
@@ -314,6 +398,7 @@ class _Bucket:
     def __init__(self, store: Store, run: str) -> None:
         self._store, self._run = store, run
         self._known = False
+        self.launched = False  # whether it was launched with this very bucket, and no stage has begun
         self.trouble: CheckpointError | None = None
         try:
             self._known = answer_soon(self._knows, store.url)
@@ -332,7 +417,8 @@ class _Bucket:
         except MissingObjectError:
             return False
         # A launch writes the record before it rents, the box when the first stage begins; what cannot be read counts.
-        return bool(record.created or not record.launched)
+        self.launched = bool(record.launched and not record.created)
+        return not self.launched
 
     def known(self) -> bool:
         """Tell whether the bucket knows of the run; raises :class:`CheckpointError` when it did not answer."""
@@ -349,6 +435,15 @@ class _Bucket:
             return None
         node = instance.ref.node if instance.ref else FIRST_NODE
         return newest_of(self._store, self._run, node, checkpoints.latest_whole_manifest)
+
+    def holds_whole(self) -> bool:
+        """Tell whether the run has a checkpoint whose every object is in the bucket; raises :class:`CheckpointError`.
+
+        Of a run of several nodes, every one that has begun to publish must have one.
+        """
+        places = [self._run, *(own_place(self._run, node) for node in nodes_apart(self._store, self._run))]
+        begun = [place for place in places if checkpoints.sequences(self._store, place)]
+        return bool(begun) and all(checkpoints.latest_whole_manifest(self._store, place) for place in begun)
 
 
 class _Judge:
@@ -390,6 +485,18 @@ class _Judge:
         except GpuyardError as error:
             return self._unanswering(instance, str(error), began=True)
         return self._by_answer(instance, answer)
+
+    def why_storage_stays(self) -> str:
+        """Return why the storage of a run without a machine may hold the only copy; empty when it does not."""
+        if self._asked is None:
+            return "There is no machine that could say whether all is saved, and no bucket."
+        try:
+            if self._asked.holds_whole() if self._asked.known() else self._asked.launched:
+                return ""
+        except CheckpointError as error:
+            return f"It may hold what is not in the bucket: {error}"
+        holds = "holds no whole checkpoint" if self._asked.known() else f"knows nothing of run {self.order.run}"
+        return f"The bucket {holds}, so it may hold the only copy."
 
     def _not_this_one(self, instance: Instance) -> Verdict | None:
         """Return the verdict on a machine that is not to be ended as things are, ``None`` when it is."""

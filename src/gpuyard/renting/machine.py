@@ -67,6 +67,7 @@ class Order:
     keep: Callable[[], None] = lambda: None  # writes into the bucket what the run is made of, before anything is rented
     clock: pace.Clock = field(default_factory=pace.Clock)
     shared: rent.Shared = field(default_factory=rent.Shared)  # with the nodes that are rented at the same time
+    lease_end: int | None = None  # for the label of a new machine, in seconds since 1970; None: none, or in the bucket
     acceptance: Acceptance | None = None  # what a new machine has to pass once it answers; None: nothing
 
     @property
@@ -167,7 +168,7 @@ def present_alone(
     if not order.workload:
         raise UsageError(f"{order.whose} has no machine, and to rent one its workload has to be named.")
     spec = CreateSpec(
-        ref=RunRef(order.run, order.workload, order.node),
+        ref=RunRef(order.run, order.workload, order.node, order.lease_end),
         ssh_public_key=order.key.public_text,
         disk_gb=order.disk_gb,
         image=order.image,

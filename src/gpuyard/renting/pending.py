@@ -13,7 +13,7 @@ import math
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from gpuyard import paths
@@ -114,6 +114,23 @@ class PendingNotes:
         if store.url != _own().url:
             self.bucket.give_up()
         self.progress(f"What a command has asked for and not seen answered may be overlooked: {error}")
+
+
+def unanswered(keys: Iterable[str]) -> list[str]:
+    """Return a sentence for each note of a request, which are known by their keys."""
+    parts = ((run, name.partition("-")[0]) for run, _, name in (key.split("/", 2) for key in keys))
+    return [
+        f"A request of run {run} to {provider} is not known to be answered: a machine may have come of it."
+        for run, provider in parts
+    ]
+
+
+def unanswered_here() -> list[str]:
+    """Return the same for the notes that lie on this controller."""
+    try:
+        return unanswered(item.key for item in _own().objects("") if item.key.count("/") == 2)
+    except CheckpointError as error:
+        return [f"Notes of unanswered requests on this controller cannot be read: {error}"]
 
 
 def _note(run: str, key: str, data: bytes) -> Note:

@@ -28,11 +28,12 @@ from gpuyard.box.checkpoints import (
     write_record,
 )
 from gpuyard.config import BucketSettings
-from gpuyard.errors import CheckpointError, UnreadableManifestError
+from gpuyard.errors import BucketError, CheckpointError, UnreadableManifestError
 from gpuyard.formats.label import FIRST_NODE
 from gpuyard.formats.ledger import Entry
+from gpuyard.formats.limits import Limits
 from gpuyard.providers.base import Instance, State
-from gpuyard.renting import ledger
+from gpuyard.renting import ledger, limits
 from gpuyard.renting.places import made_by, nodes_apart, own_place
 
 _AT_ONCE = 8
@@ -183,6 +184,7 @@ class Run:
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     problem: str = ""
     apart: Mapping[str, Apart] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def takes_turns(self) -> bool:
@@ -225,6 +227,12 @@ class Run:
     def machine(self) -> Instance | None:
         """The first machine that it has, ``None`` when it has none or only what is left of some."""
         return next((instance for instance in self.instances if instance.alive), None)
+
+    @property
+    def lease_end(self) -> float | None:
+        """Until when it is rented, in seconds since 1970, ``None`` for no end; the bucket comes before the labels."""
+        said = [one.ref.lease_end for one in self.instances if one.ref and one.ref.lease_end is not None]
+        return self.limits.lease_end if self.limits != Limits() else max(said, default=None)
 
     @property
     def is_up(self) -> bool:
@@ -324,6 +332,8 @@ class Stored:
     complaints: Sequence[str] = ()  # of what could not be read
     problems: Mapping[str, str] = field(default_factory=dict)  # by run: why it or its newest checkpoint cannot be read
     apart: Mapping[str, Mapping[str, Apart]] = field(default_factory=dict)  # by run and node
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+    unlimited: Mapping[str, str] = field(default_factory=dict)  # by run: why its limits cannot be read
 
 
 def stored(store: Store | None, *, run: str | None = None, costs: bool = False) -> Stored:
@@ -345,6 +355,9 @@ def stored(store: Store | None, *, run: str | None = None, costs: bool = False) 
     records = {name: record for name, record in records.items() if name not in bare}
     problems = {name: record.problem for name, record in records.items() if record.problem}
     complaints: list[str] = []
+    known = _limits(store, asked) if costs else {}
+    unlimited = {name: limit for name, limit in known.items() if isinstance(limit, str)}
+    complaints += unlimited.values()
     return Stored(
         records,
         {name: manifest for name, manifest in found.items() if isinstance(manifest, Manifest)},
@@ -352,6 +365,8 @@ def stored(store: Store | None, *, run: str | None = None, costs: bool = False) 
         tuple(complaints),
         problems | {name: str(error) for name, error in found.items() if isinstance(error, UnreadableManifestError)},
         apart,
+        {name: limit for name, limit in known.items() if isinstance(limit, Limits)},
+        unlimited,
     )
 
 
@@ -383,6 +398,7 @@ def join(machines: Iterable[Instance], kept: Stored, clouds: Iterable[str] = ())
             asked,
             problem=kept.problems.get(name, ""),
             apart=kept.apart.get(name, {}),
+            limits=kept.limits.get(name, Limits()),
         )
 
     return [build(name) for name in sorted(owned.keys() | kept.records.keys() | kept.entries.keys())]
@@ -454,6 +470,21 @@ def _entries(store: Store, names: Sequence[str], complain: Callable[[str], None]
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         found = zip(names, pool.map(partial(ledger.entries, store, complain=complain), names), strict=True)
         return {name: entries for name, entries in found if entries}
+
+
+def _limits(store: Store, names: Sequence[str]) -> dict[str, Limits | str]:
+    """Return the limits of the named runs, and a sentence for those that cannot be read."""
+
+    def of(name: str) -> Limits | str:
+        try:
+            return limits.read(store, name)
+        except BucketError:
+            raise
+        except CheckpointError as error:
+            return f"Until when run {name} is rented and what it may cost is not known: {error}"
+
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        return dict(zip(names, pool.map(of, names), strict=True))
 
 
 def stage_text(progress: Mapping[str, Any]) -> str:

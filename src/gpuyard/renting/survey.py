@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gpuyard.errors import ProviderDownError, ProviderError
 from gpuyard.providers.base import Instance, Provider
@@ -51,32 +51,48 @@ def take(providers: Sequence[Provider], *, within_s: float | None = None) -> Sur
 
     One that has not answered after ``within_s`` seconds counts as one that does not answer.
     """
-    answers: dict[str, list[Instance] | Exception] = {}
+    answers = ask({provider.name: (provider, provider.instances) for provider in providers}, within_s=within_s)
+    found = Survey(len(providers))
+    for name, answer in answers.items():
+        if isinstance(answer, ProviderError):
+            found.errors[name] = answer
+        else:
+            found.instances.extend(answer)
+    return found
 
-    def ask(provider: Provider) -> None:
+
+def ask[Key, Answer](
+    questions: Mapping[Key, tuple[Provider, Callable[[], Answer]]], *, within_s: float | None = None
+) -> dict[Key, Answer | ProviderError]:
+    """Return the answers of all ``questions``, put at the same time, or the error of each that has none.
+
+    A cloud that has not answered after ``within_s`` seconds counts as one that does not answer. Any other error than a
+    :class:`ProviderError` is raised.
+    """
+    answers: dict[Key, Answer | Exception] = {}
+
+    def put(key: Key) -> None:
         try:
-            answers[provider.name] = provider.instances()
+            answers[key] = questions[key][1]()
         except Exception as error:  # whatever it is: it is raised by whoever waits
-            answers[provider.name] = error
+            answers[key] = error
 
-    asking = [threading.Thread(target=ask, args=(provider,), daemon=True) for provider in providers]
+    asking = [threading.Thread(target=put, args=(key,), daemon=True) for key in questions]
     for thread in asking:
         thread.start()
     deadline = None if within_s is None else time.monotonic() + within_s
     for thread in asking:
         thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-    found = Survey(len(providers))
-    for provider in providers:
-        answer = answers.get(provider.name)
-        if answer is None:
+    found: dict[Key, Answer | ProviderError] = {}
+    for key, (provider, _) in questions.items():
+        if key not in answers:
             silent = f"{provider.title} has not answered within {within_s:g} s."
-            answer = ProviderDownError(silent, provider=provider.name)
-        if isinstance(answer, ProviderError):
-            found.errors[provider.name] = answer
-        elif isinstance(answer, Exception):
+            found[key] = ProviderDownError(silent, provider=provider.name)
+            continue
+        answer = answers[key]
+        if isinstance(answer, Exception) and not isinstance(answer, ProviderError):
             raise answer
-        else:
-            found.instances.extend(answer)
+        found[key] = answer
     return found
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from queue import Empty, SimpleQueue
@@ -50,6 +51,7 @@ _SPARE_S = 180.0
 _TOLD_EVERY_S = 15.0
 _JOIN_S = 5.0
 _PATIENT_S = 20.0
+_SETTLE_S = 60.0
 AS_ASKED = ("finished", "idle")
 """The states of a run that has done what it was asked for: all of it, or the stages that were chosen."""
 
@@ -220,6 +222,20 @@ def stop(
     if answer is None:
         raise GpuyardError(f"{where} has not said whether its work is saved: {said[-1] if said else 'no answer'}")
     return answer
+
+
+def settle(instance: Instance, key: SshKey) -> None:
+    """Have everything written to the machine's disks; one that does not answer in time has had its chance."""
+    if not instance.ssh_host:
+        return
+    with suppress(subprocess.TimeoutExpired, OSError):
+        subprocess.run(
+            ["ssh", *_SSH_OPTIONS, *ssh.ssh_args(instance, key), "sync"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SETTLE_S,
+            check=False,
+        )
 
 
 def _waiting(record: Mapping[str, Any]) -> str:

@@ -210,6 +210,10 @@ class Budget(Section):
 
     max_price_per_hour: Positive | None = None
     """US dollars an hour for GPU and disk; nothing dearer is rented."""
+    usd: Positive | None = None
+    """US dollars for all machines of a run together; at the end of it the run is saved and ended."""
+    lease_hours: Positive | None = None
+    """The hours from its first launch for which a run is rented; a reaping ends it then."""
 
 
 class Storage(Section):

@@ -66,3 +66,20 @@ def test_the_next_free_number() -> None:
 def test_names_that_mean_something_to_ansible_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="choose another name"):
         check_name(name)
+
+
+@pytest.mark.parametrize("node", ["main-0", "search-3"])
+def test_a_lease_is_said_in_label_and_tags_and_makes_no_other_run(node: str) -> None:
+    leased, plain = RunRef("a-0", "tiny", node, 1772373600), RunRef("a-0", "tiny", node)
+    assert leased.label == f"gpuyard/a-0/tiny/{node}/until-1772373600"
+    assert leased == plain  # a new machine is looked for by its run
+    for read in (RunRef.from_label(f"{leased.label}/stopped"), RunRef.from_tags(leased.tags)):
+        assert read is not None and (read.node, read.lease_end) == (node, 1772373600)
+
+
+@pytest.mark.parametrize("said", ["", "soon", "-1", "1e9", "9" * 12])
+def test_a_lease_that_is_none_makes_it_no_less_ours(said: str) -> None:
+    ref = RunRef.from_label(f"gpuyard/a-0/tiny/main-0/until-{said}")
+    assert ref is not None and ref.lease_end is None
+    ref = RunRef.from_tags(["gpuyard", "run:a-0", "workload:tiny", f"until:{said}"])
+    assert ref is not None and ref.lease_end is None

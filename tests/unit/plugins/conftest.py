@@ -22,6 +22,7 @@ from gpuyard import config
 from gpuyard.errors import ProviderError
 from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Provider, Query, State
+from gpuyard.providers.resources import Kind, Resource, ResourceSpec, Shelf
 from gpuyard.renting import acceptance, access
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,6 +30,60 @@ ROOT = Path(__file__).resolve().parents[3]
 # Only one finder can be installed in a process, and under ansible-test there is one already.
 if not any(type(finder).__name__ == "_AnsibleCollectionFinder" for finder in sys.meta_path):
     init_plugin_loader([str(ROOT / "collections")])
+
+
+class MemoryShelf(Shelf):
+    """STAND-IN: all resources of a kind at a cloud in memory; keeps what it was asked to do, and refuses when told."""
+
+    def __init__(self, kind: Kind, *held: Resource, history: list[str] | None = None) -> None:
+        self.kind = kind  # type: ignore[misc]  # a class variable of the real ones
+        self.held = {one.id: one for one in held}
+        self.history = history if history is not None else []
+        self.errors: dict[str, ProviderError] = {}  # by what is asked: all, detach, destroy
+
+    def _asked(self, what: str, resource_id: str = "") -> None:
+        if what != "all":
+            self.history.append(f"{what} {resource_id}")
+        if what in self.errors:
+            raise self.errors[what]
+
+    def all(self) -> list[Resource]:
+        self._asked("all")
+        return list(self.held.values())
+
+    def get(self, resource_id: str) -> Resource | None:
+        return self.held.get(resource_id)
+
+    def create(self, spec: ResourceSpec, *, progress: Any = None) -> Resource:
+        raise NotImplementedError
+
+    def plan_create(self, spec: ResourceSpec) -> list[PlannedCall]:
+        raise NotImplementedError
+
+    def destroy(self, resource_id: str, *, progress: Any = None) -> None:
+        self._asked("destroy", resource_id)
+        self.held.pop(resource_id, None)
+
+    def plan_destroy(self, resource_id: str) -> list[PlannedCall]:
+        return [PlannedCall("DELETE", f"https://cloud.invalid/{self.kind}s/{resource_id}")]
+
+    def detach(self, resource_id: str, *, progress: Any = None) -> None:
+        self._asked("detach", resource_id)
+        self.held[resource_id] = replace(self.held[resource_id], attached_to=())
+
+
+def resource(provider: str, kind: Kind, resource_id: str, run: str = "", **values: Any) -> Resource:
+    """Return a resource of ``run`` (none: not ours) with everything that a test does not care about."""
+    defaults: dict[str, Any] = {
+        "name": f"name-of-{resource_id}",
+        "ref": RunRef(run, "miniprover") if run else None,
+        "ours": bool(run),
+        "region": "ewr",
+        "size_gb": 1000.0 if kind.bills else None,
+        "price_per_month_usd": 100.0 if kind.bills else 0.0,
+        "created_at": 1000.0,
+    }
+    return Resource(provider=provider, kind=kind, id=resource_id, **{**defaults, **values})
 
 
 class Cloud(Provider):
@@ -46,6 +101,17 @@ class Cloud(Provider):
         self.error: ProviderError | None = None
         self.refusals: dict[str, ProviderError] = {}
         self.rented: list[str] = []
+        self.shelved: dict[Kind, Shelf] = {}
+        self.history: list[str] = []
+
+    def shelves(self) -> Mapping[Kind, Shelf]:
+        return self.shelved
+
+    def shelve(self, *held: Resource) -> MemoryShelf:
+        """Give the cloud a shelf with these resources, all of one kind."""
+        made = MemoryShelf(held[0].kind, *held, history=self.history)
+        self.shelved[made.kind] = made
+        return made
 
     def offers(self, query: Query) -> list[Offer]:
         return self.market
@@ -71,6 +137,7 @@ class Cloud(Provider):
         return self.held.get(instance_id)
 
     def destroy(self, instance_id: str, *, progress: Any = None) -> None:
+        self.history.append(f"destroy instance {instance_id}")
         self.held.pop(instance_id, None)
 
     def plan_destroy(self, instance_id: str) -> list[PlannedCall]:
