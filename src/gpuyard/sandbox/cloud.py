@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,26 @@ class Cloud:
     ) -> None:
         self.engine = engine
         self.settings = settings
-        self.clock = clock
+        self._clock = clock
         self._file = state / "state.json"
         self.world = World.load(self._file)
         self._locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._looked_at = float("-inf")
+        self._booting: set[asyncio.Event] = set()
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
+
+    def clock(self) -> float:
+        """Return the clouds' time, in seconds since 1970: this machine's, and as far ahead as it was set."""
+        return self._clock() + self.world.clock_ahead_s
+
+    def advance(self, seconds: float) -> None:
+        """Set the clouds' clock forward: what bills has billed so much longer, and what boots has booted."""
+        self.world.clock_ahead_s += seconds
+        self.save()
+        for waiting in self._booting:
+            waiting.set()
 
     def save(self) -> None:
         """Keep the present state over a restart."""
@@ -110,7 +123,7 @@ class Cloud:
                 return
         rental.made = True
         self.save()
-        await asyncio.sleep(max(0.0, since + self.settings.boot_seconds - self.clock()))
+        await self._until(since + self.settings.boot_seconds)
         if rental.phase is not Phase.BOOTING or rental.phase_since != since:
             return
         rental.phase, rental.phase_since = Phase.RUNNING, self.clock()
@@ -118,6 +131,18 @@ class Cloud:
             rental.open_line(GPU_LINE, gpu_price(rental), rental.phase_since)
         self.save()
         LOG.info("%s %s runs at %s", rental.provider, rental.id, rental.address)
+
+    async def _until(self, moment: float) -> None:
+        """Wait for a moment of the clouds' clock, which may be set forward meanwhile."""
+        moved = asyncio.Event()
+        self._booting.add(moved)
+        try:
+            while (left := moment - self.clock()) > 0:
+                moved.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(moved.wait(), left)
+        finally:
+            self._booting.discard(moved)
 
     def _start_container(self, rental: Rental, *, bad_gpu: bool = False, slow_disk: bool = False) -> None:
         if rental.made:
@@ -307,6 +332,16 @@ class Cloud:
                 rental.relet = False
                 if rental.phase is Phase.STOPPED and rental.intended == "running":
                     await self.start(rental)
+        self.save()
+
+    async def reset(self) -> None:
+        """Make the clouds as they were at first: nothing rented, no keys, no faults, no bill, the clock right.
+
+        Ids and addresses that were given out are not given out again.
+        """
+        living = [rental for rental in self.world.rentals if rental.phase is not Phase.GONE]
+        await asyncio.gather(*map(self.destroy, living))
+        self.world = World(counter=self.world.counter, listings=self.world.listings)
         self.save()
 
     # -- the sandbox's own beginning and end ---------------------------------------------------------------------------

@@ -41,6 +41,12 @@ class Preemption(BaseModel):
     outcome: str = ""
 
 
+class ClockRequest(BaseModel):
+    """How far the clouds' clock is to be set forward, in seconds."""
+
+    advance_s: float = Field(ge=0, le=366 * 86_400)
+
+
 class FaultRequest(BaseModel):
     """Something that is to go wrong ``count`` times."""
 
@@ -126,6 +132,7 @@ def app(cloud: Cloud) -> Starlette:
         living = [rental for rental in cloud.world.rentals if rental.phase is not Phase.GONE]
         return {
             "name": cloud.settings.name,
+            "now": cloud.clock(),
             "instances": [instance_row(cloud, rental) for rental in living],
             "bill": cloud.statement(),
             "faults": [{"kind": f.kind, "provider": f.provider, "remaining": f.remaining} for f in cloud.world.faults],
@@ -172,8 +179,20 @@ def app(cloud: Cloud) -> Starlette:
         await cloud.clear_faults()
         return {}
 
+    async def advance(request: Request) -> Json:
+        """Set the clouds' clock forward, and return what it shows then."""
+        cloud.advance((await _body(request, ClockRequest)).advance_s)
+        return {"now": cloud.clock()}
+
+    async def reset(_: Request) -> Json:
+        """Make the clouds as they were at first."""
+        await cloud.reset()
+        return {}
+
     routes = [
         route("GET", "/status", status),
+        route("POST", "/clock", advance),
+        route("POST", "/reset", reset),
         route("POST", "/preempt", preempt),
         route("POST", "/faults", add_fault),
         route("DELETE", "/faults", clear),

@@ -128,6 +128,7 @@ class World:
     faults: list[Fault] = field(default_factory=list)
     counter: int = 0  # never falls: numbers, addresses and offer ids are not used twice
     listings: dict[str, int] = field(default_factory=dict)  # Vast machine -> how often it was listed anew
+    clock_ahead_s: float = 0.0  # how far the clouds' clock was set forward
 
     def next_number(self) -> int:
         """Return a number that was never returned before."""
@@ -161,6 +162,7 @@ class World:
                 faults=[Fault(**known(Fault, fault)) for fault in data["faults"]],
                 counter=data["counter"],
                 listings=data["listings"],
+                clock_ahead_s=data.get("clock_ahead_s", 0.0),
             )
         except MALFORMED as error:
             raise damaged(file, "memory", error) from None

@@ -43,9 +43,12 @@ def imported(files: list[Path]) -> set[str]:
 
 def test_dependencies_are_those_that_are_imported() -> None:
     sandbox = sorted((SOURCE / "sandbox").rglob("*.py"))
-    rest = sorted(set(SOURCE.rglob("*.py")) - set(sandbox))
+    testing = sorted((SOURCE / "testing").rglob("*.py"))
+    rest = sorted(set(SOURCE.rglob("*.py")) - set(sandbox) - set(testing))
     declared = {normal(line) for line in PROJECT["dependencies"]}
     extra = {normal(line) for line in PROJECT["optional-dependencies"]["sandbox"]}
+    others = {normal(line) for line in PROJECT["optional-dependencies"]["testing"]} - {"gpuyard"}
+    assert others == imported(testing) - declared - extra, "for other projects' tests"
     assert imported(rest) <= declared - NOT_IMPORTED, "imported, but not declared"
     assert imported(sandbox) <= declared | extra, "imported by the sandbox, but neither declared nor in its extra"
     assert declared | extra == imported(rest + sandbox) | NOT_IMPORTED, "declared, but not imported"
