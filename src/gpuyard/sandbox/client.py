@@ -51,9 +51,9 @@ class Control:
         body = {"instance": instance, "run": run, "notice_s": notice_s, "outcome": outcome}
         return self._call("POST", "/preempt", body)
 
-    def fault(self, kind: str, provider: str, count: int = 1) -> dict[str, Any]:
-        """Let something go wrong the next ``count`` times."""
-        return self._call("POST", "/faults", {"kind": kind, "provider": provider, "count": count})
+    def fault(self, kind: str, provider: str, count: int | None = None, **parameters: Any) -> dict[str, Any]:
+        """Let something go wrong; ``parameters`` are those of :class:`gpuyard.sandbox.scenario.FaultRequest`."""
+        return self._call("POST", "/faults", {"kind": kind, "provider": provider, "count": count, **parameters})
 
     def advance(self, seconds: float) -> float:
         """Set the clouds' clock forward by so many seconds, and return what it shows then, in seconds since 1970."""

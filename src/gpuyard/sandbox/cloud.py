@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gpuyard.sandbox import bill, boxes, orders
+from gpuyard.sandbox import bill, boxes, faults, orders
 from gpuyard.sandbox.engine import Engine, EngineError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Fault, Json, Phase, ProviderName, Rental, World
@@ -110,9 +110,12 @@ class Cloud:
             if rental.phase is not Phase.BOOTING:
                 return
             try:
-                bad_gpu, slow_disk = (
-                    not rental.made and self.take_fault(rental.provider, kind) for kind in ("bad-gpu", "slow-disk")
+                bad_gpu, slow_disk, no_key, stuck = (
+                    not rental.made and self.take_fault(rental.provider, kind) is not None
+                    for kind in ("bad-gpu", "slow-disk", "no-key", "stuck-boot")
                 )
+                if no_key:
+                    rental.public_keys = []
                 await asyncio.to_thread(self._start_container, rental, bad_gpu=bad_gpu, slow_disk=slow_disk)
             except Exception as error:
                 # Whatever it is, the rental must not stay in its boot for ever.
@@ -123,6 +126,8 @@ class Cloud:
                 return
         rental.made = True
         self.save()
+        if stuck:
+            return
         await self._until(since + self.settings.boot_seconds)
         if rental.phase is not Phase.BOOTING or rental.phase_since != since:
             return
@@ -313,16 +318,13 @@ class Cloud:
         self.world.faults.append(fault)
         self.save()
 
-    def take_fault(self, provider: ProviderName, kind: str) -> bool:
-        """Return whether this call is to go wrong, and count it."""
-        for fault in self.world.faults:
-            if fault.provider == provider and fault.kind == kind:
-                fault.remaining -= 1
-                if fault.remaining <= 0:
-                    self.world.faults.remove(fault)
-                self.save()
-                return True
-        return False
+    def take_fault(self, provider: ProviderName, kind: str, place: str = "") -> Fault | None:
+        """Return the fault that strikes now, and count it; ``place`` says what kind of request it would strike."""
+        if not self.world.faults:
+            return None
+        struck = faults.take(self.world.faults, provider, kind, place, self.clock())
+        self.save()
+        return struck
 
     async def clear_faults(self) -> None:
         """Forget all faults; machines that were taken away are free again, and queued starts happen."""

@@ -16,7 +16,8 @@ from gpuyard.sandbox import boxes, lambda_api, runpod_api
 from gpuyard.sandbox.cloud import Cloud, gpu_price
 from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.fields import shown
-from gpuyard.sandbox.model import Fault, FaultKind, Json, Phase, ProviderName, Rental
+from gpuyard.sandbox.model import Json, Phase, ProviderName, Rental
+from gpuyard.sandbox.scenario import FaultRequest, wrong
 from gpuyard.sandbox.vast_api import actual_status
 from gpuyard.sandbox.vultr_api import status_words
 from gpuyard.sandbox.web import BadBody, read_json
@@ -45,14 +46,6 @@ class ClockRequest(BaseModel):
     """How far the clouds' clock is to be set forward, in seconds."""
 
     advance_s: float = Field(ge=0, le=366 * 86_400)
-
-
-class FaultRequest(BaseModel):
-    """Something that is to go wrong ``count`` times."""
-
-    kind: FaultKind
-    provider: ProviderName
-    count: int = Field(default=1, ge=1, le=10_000)
 
 
 def instance_row(cloud: Cloud, rental: Rental) -> Json:
@@ -105,8 +98,7 @@ async def _body[Body: BaseModel](request: Request, model: type[Body]) -> Body:
     except BadBody:
         raise HTTPException(422, "The body is not a JSON object.") from None
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise HTTPException(422, shown(wrong, 300)) from None
+        raise HTTPException(422, shown(wrong(error), 300)) from None
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
@@ -171,8 +163,9 @@ def app(cloud: Cloud) -> Starlette:
                 await asyncio.to_thread(boxes.disk, cloud.engine)
             except EngineError as error:
                 raise HTTPException(422, str(error)) from None
-        cloud.add_fault(Fault(wanted.kind, wanted.provider, wanted.count))
-        return {"kind": wanted.kind, "provider": wanted.provider, "remaining": wanted.count}
+        fault = wanted.fault(cloud.clock())
+        cloud.add_fault(fault)
+        return {"kind": fault.kind, "provider": fault.provider, "remaining": fault.remaining}
 
     async def clear(_: Request) -> Json:
         """Forget all faults and give re-let machines back."""

@@ -17,7 +17,6 @@ from gpuyard.files import write_whole
 from gpuyard.sandbox.documents import MALFORMED, VERSION, damaged, known, read_document
 
 ProviderName = Literal["vast", "vultr", "lambda", "runpod"]
-FaultKind = Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu", "slow-disk"]
 Json = dict[str, Any]
 """A JSON object as it stands on the wire; its fields are the providers' business."""
 
@@ -112,11 +111,17 @@ class SshKey:
 
 @dataclass(slots=True)
 class Fault:
-    """Something that is to go wrong ``remaining`` more times."""
+    """Something that is to go wrong ``remaining`` more times (:mod:`gpuyard.sandbox.faults`)."""
 
-    kind: FaultKind
+    kind: str
     provider: ProviderName
     remaining: int
+    place: str = ""  # which requests; "": the kind's own
+    from_time: float = 0.0  # on the clouds' clock
+    until_time: float | None = None
+    chance: float = 1.0
+    seed: int = 0
+    seen: int = 0  # how many requests it could have struck
 
 
 @dataclass(slots=True)
