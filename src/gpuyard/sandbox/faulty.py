@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -18,7 +18,7 @@ Take = Callable[[ProviderName, str, str], Fault | None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Api:
+class Api:
     """What one cloud's requests look like, as ``METHOD /path``, and how it words its failures."""
 
     provider: ProviderName
@@ -50,8 +50,8 @@ def _vultr(status: int, text: str) -> Callable[[], Response]:
     return lambda: JSONResponse({"error": text, "status": status}, status)
 
 
-_APIS = (
-    _Api(
+APIS = (
+    Api(
         "vast",
         "/api",
         re.compile(r"PUT /v0/asks/\d+$"),
@@ -60,7 +60,7 @@ _APIS = (
         lambda: PlainTextResponse("<html><body>502 Bad Gateway</body></html>", 502, media_type="text/html"),
         re.compile(r"GET |POST /v0/bundles$|PUT /v0/search/asks$"),
     ),
-    _Api(
+    Api(
         "vultr",
         "/v2",
         re.compile(r"POST /(instances|bare-metals)$"),
@@ -68,7 +68,7 @@ _APIS = (
         _vultr(429, "Rate limit exceeded."),
         _vultr(503, "Service unavailable."),
     ),
-    _Api(
+    Api(
         "lambda",
         "/lambda/api/v1",
         re.compile(r"POST /instance-operations/launch$"),
@@ -76,7 +76,7 @@ _APIS = (
         _lambda(429, "too-many-requests", "Too many requests."),
         _lambda(500, "internal-error", "An internal error occurred."),
     ),
-    _Api(
+    Api(
         "runpod",
         "/runpod/v2",
         re.compile(r"POST /pods$"),
@@ -90,13 +90,14 @@ _APIS = (
 class Faulty:
     """Lets requests fail as the faults say that ``take`` returns for a provider, a fault's name and a place."""
 
-    def __init__(self, app: ASGIApp, take: Take) -> None:
+    def __init__(self, app: ASGIApp, take: Take, apis: Sequence[Api] = APIS) -> None:
         self._app = app
         self._take = take
+        self._apis = apis
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer in the cloud's place, or let it answer and then change what of that arrives."""
-        api = next((one for one in _APIS if _is_below(scope, one.path)), None)
+        api = next((one for one in self._apis if _is_below(scope, one.path)), None)
         if api is None:
             await self._app(scope, receive, send)
             return
