@@ -1,4 +1,4 @@
-"""The toy cloud's HTTP API, and the row by which the sandbox's faults strike it."""
+"""STAND-IN for a cloud that somebody adds: its HTTP API, and the row by which the sandbox's faults strike it."""
 
 from __future__ import annotations
 
