@@ -5,10 +5,10 @@ VENV := .venv/bin
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test check lint types unit floor integration molecule e2e sanity docs bench lock clean
+.PHONY: help setup demo test test-live check lint types unit floor integration molecule e2e sanity docs bench lock clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: ## Install everything into .venv (and, as root on Debian, the container engine)
 	@scripts/setup
@@ -18,6 +18,9 @@ demo: setup ## The main job on the sandbox: rent, train, lose the machine, resum
 
 test: setup ## Every test: check, integration, roles, end to end
 	@scripts/test all
+
+test-live: ## MANUAL=1, PROVIDER=…: a real account, read only; SPEND=1 rents one machine for minutes
+	@scripts/test-live
 
 check: setup ## Lint, types, and the unit tests that start no programs, within two minutes
 	@scripts/test check

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from gpuyard import __version__
 from gpuyard.errors import GpuyardError, UsageError
@@ -21,6 +22,13 @@ def parser() -> argparse.ArgumentParser:
     demo.set_defaults(handler=_demo)
     schema = commands.add_parser("schema", help="print the format of a workload file as a JSON Schema, for editors")
     schema.set_defaults(handler=_schema)
+    live = commands.add_parser("live", help="check a real account of a cloud: it reads only, unless --spend is given")
+    live.add_argument("provider", help="vast, vultr, lambda or runpod")
+    live.add_argument("--spend", action="store_true", help="rent one machine, run a command there, destroy it, audit")
+    live.add_argument(
+        "--max-price-per-hour", type=float, default=None, metavar="USD", help="the dearest that is taken (default: 1)"
+    )
+    live.set_defaults(handler=_live)
     return top
 
 
@@ -28,6 +36,16 @@ def _schema(_: argparse.Namespace) -> int:
     from gpuyard.workload.schema import json_schema  # which the other commands do without
 
     sys.stdout.write(json_schema())
+    return 0
+
+
+def _live(arguments: argparse.Namespace) -> int:
+    from gpuyard.api import live  # brings the clouds in, which the other commands do without
+    from gpuyard.api.site import Site
+
+    most = live.MOST_PER_HOUR_USD if arguments.max_price_per_hour is None else arguments.max_price_per_hour
+    request = live.LiveRequest(spend=arguments.spend, most_per_hour_usd=most)
+    live.check(Site(provider=arguments.provider or None), request, partial(print, flush=True))
     return 0
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpuyard import paths
+from gpuyard.sandbox.faults import KINDS, Place
 from gpuyard.sandbox.lifecycle import Options
 from gpuyard.sandbox.model import ProviderName
 
@@ -22,14 +23,6 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 160
 
 Handler = Callable[[argparse.Namespace], int]
-_FAULTS = {
-    "no-capacity": "creates are refused as sold out",
-    "lost-answer": "creates rent, but their answer is lost",
-    "throttle": "requests are answered with 429",
-    "server-error": "requests are answered with a 5xx status",
-    "bad-gpu": "a new machine has no working GPU",
-    "slow-disk": "a new machine's disk takes 4 MB a second",
-}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -53,6 +46,7 @@ def add_parser(subparsers: Any) -> None:
     up = verb("up", _up, "start the sandbox; the first time builds the box images")
     up.add_argument("--port", type=_port, help="port of the APIs on 127.0.0.1 (default: a free one)")
     up.add_argument("--boot-seconds", type=_seconds, help="how long a rented machine takes to run (default: 3)")
+    up.add_argument("--scenario", type=Path, metavar="FILE", help="what goes wrong from now on, a YAML file")
     up.add_argument(
         "--rate-limits", action=argparse.BooleanOptionalAction, default=None, help="enforce the providers' rate limits"
     )
@@ -77,10 +71,20 @@ def add_parser(subparsers: Any) -> None:
     preempt.add_argument(
         "--outcome", choices=["stopped", "outbid", "gone", "suspended"], default="", help="how the provider shows it"
     )
-    for kind, text in _FAULTS.items():
-        parser = verb(kind, _fault, text, kinds)
+    for known in KINDS.values():
+        parser = verb(known.name, _fault, known.text, kinds)
         parser.add_argument("--provider", choices=get_args(ProviderName), required=True)
-        parser.add_argument("--count", type=_count, default=1, metavar="N", help="how many times (default: 1)")
+        parser.add_argument("--count", type=_count, metavar="N", help="how many times (default: 1)")
+        if known.place:
+            parser.add_argument("--place", choices=get_args(Place), help=f"which requests (default: {known.place})")
+        parser.add_argument(
+            "--after", type=_seconds, default=0.0, metavar="S", dest="after_s", help="not before S seconds"
+        )
+        parser.add_argument(
+            "--for", type=_seconds, metavar="S", dest="for_s", help="for S seconds, as often as it comes"
+        )
+        parser.add_argument("--chance", type=float, default=1.0, help="strike with this chance each time (default: 1)")
+        parser.add_argument("--seed", type=int, default=0, help="which times, with a chance (default: 0)")
     verb("clear", _clear, "forget all faults and give taken machines back", kinds)
 
 
@@ -133,7 +137,19 @@ def _say(line: str) -> None:
 def _up(arguments: argparse.Namespace) -> int:
     from gpuyard.sandbox import lifecycle
 
-    lifecycle.up(_state(arguments), _say, Options(arguments.port, arguments.boot_seconds, arguments.rate_limits))
+    state, options = _state(arguments), Options(arguments.port, arguments.boot_seconds, arguments.rate_limits)
+    if not arguments.scenario:
+        lifecycle.up(state, _say, options)
+        return 0
+    from gpuyard.sandbox import scenario
+    from gpuyard.sandbox.client import Control
+
+    day = scenario.read(arguments.scenario)  # before anything is started
+    control = Control(lifecycle.up(state, _say, options))
+    control.advance(day.advance_s)
+    for fault in day.faults:
+        control.fault(**fault.model_dump())
+    _say(f"{len(day.faults)} faults of {arguments.scenario} are set.")
     return 0
 
 
@@ -229,8 +245,11 @@ def _preempt(arguments: argparse.Namespace) -> int:
 
 
 def _fault(arguments: argparse.Namespace) -> int:
-    _control(arguments).fault(arguments.kind, arguments.provider, arguments.count)
-    _say(f"The next {arguments.count} times at {arguments.provider}: {_FAULTS[arguments.kind]}.")
+    names = ("place", "after_s", "for_s", "chance", "seed")
+    given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+    remaining = _control(arguments).fault(arguments.kind, arguments.provider, arguments.count, **given)["remaining"]
+    times = "From now on" if arguments.for_s else f"The next {remaining} times"
+    _say(f"{times} at {arguments.provider}: {KINDS[arguments.kind].text}.")
     return 0
 
 

@@ -43,7 +43,7 @@ class Control:
         return dict(data)
 
     def status(self) -> dict[str, Any]:
-        """Return ``name``, ``instances``, ``bill`` and ``faults``."""
+        """Return ``name``, ``now`` (seconds since 1970), ``instances``, ``bill`` and ``faults``."""
         return self._call("GET", "/status")
 
     def preempt(self, *, instance: str = "", run: str = "", notice_s: float = 0, outcome: str = "") -> dict[str, Any]:
@@ -51,9 +51,17 @@ class Control:
         body = {"instance": instance, "run": run, "notice_s": notice_s, "outcome": outcome}
         return self._call("POST", "/preempt", body)
 
-    def fault(self, kind: str, provider: str, count: int = 1) -> dict[str, Any]:
-        """Let something go wrong the next ``count`` times."""
-        return self._call("POST", "/faults", {"kind": kind, "provider": provider, "count": count})
+    def fault(self, kind: str, provider: str, count: int | None = None, **parameters: Any) -> dict[str, Any]:
+        """Let something go wrong; ``parameters`` are those of :class:`gpuyard.sandbox.scenario.FaultRequest`."""
+        return self._call("POST", "/faults", {"kind": kind, "provider": provider, "count": count, **parameters})
+
+    def advance(self, seconds: float) -> float:
+        """Set the clouds' clock forward by so many seconds, and return what it shows then, in seconds since 1970."""
+        return float(self._call("POST", "/clock", {"advance_s": seconds})["now"])
+
+    def reset(self) -> None:
+        """Make the clouds as they were at first: nothing rented, no keys, no faults, no bill, the clock right."""
+        self._call("POST", "/reset")
 
     def clear_faults(self) -> None:
         """Forget all faults."""

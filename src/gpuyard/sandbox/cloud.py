@@ -10,10 +10,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gpuyard.sandbox import bill, boxes, orders
+from gpuyard.sandbox import bill, boxes, faults, orders
 from gpuyard.sandbox.engine import Engine, EngineError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Fault, Holding, Json, Phase, ProviderName, Rental, World
@@ -38,14 +39,26 @@ class Cloud:
     ) -> None:
         self.engine = engine
         self.settings = settings
-        self.clock = clock
+        self._clock = clock
         self._file = state / "state.json"
         self.world = World.load(self._file)
         self._locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._looked_at = float("-inf")
+        self._booting: set[asyncio.Event] = set()
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
+
+    def clock(self) -> float:
+        """Return the clouds' time, in seconds since 1970: this machine's, and as far ahead as it was set."""
+        return self._clock() + self.world.clock_ahead_s
+
+    def advance(self, seconds: float) -> None:
+        """Set the clouds' clock forward: what bills has billed so much longer, and what boots has booted."""
+        self.world.clock_ahead_s += seconds
+        self.save()
+        for waiting in self._booting:
+            waiting.set()
 
     def save(self) -> None:
         """Keep the present state over a restart."""
@@ -112,9 +125,12 @@ class Cloud:
             if rental.phase is not Phase.BOOTING:
                 return
             try:
-                bad_gpu, slow_disk = (
-                    not rental.made and self.take_fault(rental.provider, kind) for kind in ("bad-gpu", "slow-disk")
+                bad_gpu, slow_disk, no_key, stuck = (
+                    not rental.made and self.take_fault(rental.provider, kind) is not None
+                    for kind in ("bad-gpu", "slow-disk", "no-key", "stuck-boot")
                 )
+                if no_key:
+                    rental.public_keys = []
                 await asyncio.to_thread(self._start_container, rental, bad_gpu=bad_gpu, slow_disk=slow_disk)
             except Exception as error:
                 # Whatever it is, the rental must not stay in its boot for ever.
@@ -125,7 +141,9 @@ class Cloud:
                 return
         rental.made = True
         self.save()
-        await asyncio.sleep(max(0.0, since + self.settings.boot_seconds - self.clock()))
+        if stuck:
+            return
+        await self._until(since + self.settings.boot_seconds)
         if rental.phase is not Phase.BOOTING or rental.phase_since != since:
             return
         rental.phase, rental.phase_since = Phase.RUNNING, self.clock()
@@ -133,6 +151,18 @@ class Cloud:
             rental.open_line(GPU_LINE, gpu_price(rental), rental.phase_since)
         self.save()
         LOG.info("%s %s runs at %s", rental.provider, rental.id, rental.address)
+
+    async def _until(self, moment: float) -> None:
+        """Wait for a moment of the clouds' clock, which may be set forward meanwhile."""
+        moved = asyncio.Event()
+        self._booting.add(moved)
+        try:
+            while (left := moment - self.clock()) > 0:
+                moved.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(moved.wait(), left)
+        finally:
+            self._booting.discard(moved)
 
     def _start_container(self, rental: Rental, *, bad_gpu: bool = False, slow_disk: bool = False) -> None:
         if rental.made:
@@ -320,16 +350,13 @@ class Cloud:
         self.world.faults.append(fault)
         self.save()
 
-    def take_fault(self, provider: ProviderName, kind: str) -> bool:
-        """Return whether this call is to go wrong, and count it."""
-        for fault in self.world.faults:
-            if fault.provider == provider and fault.kind == kind:
-                fault.remaining -= 1
-                if fault.remaining <= 0:
-                    self.world.faults.remove(fault)
-                self.save()
-                return True
-        return False
+    def take_fault(self, provider: ProviderName, kind: str, place: str = "") -> Fault | None:
+        """Return the fault that strikes now, and count it; ``place`` says what kind of request it would strike."""
+        if not self.world.faults:
+            return None
+        struck = faults.take(self.world.faults, provider, kind, place, self.clock())
+        self.save()
+        return struck
 
     async def clear_faults(self) -> None:
         """Forget all faults; machines that were taken away are free again, and queued starts happen."""
@@ -339,6 +366,20 @@ class Cloud:
                 rental.relet = False
                 if rental.phase is Phase.STOPPED and rental.intended == "running":
                     await self.start(rental)
+        self.save()
+
+    async def reset(self) -> None:
+        """Make the clouds as they were at first: nothing rented, no keys, no faults, no bill, the clock right.
+
+        Ids and addresses that were given out are not given out again.
+        """
+        living = [rental for rental in self.world.rentals if rental.phase is not Phase.GONE]
+        await asyncio.gather(*map(self.destroy, living))
+        stored = [
+            held for held in self.world.holdings if held.ended_at is None and held.kind in ("volume", "filesystem")
+        ]
+        await asyncio.gather(*map(self.release_storage, stored))
+        self.world = World(counter=self.world.counter, listings=self.world.listings)
         self.save()
 
     # -- the sandbox's own beginning and end ---------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from gpuyard.sandbox import boxes, lambda_api, runpod_api
 from gpuyard.sandbox.cloud import Cloud, gpu_price
 from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.fields import shown
-from gpuyard.sandbox.model import Fault, FaultKind, Holding, Json, Phase, ProviderName, Rental
+from gpuyard.sandbox.model import Holding, Json, Phase, ProviderName, Rental
+from gpuyard.sandbox.scenario import FaultRequest, wrong
 from gpuyard.sandbox.vast_api import actual_status
 from gpuyard.sandbox.vultr_api import status_words
 from gpuyard.sandbox.web import BadBody, read_json
@@ -41,12 +42,10 @@ class Preemption(BaseModel):
     outcome: str = ""
 
 
-class FaultRequest(BaseModel):
-    """Something that is to go wrong ``count`` times."""
+class ClockRequest(BaseModel):
+    """How far the clouds' clock is to be set forward, in seconds."""
 
-    kind: FaultKind
-    provider: ProviderName
-    count: int = Field(default=1, ge=1, le=10_000)
+    advance_s: float = Field(ge=0, le=366 * 86_400)
 
 
 def instance_row(cloud: Cloud, rental: Rental) -> Json:
@@ -107,8 +106,7 @@ async def _body[Body: BaseModel](request: Request, model: type[Body]) -> Body:
     except BadBody:
         raise HTTPException(422, "The body is not a JSON object.") from None
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise HTTPException(422, shown(wrong, 300)) from None
+        raise HTTPException(422, shown(wrong(error), 300)) from None
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
@@ -134,6 +132,7 @@ def app(cloud: Cloud) -> Starlette:
         living = [rental for rental in cloud.world.rentals if rental.phase is not Phase.GONE]
         return {
             "name": cloud.settings.name,
+            "now": cloud.clock(),
             "instances": [instance_row(cloud, rental) for rental in living],
             "holdings": [holding_row(holding) for holding in cloud.world.holdings if holding.ended_at is None],
             "bill": cloud.statement(),
@@ -173,16 +172,29 @@ def app(cloud: Cloud) -> Starlette:
                 await asyncio.to_thread(boxes.disk, cloud.engine)
             except EngineError as error:
                 raise HTTPException(422, str(error)) from None
-        cloud.add_fault(Fault(wanted.kind, wanted.provider, wanted.count))
-        return {"kind": wanted.kind, "provider": wanted.provider, "remaining": wanted.count}
+        fault = wanted.fault(cloud.clock())
+        cloud.add_fault(fault)
+        return {"kind": fault.kind, "provider": fault.provider, "remaining": fault.remaining}
 
     async def clear(_: Request) -> Json:
         """Forget all faults and give re-let machines back."""
         await cloud.clear_faults()
         return {}
 
+    async def advance(request: Request) -> Json:
+        """Set the clouds' clock forward, and return what it shows then."""
+        cloud.advance((await _body(request, ClockRequest)).advance_s)
+        return {"now": cloud.clock()}
+
+    async def reset(_: Request) -> Json:
+        """Make the clouds as they were at first."""
+        await cloud.reset()
+        return {}
+
     routes = [
         route("GET", "/status", status),
+        route("POST", "/clock", advance),
+        route("POST", "/reset", reset),
         route("POST", "/preempt", preempt),
         route("POST", "/faults", add_fault),
         route("DELETE", "/faults", clear),

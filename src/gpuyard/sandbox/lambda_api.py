@@ -21,7 +21,7 @@ from gpuyard.sandbox.failures import LambdaError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.lambda_storage import FileSystems, SshKeys, missing
 from gpuyard.sandbox.model import Json, Phase, Rental
-from gpuyard.sandbox.web import BadBody, LostAnswer, Rate, Spacing, read_json
+from gpuyard.sandbox.web import BadBody, Rate, Spacing, read_json
 
 _REQUESTS_PER_SECOND = 1
 _LAUNCH_EVERY_S = 12.0
@@ -93,10 +93,8 @@ class LambdaApi:
     async def _guard(self, request: Request, handler: Handler) -> Response:
         cloud = self._cloud
         try:
-            if cloud.take_fault("lambda", "throttle") or (cloud.settings.rate_limits and not self._rate.allows()):
+            if cloud.settings.rate_limits and not self._rate.allows():
                 raise LambdaError(429, "global/too-many-requests", "Too many requests.")
-            if cloud.take_fault("lambda", "server-error"):
-                raise LambdaError(500, "global/internal-error", "An internal error occurred.")
             self._check_key(request)
             return await handler(request)
         except LambdaError as error:
@@ -208,8 +206,6 @@ class LambdaApi:
         )
         rental.open_line(INSTANCE_LINE, kind["price_cents_per_hour"] / 100, now)
         cloud.rent(rental)
-        if cloud.take_fault("lambda", "lost-answer"):
-            return LostAnswer()
         return JSONResponse({"data": {"instance_ids": [rental_id]}})
 
     async def instances(self, request: Request) -> Response:

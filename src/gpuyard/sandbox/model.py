@@ -17,7 +17,6 @@ from gpuyard.files import write_whole
 from gpuyard.sandbox.documents import MALFORMED, VERSION, damaged, known, read_document
 
 ProviderName = Literal["vast", "vultr", "lambda", "runpod"]
-FaultKind = Literal["no-capacity", "lost-answer", "throttle", "server-error", "bad-gpu", "slow-disk"]
 Json = dict[str, Any]
 """A JSON object as it stands on the wire; its fields are the providers' business."""
 
@@ -136,11 +135,17 @@ class SshKey:
 
 @dataclass(slots=True)
 class Fault:
-    """Something that is to go wrong ``remaining`` more times."""
+    """Something that is to go wrong ``remaining`` more times (:mod:`gpuyard.sandbox.faults`)."""
 
-    kind: FaultKind
+    kind: str
     provider: ProviderName
     remaining: int
+    place: str = ""  # which requests; "": the kind's own
+    from_time: float = 0.0  # on the clouds' clock
+    until_time: float | None = None
+    chance: float = 1.0
+    seed: int = 0
+    seen: int = 0  # how many requests it could have struck
 
 
 @dataclass(slots=True)
@@ -153,6 +158,7 @@ class World:
     counter: int = 0  # never falls: numbers, addresses and offer ids are not used twice
     listings: dict[str, int] = field(default_factory=dict)  # Vast machine -> how often it was listed anew
     holdings: list[Holding] = field(default_factory=list)
+    clock_ahead_s: float = 0.0  # how far the clouds' clock was set forward
 
     def next_number(self) -> int:
         """Return a number that was never returned before."""
@@ -202,6 +208,7 @@ class World:
                 counter=data["counter"],
                 listings=data["listings"],
                 holdings=[_holding(item) for item in data.get("holdings", [])],
+                clock_ahead_s=data.get("clock_ahead_s", 0.0),
             )
         except MALFORMED as error:
             raise damaged(file, "memory", error) from None

@@ -25,7 +25,7 @@ from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental
 from gpuyard.sandbox.orders import vast_environment
 from gpuyard.sandbox.runpod_storage import AccountKeys, NetworkVolumes, page
-from gpuyard.sandbox.web import BadBody, LostAnswer, Rate, read_json
+from gpuyard.sandbox.web import BadBody, Rate, read_json
 
 _CALLS_PER_MINUTE = 60
 _TEXT_MAX = 255
@@ -87,11 +87,9 @@ class RunPodApi:
         cloud = self._cloud
         headers: dict[str, str] = {}
         try:
-            if cloud.take_fault("runpod", "throttle") or (cloud.settings.rate_limits and not self._rate.allows()):
+            if cloud.settings.rate_limits and not self._rate.allows():
                 headers = {"Retry-After": "1"}
                 raise RunPodError(429, "Too Many Requests", "rate limit exceeded")
-            if cloud.take_fault("runpod", "server-error"):
-                raise RunPodError(500, "Internal Server Error", "internal error")
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or key.strip() != cloud.settings.runpod_key:
                 raise RunPodError(401, "Unauthorized", "invalid or missing API key")
@@ -178,8 +176,6 @@ class RunPodApi:
         )
         rental.open_line(DISK_LINE, disk * _DISK_USD_PER_GB_MONTH / HOURS_PER_MONTH, now)
         cloud.rent(rental)
-        if cloud.take_fault("runpod", "lost-answer"):
-            return LostAnswer()
         return JSONResponse(self.row(rental), 201)
 
     async def pods(self, request: Request) -> Response:

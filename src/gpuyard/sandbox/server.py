@@ -28,6 +28,7 @@ from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.files import write_whole
 from gpuyard.sandbox import control_api, engine
 from gpuyard.sandbox.cloud import Cloud
+from gpuyard.sandbox.faulty import Faulty
 from gpuyard.sandbox.fields import MOST_BYTES, shown
 from gpuyard.sandbox.info import INFO_FILE
 from gpuyard.sandbox.lambda_api import LambdaApi
@@ -60,7 +61,7 @@ def build(cloud: Cloud, state: Path) -> ASGIApp:
         Mount("/sandbox", control_api.app(cloud)),
     ]
     application = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _unrouted})
-    return BodyLimit(SlashInsensitive(application))
+    return BodyLimit(SlashInsensitive(Faulty(application, cloud.take_fault)))
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:

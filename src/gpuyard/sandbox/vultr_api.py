@@ -22,7 +22,7 @@ from gpuyard.sandbox.cloud import INSTANCE_LINE, Cloud
 from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
-from gpuyard.sandbox.web import BadBody, LostAnswer, Rate, read_json
+from gpuyard.sandbox.web import BadBody, Rate, read_json
 
 _PLAN_TYPES = ["all", "vc2", "vhf", "vhp", "voc", "voc-g", "voc-s", "voc-c", "voc-m", "vdc", "vx1", "vcg", "vdg", "vdm"]
 _REQUESTS_PER_SECOND = 30
@@ -111,10 +111,8 @@ class VultrApi:
     async def _guard(self, request: Request, handler: Handler, public: bool) -> Response:
         cloud = self._cloud
         try:
-            if cloud.take_fault("vultr", "throttle") or (cloud.settings.rate_limits and not self._rate.allows()):
+            if cloud.settings.rate_limits and not self._rate.allows():
                 raise VultrError(429, "Rate limit exceeded.")
-            if cloud.take_fault("vultr", "server-error"):
-                raise VultrError(503, "Service unavailable.")
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             known = scheme.lower() == "bearer" and key.strip() == cloud.settings.vultr_key
             if not public and not known:
@@ -283,8 +281,6 @@ class VultrApi:
         )
         rental.open_line(INSTANCE_LINE, hourly, now, monthly)
         cloud.rent(rental)
-        if cloud.take_fault("vultr", "lost-answer"):
-            return LostAnswer()
         row = {**self.row(rental), "default_password": secrets.token_urlsafe(12)}
         return JSONResponse({"instance": row}, 202)
 

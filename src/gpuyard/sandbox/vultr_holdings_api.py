@@ -22,7 +22,7 @@ from gpuyard.sandbox.cloud import Cloud
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Holding, Json, Phase, Rental
 from gpuyard.sandbox.vultr_api import Handler, VultrError, date, page
-from gpuyard.sandbox.web import LostAnswer, read_json
+from gpuyard.sandbox.web import read_json
 
 _TEXT_MAX = 255
 _TIERS = {"high_perf": (0.10, 10, 10_000), "storage_opt": (0.025, 40, 40_000)}
@@ -88,10 +88,10 @@ class VultrHoldings:
         return Holding("vultr", kind, str(uuid.uuid4()), label, now, region, size_gb, item_record=record)
 
     def _begin(self, holding: Holding, usd_per_month: float, row: Json, status: int) -> Response:
-        """Answer what bills from now on, unless the answer is to be lost."""
+        """Answer what bills from now on."""
         _charge(holding, usd_per_month, self._cloud.clock())
         self._cloud.hold(holding)
-        return LostAnswer() if self._cloud.take_fault("vultr", "lost-answer") else JSONResponse(row, status)
+        return JSONResponse(row, status)
 
     def _is_made(self, holding: Holding) -> bool:
         """Return whether it is past its making, which takes as long as a boot."""

@@ -43,7 +43,8 @@ def imported(files: list[Path]) -> set[str]:
 
 def test_dependencies_are_those_that_are_imported() -> None:
     sandbox = sorted((SOURCE / "sandbox").rglob("*.py"))
-    rest = sorted(set(SOURCE.rglob("*.py")) - set(sandbox))
+    testing = sorted((SOURCE / "testing").rglob("*.py"))
+    rest = sorted(set(SOURCE.rglob("*.py")) - set(sandbox) - set(testing))
     declared = {normal(line) for line in PROJECT["dependencies"]}
     extras = {
         name: {normal(line) for line in lines}
@@ -51,6 +52,8 @@ def test_dependencies_are_those_that_are_imported() -> None:
         if name != "skypilot"  # imported by its name, and not installed for the tests
     }
     extra = extras.pop("sandbox")
+    others = extras.pop("testing") - {"gpuyard"}
+    assert others == imported(testing) - declared - extra, "for other projects' tests"
     small = set().union(*extras.values())
     assert imported(rest) <= (declared - NOT_IMPORTED) | small, "imported, but not declared"
     assert imported(sandbox) <= declared | extra, "imported by the sandbox, but neither declared nor in its extra"

@@ -10,7 +10,7 @@ import gpuyard
 CORE = Path(gpuyard.__file__).parent
 # How a client finds a sandbox that runs: one file, read without anything of the sandbox itself.
 FOUND_BY = {"gpuyard.sandbox", "gpuyard.sandbox.info", "gpuyard.sandbox.info.SandboxInfo"}
-FRONTS = {"api", "cli.py", "demo.py", "play.py", "sandbox"}
+FRONTS = {"api", "cli.py", "demo.py", "play.py", "sandbox", "testing"}
 
 
 def imports(file: Path) -> set[str]:

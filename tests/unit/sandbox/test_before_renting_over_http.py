@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
+from conftest import serve
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gpuyard import config
@@ -52,17 +50,9 @@ def served(apis: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     for name in ("GPUYARD_PROVIDER", "GPUYARD_SANDBOX", "CLOUD_PROVIDER", "CLOUD_BUCKET", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     made = Served(build(apis.cloud, tmp_path))
-    server = uvicorn.Server(uvicorn.Config(made, port=0, lifespan="off", log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 60
-    while not server.started:
-        assert time.monotonic() < deadline, "the server does not start"
-        time.sleep(0.01)
-    made.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    yield made
-    server.should_exit = True
-    thread.join(30)
+    with serve(made) as url:
+        made.url = url
+        yield made
 
 
 def connect_with(monkeypatch: pytest.MonkeyPatch, served: Served, vast_key: str, vultr_key: str) -> None:

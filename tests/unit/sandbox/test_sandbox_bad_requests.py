@@ -296,7 +296,9 @@ def test_a_bulk_create_rents_all_or_names_what_it_rented(apis: Apis, monkeypatch
     done = apis.vast("POST", "/v0/asks/bulk/", {**VAST, "ids": asks[:2]}).json()
     assert done["new_contracts"] == [int(rental.id) for rental in apis.cloud.world.living("vast")]
     # Between the check and the renting of the last one, somebody else is faster.
-    apis.cloud.take_fault = lambda provider, kind: kind == "no-capacity" and len(apis.cloud.world.rentals) == 3  # type: ignore[method-assign]
+    apis.cloud.take_fault = lambda provider, kind, place="": (
+        kind == "no-capacity" and len(apis.cloud.world.rentals) == 3
+    )  # type: ignore[method-assign]
     refused = apis.vast("POST", "/v0/asks/bulk/", {**VAST, "ids": asks[2:4]})
     assert refused.status_code == 410
     assert refused.json()["new_contracts"] == [int(apis.cloud.world.living("vast")[-1].id)]

@@ -115,7 +115,7 @@ def test_what_goes_wrong_on_command(apis: Apis, key: str) -> None:
         ("server-error", (500, "global/internal-error")),
         ("no-capacity", (400, "instance-operations/launch/insufficient-capacity")),
     ):
-        apis.cloud.add_fault(Fault(kind, "lambda", 1))  # type: ignore[arg-type]
+        apis.cloud.add_fault(Fault(kind, "lambda", 1))
         assert error(call(apis, "POST", "/instance-operations/launch", LAUNCH)) == code
     assert apis.cloud.world.rentals == []
     launch(apis)

@@ -109,7 +109,7 @@ def test_the_list_has_pages_where_they_are_asked_for(apis: Apis) -> None:
 
 def test_what_goes_wrong_on_command(apis: Apis) -> None:
     for kind, status in (("throttle", 429), ("server-error", 500), ("no-capacity", 400)):
-        apis.cloud.add_fault(Fault(kind, "runpod", 1))  # type: ignore[arg-type]
+        apis.cloud.add_fault(Fault(kind, "runpod", 1))
         answer = call(apis, "POST", "/pods", POD)
         assert answer.status_code == status and ("retry-after" in answer.headers) == (status == 429)
     assert apis.cloud.world.rentals == []

@@ -1,0 +1,1 @@
+"""For the tests of other projects: the sandbox as fixtures for pytest, and as a driver for molecule."""
