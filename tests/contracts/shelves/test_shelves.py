@@ -29,7 +29,7 @@ THEIRS = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAISampleXSampleXSampleXSampleXSampl
 REF = RunRef("miniprover-0", "miniprover")
 OF_A_RUN = (Kind.VOLUME, Kind.FILESYSTEM, Kind.SNAPSHOT, Kind.FIREWALL)
 REGIONS = {"vultr": "ewr", "lambda": "us-east-1", "runpod": "EU-RO-1"}
-NEEDS: dict[tuple[str, Kind], dict[str, Any]] = {}
+NEEDS: dict[tuple[str, Kind], dict[str, Any]] = {("runpod", Kind.FILESYSTEM): {"size_gb": 100.0}}
 """What a cloud's kind is made with, where that is not what most clouds take: fields of a spec."""
 ONE_OF_A_NAME = {("lambda", Kind.FILESYSTEM)}
 """What there cannot be two of for one run, beside what belongs to the account."""

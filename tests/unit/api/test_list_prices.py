@@ -44,7 +44,7 @@ def test_b1_spot_stands_beside_on_demand_each_in_its_cheapest_region(monkeypatch
         "us-west-2",
         "us-central1-a",
     }
-    report = comparison.compare([], [], {}, {}, listed=market.judge(found.offers, query))
+    report = comparison.compare([], [], {}, query, listed=market.judge(found.offers, query))
     rows = {row.offer.id: row for row in report.listed}
     # No GPU, an ARM processor or another GPU: none of these.
     assert set(rows) == {"p4d.24xlarge", "a2-highgpu-1g", "a2-highgpu-8g"}

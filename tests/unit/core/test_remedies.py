@@ -16,7 +16,7 @@ from gpuyard.renting.runs import Run
 
 CORE = Path(gpuyard.__file__).parent
 # The plays' own front, what shows plays, and what travels to boxes.
-FRONTS = ("remedies.py", "options.py", "demo.py", "play.py", "play_process.py", "box/")
+FRONTS = ("remedies.py", "options.py", "demo.py", "play.py", "play_process.py", "box/", "testing/")
 
 
 class Commands:

@@ -240,4 +240,4 @@ def test_v17_an_account_says_what_it_bills_and_what_is_wrong_with_its_key(yard: 
     assert "lacks the right provisioning" in vultr["hint"]
     shown = verb("account_info")
     assert "41.50" in shown["text"] and "refused" in shown["text"] and KEY.split()[1] not in json.dumps(shown)
-    assert shown["without_key"] == ["lambda", "runpod"]
+    assert shown["without_key"] == ["lambda", "runpod", "skypilot"]
