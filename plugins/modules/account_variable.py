@@ -109,7 +109,8 @@ def run(call: Call) -> dict[str, Any]:
     """Store the variable, or delete it."""
     from gpuyard.api import variables
 
-    name, how = call.params["name"], {"check": call.check_mode, "progress": call.progress}
+    name = call.params["name"]
+    how: dict[str, Any] = {"check": call.check_mode, "progress": call.progress}
     variables.check_name(name)
     if call.params["state"] == "absent":
         return variables.remove(call.site(), [name], **how).to_dict(check=call.check_mode)
