@@ -40,16 +40,6 @@ class State(enum.StrEnum):
     UNKNOWN = "unknown"  # the provider does not say
 
 
-class Capability(enum.StrEnum):
-    """What a provider can do beyond the five verbs."""
-
-    STOP = "stop"
-    INTERRUPTIBLE = "interruptible"
-    VOLUMES = "volumes"
-    SNAPSHOTS = "snapshots"
-    IMAGES = "images"  # boots from a container image of the user's choice
-
-
 @dataclass(frozen=True, slots=True)
 class Query:
     """What the machine has to offer. Conditions left at ``None`` or empty are not asked for."""
@@ -267,7 +257,6 @@ class Provider(ABC):
     name: ClassVar[str]
     title: ClassVar[str]  # as people write it, "Vast.ai"
     console_url: ClassVar[str]  # where a person sees and ends what is rented
-    capabilities: ClassVar[frozenset[Capability]]
     preinstalled: ClassVar[str] = ""  # what is on a machine that it rents out, in a few words
     remark: ClassVar[str] = ""  # what to know before renting there, in a few words
     prepaid: ClassVar[bool] = False  # whether nothing can be rented without credit
@@ -344,7 +333,3 @@ class Provider(ABC):
     def stop(self, instance_id: str) -> None:
         """Stop an instance; what it still costs then is the provider's business."""
         raise UnsupportedError(f"{self.title} cannot stop an instance without destroying it.", provider=self.name)
-
-    def attach_volume(self, instance_id: str, volume_id: str) -> None:
-        """Attach storage that outlives the instance."""
-        raise UnsupportedError(f"gpuyard cannot attach volumes at {self.title} yet.", provider=self.name)

@@ -36,7 +36,6 @@ from gpuyard.errors import (
 )
 from gpuyard.formats.label import FIRST_NODE, TAG, RunRef
 from gpuyard.providers.base import (
-    Capability,
     CreateSpec,
     Instance,
     Offer,
@@ -104,7 +103,6 @@ class Lambda(Cloud):
     name: ClassVar[str] = "lambda"
     title: ClassVar[str] = "Lambda"
     console_url: ClassVar[str] = "https://cloud.lambda.ai/instances"
-    capabilities: ClassVar[frozenset[Capability]] = frozenset()
     preinstalled: ClassVar[str] = "Lambda Stack: driver, CUDA, PyTorch"
     remark: ClassVar[str] = "virtual machines that boot for minutes; one launch in twelve seconds, no stop"
     api_url: ClassVar[str] = BASE_URL

@@ -38,7 +38,6 @@ from gpuyard.formats.label import RunRef
 from gpuyard.providers import ssh_options
 from gpuyard.providers.base import (
     OWN,
-    Capability,
     CreateSpec,
     Instance,
     Market,
@@ -193,7 +192,6 @@ class Own(Provider):
     name: ClassVar[str] = OWN
     title: ClassVar[str] = "Own boxes"
     console_url: ClassVar[str] = "the box itself"
-    capabilities: ClassVar[frozenset[Capability]] = frozenset()
     preinstalled: ClassVar[str] = "what is there"
     remark: ClassVar[str] = "costs nothing, and stays on"
 

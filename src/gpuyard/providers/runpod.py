@@ -35,7 +35,6 @@ from gpuyard.errors import (
 )
 from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import (
-    Capability,
     CreateSpec,
     Instance,
     Offer,
@@ -97,7 +96,6 @@ class RunPod(Cloud):
     name: ClassVar[str] = "runpod"
     title: ClassVar[str] = "RunPod"
     console_url: ClassVar[str] = "https://console.runpod.io/pods"
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.IMAGES})
     preinstalled: ClassVar[str] = "the image's programs; PyTorch by default"
     remark: ClassVar[str] = "containers; a stop loses what is on the pod's own disk"
     prepaid: ClassVar[bool] = True

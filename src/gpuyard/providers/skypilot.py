@@ -43,7 +43,6 @@ from gpuyard.errors import (
 )
 from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import (
-    Capability,
     CreateSpec,
     Instance,
     Offer,
@@ -155,7 +154,6 @@ class Skypilot(Provider):
     name: ClassVar[str] = "skypilot"
     title: ClassVar[str] = "SkyPilot"
     console_url: ClassVar[str] = "the cloud's own console (`sky status --refresh` names it)"
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.STOP, Capability.INTERRUPTIBLE})
     preinstalled: ClassVar[str] = "SkyPilot's image of that cloud: driver, CUDA"
     remark: ClassVar[str] = "list prices without disk and stock; taken after the other clouds, in your order"
 

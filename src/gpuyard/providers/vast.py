@@ -33,7 +33,6 @@ from gpuyard.errors import (
 )
 from gpuyard.formats.label import STOPPED_MARK, RunRef
 from gpuyard.providers.base import (
-    Capability,
     CreateSpec,
     Instance,
     Market,
@@ -118,9 +117,6 @@ class Vast(Cloud):
     name: ClassVar[str] = "vast"
     title: ClassVar[str] = "Vast.ai"
     console_url: ClassVar[str] = "https://cloud.vast.ai/instances/"
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.STOP, Capability.INTERRUPTIBLE, Capability.IMAGES}
-    )
     preinstalled: ClassVar[str] = "the image's programs; PyTorch by default"
     remark: ClassVar[str] = "containers on other people's machines; an interruptible one stops without notice"
     prepaid: ClassVar[bool] = True

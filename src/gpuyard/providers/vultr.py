@@ -34,7 +34,6 @@ from gpuyard.errors import (
 )
 from gpuyard.formats.label import FIRST_NODE, RunRef
 from gpuyard.providers.base import (
-    Capability,
     CreateSpec,
     Instance,
     Market,
@@ -100,7 +99,6 @@ class Vultr(Cloud):
     name: ClassVar[str] = "vultr"
     title: ClassVar[str] = "Vultr"
     console_url: ClassVar[str] = "https://my.vultr.com/"
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.STOP, Capability.INTERRUPTIBLE})
     preinstalled: ClassVar[str] = "Ubuntu 22.04"
     remark: ClassVar[str] = "virtual machines; one that is stopped bills in full, and preemptible is a plan of its own"
     api_url: ClassVar[str] = BASE_URL

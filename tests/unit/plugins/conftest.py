@@ -89,7 +89,6 @@ def resource(provider: str, kind: Kind, resource_id: str, run: str = "", **value
 class Cloud(Provider):
     """A cloud in memory: it lists what it was given, counts how often it is asked, and rents what is offered."""
 
-    capabilities = frozenset()
     console_url = "https://cloud.invalid"
 
     def __init__(self, name: str, instances: list[Instance] | None = None) -> None:

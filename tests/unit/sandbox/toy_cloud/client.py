@@ -13,7 +13,7 @@ from gpuyard.errors import (
     ProviderError,
 )
 from gpuyard.formats.label import RunRef
-from gpuyard.providers.base import Capability, CreateSpec, Instance, Offer, PlannedCall, Progress, Query, State
+from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Query, State
 from gpuyard.providers.cloud import Cloud
 from gpuyard.providers.http import Answer
 from gpuyard.providers.rental import create_once, destroy_surely
@@ -35,7 +35,6 @@ class Toy(Cloud):
     name: ClassVar[str] = "toy"
     title: ClassVar[str] = "Toy"
     console_url: ClassVar[str] = "https://toy.example"
-    capabilities: ClassVar[frozenset[Capability]] = frozenset()
     api_url: ClassVar[str] = "https://toy.example/toy"
     meaning = staticmethod(classify)
 
