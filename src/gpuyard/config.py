@@ -237,7 +237,7 @@ def connect(
 
 def known_clouds() -> list[Provider]:
     """Return every cloud, with a key here or not, to see what it can do; nothing can be asked of it."""
-    return [cloud.make("") for name, cloud in CLOUDS.items() if name != OWN]
+    return [cloud.make("none") for name, cloud in CLOUDS.items() if name != OWN]
 
 
 def s3_settings(

@@ -241,3 +241,9 @@ def test_v17_an_account_says_what_it_bills_and_what_is_wrong_with_its_key(yard: 
     shown = verb("account_info")
     assert "41.50" in shown["text"] and "refused" in shown["text"] and KEY.split()[1] not in json.dumps(shown)
     assert shown["without_key"] == ["lambda", "runpod", "skypilot"]
+
+
+def test_every_cloud_can_be_looked_at_without_a_key() -> None:
+    known = config.known_clouds()
+    assert {cloud.name for cloud in known} == set(config.CLOUDS) - {"own"}
+    assert all(isinstance(cloud.shelves(), dict) for cloud in known)
