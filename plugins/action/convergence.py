@@ -84,7 +84,7 @@ class ActionModule(ActionBase):
             "case $? in 0) echo idle;; 1) echo running;; *) exit 9;; esac"
         )
         answer = self._low_level_execute_command(f"{words}; cat {shlex.quote(record)} 2>/dev/null || echo {{}}")
-        said, _, written = answer["stdout"].partition("\n")
+        said, _newline, written = answer["stdout"].partition("\n")
         if answer["rc"] != 0 or said.strip() not in ("idle", "running"):
             return None
         try:
