@@ -218,7 +218,11 @@ done
 TOKEN_HELPER = (
     '!f() { test "$1" != get || printf "username=%s\\npassword=%s\\n" "$REPOSITORY_USER" "$REPOSITORY_SECRET"; }; f'
 )
-WITH_KEY = 'printf "%s" "$REPOSITORY_SECRET" | ssh-add -q - || exit; unset REPOSITORY_SECRET; exec "$@"'
+# By itself an agent lives up to ten seconds longer than what it was started for, with the key in its memory.
+WITH_KEY = (
+    'printf "%s" "$REPOSITORY_SECRET" | ssh-add -q - || exit; unset REPOSITORY_SECRET; '
+    '"$@"; code=$?; ssh-agent -k >/dev/null; exit $code'
+)
 
 
 class Place:

@@ -31,7 +31,7 @@ def test_without_being_asked_for_it_does_nothing(yard: Yard) -> None:
     assert done.returncode == 0 and done.stdout.count("\n") == 1
     assert done.stdout.startswith("Nothing was done: ") and "MANUAL=1 make test-live PROVIDER=" in done.stdout
     unnamed = live(yard, MANUAL="1")
-    assert unnamed.returncode and "Name the one cloud that is to be checked: vast, vultr, lambda, runpod." in (
+    assert unnamed.returncode and "Name the one cloud that is to be checked: vast, vultr, lambda, runpod" in (
         unnamed.stderr
     )
 
