@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from gpuyard.formats.label import TAG, RunRef, check_form
 from gpuyard.providers.base import Instance, PlannedCall, Progress, Provider
 from gpuyard.providers.resources import Kind, Resource, ResourceSpec, Shelf
 from gpuyard.remedies import option
-from gpuyard.renting import locks
+from gpuyard.renting import locks, shelved
 from gpuyard.renting.storage import does, plain
 
 WORDS = {
@@ -254,26 +253,15 @@ def find(site: Site, request: ResourcesRequest) -> Resources:
     Raises :class:`gpuyard.errors.ProviderError` when a cloud does not answer, with ``partial`` when none does.
     """
     placed = shelves_of(site.clouds(), request.kinds, site.provider)
-    with ThreadPoolExecutor(max_workers=len(placed)) as pool:
-        answers = list(pool.map(_all, placed))
-    errors = {
-        where.cloud.name: answer
-        for where, answer in zip(placed, answers, strict=True)
-        if isinstance(answer, ProviderError)
-    }
-    if errors and not (request.partial and any(isinstance(answer, list) for answer in answers)):
+    seen = shelved.take(list({id(one.cloud): one.cloud for one in placed}.values()), kinds=request.kinds)
+    errors = {name: error for (name, _kind), error in seen.errors.items()}
+    if errors and not (request.partial and len(seen.errors) < len(placed)):
         raise next(iter(errors.values()))
-    listed = [one for answer in answers if isinstance(answer, list) for one in answer]
-    found = sorted((one for one in listed if request.takes(one)), key=lambda one: (*one.place[:2], one.name, one.id))
+    found = sorted(
+        (one for one in seen.resources if request.takes(one)), key=lambda one: (*one.place[:2], one.name, one.id)
+    )
     unanswered = {name: f"{name} could not be asked, so what it holds is not seen: {e}" for name, e in errors.items()}
     return Resources(found, unanswered)
-
-
-def _all(placed: Placed) -> list[Resource] | ProviderError:
-    try:
-        return list(placed.shelf.all())
-    except ProviderError as error:
-        return error
 
 
 # -- make ------------------------------------------------------------------------------------------------------------

@@ -78,7 +78,6 @@ def test_v1_the_grid_of_ssh_keys(yard: Yard, provider: str) -> None:
     assert gone["changed"] and not gone_again["changed"], gone
 
 
-@pytest.mark.skipif("vast" not in clouds_with(Kind.VARIABLE), reason="no cloud keeps variables")
 def test_u2_setup_env_stores_a_file_and_shows_no_secret(yard: Yard) -> None:
     env = yard.folder / "training.env"
     env.write_text(f"WANDB_API_KEY={CANARIES[0]}\nexport B2_APP_KEY='{CANARIES[1]}'\nB2_BUCKET=models\n")
