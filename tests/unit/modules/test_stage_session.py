@@ -52,6 +52,14 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
     shutil.rmtree(sockets, ignore_errors=True)
 
 
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return what the module warns of, as it comes."""
+    texts: list[str] = []
+    monkeypatch.setattr(stage_session.AnsibleModule, "warn", lambda self, text: texts.append(text))
+    return texts
+
+
 def wait_for(condition: Callable[[], Any]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
@@ -64,7 +72,7 @@ def files(tmp_path: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} if folder.exists() else {}
 
 
-def test_the_grid(run_module: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_grid(run_module: Any, options: dict[str, Any], tmp_path: Path, warnings: list[str]) -> None:
     """Check mode predicts, start, same again, another setting, stop, stop again."""
     predicted = run_module("stage_session", check=True, **options)
     assert predicted["changed"] and predicted["session"] == {} and files(tmp_path) == {}
@@ -80,8 +88,6 @@ def test_the_grid(run_module: Any, options: dict[str, Any], tmp_path: Path, monk
         again = run_module("stage_session", check=check, **options)
         assert not again["changed"] and again["diff"] == []
 
-    warnings: list[str] = []
-    monkeypatch.setattr("ansible.module_utils.basic.AnsibleModule.warn", lambda self, text: warnings.append(text))
     options["secrets"] = {"TOKEN": "canary-another-value-31", "MORE": "canary-more-value-42"}
     changed = run_module("stage_session", **options)
     assert changed["changed"]
@@ -117,20 +123,17 @@ def test_a_finished_run_is_left_alone(run_module: Any, options: dict[str, Any], 
 
 
 def test_the_instance_and_what_the_controller_saw_reach_the_machine(
-    run_module: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_module: Any, options: dict[str, Any], tmp_path: Path, warnings: list[str]
 ) -> None:
     """A bucket that the machine cannot read keeps a new run from nothing, once it is known to hold nothing of it."""
     (tmp_path / "file").touch()
     options["bucket"] = (tmp_path / "file/bucket").as_uri()
     options["instance"] = {"provider": "vast", "id": "7", "region": "SE", "ssh_host": "203.0.113.7"}
-    warnings: list[str] = []
-    monkeypatch.setattr("ansible.module_utils.basic.AnsibleModule.warn", lambda self, text: warnings.append(text))
     refused = run_module("stage_session", **options)
     assert refused["failed"] and "cannot be used" in refused["msg"]
     started = run_module("stage_session", expected_checkpoint=0, **options)
     assert started["session"]["state"] == "running"
-    (warning,) = warnings
-    assert "as the controller has seen, so canyon-0 begins" in warning
+    assert ["as the controller has seen, so canyon-0 begins" in text for text in warnings] == [True], started
     settings = json.loads((tmp_path / "run/settings.json").read_text())
     assert settings["instance"] == {"provider": "vast", "id": "7", "region": "SE"}
     again = run_module("stage_session", expected_checkpoint=0, **{**options, "instance": {**options["instance"]}})
@@ -150,7 +153,7 @@ def test_restored_starts_nothing(run_module: Any, options: dict[str, Any], tmp_p
 
 
 def test_an_older_checkpoint_is_restored_by_choice(
-    run_module: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_module: Any, options: dict[str, Any], tmp_path: Path, warnings: list[str]
 ) -> None:
     store = LocalStore(tmp_path / "bucket")
     (tmp_path / "elsewhere/.gpuyard").mkdir(parents=True)
@@ -166,8 +169,6 @@ def test_an_older_checkpoint_is_restored_by_choice(
     restored = run_module("stage_session", restore_sequence=1, **options)
     assert (restored["restored"]["source"], restored["restored"]["sequence"]) == ("cloud", 1)
     assert (tmp_path / "persistent/step").read_text() == "1"
-    warnings: list[str] = []
-    monkeypatch.setattr("ansible.module_utils.basic.AnsibleModule.warn", lambda self, text: warnings.append(text))
     assert run_module("stage_session", restore_sequence=2, **options)["restored"]["source"] == "local"
     assert "restore=2 was not used: this box has work of its own" in warnings[0]
 
