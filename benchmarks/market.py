@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 from gpuyard import market
+from gpuyard.api import audit
 from gpuyard.api.hosts import Hosts
 from gpuyard.hosts import named
 from gpuyard.providers.base import Offer, Provider, Query
@@ -32,6 +33,7 @@ from gpuyard.providers.lambda_cloud import Lambda
 from gpuyard.providers.runpod import RunPod
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
+from gpuyard.renting import everything
 from gpuyard.sandbox import catalogue
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +42,9 @@ SEED = 1
 KEY = "no-key"
 PLANS = [plan["id"] for plan in catalogue.vultr_plans() if plan["id"].startswith("vcg-")]
 HOSTS = (100, 1_000, 10_000)
+HELD = {"/instances": 5_000, "/blocks": 3_000, "/snapshots": 2_000}
+"""What an account holds whose audit is measured."""
+A_SECOND = 30  # requests, the most that Vultr takes from one address
 PAGE = 500  # rows, the most that Vultr gives at once
 SILENT_S = 0.3  # how long each answer of a cloud takes
 CONSTRUCTED = {
@@ -136,8 +141,12 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    instances: ClassVar[int] = 0
+    held: ClassVar[Mapping[str, int]] = {}
     delay_s: ClassVar[float] = 0.0
+    a_second: ClassVar[int] = 0
+    """How many requests are taken within a second; 0: any number."""
+    taken: ClassVar[list[float]] = []
+    refused: ClassVar[list[float]] = []
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -150,23 +159,34 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer everything else."""
         url = urlsplit(self.path)
-        if url.path == "/instances":
-            first = int((parse_qs(url.query).get("cursor") or ["0"])[0])
-            last = min(first + PAGE, self.instances)
-            links = {"next": str(last) if last < self.instances else "", "prev": ""}
-            rows = [a_machine(number) for number in range(first, last)]
-            self.answer({"instances": rows, "meta": {"total": self.instances, "links": links}})
+        if self.a_second and self.is_too_much():
+            self.answer({"error": "Rate limit reached", "status": 429}, 429)
+        elif url.path in self.held:
+            first, count = int((parse_qs(url.query).get("cursor") or ["0"])[0]), self.held[url.path]
+            last = min(first + PAGE, count)
+            links = {"next": str(last) if last < count else "", "prev": ""}
+            rows = [ROWS[url.path](number) for number in range(first, last)]
+            self.answer({url.path[1:]: rows, "meta": {"total": count, "links": links}})
         elif url.path in ("/plans", "/plans-metal"):
             plans = catalogue.vultr_plans() if url.path == "/plans" else []
             self.answer({"plans": plans, "plans_metal": [], "meta": {"total": len(plans), "links": {"next": ""}}})
         else:
             self.answer({"data": {}, "gpus": [], "available_plans": [], "regions": []})
 
-    def answer(self, body: dict[str, Any]) -> None:
+    def is_too_much(self) -> bool:
+        """Tell whether a request has to be refused, since there were as many within the last second as are taken."""
+        now = time.monotonic()
+        with TAKING:
+            self.taken[:] = [moment for moment in self.taken if moment > now - 1]
+            too_much = len(self.taken) >= self.a_second
+            (self.refused if too_much else self.taken).append(now)
+        return too_much
+
+    def answer(self, body: dict[str, Any], status: int = 200) -> None:
         """Send ``body`` after this server's delay."""
         time.sleep(self.delay_s)
         content = json.dumps(body).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -188,6 +208,40 @@ def a_machine(number: int) -> dict[str, Any]:
         "server_status": "ok",
         "date_created": "2026-11-01T00:00:00+00:00",
     }
+
+
+def a_volume(number: int) -> dict[str, Any]:
+    """Return block storage of a run of its own, as Vultr lists it."""
+    return {
+        "id": f"00000000-0000-4000-8001-{number:012d}",
+        "label": f"gpuyard/bench-{number}/bench",
+        "region": "ewr",
+        "size_gb": 100,
+        "cost": 10,
+        "status": "active",
+        "attached_to_instance": "",
+        "block_type": "high_perf",
+        "date_created": "2026-11-01T00:00:00+00:00",
+    }
+
+
+def a_snapshot(number: int) -> dict[str, Any]:
+    """Return a snapshot that nobody has labelled, as Vultr lists it."""
+    return {
+        "id": f"00000000-0000-4000-8002-{number:012d}",
+        "description": f"by hand {number}",
+        "size": 40 * 2**30,
+        "status": "complete",
+        "date_created": "2026-11-01T00:00:00+00:00",
+    }
+
+
+ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "/instances": a_machine,
+    "/blocks": a_volume,
+    "/snapshots": a_snapshot,
+}
+TAKING = threading.Lock()
 
 
 @contextmanager
@@ -218,17 +272,43 @@ def cloud_rows(rounds: int) -> list[Row]:
     return [Row("four clouds asked, beside the slowest of them", together / slowest, 1.2, "x")]
 
 
+# -- audit -------------------------------------------------------------------------------------------------------------
+
+
+def audit_rows(rounds: int) -> list[Row]:
+    """Measure the audit of a large account whose cloud takes no more requests a second than Vultr does."""
+    times, floors, refused = [], [], []
+    for _ in range(rounds):
+        with serving(held=HELD, a_second=A_SECOND, taken=[], refused=[]) as url:
+            raw, _rows = seconds(lambda url=url: [listed(url, path) for path in HELD])  # type: ignore[misc]
+        refusals: list[float] = []
+        with serving(held=HELD, a_second=A_SECOND, taken=[], refused=refusals) as url:
+            cloud = Vultr(KEY, base_url=url)
+            took, found = seconds(lambda cloud=cloud: everything.gather([cloud], None, time.time()))  # type: ignore[misc]
+        report = audit.of(found, audit.AuditRequest())
+        if found.unanswered or len(report.holdings) != sum(HELD.values()):
+            raise SystemExit(f"the audit is not whole: {len(report.holdings)} holdings; {found.unanswered}")
+        times.append(took)
+        floors.append(raw)
+        refused.append(len(refusals))
+    things = f"{sum(HELD.values()):,} resources"
+    return [
+        Row(f"{things}, listed with nothing but HTTP", min(floors)),
+        Row(f"{things}, audited at {A_SECOND} requests a second ({max(refused)} refused)", min(times), 5.0),
+    ]
+
+
 # -- inventory ---------------------------------------------------------------------------------------------------------
 
 
-def listed(url: str) -> list[dict[str, Any]]:
-    """Return all pages of the list with nothing but HTTP and JSON, over one connection a page."""
+def listed(url: str, path: str = "/instances") -> list[dict[str, Any]]:
+    """Return all pages of a list with nothing but HTTP and JSON, over one connection a page."""
     rows: list[dict[str, Any]] = []
     cursor = ""
     while True:
-        with urllib.request.urlopen(f"{url}/instances?per_page={PAGE}&cursor={cursor}") as answer:
+        with urllib.request.urlopen(f"{url}{path}?per_page={PAGE}&cursor={cursor}") as answer:
             page = json.load(answer)
-        rows += page["instances"]
+        rows += page[path[1:]]
         cursor = page["meta"]["links"]["next"]
         if not cursor:
             return rows
@@ -273,7 +353,7 @@ def inventory_rows(rounds: int, sizes: tuple[int, ...]) -> list[Row]:
     """Measure the inventory of so many instances, beside the bare list over HTTP and a static inventory."""
     rows = []
     for count in sizes:
-        with tempfile.TemporaryDirectory(prefix="gpuyard-bench-") as name, serving(instances=count) as url:
+        with tempfile.TemporaryDirectory(prefix="gpuyard-bench-") as name, serving(held={"/instances": count}) as url:
             folder = Path(name)
             ours = folder / "gpuyard.yml"
             ours.write_text(json.dumps({"plugin": "gpuyard.cloud.clouds", **CONSTRUCTED}))
@@ -298,13 +378,14 @@ def main() -> int:
     """Measure, print a table, and write the figures to ``benchmarks/latest-market.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, of which the least counts")
-    parser.add_argument("--only", choices=("market", "clouds", "inventory"), help="measure this part alone")
+    parser.add_argument("--only", choices=("market", "clouds", "audit", "inventory"), help="measure this part alone")
     parser.add_argument("--most", type=int, default=max(HOSTS), help="leave out larger inventories")
     options = parser.parse_args()
     sizes = tuple(size for size in HOSTS if size <= options.most)
     parts: dict[str, Callable[[], list[Row]]] = {
         "market": lambda: market_rows(options.rounds),
         "clouds": lambda: cloud_rows(options.rounds),
+        "audit": lambda: audit_rows(options.rounds),
         "inventory": lambda: inventory_rows(options.rounds, sizes),
     }
     rows = []
