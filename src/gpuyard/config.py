@@ -9,23 +9,28 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import yaml
 
 from gpuyard import paths
 from gpuyard.errors import UsageError
 from gpuyard.formats.location import DEFAULT_REGION, Location
 from gpuyard.providers.base import OWN, Provider
+from gpuyard.providers.credentials import (
+    BearerKey,
+    Credential,
+    LambdaKey,
+    RunPodKey,
+    VastKey,
+    VultrKey,
+    read_file,
+)
 from gpuyard.providers.http import Patience
 from gpuyard.providers.lambda_cloud import Lambda
-from gpuyard.providers.own import Own, read_inventory
+from gpuyard.providers.own import OWN_FILE, Own, OwnBoxes, read_inventory
 from gpuyard.providers.runpod import RunPod
-from gpuyard.providers.skypilot import ORDER, Skypilot
-from gpuyard.providers.skypilot import VARIABLE as SKYPILOT_VARIABLE
+from gpuyard.providers.skypilot import ORDER, Skypilot, SkypilotClouds
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
 from gpuyard.remedies import option, remedy
@@ -41,96 +46,20 @@ _NO_SANDBOX = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Cloud:
+class Cloud:
     """What configuration knows of a provider."""
 
-    make: Callable[..., Provider]  # takes the key, patience=, and where it is emulated base_url=, emulated=, sandbox=
-    variable: str
-    key_file: str  # as shown to people
-    read_file: Callable[[Mapping[str, str]], str]
+    make: Callable[..., Provider]  # takes the credential's value, patience=, and where it is emulated base_url=, …
+    credential: type[Credential]
 
 
-def _read(path: Path) -> str:
-    """Return a key file's content without surrounding white space, ``""`` when there is none."""
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"The key file {path} cannot be read: {getattr(error, 'strerror', None) or 'not text'}."
-        ) from None
-
-
-def _config_home(env: Mapping[str, str]) -> Path:
-    return Path(env.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-
-
-def _vast_file(env: Mapping[str, str]) -> str:
-    folder = _config_home(env) / "vastai"
-    files = (folder / "vast_tfa_key", folder / "vast_api_key", Path("~/.vast_api_key").expanduser())
-    return next((key for key in map(_read, files) if key), "")
-
-
-def _vultr_file(env: Mapping[str, str]) -> str:
-    for path in (_config_home(env) / "vultr-cli.yaml", Path("~/.vultr-cli.yaml").expanduser()):
-        content = _read(path)
-        if not content:
-            continue
-        try:
-            fields = yaml.safe_load(content)
-        except yaml.YAMLError:
-            # The parser's own words quote the file, and the file holds a key.
-            raise UsageError(f"The key file {path} is not YAML; it should hold a line `api-key: …`.") from None
-        key = fields.get("api-key") if isinstance(fields, dict) else None
-        if key:
-            return str(key).strip()
-    return ""
-
-
-def _lambda_file(env: Mapping[str, str]) -> str:
-    """Return the key of the file that SkyPilot keeps: a line ``api_key = …``."""
-    for line in _read(Path("~/.lambda_cloud/lambda_keys").expanduser()).splitlines():
-        name, _, key = line.partition("=")
-        if name.strip() == "api_key":
-            return key.strip()
-    return ""
-
-
-def _runpod_file(env: Mapping[str, str]) -> str:
-    """Return the key of the file that RunPod's own tool keeps."""
-    path = Path("~/.runpod/config.toml").expanduser()
-    try:
-        fields = tomllib.loads(_read(path)).get("default")
-    except tomllib.TOMLDecodeError:
-        # The parser's own words may quote the file, and the file holds a key.
-        raise UsageError(f"The key file {path} is not TOML; it should hold `api_key` below [default].") from None
-    return str(fields.get("api_key") or "").strip() if isinstance(fields, dict) else ""
-
-
-def _own_file(env: Mapping[str, str]) -> str:
-    """Return the inventory of the user's own boxes when it names one, as the plays' folder has it."""
-    file = OWN_FILE.absolute()
-    return str(file) if read_inventory(file) else ""
-
-
-def _skypilot_file(env: Mapping[str, str]) -> str:
-    """Return the clouds that are to be reached through SkyPilot, by name, in their order."""
-    return ",".join(_read(paths.home() / SKYPILOT_FILE).split())
-
-
-OWN_FILE = Path("inventories/own.yml")
-SKYPILOT_FILE = "skypilot"
-
-CLOUDS: dict[str, _Cloud] = {
-    "vast": _Cloud(Vast, "VAST_API_KEY", "~/.config/vastai/vast_api_key", _vast_file),
-    "vultr": _Cloud(Vultr, "VULTR_API_KEY", "~/.config/vultr-cli.yaml", _vultr_file),
-    "lambda": _Cloud(Lambda, "LAMBDA_API_KEY", "~/.lambda_cloud/lambda_keys", _lambda_file),
-    "runpod": _Cloud(RunPod, "RUNPOD_API_KEY", "~/.runpod/config.toml", _runpod_file),
-    # Their inventory stands for the key.
-    OWN: _Cloud(Own, "GPUYARD_OWN_BOXES", str(OWN_FILE), _own_file),
-    # The list of its clouds stands for the key: SkyPilot has the keys.
-    "skypilot": _Cloud(Skypilot, SKYPILOT_VARIABLE, f"~/.gpuyard/{SKYPILOT_FILE}", _skypilot_file),
+CLOUDS: dict[str, Cloud] = {
+    "vast": Cloud(Vast, VastKey),
+    "vultr": Cloud(Vultr, VultrKey),
+    "lambda": Cloud(Lambda, LambdaKey),
+    "runpod": Cloud(RunPod, RunPodKey),
+    OWN: Cloud(Own, OwnBoxes),
+    "skypilot": Cloud(Skypilot, SkypilotClouds),
 }
 """The clouds by name, in the order in which they are named to people."""
 
@@ -229,7 +158,7 @@ def connect(
         if require and provider == OWN and not emulated:
             raise UsageError(f"There is no own box in {boxes}, where a sandbox's are named.")
         return emulated
-    found = {name: key for name in wanted if (key := _key(CLOUDS[name], world.env))}
+    found = {name: key.value for name in wanted if (key := CLOUDS[name].credential.find(world.env))}
     if require and not found:
         raise UsageError(_no_key(provider))
     return [CLOUDS[name].make(key, patience=patience) for name, key in found.items()]
@@ -311,32 +240,29 @@ def ssh_key(path: str | None = None) -> SshKey:
         raise UsageError(f"ssh_key={path} is a public key; name the private one, {private.with_suffix('')}.")
     if not private.is_file():
         raise UsageError(f"ssh_key={path} does not exist; leave the option out and gpuyard makes a key of its own.")
-    public = _read(private.with_name(private.name + ".pub")) or _public_of(private)
+    public = read_file(private.with_name(private.name + ".pub")) or _public_of(private)
     if len(public.split()) < 2 or "\n" in public:
         raise UsageError(f"{private}.pub does not hold one SSH public key.")
     return SshKey(private.absolute(), public)
 
 
-def _key(cloud: _Cloud, env: Mapping[str, str]) -> str:
-    return env.get(cloud.variable, "").strip() or cloud.read_file(env)
-
-
 def _no_key(provider: str | None) -> str:
     if provider == OWN:
-        return f"There is no box of your own in {OWN_FILE}: name one there, or the file with {CLOUDS[OWN].variable}."
+        return f"There is no box of your own in {OWN_FILE}: name one there, or the file with {OwnBoxes.variable}."
     if provider == "skypilot":
-        cloud = CLOUDS[provider]
+        there = SkypilotClouds
         return (
-            f"provider=skypilot rents at the clouds that {cloud.variable} or the file {cloud.key_file} names in their "
-            f"order, and neither does: set {cloud.variable}={','.join(ORDER)}, for all plays, so that none of them "
+            f"provider=skypilot rents at the clouds that {there.variable} or the file {there.file} names in their "
+            f"order, and neither does: set {there.variable}={','.join(ORDER)}, for all plays, so that none of them "
             f"overlooks what was rented there."
         )
     emulated = f"{option('sandbox', True)} (or GPUYARD_SANDBOX=1)"
     way_out = f"or try it on the emulated clouds of this machine with {emulated}."
     if provider:
-        cloud = CLOUDS[provider]
-        return f"There is no key for {provider}: set {cloud.variable} or put it into {cloud.key_file}, {way_out}"
-    variables = " or ".join(cloud.variable for name, cloud in CLOUDS.items() if name not in (OWN, "skypilot"))
+        key = CLOUDS[provider].credential
+        return f"There is no key for {provider}: set {key.variable} or put it into {key.file}, {way_out}"
+    keys = [cloud.credential for cloud in CLOUDS.values() if issubclass(cloud.credential, BearerKey)]
+    variables = " or ".join(key.variable for key in keys)
     return (
         f"There is no key of any cloud: set {variables} (or use the files of the providers' own tools), name boxes of "
         f"your own in {OWN_FILE}, {way_out}"

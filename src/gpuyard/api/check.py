@@ -92,7 +92,7 @@ def _without_key(site: Site, names: set[str]) -> list[Finding]:
     if site.provider or config.World.of(site.sandbox, site.sandbox_state).sandbox:
         return []
     return [
-        Finding(name, "skipped", f"No key; {cloud.variable} or {cloud.key_file} would hold it.")
+        Finding(name, "skipped", f"No key; {cloud.credential.variable} or {cloud.credential.file} would hold it.")
         for name, cloud in config.CLOUDS.items()
         if name not in names and name != OWN
     ]

@@ -81,8 +81,8 @@ def cloud(provider: Provider) -> Finding:
 
 def key_advice(provider: Provider, error: AuthenticationError) -> str:
     """Return what to do about a key that is refused, for its content or for the address that it is used from."""
-    known = config.CLOUDS[provider.name]
-    todo = f"Put a valid key into {known.variable} or {known.key_file}; {provider.console_url} makes one"
+    known = config.CLOUDS[provider.name].credential
+    todo = f"Put a valid key into {known.variable} or {known.file}; {provider.console_url} makes one"
     return todo + (" and lists the addresses that may use it." if "address" in str(error) else ".")
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from gpuyard.errors import ProviderError
 from gpuyard.providers.base import Provider
+from gpuyard.providers.credentials import BearerKey
 from gpuyard.providers.http import Answer, Client, Patience
 from gpuyard.providers.rental import Waits
 
@@ -32,7 +33,9 @@ class Cloud(Provider):
         self.emulated = emulated
         self.sandbox = sandbox
         self._waits = waits or self.waits
-        self._api = Client(self.name, self.title, base_url or self.api_url, key, self.meaning, patience or Patience())
+        self._api = Client(
+            self.name, self.title, base_url or self.api_url, BearerKey(key), self.meaning, patience or Patience()
+        )
         self._creating = threading.Lock()  # one create at a time gets its turn, and one adds our SSH key
 
     @staticmethod

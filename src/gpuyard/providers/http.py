@@ -22,17 +22,11 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import requests
-from requests.auth import AuthBase
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
 from gpuyard import __version__
-from gpuyard.errors import (
-    AmbiguousError,
-    ProviderDownError,
-    ProviderError,
-    ThrottledError,
-    UsageError,
-)
+from gpuyard.errors import AmbiguousError, ProviderDownError, ProviderError, ThrottledError
+from gpuyard.providers.credentials import Bearer, BearerKey
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _TEXT_LIMIT = 300  # characters of a provider's own words that go into one of our sentences
@@ -76,28 +70,6 @@ Classifier = Callable[[Answer], ProviderError | None]
 """Turns an answer into the error that it means, or ``None`` for a success. Every provider brings its own."""
 
 
-class _Bearer(AuthBase):
-    """Adds the key to a request.
-
-    An authenticator rather than a header, because ``requests`` would replace the header by whatever ``~/.netrc`` has.
-    """
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
-
-    def __repr__(self) -> str:
-        return "_Bearer(***)"
-
-    def clean(self, text: str) -> str:
-        """Return ``text`` without the key, for services that repeat it in their answers."""
-        return text.replace(self._key, "***") if self._key else text
-
-
 @dataclass(slots=True)
 class Client:
     """A provider's API under one base URL. May be used from several threads at once.
@@ -108,22 +80,16 @@ class Client:
     provider: str
     title: str
     base_url: str
-    key: str = field(repr=False)
+    credential: BearerKey = field(repr=False)
     classify: Classifier = field(repr=False)
     patience: Patience = field(default_factory=Patience)
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
     now: Callable[[], float] = field(default=time.time, repr=False)
-    _auth: _Bearer = field(init=False, repr=False)
+    _auth: Bearer = field(init=False, repr=False)
     _local: threading.local = field(init=False, repr=False, default_factory=threading.local)
 
     def __post_init__(self) -> None:
-        if any(not 0x21 <= ord(character) <= 0x7E for character in self.key):
-            raise UsageError(
-                f"The {self.title} API key holds a space, a line break or another character that no key has; "
-                "copy it again from the provider's console."
-            )
-        self._auth = _Bearer(self.key)
-        self.key = ""  # from here on it exists in the authenticator only
+        self._auth = self.credential.signature(self.title)
         self.base_url = self.base_url.rstrip("/")
 
     def call(

@@ -49,10 +49,12 @@ from gpuyard.providers.base import (
     State,
     Way,
 )
+from gpuyard.providers.credentials import Credential
 from gpuyard.providers.http import Patience
 from gpuyard.providers.rental import Waits, create_once
 
 ROOT = "/opt/gpuyard"
+OWN_FILE = Path("inventories/own.yml")
 _CONNECT_S = 5
 _ANSWER_S = 20.0  # a box that trains with all its processors takes its time, and so does nvidia-smi
 _RELEASE_S = 60.0
@@ -184,6 +186,19 @@ def _ssh_options(where: str, text: str) -> tuple[tuple[str, str], ...]:
             )
         found.append((name, value))
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class OwnBoxes(Credential):
+    """The inventory of the user's own boxes, which are entered with the keys that it names."""
+
+    variable: ClassVar[str] = "GPUYARD_OWN_BOXES"
+    file: ClassVar[str] = str(OWN_FILE)
+
+    @classmethod
+    def kept(cls, env: Mapping[str, str]) -> str:
+        file = OWN_FILE.absolute()
+        return str(file) if read_inventory(file) else ""
 
 
 class Own(Provider):

@@ -28,7 +28,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from gpuyard import gpus
+from gpuyard import gpus, paths
 from gpuyard.errors import (
     AmbiguousError,
     AuthenticationError,
@@ -52,11 +52,13 @@ from gpuyard.providers.base import (
     Query,
     State,
 )
+from gpuyard.providers.credentials import Credential, read_file
 from gpuyard.providers.http import Patience
 from gpuyard.providers.rental import Waits, create_once, destroy_surely
 from gpuyard.providers.values import number
 
 VARIABLE = "GPUYARD_SKYPILOT"
+_FILE = "skypilot"  # below gpuyard's home
 ORDER = ("nebius", "gcp", "aws")
 """The clouds in the order in which they are taken unless :data:`VARIABLE` says another one."""
 _GPU_ORDER = ("H100", "A100")
@@ -146,6 +148,18 @@ class _Lines(io.TextIOBase):
             if words := re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", line).strip():
                 self._tell(words)
         return len(text)
+
+
+@dataclass(frozen=True)
+class SkypilotClouds(Credential):
+    """The clouds that are to be reached through SkyPilot, by name, in their order. SkyPilot has their keys."""
+
+    variable: ClassVar[str] = VARIABLE
+    file: ClassVar[str] = f"~/.gpuyard/{_FILE}"
+
+    @classmethod
+    def kept(cls, env: Mapping[str, str]) -> str:
+        return ",".join(read_file(paths.home() / _FILE).split())
 
 
 class Skypilot(Provider):

@@ -81,7 +81,7 @@ def test_the_providers_own_files_are_read(own_home: Path, file: str, content: st
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
     assert [cloud.name for cloud in config.connect()] == [name]
-    assert config.CLOUDS[name].read_file({}) == KEY
+    assert config.CLOUDS[name].credential.kept({}) == KEY
 
 
 def test_the_session_key_of_vast_wins_over_the_api_key(own_home: Path) -> None:
@@ -89,7 +89,7 @@ def test_the_session_key_of_vast_wins_over_the_api_key(own_home: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "vast_api_key").write_text("old")
     (folder / "vast_tfa_key").write_text(KEY)
-    assert config.CLOUDS["vast"].read_file({}) == KEY
+    assert config.CLOUDS["vast"].credential.kept({}) == KEY
 
 
 def test_a_damaged_key_file_is_named_and_not_quoted(own_home: Path) -> None:

@@ -17,6 +17,7 @@ from gpuyard.errors import (
     ThrottledError,
     UsageError,
 )
+from gpuyard.providers.credentials import BearerKey
 from gpuyard.providers.http import Answer, Client, Patience
 from gpuyard.providers.vast import classify
 
@@ -30,7 +31,7 @@ def client(service: Standin, fake_time: FakeTime) -> Client:
         "vast",
         "Vast.ai",
         service.url + "/",
-        VAST_KEY,
+        BearerKey(VAST_KEY),
         classify,
         Patience(tries=4, first_delay=0.5, read_timeout=60),
         sleep=fake_time.sleep,
@@ -63,7 +64,9 @@ def test_a_netrc_entry_does_not_replace_the_key(
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     service.on("GET", "/x", Reply({}))
-    client = Client("vast", "Vast.ai", service.url.replace("127.0.0.1", "127.1"), VAST_KEY, classify, patience)
+    client = Client(
+        "vast", "Vast.ai", service.url.replace("127.0.0.1", "127.1"), BearerKey(VAST_KEY), classify, patience
+    )
     client.call("GET", "/x")
     assert service.seen[0].headers["authorization"] == f"Bearer {VAST_KEY}"
 
@@ -124,7 +127,7 @@ def test_a_create_that_was_never_sent_is_not_ambiguous(patience: Patience) -> No
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: it refuses, and nobody else gets it meanwhile
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        client = Client("vast", "Vast.ai", url, VAST_KEY, classify, patience)
+        client = Client("vast", "Vast.ai", url, BearerKey(VAST_KEY), classify, patience)
         with pytest.raises(ProviderDownError, match="cannot be reached"):
             client.call("POST", "/x", body={})
 
@@ -132,7 +135,7 @@ def test_a_create_that_was_never_sent_is_not_ambiguous(patience: Patience) -> No
 def test_a_create_that_times_out_is_ambiguous(service: Standin) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        client = Client("vast", "Vast.ai", url, VAST_KEY, classify, Patience(read_timeout=0.2))
+        client = Client("vast", "Vast.ai", url, BearerKey(VAST_KEY), classify, Patience(read_timeout=0.2))
         with pytest.raises(AmbiguousError, match="no answer in time"):
             client.call("POST", "/x", body={})
 
@@ -233,7 +236,7 @@ def test_the_key_is_in_no_text(client: Client, service: Standin) -> None:
 @pytest.mark.parametrize("key", ["with space", "line\nbreak", "kéy"])
 def test_a_key_that_cannot_be_one_is_refused_without_showing_it(key: str) -> None:
     with pytest.raises(UsageError) as caught:
-        Client("vast", "Vast.ai", "http://127.0.0.1:9", key, classify)
+        Client("vast", "Vast.ai", "http://127.0.0.1:9", BearerKey(key), classify)
     assert key not in str(caught.value)
 
 

@@ -65,7 +65,7 @@ def contract(request: Any, apis: Apis, tmp_path: Any, monkeypatch: pytest.Monkey
     settings = apis.cloud.settings
     if name == "toy":
         # The one row of the registry, and the one of the faults.
-        row = config._Cloud(client.Toy, "TOY_API_KEY", "~/.toy", lambda env: "")
+        row = config.Cloud(client.Toy, client.ToyKey)
         monkeypatch.setitem(config.CLOUDS, "toy", row)
         app: Any = Faulty(emulation.app(), apis.cloud.take_fault, [*APIS, emulation.API])
         key, path = emulation.KEY, emulation.API.path
@@ -126,5 +126,7 @@ def test_a_wrong_key_is_one_and_never_an_empty_account(contract: Contract) -> No
 
 def test_the_configuration_finds_a_key_of_every_cloud(contract: Contract) -> None:
     name = contract.cloud.name
-    (found,) = config.connect(name, sandbox=False, env={config.CLOUDS[name].variable: "k" * 40, "HOME": "/nowhere"})
+    (found,) = config.connect(
+        name, sandbox=False, env={config.CLOUDS[name].credential.variable: "k" * 40, "HOME": "/nowhere"}
+    )
     assert isinstance(found, type(contract.cloud))

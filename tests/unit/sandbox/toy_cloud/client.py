@@ -15,6 +15,7 @@ from gpuyard.errors import (
 from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Progress, Query, State
 from gpuyard.providers.cloud import Cloud
+from gpuyard.providers.credentials import BearerKey
 from gpuyard.providers.http import Answer
 from gpuyard.providers.rental import create_once, destroy_surely
 
@@ -27,6 +28,13 @@ def classify(answer: Answer) -> ProviderError | None:
         return None
     kind = _KINDS.get(answer.status, InvalidRequestError)
     return kind(f"The toy cloud refused: {answer.text}", provider="toy", status=answer.status)
+
+
+class ToyKey(BearerKey):
+    """The toy cloud's key, which no file holds."""
+
+    variable: ClassVar[str] = "TOY_API_KEY"
+    file: ClassVar[str] = "/dev/null"
 
 
 class Toy(Cloud):
