@@ -11,6 +11,7 @@ import pytest
 
 from gpuyard.errors import UsageError
 from gpuyard.sandbox import info
+from gpuyard.sandbox.clouds import BASE_PATHS
 from gpuyard.sandbox.model import Phase, Rental, World
 from gpuyard.sandbox.settings import Settings
 
@@ -57,7 +58,7 @@ def test_what_is_written_today_is_the_golden_file(tmp_path: Path) -> None:
     settings = Settings.load(GOLDEN / "1")
     assert settings is not None
     settings.save(tmp_path)
-    (tmp_path / "sandbox.json").write_text(json.dumps(settings.sandbox_json(4711)))
+    (tmp_path / "sandbox.json").write_text(json.dumps(settings.sandbox_json(4711, BASE_PATHS)))
     for name in FILES:
         assert json.loads((tmp_path / name).read_text()) == json.loads((GOLDEN / "1" / name).read_text()), name
 

@@ -18,10 +18,10 @@ from gpuyard import registry
 from gpuyard.errors import UsageError
 from gpuyard.sandbox import images
 from gpuyard.sandbox.engine import LABEL, ContainerSpec, Engine, EngineError, Port
+from gpuyard.sandbox.model import SSH as SSH
 from gpuyard.sandbox.model import Json, Rental
 from gpuyard.sandbox.settings import HIGH_PORTS, Settings, port_is_free
 
-SSH = 22
 INSTANCE_LABEL = "gpuyard.instance"
 _CERTIFICATES = Path("/etc/ssl/certs")
 # What a box needs to reach package registries where this machine does: proxies, package indexes, certificate files.

@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gpuyard.sandbox import bill, boxes, faults, orders
+from gpuyard.sandbox import bill, boxes, faults
+from gpuyard.sandbox.clouds import EMULATED
 from gpuyard.sandbox.engine import Engine, EngineError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Fault, Holding, Json, Phase, ProviderName, Rental, World
@@ -147,8 +148,9 @@ class Cloud:
         if rental.phase is not Phase.BOOTING or rental.phase_since != since:
             return
         rental.phase, rental.phase_since = Phase.RUNNING, self.clock()
-        if rental.provider in ("vast", "runpod"):
-            rental.open_line(GPU_LINE, gpu_price(rental), rental.phase_since)
+        emulated = EMULATED[rental.provider]
+        if emulated.bills_gpus:
+            rental.open_line(GPU_LINE, emulated.gpu_price(rental), rental.phase_since)
         self.save()
         LOG.info("%s %s runs at %s", rental.provider, rental.id, rental.address)
 
@@ -172,7 +174,7 @@ class Cloud:
             return
         self.engine.remove(rental.container)  # a half that an interrupted making left behind
         for attempt in range(_ADDRESS_ATTEMPTS):
-            boot = orders.boot(rental)  # it names the address
+            boot = EMULATED[rental.provider].boot(rental)  # it names the address
             try:
                 boxes.make(
                     self.engine,
@@ -276,9 +278,7 @@ class Cloud:
         now = self.clock()
         rental.phase, rental.phase_since, rental.ended_at = Phase.GONE, now, now
         rental.close_lines(now)
-        if rental.provider == "vast":
-            # The machine comes back to the market as a new ask: old ask ids stay dead.
-            self.world.listings[rental.item] = self.world.listings.get(rental.item, 0) + 1
+        EMULATED[rental.provider].ended(rental, self.world)
         self.save()
         LOG.info("%s %s destroyed", rental.provider, rental.id)
         async with self._lock(rental):
@@ -427,10 +427,3 @@ class Cloud:
 def _unforeseen(error: Exception) -> bool:
     """Return whether an error is a mistake of the sandbox, so that the log tells where it was made."""
     return not isinstance(error, EngineError | BadField)
-
-
-def gpu_price(rental: Rental) -> float:
-    """Return what a rental's GPUs cost an hour; at Vast the bid where there is one, else the offer's price."""
-    if rental.provider == "runpod":
-        return float(rental.item_record["price"][rental.request["cloud"].lower()] * rental.request["count"])
-    return float(rental.bid if rental.bid is not None else rental.item_record["dph_base"])

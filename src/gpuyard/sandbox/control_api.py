@@ -12,25 +12,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gpuyard.sandbox import boxes, lambda_api, runpod_api
-from gpuyard.sandbox.cloud import Cloud, gpu_price
+from gpuyard.sandbox import boxes
+from gpuyard.sandbox.cloud import Cloud
+from gpuyard.sandbox.clouds import EMULATED
 from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.fields import shown
-from gpuyard.sandbox.model import Holding, Json, Phase, ProviderName, Rental
+from gpuyard.sandbox.model import Holding, Json, Phase, Rental
 from gpuyard.sandbox.scenario import FaultRequest, wrong
-from gpuyard.sandbox.vast_api import actual_status
-from gpuyard.sandbox.vultr_api import status_words
 from gpuyard.sandbox.web import BadBody, read_json
 
 Handler = Callable[[Request], Awaitable[Json]]
-
-OUTCOMES: dict[ProviderName, tuple[str, ...]] = {
-    "vast": ("stopped", "outbid"),
-    "vultr": ("gone", "suspended"),
-    "lambda": ("gone",),
-    "runpod": ("stopped", "gone"),
-}
-"""How a preemption shows, by provider; the first is the default."""
 
 
 class Preemption(BaseModel):
@@ -50,16 +41,7 @@ class ClockRequest(BaseModel):
 
 def instance_row(cloud: Cloud, rental: Rental) -> Json:
     """Return what ``gpuyard sandbox status`` shows of a rental."""
-    if rental.provider == "vast":
-        state = actual_status(rental, cloud.boot_fraction(rental)) or "scheduling"
-        price = gpu_price(rental)
-    elif rental.provider == "lambda":
-        state, price = lambda_api.status_word(rental), 0.0
-    elif rental.provider == "runpod":
-        state, price = runpod_api.status_word(rental, cloud.boot_fraction(rental)), 0.0
-    else:
-        state = "/".join(status_words(rental, cloud.boot_fraction(rental))[:3])
-        price = 0.0
+    emulated = EMULATED[rental.provider]
     billing = [line.price_per_hour_usd for line in rental.lines if line.end is None]
     return {
         "provider": rental.provider,
@@ -67,7 +49,7 @@ def instance_row(cloud: Cloud, rental: Rental) -> Json:
         "label": rental.label,
         "tags": rental.tags,
         "state": "preempted" if rental.preempted else rental.phase.value,
-        "provider_state": state,
+        "provider_state": emulated.state(rental, cloud.boot_fraction(rental)),
         "container": rental.container,
         "ssh_user": rental.user,
         "ssh_host": rental.address,
@@ -78,7 +60,7 @@ def instance_row(cloud: Cloud, rental: Rental) -> Json:
         or rental.item_record.get("gpu_type")
         or rental.item_record.get("gpu_description")
         or "",
-        "price_per_hour_usd": price if rental.provider == "vast" else sum(billing),
+        "price_per_hour_usd": emulated.gpu_price(rental) if rental.provider == "vast" else sum(billing),
         "billing_per_hour_usd": sum(billing),
         "created_at": rental.created_at,
     }
@@ -151,13 +133,13 @@ def app(cloud: Cloud) -> Starlette:
             name = shown(f"instance {wanted.instance}" if wanted.instance else f"run {wanted.run}")
             raise HTTPException(404, f"The sandbox has no {name} that could be preempted.")
         for rental in hit:
-            if wanted.outcome and wanted.outcome not in OUTCOMES[rental.provider]:
-                choices = " or ".join(OUTCOMES[rental.provider])
+            if wanted.outcome and wanted.outcome not in EMULATED[rental.provider].outcomes:
+                choices = " or ".join(EMULATED[rental.provider].outcomes)
                 raise HTTPException(
                     422, f"A preemption at {rental.provider} can end as {choices}, not as {shown(wanted.outcome)}."
                 )
         for rental in hit:
-            outcome = wanted.outcome or OUTCOMES[rental.provider][0]
+            outcome = wanted.outcome or EMULATED[rental.provider].outcomes[0]
             if wanted.notice_s:
                 cloud.preempt_later(rental, notice_s=wanted.notice_s, outcome=outcome)
             else:

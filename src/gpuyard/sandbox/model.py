@@ -11,12 +11,14 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gpuyard.files import write_whole
 from gpuyard.sandbox.documents import MALFORMED, VERSION, damaged, known, read_document
 
 ProviderName = Literal["vast", "vultr", "lambda", "runpod"]
+SSH = 22
+"""The port on which a box's SSH server listens, inside."""
 Json = dict[str, Any]
 """A JSON object as it stands on the wire; its fields are the providers' business."""
 
@@ -153,7 +155,7 @@ class World:
     """Everything the sandbox remembers."""
 
     rentals: list[Rental] = field(default_factory=list)
-    keys: dict[str, list[SshKey]] = field(default_factory=lambda: {"vast": [], "vultr": [], "lambda": [], "runpod": []})
+    keys: dict[str, list[SshKey]] = field(default_factory=lambda: {name: [] for name in get_args(ProviderName)})
     faults: list[Fault] = field(default_factory=list)
     counter: int = 0  # never falls: numbers, addresses and offer ids are not used twice
     listings: dict[str, int] = field(default_factory=dict)  # Vast machine -> how often it was listed anew

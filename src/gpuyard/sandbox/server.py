@@ -11,8 +11,9 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from json import dumps
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.types import ASGIApp
 
@@ -28,43 +29,36 @@ from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.files import write_whole
 from gpuyard.sandbox import control_api, engine
 from gpuyard.sandbox.cloud import Cloud
+from gpuyard.sandbox.clouds import BASE_PATHS, EMULATED
+from gpuyard.sandbox.clouds.emulated import EmulatedCloud
 from gpuyard.sandbox.faulty import Faulty
 from gpuyard.sandbox.fields import MOST_BYTES, shown
 from gpuyard.sandbox.info import INFO_FILE
-from gpuyard.sandbox.lambda_api import LambdaApi
-from gpuyard.sandbox.runpod_api import RunPodApi
 from gpuyard.sandbox.settings import LOOPBACK, Settings
-from gpuyard.sandbox.vast_api import VastApi
-from gpuyard.sandbox.vultr_api import VultrApi
-from gpuyard.sandbox.vultr_holdings_api import VultrHoldings
 from gpuyard.sandbox.web import BodyLimit, SlashInsensitive
 
 
-def build(cloud: Cloud, state: Path) -> ASGIApp:
-    """Return the whole application."""
+def build(cloud: Cloud, state: Path, clouds: Sequence[EmulatedCloud] = tuple(EMULATED.values())) -> ASGIApp:
+    """Return the whole application, with the APIs of these clouds."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await cloud.resume()
         info = state / INFO_FILE
-        write_whole(info, dumps(cloud.settings.sandbox_json(os.getpid()), indent=1), durable=True)
+        write_whole(info, dumps(cloud.settings.sandbox_json(os.getpid(), BASE_PATHS), indent=1), durable=True)
         yield
         info.unlink(missing_ok=True)
         await cloud.close()
 
-    vultr = VultrApi(cloud)
-    routes = [
-        Mount("/api", VastApi(cloud).router()),
-        Mount("/v2", vultr.router(VultrHoldings(cloud).routes(vultr.route))),
-        Mount("/lambda/api/v1", LambdaApi(cloud).router()),
-        Mount("/runpod/v2", RunPodApi(cloud).router()),
-        Mount("/sandbox", control_api.app(cloud)),
-    ]
-    application = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _unrouted})
-    return BodyLimit(SlashInsensitive(Faulty(application, cloud.take_fault)))
+    routes = [Mount(one.path, one.app(cloud)) for one in clouds]
+    routes.append(Mount("/sandbox", control_api.app(cloud)))
+    application = Starlette(
+        routes=routes, lifespan=lifespan, exception_handlers={HTTPException: partial(_unrouted, clouds)}
+    )
+    return BodyLimit(SlashInsensitive(Faulty(application, cloud.take_fault, clouds)))
 
 
-async def _unrouted(request: Request, error: Exception) -> Response:
+async def _unrouted(clouds: Sequence[EmulatedCloud], request: Request, error: Exception) -> Response:
     """Answer what no route answers, in the words of the API it was meant for.
 
     A route that the real API has and the sandbox has not is no 404: clients would take that for "there is none".
@@ -73,15 +67,8 @@ async def _unrouted(request: Request, error: Exception) -> Response:
     missing = f"The sandbox has no route {request.method} {shown(request.url.path)}."
     large = f"The body is larger than {MOST_BYTES} bytes."
     text = {404: "Not found.", 405: "Method not allowed.", 413: large}.get(status, missing)
-    if request.url.path.startswith("/v2"):
-        return JSONResponse({"error": text, "status": status}, status)
-    if request.url.path.startswith("/runpod"):
-        return JSONResponse({"title": text, "status": status, "detail": text}, status)
-    if request.url.path.startswith("/lambda"):
-        code = "global/object-does-not-exist" if status == 404 else "sandbox/not-emulated"
-        return JSONResponse({"error": {"code": code, "message": text}}, status)
-    known = {"error": "not_emulated"} if status == 501 else {}
-    return JSONResponse({"success": False, **known, "msg": text}, status)
+    asked = next((one for one in clouds if request.url.path.startswith(f"{one.path}/")), EMULATED["vast"])
+    return asked.refusal(status, text)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import json
 import random
 import secrets
 import socket
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -60,8 +61,11 @@ class Settings:
                 f"{file} is not a sandbox's settings file ({error}); remove the folder and start again."
             ) from None
 
-    def sandbox_json(self, pid: int) -> dict[str, object]:
-        """Return the content of ``sandbox.json``: everything that a client of this sandbox needs."""
+    def sandbox_json(self, pid: int, base_paths: Mapping[str, str]) -> dict[str, object]:
+        """Return the content of ``sandbox.json``: everything that a client of this sandbox needs.
+
+        ``base_paths`` has, by cloud, what its clients are given below the server's address.
+        """
         root = f"http://{LOOPBACK}:{self.port}"
         boxes = {"s3": "http://bucket:8333", "hub": "http://hub:8090"}
         if self.rust_mirror:
@@ -71,19 +75,13 @@ class Settings:
             "pid": pid,
             "name": self.name,
             "endpoints": {
-                "vast": root,
-                "vultr": f"{root}/v2",
-                "lambda": f"{root}/lambda/api/v1",
-                "runpod": f"{root}/runpod/v2",
+                **{name: f"{root}{path}" for name, path in base_paths.items()},
                 "s3": f"http://{LOOPBACK}:{self.s3_port}",
                 "control": f"{root}/sandbox",
             },
             "from_boxes": boxes,
             "keys": {
-                "vast": self.vast_key,
-                "vultr": self.vultr_key,
-                "lambda": self.lambda_key,
-                "runpod": self.runpod_key,
+                **{name: getattr(self, f"{name}_key") for name in base_paths},
                 "control": self.control_key,
                 "s3": {"access_key": self.s3_access_key, "secret_key": self.s3_secret_key},
             },

@@ -25,6 +25,7 @@ from gpuyard.providers.base import PlannedCall
 from gpuyard.providers.cloud import Cloud as Client
 from gpuyard.providers.rental import Waits
 from gpuyard.sandbox.cloud import Cloud
+from gpuyard.sandbox.clouds import BASE_PATHS
 from gpuyard.sandbox.engine import Engine
 from gpuyard.sandbox.server import build
 from gpuyard.sandbox.settings import Settings
@@ -118,7 +119,7 @@ class Emulated:
 
     def client(self, name: str) -> Client:
         """Return a provider's client. It waits by the clock of the clouds."""
-        where: Any = self.cloud.settings.sandbox_json(0)
+        where: Any = self.cloud.settings.sandbox_json(0, BASE_PATHS)
         client = CLOUDS[name].make(where["keys"][name], base_url=where["endpoints"][name], emulated=True)
         assert isinstance(client, Client)
         client._waits = Waits(sleep=self.clock.sleep, clock=self.clock)
@@ -156,5 +157,5 @@ def emulated_on(wire: Wire, port: int, state: Path) -> Emulated:
 
 def emulated_names() -> list[str]:
     """Return the providers that the sandbox has."""
-    keys: Any = Settings().sandbox_json(0)["keys"]
+    keys: Any = Settings().sandbox_json(0, BASE_PATHS)["keys"]
     return [name for name in CLOUDS if name in keys]

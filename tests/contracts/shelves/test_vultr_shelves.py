@@ -19,8 +19,8 @@ from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import CreateSpec, Query
 from gpuyard.providers.cloud import Cloud as Client
 from gpuyard.providers.resources import Kind, ResourceSpec, Shelf
+from gpuyard.sandbox.clouds.vultr.holdings import VultrHoldings
 from gpuyard.sandbox.model import Holding, Json, Phase
-from gpuyard.sandbox.vultr_holdings_api import VultrHoldings
 
 from .emulated import LOST, Emulated, Trouble
 

@@ -18,7 +18,7 @@ from gpuyard.planning import PlanRequest
 from gpuyard.providers.base import Provider
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
-from gpuyard.sandbox import vast_api
+from gpuyard.sandbox.clouds.vast import api as vast_api
 from gpuyard.sandbox.server import build
 
 SEARCHES = ("/api/v0/bundles", "/api/v0/bundles/")

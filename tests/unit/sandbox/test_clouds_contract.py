@@ -21,7 +21,7 @@ from gpuyard.providers.base import OWN, CreateSpec, Instance, Provider, Query
 from gpuyard.providers.http import Patience
 from gpuyard.providers.rental import Waits
 from gpuyard.renting import survey
-from gpuyard.sandbox.faulty import APIS, Faulty
+from gpuyard.sandbox.clouds import BASE_PATHS, EMULATED
 from gpuyard.sandbox.model import Fault
 from gpuyard.sandbox.server import build
 
@@ -64,14 +64,14 @@ def contract(request: Any, apis: Apis, tmp_path: Any, monkeypatch: pytest.Monkey
     name = request.param
     settings = apis.cloud.settings
     if name == "toy":
-        # The one row of the registry, and the one of the faults.
+        # The one row of the registry, and the one of the sandbox.
         row = config.Cloud(client.Toy, client.ToyKey)
         monkeypatch.setitem(config.CLOUDS, "toy", row)
-        app: Any = Faulty(emulation.app(), apis.cloud.take_fault, [*APIS, emulation.API])
-        key, path = emulation.KEY, emulation.API.path
+        app: Any = build(apis.cloud, tmp_path, [*EMULATED.values(), emulation.EmulatedToy()])
+        key, path = emulation.KEY, emulation.EmulatedToy.base_path
     else:
         app, key = build(apis.cloud, tmp_path), getattr(settings, f"{name}_key")
-        document = settings.sandbox_json(1)["endpoints"]
+        document = settings.sandbox_json(1, BASE_PATHS)["endpoints"]
         assert isinstance(document, dict)
         path = document[name].removeprefix(f"http://127.0.0.1:{settings.port}")
     with serve(app) as root:

@@ -10,8 +10,9 @@ import pytest
 from conftest import Apis
 
 from gpuyard.errors import UsageError
-from gpuyard.sandbox import faults, faulty, scenario
+from gpuyard.sandbox import faults, scenario
 from gpuyard.sandbox.cli import add_parser
+from gpuyard.sandbox.clouds import EMULATED
 from gpuyard.sandbox.model import Fault, Phase, ProviderName
 
 
@@ -47,7 +48,7 @@ def test_a_place_strikes_those_requests_only(apis: Apis) -> None:
     assert apis.vast("GET", f"/v0/instances/{contract}/").status_code == 200
     assert apis.vast("DELETE", f"/v0/instances/{contract}/").status_code == 429
     assert apis.vast("DELETE", f"/v0/instances/{contract}/").status_code == 200
-    places = {api.provider: api.place for api in faulty.APIS}
+    places = {name: cloud.place for name, cloud in EMULATED.items()}
     assert places["vast"]("POST /v0/bundles") == "read" and places["vast"]("PUT /v0/instances/7") == "write"
     assert places["lambda"]("POST /instance-operations/terminate") == "destroy"
     assert places["vultr"]("POST /ssh-keys") == "write" and places["runpod"]("POST /pods") == "create"

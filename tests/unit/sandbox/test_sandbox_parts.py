@@ -16,6 +16,7 @@ import pytest
 from gpuyard.cli import main
 from gpuyard.errors import UsageError
 from gpuyard.sandbox import boxes, engine, images
+from gpuyard.sandbox.clouds import BASE_PATHS
 from gpuyard.sandbox.engine import ContainerSpec, Engine, EngineError, Port
 from gpuyard.sandbox.info import load
 from gpuyard.sandbox.model import Phase, Rental
@@ -277,7 +278,7 @@ def test_settings_come_back_and_a_foreign_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_stranger_with_the_old_process_id_is_not_the_sandbox(tmp_path: Path) -> None:
-    document = Settings(port=1).sandbox_json(os.getpid())
+    document = Settings(port=1).sandbox_json(os.getpid(), BASE_PATHS)
     (tmp_path / "sandbox.json").write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(UsageError, match="ended without being shut down"):
         load(tmp_path)

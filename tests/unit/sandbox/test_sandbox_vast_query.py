@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gpuyard.sandbox import catalogue
-from gpuyard.sandbox.vast_query import OFFER_CAP, BadFilter, search
+from gpuyard.sandbox.clouds.vast.query import OFFER_CAP, BadFilter, search
 
 
 def offers(storage_gb: float = 8.0, *, bid: bool = False) -> list[dict[str, Any]]:

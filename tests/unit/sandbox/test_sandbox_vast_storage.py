@@ -10,7 +10,7 @@ import pytest
 import requests
 from conftest import Apis, serve
 
-from gpuyard.sandbox import orders
+from gpuyard.sandbox.clouds import EMULATED
 from gpuyard.sandbox.model import Fault, World
 from gpuyard.sandbox.server import build
 
@@ -33,7 +33,7 @@ def test_a_variable_is_never_shown_and_reaches_new_instances(apis: Apis) -> None
     assert apis.vast("PUT", "/v0/secrets/", {"key": "TOKEN", "value": "new"}).json()["success"]
     assert apis.vast("GET", "/v0/secrets/").json()["secrets"] == {"TOKEN": "*****"}
     after = apis.rent_vast(12033000, env={"TOKEN": "of-the-call"})
-    given = {rental.id: orders.boot(rental).environment["TOKEN"] for rental in apis.cloud.world.rentals}
+    given = {rental.id: EMULATED["vast"].boot(rental).environment["TOKEN"] for rental in apis.cloud.world.rentals}
     assert given == {str(before): SECRET, str(after): "of-the-call"}
     headers = {"Authorization": f"Bearer {apis.cloud.settings.control_key}"}
     shown = apis.client.get("/sandbox/status", headers=headers).text + apis.vast("GET", "/v1/instances/").text

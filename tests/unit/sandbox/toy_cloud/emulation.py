@@ -1,27 +1,57 @@
-"""STAND-IN for a cloud that somebody adds: its HTTP API, and the row by which the sandbox's faults strike it."""
+"""STAND-IN for a cloud that somebody adds: its HTTP API, and the type by which the sandbox serves it."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from gpuyard.sandbox.faulty import Api
+from gpuyard.sandbox.cloud import Cloud
+from gpuyard.sandbox.clouds.emulated import Boot, EmulatedCloud
+from gpuyard.sandbox.model import Rental
 
 KEY = "toy-key"
-API = Api(
-    "toy",  # type: ignore[arg-type]  # the sandbox's own clouds are listed by name
-    "/toy",
-    re.compile(r"POST /machines$"),
-    re.compile(r"DELETE /machines/\d+$"),
-    lambda: JSONResponse({"error": "slower"}, 429),
-    lambda: JSONResponse({"error": "broken"}, 500),
-)
 KIND = {"id": "large", "gpu": "RTX 4090", "price": 0.5}
+
+
+class EmulatedToy(EmulatedCloud):
+    """What the sandbox has to know of it."""
+
+    name: ClassVar[Any] = "toy"  # the sandbox's own clouds are listed by name
+    path: ClassVar[str] = "/toy"
+    base_path: ClassVar[str] = "/toy"
+    outcomes: ClassVar[tuple[str, ...]] = ("gone",)
+    creates: ClassVar[re.Pattern[str]] = re.compile(r"POST /machines$")
+    destroys: ClassVar[re.Pattern[str]] = re.compile(r"DELETE /machines/\d+$")
+
+    def app(self, cloud: Cloud) -> ASGIApp:
+        """Return its API."""
+        return app()
+
+    def throttled(self) -> Response:
+        """Return its answer to requests that come too often."""
+        return self.refusal(429, "slower")
+
+    def broken(self) -> Response:
+        """Return its answer when it is out of order."""
+        return self.refusal(500, "broken")
+
+    def refusal(self, status: int, text: str) -> Response:
+        """Return its answer to a request that no route takes."""
+        return JSONResponse({"error": text}, status)
+
+    def boot(self, rental: Rental) -> Boot:
+        """Return what a box is given; its machines have none."""
+        return Boot({})
+
+    def state(self, rental: Rental, fraction: float) -> str:
+        """Return a machine's state."""
+        return "up"
 
 
 def app() -> Starlette:
@@ -59,9 +89,9 @@ def app() -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/toy/kinds", guarded(kinds)),
-            Route("/toy/machines", guarded(listing)),
-            Route("/toy/machines", guarded(create), methods=["POST"]),
-            Route("/toy/machines/{id}", guarded(one), methods=["GET", "DELETE"]),
+            Route("/kinds", guarded(kinds)),
+            Route("/machines", guarded(listing)),
+            Route("/machines", guarded(create), methods=["POST"]),
+            Route("/machines/{id}", guarded(one), methods=["GET", "DELETE"]),
         ]
     )

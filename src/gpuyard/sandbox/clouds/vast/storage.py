@@ -1,6 +1,6 @@
 """What a Vast account holds beside instances, on the sandbox: stored variables and local volumes.
 
-SSH keys are in :mod:`gpuyard.sandbox.vast_api`. Facts: docs/reference/vast.md.
+SSH keys are in :mod:`gpuyard.sandbox.clouds.vast.api`. Facts: docs/reference/vast.md.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from gpuyard.sandbox import catalogue, fields, vast_query
+from gpuyard.sandbox import catalogue, fields
 from gpuyard.sandbox.cloud import Cloud
+from gpuyard.sandbox.clouds.vast import query as conditions
 from gpuyard.sandbox.failures import VastError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Holding, Json
@@ -142,8 +143,8 @@ class Volumes:
         size = fields.number(query, "allocated_storage", 0, _MOST_GB) or 1.0
         records = [record for record in catalogue.vast_records() if self.free_gb(record) >= 1]
         try:
-            rows = vast_query.search([self._offer(record, size) for record in records], query)
-        except (vast_query.BadFilter, TypeError, ValueError) as error:
+            rows = conditions.search([self._offer(record, size) for record in records], query)
+        except (conditions.BadFilter, TypeError, ValueError) as error:
             raise VastError(400, "invalid_args", f"error 400/3413: {error}") from None
         return JSONResponse({"offers": rows})
 

@@ -19,6 +19,7 @@ from starlette.routing import Route, Router
 
 from gpuyard.sandbox import boxes, catalogue, fields, images
 from gpuyard.sandbox.cloud import INSTANCE_LINE, Cloud
+from gpuyard.sandbox.clouds.vultr.emulated import status_words
 from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
@@ -42,7 +43,6 @@ _TEXT_MAX = 255
 _MESSAGE_MAX = 400
 _SCRIPT_MAX = 100_000
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-_IP_AT, _READY_AT = 0.4, 0.8  # shares of the boot time, after the one create that was recorded
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -427,33 +427,6 @@ class VultrApi:
             "vpc_only": False,
             "emulated": True,
         }
-
-
-def status_words(rental: Rental, fraction: float) -> tuple[str, str, str, bool]:
-    """Return ``status``, ``power_status``, ``server_status`` and whether the address is known.
-
-    The triple is not monotonic while booting: ``running`` comes first, then ``stopped``, then ``running`` again.
-    """
-    if rental.suspended:
-        return "suspended", "stopped", "ok", True
-    if rental.phase is Phase.RUNNING:
-        return "active", "running", "ok", True
-    if rental.phase in (Phase.STOPPED, Phase.EXITED):
-        return "active", "stopped", "ok", True
-    if rental.phase is Phase.FAILED:
-        return "active", "stopped", "locked", True
-    if rental.boot != "rent":
-        return (
-            "active",
-            "stopped" if fraction < _IP_AT else "running",
-            "ok" if fraction < _IP_AT else "installingbooting",
-            True,
-        )
-    if fraction < _IP_AT:
-        return "pending", "running", "none", False
-    if fraction < _READY_AT:
-        return "active", "stopped", "locked", True
-    return "active", "running", "installingbooting", True
 
 
 async def _no_route(scope: object, receive: object, send: object) -> None:

@@ -16,10 +16,11 @@ from starlette.routing import Route, Router
 
 from gpuyard.sandbox import boxes, catalogue, fields, images
 from gpuyard.sandbox.cloud import INSTANCE_LINE, Cloud
+from gpuyard.sandbox.clouds.lambda_cloud.emulated import status_word
+from gpuyard.sandbox.clouds.lambda_cloud.storage import FileSystems, SshKeys, missing
 from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.failures import LambdaError
 from gpuyard.sandbox.fields import BadField
-from gpuyard.sandbox.lambda_storage import FileSystems, SshKeys, missing
 from gpuyard.sandbox.model import Json, Phase, Rental
 from gpuyard.sandbox.web import BadBody, Rate, Spacing, read_json
 
@@ -288,12 +289,6 @@ class LambdaApi:
             "actions": dict.fromkeys(("migrate", "rebuild", "restart", "cold_reboot", "terminate"), available),
             "emulated": True,
         }
-
-
-def status_word(rental: Rental) -> str:
-    """Return what Lambda calls an instance's state."""
-    words = {Phase.BOOTING: "booting", Phase.RUNNING: "active", Phase.GONE: "terminated"}
-    return words.get(rental.phase, "unhealthy")
 
 
 async def _no_route(scope: object, receive: object, send: object) -> None:

@@ -17,13 +17,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
 
-from gpuyard.sandbox import boxes, catalogue, fields, images, orders, vast_query
-from gpuyard.sandbox.cloud import DISK_LINE, Cloud, gpu_price
+from gpuyard.sandbox import boxes, catalogue, fields, images
+from gpuyard.sandbox.cloud import DISK_LINE, Cloud
+from gpuyard.sandbox.clouds import EMULATED
+from gpuyard.sandbox.clouds.vast import query as conditions
+from gpuyard.sandbox.clouds.vast.emulated import actual_status
+from gpuyard.sandbox.clouds.vast.environment import vast_environment
+from gpuyard.sandbox.clouds.vast.storage import Variables, Volumes, Wanted, wanted_volume
 from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.failures import VastError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
-from gpuyard.sandbox.vast_storage import Variables, Volumes, Wanted, wanted_volume
 from gpuyard.sandbox.web import BadBody, Rate, Spacing, read_json
 
 _USER_ID = 770_001
@@ -196,8 +200,8 @@ class VastApi:
             offers = [
                 self._offer(record, kind in ("bid", "interruptible"), storage) for record in catalogue.vast_records()
             ]
-            return JSONResponse({"offers": vast_query.search(offers, query)})
-        except (vast_query.BadFilter, TypeError, ValueError) as error:
+            return JSONResponse({"offers": conditions.search(offers, query)})
+        except (conditions.BadFilter, TypeError, ValueError) as error:
             raise VastError(400, "invalid_args", f"error 400/3413: {error}") from None
 
     def _offer(self, record: Json, bid: bool, storage_gb: float) -> Json:
@@ -357,13 +361,13 @@ class VastApi:
             for field, condition in filters.items():
                 if field in _COMPUTED or (rows and field not in rows[0]):
                     raise VastError(400, "invalid_request", f"cannot filter by {field}")
-                rows = [row for row in rows if vast_query.matches(row.get(field), condition, field=field)]
+                rows = [row for row in rows if conditions.matches(row.get(field), condition, field=field)]
             keys = [(str(key["col"]), str(key.get("dir", "asc"))) for key in order]
-        except (vast_query.BadFilter, KeyError, TypeError, AttributeError) as error:
+        except (conditions.BadFilter, KeyError, TypeError, AttributeError) as error:
             raise VastError(400, "invalid_request", str(error)) from None
         rows.sort(key=lambda row: int(row["id"]))
         for field, direction in reversed(keys):
-            rows.sort(key=lambda row, name=field: vast_query.sort_key(row.get(name)), reverse=direction == "desc")  # type: ignore[misc]
+            rows.sort(key=lambda row, name=field: conditions.sort_key(row.get(name)), reverse=direction == "desc")  # type: ignore[misc]
         found = len(rows)
         labels = Counter(row["label"] or "" for row in rows)
         token = params.get("after_token")
@@ -406,7 +410,7 @@ class VastApi:
         # A container that ended by itself is "exited", but its contract goes on.
         state = "running" if rental.phase in (Phase.RUNNING, Phase.BOOTING, Phase.EXITED) else "stopped"
         environment = rental.request.get("env")
-        gpu, disk = gpu_price(rental), catalogue.storage_per_hour(record, rental.disk_gb)
+        gpu, disk = EMULATED["vast"].gpu_price(rental), catalogue.storage_per_hour(record, rental.disk_gb)
         row: Json = {
             "id": int(rental.id),
             "machine_id": record["machine_id"],
@@ -627,19 +631,6 @@ class VastApi:
         )
 
 
-def actual_status(rental: Rental, fraction: float) -> str | None:
-    """Return the container's state in Vast's words; ``fraction`` says how far a boot is (docs/reference/vast.md).
-
-    After a start the old ``exited`` stays for the first half: a poller must not take it for a crash.
-    """
-    if rental.phase is Phase.BOOTING:
-        if rental.boot == "rent":
-            return None if fraction < 0.25 else "created" if fraction < 0.5 else "loading"
-        return "exited" if fraction < 0.5 else "loading"
-    words = {Phase.RUNNING: "running", Phase.EXITED: "exited", Phase.STOPPED: "exited", Phase.FAILED: "created"}
-    return words[rental.phase]
-
-
 async def _no_route(scope: object, receive: object, send: object) -> None:
     raise HTTPException(501)
 
@@ -671,7 +662,7 @@ def _order(body: Json) -> _Order:
     if not _IMAGE.fullmatch(image):
         raise BadField("image is not the name of an image." if image else "image is required.")
     disk = fields.number(body, "disk", 0, _MOST_STORAGE_GB)
-    _, ports = orders.vast_environment(body.get("env"))
+    _, ports = vast_environment(body.get("env"))
     onstart = fields.text(body, "onstart", fields.MOST_BYTES, lines=True)
     if len(onstart.encode()) > _ONSTART_MAX_BYTES:
         raise BadField(f"onstart is longer than {_ONSTART_MAX_BYTES} bytes.")

@@ -19,9 +19,9 @@ from starlette.routing import Route
 from gpuyard.sandbox import catalogue, fields
 from gpuyard.sandbox.bill import HOURS_PER_MONTH, amount
 from gpuyard.sandbox.cloud import Cloud
+from gpuyard.sandbox.clouds.vultr.api import Handler, VultrError, date, page
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Holding, Json, Phase, Rental
-from gpuyard.sandbox.vultr_api import Handler, VultrError, date, page
 from gpuyard.sandbox.web import read_json
 
 _TEXT_MAX = 255

@@ -18,13 +18,15 @@ from starlette.routing import Route, Router
 
 from gpuyard.sandbox import boxes, catalogue, fields, images
 from gpuyard.sandbox.bill import HOURS_PER_MONTH
-from gpuyard.sandbox.cloud import DISK_LINE, Cloud, gpu_price
+from gpuyard.sandbox.cloud import DISK_LINE, Cloud
+from gpuyard.sandbox.clouds import EMULATED
+from gpuyard.sandbox.clouds.runpod.emulated import status_word
+from gpuyard.sandbox.clouds.runpod.storage import AccountKeys, NetworkVolumes, page
+from gpuyard.sandbox.clouds.vast.environment import vast_environment
 from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.failures import RunPodError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental
-from gpuyard.sandbox.orders import vast_environment
-from gpuyard.sandbox.runpod_storage import AccountKeys, NetworkVolumes, page
 from gpuyard.sandbox.web import BadBody, Rate, read_json
 
 _CALLS_PER_MINUTE = 60
@@ -245,20 +247,12 @@ class RunPodApi:
                 "proxy": {"host": "ssh.runpod.io", "port": 22, "username": f"{rental.id}-64411a2b"},
                 "direct": direct,
             },
-            "cost": round(gpu_price(rental), 4) if running else 0,
+            "cost": round(EMULATED["runpod"].gpu_price(rental), 4) if running else 0,
             "locked": False,
             "runtime": {"uptime": round(self._cloud.clock() - rental.phase_since), "ports": ports} if running else None,
             "createdAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(rental.created_at)),
             "emulated": True,
         }
-
-
-def status_word(rental: Rental, fraction: float) -> str:
-    """Return what RunPod calls a pod's state."""
-    if rental.phase is Phase.BOOTING:
-        return "PROVISIONING" if fraction < 0.5 else "STARTING"
-    words = {Phase.RUNNING: "RUNNING", Phase.FAILED: "ERROR", Phase.GONE: "TERMINATED"}
-    return words.get(rental.phase, "EXITED")
 
 
 def _actions(rental: Rental) -> list[str]:

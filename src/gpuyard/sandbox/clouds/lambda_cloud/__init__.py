@@ -1,0 +1,1 @@
+"""Lambda in the sandbox: its API, and what its machines are."""

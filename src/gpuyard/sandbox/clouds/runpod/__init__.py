@@ -1,0 +1,1 @@
+"""RunPod in the sandbox: its API, and what its machines are."""

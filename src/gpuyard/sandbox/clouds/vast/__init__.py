@@ -1,0 +1,1 @@
+"""Vast.ai in the sandbox: its API, and what its machines are."""

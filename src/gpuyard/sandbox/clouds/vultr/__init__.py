@@ -1,0 +1,1 @@
+"""Vultr in the sandbox: its API, and what its machines are."""
