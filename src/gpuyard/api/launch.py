@@ -11,7 +11,7 @@ from typing import Any
 from gpuyard import paths, planning, records, ssh
 from gpuyard.api import resources
 from gpuyard.api.site import Site
-from gpuyard.api.storage import Stored, have
+from gpuyard.api.storage import AtCreation, Stored, have
 from gpuyard.box.checkpoints import sequences
 from gpuyard.errors import CheckpointError
 from gpuyard.formats.label import pool_of
@@ -78,8 +78,9 @@ class Launched:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values: what was done, or with ``check`` would be, and the text for people."""
-        stored = [node.volume.outcome for node in self.nodes if node.volume]
-        outcomes: list[Outcome | resources.Outcome] = [*(node.outcome for node in self.nodes), *stored]
+        before = [node.volume.outcome for node in self.nodes if node.volume and node.volume.mounted]
+        after = [node.volume.outcome for node in self.nodes if node.volume and not node.volume.mounted]
+        outcomes: list[Outcome | resources.Outcome] = [*before, *(node.outcome for node in self.nodes), *after]
         actions = [action for outcome in outcomes for action in outcome.actions]
         planned = [call for outcome in outcomes for call in outcome.planned]
         text = records.planned_text(actions, planned) if self.check else self._ways_in()
@@ -184,6 +185,14 @@ def _have_machines(
             with suppress(CheckpointError):
                 begins = not sequences(store, plan.run.name)
 
+    wanted = {
+        node.place.on_label: storage.wanted(plan.workload, plan.run.name, node.place.on_label) for node in plan.nodes
+    }
+
+    def mounting(node: NodePlan) -> AtCreation | None:
+        want = wanted[node.place.on_label]
+        return AtCreation(want, everywhere, may_go=node.replace_preempted, progress=progress) if want else None
+
     orders = [
         machine.Order(
             run=plan.run.name,
@@ -212,6 +221,7 @@ def _have_machines(
             keep=keep,
             acceptance=acceptance,
             lease_end=plan.limits.label_end,
+            mounting=mounting(node),
         )
         for node in plan.nodes
     ]
@@ -221,7 +231,7 @@ def _have_machines(
     outcomes = nodes.present(clouds, orders, check=check, progress=progress)
     volumes = [
         have(
-            storage.wanted(plan.workload, plan.run.name, node.place.on_label),
+            wanted[node.place.on_label],
             outcome.instance,
             node.offers,
             everywhere,

@@ -104,6 +104,9 @@ class Offer:
     static_ip: bool | None = None
     data_center: bool | None = None
     least_bid_usd: float | None = None  # an hour without the disk, the lowest that is accepted; None: nothing is bid
+    volume_gb: float | None = None  # the largest volume that its host has room for; None: not said
+    volume_usd_per_gb_month: float | None = None  # of a volume on its host
+    volume_price_per_hour_usd: float = 0.0  # of the volume that the run has beside it; in no other price
 
     @property
     def bid_usd(self) -> float:

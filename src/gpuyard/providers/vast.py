@@ -55,6 +55,7 @@ PAGE_CAP = 64  # offers; the server never returns more
 MOST_PAGES = 4  # searches are limited to ten a minute; the cheapest fits are on the first page anyway
 LIST_PAGE = 25  # instances; the most that the v1 list gives at once
 HOURS_PER_MONTH = 720.0  # Vast's month for storage prices
+_HOURS_PER_GREGORIAN_MONTH = 730.0
 LEAST_DISK_GB = 8.0
 GPU_NAMES = (
     *("RTX 3060", "RTX 3070", "RTX 3080", "RTX 3090", "RTX 4070", "RTX 4080", "RTX 4090", "RTX 5080", "RTX 5090"),
@@ -195,6 +196,7 @@ class Vast(Cloud):
         capability = optional_number(row.get("compute_cap"))
         speeds = [speed for name in ("inet_up", "inet_down") if (speed := optional_number(row.get(name))) is not None]
         hosting, static_ip = row.get("hosting_type"), row.get("static_ip")
+        volume_gb, volume_price = number(row.get("avail_vol_size")), number(row.get("avail_vol_dph"))
         return Offer(
             provider=self.name,
             id=str(row["id"]),
@@ -220,6 +222,8 @@ class Vast(Cloud):
             static_ip=None if static_ip is None else bool(static_ip),
             data_center=None if hosting is None else hosting == 1,
             least_bid_usd=least_bid,
+            volume_gb=volume_gb,
+            volume_usd_per_gb_month=volume_price * _HOURS_PER_GREGORIAN_MONTH / volume_gb if volume_gb else None,
         )
 
     # -- create ---------------------------------------------------------------------------------------------------

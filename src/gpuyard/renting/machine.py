@@ -14,7 +14,15 @@ from functools import partial
 
 from gpuyard import market, pace, registry, ssh
 from gpuyard.config import SshKey
-from gpuyard.errors import DiskFullError, GpuyardError, LeakError, ProviderError, UnreachableError, UsageError
+from gpuyard.errors import (
+    AmbiguousError,
+    DiskFullError,
+    GpuyardError,
+    LeakError,
+    ProviderError,
+    UnreachableError,
+    UsageError,
+)
 from gpuyard.formats.label import FIRST_NODE, RunRef, check_name
 from gpuyard.providers.base import OWN, CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
 from gpuyard.remedies import option, remedy
@@ -69,6 +77,7 @@ class Order:
     shared: rent.Shared = field(default_factory=rent.Shared)  # with the nodes that are rented at the same time
     lease_end: int | None = None  # for the label of a new machine, in seconds since 1970; None: none, or in the bucket
     acceptance: Acceptance | None = None  # what a new machine has to pass once it answers; None: nothing
+    mounting: rent.Mounting | None = None  # what a new machine is created with; None: nothing
 
     @property
     def whose(self) -> str:
@@ -413,17 +422,33 @@ def _new(
             rivals.settle(everywhere, usable, known_ids, ledger=order.ledger, last=True, progress=progress)
         return usable
 
-    return rent.rent(
-        providers,
-        offers,
-        spec,
-        notes=order.notes,
-        shared=order.shared,
-        limits=order.limits,
-        clock=order.clock,
-        make_usable=make_usable,
-        progress=progress,
-    )
+    try:
+        return rent.rent(
+            providers,
+            offers,
+            spec,
+            notes=order.notes,
+            shared=order.shared,
+            limits=order.limits,
+            mounting=order.mounting,
+            clock=order.clock,
+            make_usable=make_usable,
+            progress=progress,
+        )
+    except (AmbiguousError, LeakError):
+        raise  # there may be a machine that has what was made for it
+    except GpuyardError as error:
+        give_back(order, error)
+        raise
+
+
+def give_back(order: Order, error: GpuyardError) -> None:
+    """End what was made for a machine that could not be had; raises :class:`LeakError` with ``error`` when it stays."""
+    try:
+        if order.mounting:
+            order.mounting.give_back()
+    except ProviderError as left:
+        raise LeakError(f"{error} {left}", provider=left.provider, instance_id=left.instance_id) from None
 
 
 def _plan(

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from gpuyard import ssh
 from gpuyard.errors import (
@@ -75,6 +76,16 @@ class _Spent:
         return ""
 
 
+class Mounting(Protocol):
+    """What a machine is created with; :class:`gpuyard.api.storage.AtCreation` is one."""
+
+    def mounts(self, offer: Offer) -> tuple[tuple[str, str], ...]:
+        """Return what the machine of ``offer`` is created with, as :attr:`CreateSpec.mounts` has it."""
+
+    def give_back(self) -> None:
+        """End what was made for a machine that is not there."""
+
+
 class Shared:
     """What the nodes that are rented side by side know of each other: which offers are taken, and whether to go on."""
 
@@ -108,6 +119,7 @@ def rent(
     notes: PendingNotes | None = None,
     shared: Shared | None = None,
     limits: Limits | None = None,
+    mounting: Mounting | None = None,
     make_usable: Callable[[Instance], Instance] = lambda instance: instance,
     progress: Progress | None = None,
     clock: Clock | None = None,
@@ -116,7 +128,8 @@ def rent(
 
     ``offers`` are in order of preference; ``notes`` keep each request until its answer is certain. ``make_usable``
     returns a new machine as it is when it can be used, or gives it back and raises :class:`UnreachableError`, which
-    leads to the next offer; after :class:`DiskFullError` the next ones are asked for a larger disk. When the node has a
+    leads to the next offer; after :class:`DiskFullError` the next ones are asked for a larger disk. ``mounting`` makes
+    what a machine is created with. When the node has a
     machine, :class:`UsageError` says so: one that lives is enough, and the disk of one that was preempted, failed or
     was stopped may hold what no checkpoint has. Raises :class:`NoCapacityError` when all offers are gone, and whatever
     :meth:`Provider.create` and ``make_usable`` raise.
@@ -142,7 +155,9 @@ def rent(
         spent.attempts += 1
         tell(f"{'Claiming' if offer.provider == OWN else 'Renting'} {describe(offer)}.")
         try:
-            instance = _create(by_name[offer.provider], offer, spec, notes or PendingNotes(), tell)
+            mounts = mounting.mounts(offer) if mounting else ()
+            wanted = dataclasses.replace(spec, mounts=mounts)
+            instance = _create(by_name[offer.provider], offer, wanted, notes or PendingNotes(), tell)
         except NoCapacityError as refusal:
             tell(f"Not to be had any more: {refusal}")
             trouble.append(refusal)
