@@ -333,6 +333,18 @@ class Provider(ABC):
         """Start a stopped instance."""
         raise UnsupportedError(f"{self.title} cannot start a stopped instance.", provider=self.name)
 
+    def reboot(self, instance_id: str) -> None:
+        """Restart what runs on an instance; what is on its disk stays. It comes back when that is asked for."""
+        raise UnsupportedError(f"{self.title} cannot reboot an instance.", provider=self.name)
+
+    def change_bid(self, instance_id: str, bid_per_hour_usd: float) -> None:
+        """Bid another price for an interruptible instance, in US dollars an hour without the disk."""
+        raise UnsupportedError(f"{self.title} takes no bids.", provider=self.name)
+
+    def logs(self, instance_id: str, lines: int) -> list[str]:
+        """Return the last ``lines`` that the instance's own program has printed, as the provider keeps them."""
+        raise UnsupportedError(f"{self.title} keeps no logs of its instances.", provider=self.name)
+
     def stop(self, instance_id: str) -> None:
         """Stop an instance; what it still costs then is the provider's business."""
         raise UnsupportedError(f"{self.title} cannot stop an instance without destroying it.", provider=self.name)

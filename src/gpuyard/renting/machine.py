@@ -78,6 +78,7 @@ class Order:
     lease_end: int | None = None  # for the label of a new machine, in seconds since 1970; None: none, or in the bucket
     acceptance: Acceptance | None = None  # what a new machine has to pass once it answers; None: nothing
     mounting: rent.Mounting | None = None  # what a new machine is created with; None: nothing
+    spent: rent.Spent = field(default_factory=rent.Spent)  # towards the limits, brought up to date
 
     @property
     def whose(self) -> str:
@@ -323,6 +324,30 @@ def stopped(
     return Outcome(_words(held), [_as(current, State.STOPPED)], [f"stop {current.provider} {current.id}"], [], current)
 
 
+def rebooted(
+    providers: Sequence[Provider], order: Order, *, check: bool = False, progress: Progress | None = None
+) -> Outcome:
+    """Reboot the node's machine, and with ``order.wait`` come back when it has begun anew and answers.
+
+    What runs on it ends, its stages too: a launch goes on with them. Raises :class:`UsageError` when it does not run,
+    :class:`gpuyard.errors.UnsupportedError` where the cloud cannot, :class:`UnreachableError` when it stays away.
+    """
+    held = survey.find(providers, order.run, order.node)
+    current = _the_machine(order.run, order.node, held)
+    if current.state is not State.RUNNING:
+        raise UsageError(f"{describe(current)} does not run, so it cannot be rebooted: state=started starts it.")
+    if not check:
+        # What it was before tells whether it has begun anew: its cloud may call it running all the time.
+        seen = order.wait and ready.note_boot(current, order.key)
+        _of(providers, current).reboot(current.id)
+        if progress:
+            progress(f"{current.provider} {current.id} is asked to reboot.")
+        if seen:
+            ready.wait_boot(current, order.key, timeout_s=order.timeout_s, clock=order.clock)
+        current = _usable(providers, current, order, progress)
+    return Outcome(_words(held), _words(held), [f"reboot {current.provider} {current.id}"], [], current)
+
+
 def in_use(run: str, node: str, held: Sequence[Instance]) -> Instance | None:
     """Return the machine among ``held`` that the node uses, or could use again once started.
 
@@ -431,6 +456,7 @@ def _new(
             shared=order.shared,
             limits=order.limits,
             mounting=order.mounting,
+            spent=order.spent,
             clock=order.clock,
             make_usable=make_usable,
             progress=progress,
