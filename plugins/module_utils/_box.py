@@ -52,6 +52,8 @@ exit $code
 """
 # The runner holds this lock while it lives, see gpuyard.box.stages.runner, which a box need not have yet.
 _RUNNER_LOCK = "runner.lock"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_FULL = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 
 
 # The same as in gpuyard.box.stages.folders, which a box need not have yet.
@@ -84,10 +86,11 @@ def guarded(module: AnsibleModule, work: Callable[[AnsibleModule], dict[str, Any
             result = work(module)
             note_time(module, result, time.monotonic() - began)
     except BoxError as error:
-        module.fail_json(msg=str(error), **error.details)
+        # What a program said of a full disk decides what becomes of the machine.
+        module.fail_json(msg=str(error), **{"disk_full": bool(_FULL.search(str(error))), **error.details})
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        module.fail_json(msg=f"{place}{error.strerror or error}.")
+        module.fail_json(msg=f"{place}{error.strerror or error}.", disk_full=error.errno in _NO_ROOM)
     else:
         module.exit_json(**result)
 

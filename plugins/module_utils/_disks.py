@@ -21,6 +21,8 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils._box import BoxError
 FSTAB = "/etc/fstab"
 FILE_SYSTEMS = ("ext4", "xfs")
 RAID_MEMBER = "linux_raid_member"
+MOUNTED = "mounted"
+"""The source of a volume that the cloud itself mounts when it makes the machine."""
 UNKNOWN = "content that no program knows"
 """Stands for a file system where a disk has content without any signature."""
 OURS = "x-gpuyard.volume="
@@ -45,7 +47,10 @@ def gb(size: float) -> str:
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume as it is wanted. ``source`` is ``local-nvme``, ``attached``, or the id of a disk; ``size`` in bytes."""
+    """A volume as it is wanted.
+
+    ``source`` is ``local-nvme``, ``attached``, ``mounted`` (by the cloud), or the id of a disk; ``size`` in bytes.
+    """
 
     name: str
     mount: str
@@ -213,6 +218,13 @@ def decide(wanted: Volume, machine: Machine) -> Decision:
 
     Nothing is read and nothing is changed. Only disks on which nothing is are ever to be formatted.
     """
+    if wanted.source == MOUNTED:
+        if machine.mounted:
+            return Decision("folder", reason=f"{machine.mounted} is mounted there")
+        raise BoxError(
+            f"volumes.{wanted.name}: nothing is mounted at {wanted.mount}, where the cloud was to mount it when it "
+            "made this machine: end the run, and launch it again."
+        )
     if not machine.may_mount:
         return _folder(wanted, machine, f"no disk can be mounted here ({machine.why_no_mount})")
     label = label_of(wanted.name)

@@ -210,7 +210,8 @@ def explain(error: _box.BoxError, lock_timeout: float = 0.0) -> _box.BoxError:
     if FULL.search(text):
         return _box.BoxError(
             "The disk of this machine is full, so its packages could not be installed: free some of it, or ask for "
-            "more with disk_gb. The next run goes on from here."
+            "more with disk_gb. The next run goes on from here.",
+            disk_full=True,
         )
     names = sorted({name for groups in UNKNOWN.findall(text) for name in groups if name})
     if names:

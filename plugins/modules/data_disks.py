@@ -22,9 +22,9 @@ options:
   volumes:
     description:
       - The volumes by their names, of at most nine lower-case letters, digits and dashes.
-      - C(mount) is the mount point; C(source) is V(local-nvme), V(attached), or the serial number, path or name in
-        C(/dev/disk/by-id) of one disk; C(size_gb) is the least size in gigabytes (10^9 bytes); C(file_system) is
-        V(ext4) or V(xfs).
+      - C(mount) is the mount point; C(source) is V(local-nvme), V(attached), V(mounted) (what the cloud has mounted
+        there itself), or the serial number, path or name in C(/dev/disk/by-id) of one disk; C(size_gb) is the least
+        size in gigabytes (10^9 bytes); C(file_system) is V(ext4) or V(xfs).
     type: dict
     required: true
   devices:
@@ -100,6 +100,7 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
 from ansible_collections.gpuyard.cloud.plugins.module_utils._disks import (
     FILE_SYSTEMS,
     FSTAB,
+    MOUNTED,
     UNKNOWN,
     Decision,
     Disk,
@@ -501,9 +502,11 @@ class Bringing:
     def in_words(self, found: Mapping[str, Any]) -> str:
         """Return what the volume lies on as a sentence."""
         kind = f"{gb(found['size_gb'] * 1e9)} of {self.wanted.file_system} on {found['device']}"
-        where = (
-            f"{kind} at {found['mount']}" if found["device"] else f"the folder {found['mount']} of this machine's disk"
-        )
+        where = f"the folder {found['mount']} of this machine's disk"
+        if found["device"]:
+            where = f"{kind} at {found['mount']}"
+        elif self.wanted.source == MOUNTED:
+            where = f"what the cloud has mounted at {found['mount']}"
         speed = (
             f"writes {found['write_mb_s']:.0f} MB/s and reads {found['read_mb_s']:.0f} MB/s"
             if "read_mb_s" in found

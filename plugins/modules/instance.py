@@ -63,8 +63,10 @@ options:
         gone. M(gpuyard.cloud.run_end) destroys only what is saved.
       - With V(stopped) and V(started), the run's machine is stopped and started, at clouds that can do that. A stopped
         machine still costs something, at some clouds the full price.
+      - With V(rebooted), the run's machine is rebooted, each time. Stages that run on it end; a launch goes on with
+        them.
     type: str
-    choices: [present, absent, started, stopped]
+    choices: [present, absent, started, stopped, rebooted]
     default: present
   workload:
     description: The name of the run's workload, which is on the machine's label. Needed to rent.
@@ -203,7 +205,11 @@ ARGUMENT_SPEC: dict[str, Any] = (
     | {
         "run": {"type": "str", "required": True},
         "node": {"type": "str", "default": "main-0"},
-        "state": {"type": "str", "choices": ["present", "absent", "started", "stopped"], "default": "present"},
+        "state": {
+            "type": "str",
+            "choices": ["present", "absent", "started", "stopped", "rebooted"],
+            "default": "present",
+        },
         "workload": {"type": "str"},
         "offers": {"type": "list", "elements": "dict"},
         "image": {"type": "str", "default": ""},
@@ -264,7 +270,8 @@ def run(call: Call) -> dict[str, Any]:
     if state == "stopped":
         outcome = machine.stopped(clouds, order.run, node=order.node, ledger=book, **how)
     else:
-        outcome = (machine.started if state == "started" else machine.present)(clouds, order, **how)
+        reach = {"started": machine.started, "rebooted": machine.rebooted}.get(state, machine.present)
+        outcome = reach(clouds, order, **how)
     return report(call, outcome, ssh.ansible_vars(outcome.instance, key) if outcome.instance else {}, clouds)
 
 

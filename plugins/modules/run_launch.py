@@ -39,6 +39,12 @@ options:
     description: How many seconds to wait for one machine before it is given back and the next offer is tried.
     type: int
     default: 900
+  spent:
+    description:
+      - What the same launch has taken before, when it begins anew since the disk of its machine was full, as
+        RV(hosts) says it. It counts towards the limits of the workload.
+    type: dict
+    default: {}
 seealso:
   - module: gpuyard.cloud.run_plan
   - module: gpuyard.cloud.instance
@@ -86,6 +92,9 @@ hosts:
     rented:
       description: Whether this task has rented its machine, which then holds no work yet.
       type: bool
+    spent:
+      description: What it took to rent it, C(attempts), C(usd) and C(seconds), and when that was, C(rented_at).
+      type: dict
     instance:
       description: The machine, as RV(gpuyard.cloud.instance_info#module:instances) describes each.
       type: dict
@@ -117,7 +126,10 @@ from typing import Any
 
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import PLAN_OPTIONS, Call, plan_request, run_module
 
-ARGUMENT_SPEC: dict[str, Any] = PLAN_OPTIONS | {"timeout": {"type": "int", "default": 900}}
+ARGUMENT_SPEC: dict[str, Any] = PLAN_OPTIONS | {
+    "timeout": {"type": "int", "default": 900},
+    "spent": {"type": "dict", "default": {}},
+}
 CONDITIONS: dict[str, Any] = {}
 # What launch.yml sends to every machine, whatever its state.
 FIRST_ON_MACHINES = ("convergence", "stage_session")
@@ -127,12 +139,14 @@ def run(call: Call) -> dict[str, Any]:
     """Plan the run, and have its machines."""
     from gpuyard import fingerprint
     from gpuyard.api.launch import launch
+    from gpuyard.renting.rent import Spent
 
     call.next_on_machines([*FIRST_ON_MACHINES, *fingerprint.modules({})])
     done = launch(
         call.site(),
         plan_request(call),
         timeout_s=call.params["timeout"],
+        spent=Spent.from_dict(call.params["spent"]),
         check=call.check_mode,
         progress=call.progress,
         planned=lambda plan: call.next_on_machines(fingerprint.modules(plan.workload.to_box())),

@@ -51,6 +51,13 @@ options:
       - The machine itself looks for them, so only what is shown travels.
     type: bool
     default: false
+  source:
+    description:
+      - V(run), the log of a stage; V(provider), what the run's provider keeps of the machine itself (Vast.ai and RunPod
+        do), which needs no SSH.
+    type: str
+    choices: [run, provider]
+    default: run
   follow:
     description: Show the run's progress instead of a log, until it ends. A run that does not finish fails the task.
     type: bool
@@ -113,6 +120,7 @@ ARGUMENT_SPEC: dict[str, Any] = (
         "iteration": {"type": "int"},
         "lines": {"type": "int", "default": 50},
         "errors": {"type": "bool", "default": False},
+        "source": {"type": "str", "choices": ["run", "provider"], "default": "run"},
         "follow": {"type": "bool", "default": False},
         "ssh_key": {"type": "path", "no_log": False},
     }
@@ -127,7 +135,10 @@ def run(call: Call) -> dict[str, Any]:
     if call.params["follow"]:
         return logs.follow(call.site(), call.option("run"), progress=call.progress).to_dict()
     request = logs.LogRequest(
-        **call.given("run", "node", "stage", "iteration"), lines=call.params["lines"], errors=call.params["errors"]
+        **call.given("run", "node", "stage", "iteration"),
+        lines=call.params["lines"],
+        errors=call.params["errors"],
+        from_provider=call.params["source"] == "provider",
     )
     return logs.read(call.site(), request, progress=call.progress).to_dict()
 

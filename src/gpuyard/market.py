@@ -275,11 +275,14 @@ def explain(
     if count > 1:
         second = ranked[1]
         lines.append(f"Next would be {describe(second)}{_compared(second, winner, asked)}.")
+    beside = []
+    if winner.volume_price_per_hour_usd:
+        beside.append(f"its volume, ${winner.volume_price_per_hour_usd:.4f} an hour,")
     if asked.traffic_gb_per_hour and winner.traffic_price_per_gb_usd:
-        lines.append(
-            f"With the workload's traffic, {asked.traffic_gb_per_hour:.3g} GB an hour, that is "
-            f"${all_in(winner, asked):.4f} an hour; offers are compared by this price."
-        )
+        beside.append(f"the workload's traffic, {asked.traffic_gb_per_hour:.3g} GB an hour,")
+    if beside:
+        whole = f"${all_in(winner, asked):.4f} an hour"
+        lines.append(f"With {' and '.join(beside)} that is {whole}; offers are compared by this price.")
     return lines + [f"{removal}." for removal in removals(verdicts)]
 
 

@@ -68,6 +68,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "overwrite": ("setup_env",),
     "lines": ("logs",),
     "errors": ("logs",),
+    "source": ("logs",),
     "wait_s": ("teardown",),
     "lose": ("reap", "teardown"),
     "keep_volumes": ("teardown",),

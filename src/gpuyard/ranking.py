@@ -1,6 +1,6 @@
 """In which order the offers that fit are taken, and why one comes behind another.
 
-Prices count with everything: GPU, disk, and the traffic that the workload itself causes.
+Prices count with everything: GPU, disk, the volume of the run, and the traffic that the workload itself causes.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ class Speeds:
 
 
 def all_in(offer: Offer, query: Query) -> float:
-    """Return what an offer costs an hour with its disk and the workload's own traffic, in US dollars."""
-    return offer.price_per_hour_usd + offer.traffic_price_per_gb_usd * query.traffic_gb_per_hour
+    """Return what an offer costs an hour with its disk, its volume and the workload's own traffic, in US dollars."""
+    traffic = offer.traffic_price_per_gb_usd * query.traffic_gb_per_hour
+    return offer.price_per_hour_usd + offer.volume_price_per_hour_usd + traffic
 
 
 def distance_km(offer: Offer, query: Query) -> float:
@@ -128,7 +129,8 @@ class Ranking:
     def key(self, offer: Offer) -> Key:
         """Return what offers are sorted by: what is smaller is better."""
         # Prices are compared to a hundredth of a cent: what differs by less is a rounding of the same price.
-        price = offer.price_per_hour_usd + offer.traffic_price_per_gb_usd * self.query.traffic_gb_per_hour
+        traffic = offer.traffic_price_per_gb_usd * self.query.traffic_gb_per_hour
+        price = offer.price_per_hour_usd + offer.volume_price_per_hour_usd + traffic
         memory = offer.gpu_ram_gb * offer.gpu_count if offer.gpu_count > 1.0 else offer.gpu_ram_gb
         rest = (round(price, 4), -(offer.reliability or 0.0), -memory, offer.provider, offer.id)
         return (offer.turn, self._first(offer), *rest) if self._first else (offer.turn, *rest)
@@ -142,7 +144,9 @@ class Ranking:
         least, price = all_in(winner, self.query), all_in(other, self.query)
         if round(price - least, 4) > 0:
             share = f", {(price - least) / least:+.0%}" if least else ""
-            return f"${price - least:.4f} an hour dearer{share}"
+            volume = other.volume_price_per_hour_usd - winner.volume_price_per_hour_usd
+            of_volume = f", of which the volume is ${volume:.4f}" if round(volume, 4) > 0 else ""
+            return f"${price - least:.4f} an hour dearer{share}{of_volume}"
         if (other.reliability or 0.0) < (winner.reliability or 0.0):
             known = "not said" if other.reliability is None else f"{other.reliability:.3f}"
             return f"the same price, and less reliable ({known} against {winner.reliability:.3f})"

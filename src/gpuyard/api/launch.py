@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from gpuyard import paths, planning, records, ssh
 from gpuyard.api import resources
 from gpuyard.api.site import Site
-from gpuyard.api.storage import Stored, have
+from gpuyard.api.storage import AtCreation, Stored, have
 from gpuyard.box.checkpoints import sequences
 from gpuyard.errors import CheckpointError
 from gpuyard.formats.label import pool_of
@@ -39,6 +39,7 @@ class LaunchedNode:
     outcome: Outcome
     connection: Mapping[str, str | int]
     volume: Stored | None = None  # what it got from its cloud
+    spent: rent.Spent = field(default_factory=rent.Spent)  # what it took to rent it
     apart: bool = False  # whether it is one of several nodes that are at work at the same time
     begins: bool = False  # whether the bucket holds nothing that it could bring back
 
@@ -59,6 +60,7 @@ class LaunchedNode:
             "rented": self.outcome.rented,
             "volumes": self.volume.on_box() if self.volume else {},
             "instance": records.instance_to_dict(self.outcome.instance) if self.outcome.instance else {},
+            "spent": asdict(self.spent),
             "vars": dict(self.connection),
         }
 
@@ -78,8 +80,9 @@ class Launched:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values: what was done, or with ``check`` would be, and the text for people."""
-        stored = [node.volume.outcome for node in self.nodes if node.volume]
-        outcomes: list[Outcome | resources.Outcome] = [*(node.outcome for node in self.nodes), *stored]
+        before = [node.volume.outcome for node in self.nodes if node.volume and node.volume.mounted]
+        after = [node.volume.outcome for node in self.nodes if node.volume and not node.volume.mounted]
+        outcomes: list[Outcome | resources.Outcome] = [*before, *(node.outcome for node in self.nodes), *after]
         actions = [action for outcome in outcomes for action in outcome.actions]
         planned = [call for outcome in outcomes for call in outcome.planned]
         text = records.planned_text(actions, planned) if self.check else self._ways_in()
@@ -110,13 +113,15 @@ def launch(
     request: PlanRequest,
     *,
     timeout_s: float = 900.0,
+    spent: rent.Spent | None = None,
     check: bool = False,
     progress: Progress,
     planned: Callable[[planning.Plan], None] = lambda plan: None,
 ) -> Launched:
     """Plan the run of ``request``, tell the plan line by line, and have a machine for each of its nodes, side by side.
 
-    ``timeout_s`` is how long one machine may take to be usable; ``planned`` gets the plan before anything is rented.
+    ``timeout_s`` is how long one machine may take to be usable; ``spent`` is what the same launch took before, when it
+    begins anew since a machine's disk was full; ``planned`` gets the plan before anything is rented.
     Raises what :func:`gpuyard.planning.make` and :func:`gpuyard.renting.nodes.present` raise; whatever it is, no
     machine that this call has rented is left unsaid.
     """
@@ -124,7 +129,7 @@ def launch(
     for line in plan.text:
         progress(line)
     planned(plan)
-    return _have_machines(site, plan, everywhere, timeout_s=timeout_s, check=check, progress=progress)
+    return _have_machines(site, plan, everywhere, timeout_s=timeout_s, spent=spent, check=check, progress=progress)
 
 
 def dry_run(site: Site, request: PlanRequest, *, progress: Progress) -> Launched:
@@ -149,6 +154,7 @@ def _have_machines(
     everywhere: Sequence[Provider],
     *,
     timeout_s: float,
+    spent: rent.Spent | None = None,
     check: bool,
     progress: Progress,
 ) -> Launched:
@@ -184,6 +190,14 @@ def _have_machines(
             with suppress(CheckpointError):
                 begins = not sequences(store, plan.run.name)
 
+    wanted = {
+        node.place.on_label: storage.wanted(plan.workload, plan.run.name, node.place.on_label) for node in plan.nodes
+    }
+
+    def mounting(node: NodePlan) -> AtCreation | None:
+        want = wanted[node.place.on_label]
+        return AtCreation(want, everywhere, may_go=node.replace_preempted, progress=progress) if want else None
+
     orders = [
         machine.Order(
             run=plan.run.name,
@@ -212,6 +226,8 @@ def _have_machines(
             keep=keep,
             acceptance=acceptance,
             lease_end=plan.limits.label_end,
+            mounting=mounting(node),
+            spent=replace(spent or rent.Spent()),
         )
         for node in plan.nodes
     ]
@@ -221,7 +237,7 @@ def _have_machines(
     outcomes = nodes.present(clouds, orders, check=check, progress=progress)
     volumes = [
         have(
-            storage.wanted(plan.workload, plan.run.name, node.place.on_label),
+            wanted[node.place.on_label],
             outcome.instance,
             node.offers,
             everywhere,
@@ -242,10 +258,11 @@ def _have_machines(
                 outcome,
                 ssh.ansible_vars(outcome.instance, plan.key) if outcome.instance else {},
                 volume,
+                order.spent,
                 apart=len(plan.places) > 1,
                 begins=begins,
             )
-            for node, outcome, volume in zip(plan.nodes, outcomes, volumes, strict=True)
+            for node, order, outcome, volume in zip(plan.nodes, orders, outcomes, volumes, strict=True)
         ],
         check,
     )

@@ -22,7 +22,7 @@ class LogRequest:
     ``run``: by default the only one there is. ``node``: by default the first that is at work. ``stage``: by default the
     one whose log was written to last.
     ``iteration``: by default the stage's last one. ``lines``: how many, from the end. ``errors``: only errors and
-    warnings, tracebacks whole.
+    warnings, tracebacks whole. ``from_provider``: what the provider keeps of the machine itself, in place of a stage's.
     """
 
     run: str | None = None
@@ -31,6 +31,7 @@ class LogRequest:
     iteration: int | None = None
     lines: int = 50
     errors: bool = False
+    from_provider: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ def read(site: Site, request: LogRequest, *, progress: Progress) -> Log:
     """
     if request.lines < 1:
         raise UsageError(f"lines={request.lines} must be at least 1.")
+    if request.from_provider:
+        return _of_provider(site, request)
     run, store = _choose(site, request.run, progress)
     query = watch.LogQuery(request.stage, request.iteration, request.lines, request.errors)
     node = watch.choose_node(run, request.node)
@@ -78,6 +81,22 @@ def read(site: Site, request: LogRequest, *, progress: Progress) -> Log:
         raise UsageError(f"{whose} has no running machine, and no bucket that could hold its logs.")
     found = watch.published_log(whose[0].lower() + whose[1:], node, store, query)
     return Log(run.name, found.lines, found.links)
+
+
+def _of_provider(site: Site, request: LogRequest) -> Log:
+    """Return what the run's provider keeps of its machine, which need not answer; neither bucket nor SSH is asked."""
+    if given := [name for name in ("stage", "iteration", "errors") if getattr(request, name)]:
+        raise UsageError(
+            f"{' and '.join(given)} cannot go with source=provider: the provider knows the machine, not its stages."
+        )
+    clouds = site.clouds()
+    seen = survey.take(clouds, within_s=SURVEY_S)
+    run = watch.choose(runs.join(seen.answered(), runs.Stored()), request.run)
+    node = watch.choose_node(run, request.node)
+    if node.machine is None:
+        raise UsageError(f"{machine.whose(run.name, node.name)} has no machine, so no provider has a log of it.")
+    cloud = next(one for one in clouds if one.name == node.machine.provider)
+    return Log(run.name, cloud.logs(node.machine.id, request.lines), {})
 
 
 def follow(site: Site, name: str | None, *, progress: Progress) -> Followed:

@@ -19,7 +19,7 @@ from gpuyard.providers.base import Instance, PlannedCall, Progress, Provider
 from gpuyard.providers.resources import Kind, Resource, ResourceSpec, Shelf
 from gpuyard.remedies import option
 from gpuyard.renting import locks, shelved
-from gpuyard.renting.storage import does, plain
+from gpuyard.renting.storage import DISKS, does, plain
 
 WORDS = {
     Kind.VOLUME: "volume",
@@ -29,8 +29,6 @@ WORDS = {
     Kind.VARIABLE: "stored variable",
 }
 """The kinds in the words of a sentence."""
-DISKS = (Kind.VOLUME, Kind.FILESYSTEM)
-"""What stands behind a volume, in the order in which a cloud that has both is asked."""
 HIDDEN = "***"
 """Stands for a secret."""
 LOOK_EVERY_S = 3.0

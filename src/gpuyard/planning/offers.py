@@ -12,7 +12,7 @@ from gpuyard.planning import nodes, pools
 from gpuyard.planning.nodes import NodePlan
 from gpuyard.planning.request import PlanRequest
 from gpuyard.providers.base import Offer, Progress, Provider, Query
-from gpuyard.renting import runs
+from gpuyard.renting import runs, storage
 from gpuyard.workload import Workload
 
 Failed = Mapping[tuple[str, str], str]
@@ -29,6 +29,7 @@ class _Pool:
     offers: list[Offer] = field(default_factory=list)
     query: Query = field(default_factory=Query)
     why: str = ""
+    left_out: list[str] = field(default_factory=list)  # which offers cannot have the run's volume
 
     @property
     def title(self) -> str:
@@ -47,6 +48,7 @@ def fitting(
     request: PlanRequest,
     progress: Progress | None,
     failed: Failed | None = None,
+    run: str = "",
 ) -> tuple[list[NodePlan], list[str]]:
     """Return the nodes that have to be rented with what fits each, best first, and the choice in words.
 
@@ -64,13 +66,14 @@ def fitting(
         groups.setdefault(node.place.pools, _Pool(node.place.pools)).members.append(node)
     answers: dict[Query, list[Offer]] = {}
     for group in groups.values():
-        _ask(group, workload, clouds, request, answers, progress, failed, alone=len(groups) == 1)
+        _ask(group, workload, clouds, request, answers, progress, failed, run, alone=len(groups) == 1)
     chosen = _share_out(list(groups.values()))
     words: list[str] = []
     for group in groups.values():
         # Where one machine serves all pools, their names say nothing.
         words += [f"For {group.title}:"] if len(groups) > 1 else []
         words += [*records.offer_table(group.offers), *_reasons(group, request), *([group.why] if group.why else [])]
+        words += group.left_out
     return [chosen[node.name] for node in wanted], words
 
 
@@ -108,6 +111,7 @@ def _ask(
     answers: dict[Query, list[Offer]],
     progress: Progress | None,
     failed: Failed | None,
+    run: str = "",
     *,
     alone: bool,
 ) -> None:
@@ -120,7 +124,12 @@ def _ask(
         answers[query] = market.collect(clouds, query, progress=progress).offers
     lost = {one.machine_id for node in group.members for one in node.now.leftovers if one.machine_id}
     group.query = query
-    group.verdicts = market.judge(answers[query], query, avoid_machines=lost, failed_hosts=failed)
+    offered = answers[query]
+    # Runs whose pools take turns have none.
+    want = storage.wanted(workload, run, group.members[0].place.on_label) if run else None
+    if want:
+        offered, group.left_out = storage.priced(want, offered, {cloud.name: cloud for cloud in clouds})
+    group.verdicts = market.judge(offered, query, avoid_machines=lost, failed_hosts=failed)
     group.offers = market.rank(group.verdicts, query)
     if request.offer:
         group.offers = _the_one(request.offer, group.verdicts)

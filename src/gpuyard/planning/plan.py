@@ -290,7 +290,7 @@ def make(
         ]
         words += by_pools.first.words
     elif wanted:
-        chosen, reasons = offers.fitting(wanted, workload, chosen_clouds, request, progress, failed)
+        chosen, reasons = offers.fitting(wanted, workload, chosen_clouds, request, progress, failed, run.name)
         by_name = {node.name: node for node in chosen}
         planned = [by_name.get(node.name, node) for node in planned]
         words += reasons
@@ -401,7 +401,7 @@ def _with_volumes(
             volumes.append(storage.expected(want, clouds[node.machine.provider], node.machine.region))
             found.append(node)
         else:
-            near, volume = storage.fitting(want, node.offers, clouds)
+            near, volume = storage.fitting(want, node.offers, clouds, may_go=node.replace_preempted)
             volumes.append(volume)
             found.append(dataclasses.replace(node, offers=near))
     return found, tuple(volumes)

@@ -104,6 +104,9 @@ class Offer:
     static_ip: bool | None = None
     data_center: bool | None = None
     least_bid_usd: float | None = None  # an hour without the disk, the lowest that is accepted; None: nothing is bid
+    volume_gb: float | None = None  # the largest volume that its host has room for; None: not said
+    volume_usd_per_gb_month: float | None = None  # of a volume on its host
+    volume_price_per_hour_usd: float = 0.0  # of the volume that the run has beside it; in no other price
 
     @property
     def bid_usd(self) -> float:
@@ -329,6 +332,18 @@ class Provider(ABC):
     def start(self, instance_id: str) -> None:
         """Start a stopped instance."""
         raise UnsupportedError(f"{self.title} cannot start a stopped instance.", provider=self.name)
+
+    def reboot(self, instance_id: str) -> None:
+        """Restart what runs on an instance; what is on its disk stays. It comes back when that is asked for."""
+        raise UnsupportedError(f"{self.title} cannot reboot an instance.", provider=self.name)
+
+    def change_bid(self, instance_id: str, bid_per_hour_usd: float) -> None:
+        """Bid another price for an interruptible instance, in US dollars an hour without the disk."""
+        raise UnsupportedError(f"{self.title} takes no bids.", provider=self.name)
+
+    def logs(self, instance_id: str, lines: int) -> list[str]:
+        """Return the last ``lines`` that the instance's own program has printed, as the provider keeps them."""
+        raise UnsupportedError(f"{self.title} keeps no logs of its instances.", provider=self.name)
 
     def stop(self, instance_id: str) -> None:
         """Stop an instance; what it still costs then is the provider's business."""

@@ -7,13 +7,13 @@ import hashlib
 import re
 import threading
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from gpuyard.errors import ProviderDownError, UnsupportedError, UsageError
 from gpuyard.formats.label import TAG, RunRef
-from gpuyard.providers.base import PlannedCall, Progress
+from gpuyard.providers.base import Offer, PlannedCall, Progress
 from gpuyard.providers.cloud import Cloud
 from gpuyard.providers.http import Client
 from gpuyard.providers.rental import Waits, end_surely, make_once
@@ -99,6 +99,11 @@ class CloudShelf(Shelf):
     def get(self, resource_id: str) -> Resource | None:
         """Return one out of the list, where nothing else says whether it exists."""
         return next((one for one in self.all() if one.id == resource_id), None)
+
+    def quotes(self, spec: ResourceSpec, offers: Sequence[Offer]) -> list[tuple[Offer, float | None]]:
+        """Return the offers with the price of a new one; refuses what the cloud does not know."""
+        self.check(replace(spec, name=self.spelled(spec.name)))
+        return super().quotes(spec, offers)
 
     def check(self, spec: ResourceSpec) -> None:
         """Refuse in a sentence what the cloud does not know, before anything is sent."""

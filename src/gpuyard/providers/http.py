@@ -18,6 +18,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -122,6 +123,45 @@ class Client:
             # Never at once, even when the provider says 0: a refused request costs it and us something.
             delay = self.patience.delay(attempt - 1) if asked is None else max(asked, self.patience.first_delay)
             self.sleep(delay)
+
+    def events(
+        self, path: str, params: Mapping[str, str | int], *, most: int, quiet_s: float
+    ) -> list[dict[str, object]]:
+        """Return what a stream of server-sent events holds, as JSON objects.
+
+        Such a stream stays open: it is left after ``most`` events, or when nothing has come for ``quiet_s`` seconds.
+        Raises what :meth:`call` raises for a refusal, :class:`ProviderDownError` when there is no answer.
+        """
+        found: list[dict[str, object]] = []
+        session = self._new_session()
+        headers = {"Accept": "text/event-stream", "User-Agent": f"gpuyard/{__version__}"}
+        try:
+            response = session.get(
+                self.base_url + path,
+                params=params,
+                headers=headers,
+                timeout=(self.patience.connect_timeout, max(quiet_s, 0.1)),
+                stream=True,
+                allow_redirects=False,
+            )
+            if not 200 <= response.status_code < 300:
+                raise self._judge("GET", path, self._answer(response), True, None) or ProviderDownError(
+                    f"{self.title} answers GET {path} with HTTP {response.status_code}.", provider=self.provider
+                )
+            for line in response.iter_lines():
+                if not line.startswith(b"data:"):
+                    continue
+                with suppress(ValueError):
+                    event = json.loads(self._auth.clean(line[5:].decode(errors="replace")))
+                    found += [event] if isinstance(event, dict) else []
+                if len(found) >= most:
+                    break
+        except requests.RequestException as error:
+            if not found and not _is_quiet(error):
+                raise self._unanswered("GET", path, error, True) from None
+        finally:
+            session.close()
+        return found
 
     def url(self, path: str) -> str:
         """Return the full URL of ``path`` (for planned calls)."""
@@ -258,6 +298,24 @@ def _worth_repeating(error: ProviderError) -> bool:
     return isinstance(error, ThrottledError | ProviderDownError) and (
         error.status is None or error.status in _RETRIED_STATUS
     )
+
+
+def _is_quiet(error: requests.RequestException) -> bool:
+    """Say whether an open stream has only had nothing more to say."""
+    return isinstance(error, requests.ReadTimeout) or "Read timed out" in str(error)
+
+
+def fetch_text(address: str) -> str | None:
+    """Return the text at an address that a provider has named, without any key, ``None`` when it is not there."""
+    with requests.Session() as session:
+        session.trust_env = urlsplit(address).hostname not in _LOOPBACK
+        # No authenticator, lest one of ~/.netrc is sent to a place that the provider has chosen.
+        session.auth = _Bearer("")
+        try:
+            response = session.get(address, timeout=(10.0, 30.0))
+        except requests.RequestException as error:
+            raise ProviderDownError(f"{urlsplit(address).hostname} cannot be reached ({_reason(error)}).") from None
+    return response.text if response.status_code == 200 else None
 
 
 def _never_sent(error: requests.RequestException) -> bool:

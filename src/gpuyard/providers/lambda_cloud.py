@@ -295,6 +295,10 @@ class Lambda(Cloud):
         url = self._api.url("/instance-operations/terminate")
         return [PlannedCall("POST", url, {"instance_ids": [instance_id]})]
 
+    def reboot(self, instance_id: str) -> None:
+        """Restart an instance."""
+        self._api.call("POST", "/instance-operations/restart", body={"instance_ids": [instance_id]}, repeatable=True)
+
     def credit_usd(self) -> float | None:
         """Return nothing: the API does not say."""
         return None

@@ -43,6 +43,8 @@ class FileSystems(CloudShelf):
     title: ClassVar[str] = "file system"
     # A size is no more than what is expected to be in it: there is room for any.
     knows: ClassVar[frozenset[str]] = frozenset({"ref", "region", "size_gb"})
+    at_create: ClassVar[bool] = True
+    elastic: ClassVar[bool] = True
 
     def __init__(
         self, cloud: Cloud, api: Client, waits: Waits, instances: Callable[[], list[dict[str, object]]]
@@ -128,6 +130,13 @@ class FileSystems(CloudShelf):
         """Return the call that deletes one, which Lambda refuses while, and for a while after, an instance has it."""
         return Call("DELETE", f"/filesystems/{quote(resource_id, safe='')}")
 
+    def check_path(self, path: str) -> None:
+        """Refuse a path where Lambda mounts nothing."""
+        if not (_MOUNT_POINT.fullmatch(path) and len(path) <= _LONGEST_MOUNT_POINT):
+            raise UsageError(
+                f"A Lambda file system cannot lie at {path}: choose a path below /lambda/nfs, /home or /data."
+            )
+
     def launch_fields(self, mounts: Sequence[tuple[str, str]], region: str) -> dict[str, object]:
         """Return what a launch in ``region`` says to get file systems; one without a path lies where Lambda puts it.
 
@@ -136,10 +145,8 @@ class FileSystems(CloudShelf):
         if not mounts:
             return {}
         for _, path in mounts:
-            if path and not (_MOUNT_POINT.fullmatch(path) and len(path) <= _LONGEST_MOUNT_POINT):
-                raise UsageError(
-                    f"A Lambda file system cannot lie at {path}: choose a path below /lambda/nfs, /home or /data."
-                )
+            if path:
+                self.check_path(path)
         there = {text(row.get("id")): self._file_system(row, []) for row in self._rows()}
         for one, _ in mounts:
             if one not in there:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from gpuyard.errors import UnsupportedError
 from gpuyard.formats.label import RunRef
-from gpuyard.providers.base import PlannedCall, Progress
+from gpuyard.providers.base import Offer, PlannedCall, Progress
 
 
 class Kind(enum.StrEnum):
@@ -86,6 +86,8 @@ class Shelf(ABC):
 
     kind: ClassVar[Kind]
     title: ClassVar[str] = ""  # the provider's own word for it, "block storage"; "": the kind's
+    at_create: ClassVar[bool] = False  # whether a machine gets one only with the request that creates it
+    elastic: ClassVar[bool] = False  # whether it takes what is written to it, so that it has no size of its own
 
     @abstractmethod
     def all(self) -> Sequence[Resource]:
@@ -117,6 +119,24 @@ class Shelf(ABC):
     def price_per_month_usd(self, spec: ResourceSpec) -> float | None:
         """Return what ``spec`` would cost a month of 730 hours, ``None`` where the provider does not say."""
         return None if self.kind.bills else 0.0
+
+    def beside(self, spec: ResourceSpec, offer: Offer) -> ResourceSpec:
+        """Return ``spec`` for a place where the machine of ``offer`` can have it."""
+        return replace(spec, region=offer.region)
+
+    def reaches(self, found: Resource, offer: Offer) -> bool:
+        """Say whether the machine of ``offer`` could have what is there."""
+        return found.region in ("", offer.region)
+
+    def quotes(self, spec: ResourceSpec, offers: Sequence[Offer]) -> list[tuple[Offer, float | None]]:
+        """Return those of ``offers`` whose machines can get a new one, each with its price a month in US dollars.
+
+        ``None``: the provider does not say it.
+        """
+        return [(offer, self.price_per_month_usd(self.beside(spec, offer))) for offer in offers]
+
+    def check_path(self, path: str) -> None:  # noqa: B027 - most clouds take every path
+        """Raise :class:`gpuyard.errors.UsageError` for a path where no machine here can have one."""
 
     def attach(self, resource_id: str, instance_id: str, *, progress: Progress | None = None) -> None:
         """Give it to an instance that lives, and come back when it has it."""

@@ -59,6 +59,7 @@ _HOURS_PER_MONTH = 730
 _MOST_DISK_GB = 2000.0
 _LEAST_CORES, _LEAST_RAM_GB = 2.0, 8.0  # for each GPU, the least that is ordered
 _PAGE = 1000
+_MOST_LOG_LINES, _LOG_QUIET_S = 5000, 2.0
 _NO_CAPACITY = re.compile(r"no longer any instances|not enough free gpus|no instances? (?:currently )?available", re.I)
 _ENDED = "TERMINATED"
 _STATES = {
@@ -280,6 +281,18 @@ class RunPod(Cloud):
     def plan_destroy(self, instance_id: str) -> list[PlannedCall]:
         """Return the one call of :meth:`destroy`."""
         return [PlannedCall("DELETE", self._api.url(f"/pods/{quote(instance_id, safe='')}"))]
+
+    def reboot(self, instance_id: str) -> None:
+        """Restart the pod's container on its host."""
+        path = f"/pods/{quote(instance_id, safe='')}/action"
+        self._api.call("POST", path, body={"action": "restart"}, repeatable=True)
+
+    def logs(self, instance_id: str, lines: int) -> list[str]:
+        """Return the container's log, which RunPod sends as a stream that does not end."""
+        path = f"/pods/{quote(instance_id, safe='')}/logs"
+        wanted = min(lines, _MOST_LOG_LINES)
+        events = self._api.events(path, {"source": "container", "tail": wanted}, most=wanted, quiet_s=_LOG_QUIET_S)
+        return [text(event.get("line")) for event in events]
 
     def credit_usd(self) -> float | None:
         """Return nothing: this API does not say, only the older one in GraphQL."""

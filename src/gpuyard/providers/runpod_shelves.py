@@ -12,13 +12,13 @@ Facts: ``docs/reference/runpod.md``. The traps that shape this file:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 from urllib.parse import quote
 
 from gpuyard.errors import AmbiguousError, NotFoundError, ProviderDownError, UsageError
 from gpuyard.formats.label import RunRef
-from gpuyard.providers.base import PlannedCall, Progress
+from gpuyard.providers.base import Offer, PlannedCall, Progress
 from gpuyard.providers.cloud import Cloud
 from gpuyard.providers.cloud_shelf import Call, CloudShelf, KeyShelf
 from gpuyard.providers.http import Client
@@ -41,6 +41,7 @@ class NetworkVolumes(CloudShelf):
     title: ClassVar[str] = "network volume"
     knows: ClassVar[frozenset[str]] = frozenset({"ref", "region", "size_gb"})
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"type": (STANDARD, "HIGH_PERFORMANCE")}
+    at_create: ClassVar[bool] = True
 
     def __init__(self, cloud: Cloud, api: Client, waits: Waits, pages: Pages) -> None:
         super().__init__(cloud, api, waits)
@@ -81,6 +82,14 @@ class NetworkVolumes(CloudShelf):
     def price_per_month_usd(self, spec: ResourceSpec) -> float | None:
         """Return the price of a standard volume; of a faster one the documentation names none."""
         return None if spec.size_gb is None else _price_per_month(spec.size_gb, spec.options.get("type", STANDARD))
+
+    def reaches(self, found: Resource, offer: Offer) -> bool:
+        """Say whether a pod of ``offer`` is in the volume's data centre, and not on a host's machine."""
+        return bool(offer.data_center) and super().reaches(found, offer)
+
+    def quotes(self, spec: ResourceSpec, offers: Sequence[Offer]) -> list[tuple[Offer, float | None]]:
+        """Return the offers in RunPod's own data centres, with the price of a volume there."""
+        return super().quotes(spec, [offer for offer in offers if offer.data_center])
 
     def order(self, spec: ResourceSpec) -> Call:
         """Return the call that makes a volume in the data centre ``spec.region``."""

@@ -43,7 +43,7 @@ from gpuyard.providers.base import (
     State,
 )
 from gpuyard.providers.cloud import Cloud
-from gpuyard.providers.http import Answer
+from gpuyard.providers.http import Answer, fetch_text
 from gpuyard.providers.rental import create_once, destroy_surely
 from gpuyard.providers.resources import Kind, Shelf
 from gpuyard.providers.values import dicts, number, optional_number, same_ssh_key, text
@@ -55,6 +55,7 @@ PAGE_CAP = 64  # offers; the server never returns more
 MOST_PAGES = 4  # searches are limited to ten a minute; the cheapest fits are on the first page anyway
 LIST_PAGE = 25  # instances; the most that the v1 list gives at once
 HOURS_PER_MONTH = 720.0  # Vast's month for storage prices
+_HOURS_PER_GREGORIAN_MONTH = 730.0
 LEAST_DISK_GB = 8.0
 GPU_NAMES = (
     *("RTX 3060", "RTX 3070", "RTX 3080", "RTX 3090", "RTX 4070", "RTX 4080", "RTX 4090", "RTX 5080", "RTX 5090"),
@@ -63,6 +64,8 @@ GPU_NAMES = (
     *("Tesla V100", "Tesla T4"),
 )
 """How Vast spells models, as far as we know."""
+_LEAST_BID_USD, _MOST_BID_USD = 0.001, 32.0  # an hour, the most for each GPU
+_LOG_LOOKS, _LOG_LOOK_EVERY_S = 30, 0.3
 _ENV_LIMIT = 32768  # bytes
 _ONSTART_LIMIT = 4096  # bytes
 _UNSAFE_VALUE = re.compile(r"[\s'\"\\$`]")
@@ -195,6 +198,7 @@ class Vast(Cloud):
         capability = optional_number(row.get("compute_cap"))
         speeds = [speed for name in ("inet_up", "inet_down") if (speed := optional_number(row.get(name))) is not None]
         hosting, static_ip = row.get("hosting_type"), row.get("static_ip")
+        volume_gb, volume_price = number(row.get("avail_vol_size")), number(row.get("avail_vol_dph"))
         return Offer(
             provider=self.name,
             id=str(row["id"]),
@@ -220,6 +224,8 @@ class Vast(Cloud):
             static_ip=None if static_ip is None else bool(static_ip),
             data_center=None if hosting is None else hosting == 1,
             least_bid_usd=least_bid,
+            volume_gb=volume_gb,
+            volume_usd_per_gb_month=volume_price * _HOURS_PER_GREGORIAN_MONTH / volume_gb if volume_gb else None,
         )
 
     # -- create ---------------------------------------------------------------------------------------------------
@@ -413,6 +419,46 @@ class Vast(Cloud):
         """Stop an instance; its disk keeps billing. The label is marked first, so that this reads as our own stop."""
         self._mark(instance_id, stopped=True)
         self._put(instance_id, {"state": "stopped"})
+
+    def reboot(self, instance_id: str) -> None:
+        """Restart the container; its GPU is kept."""
+        # Twice the same is no more than once, as long as nobody has begun anything on it.
+        self._api.call("PUT", f"/api/v0/instances/reboot/{instance_id}/", repeatable=True)
+
+    def change_bid(self, instance_id: str, bid_per_hour_usd: float) -> None:
+        """Bid another price; one above the others' brings an instance back that was outbid."""
+        instance = self.instance(instance_id)
+        if instance is None:
+            raise NotFoundError(f"Vast.ai has no instance {instance_id}.", provider=self.name)
+        if instance.market != "interruptible":
+            raise UsageError(
+                f"Vast.ai instance {instance_id} is on demand, and nothing is bid for it: its price stays what it was."
+            )
+        most = _MOST_BID_USD * max(1.0, instance.gpu_count)
+        if not _LEAST_BID_USD <= bid_per_hour_usd <= most:
+            raise UsageError(f"bid={bid_per_hour_usd:g}: Vast.ai takes ${_LEAST_BID_USD:g} to ${most:g} an hour.")
+        body = {"client_id": "me", "price": bid_per_hour_usd}
+        self._api.call("PUT", f"/api/v0/instances/bid_price/{instance_id}/", body=body, repeatable=True)
+
+    def logs(self, instance_id: str, lines: int) -> list[str]:
+        """Return the container's log, which Vast puts into a file at another place first."""
+        path = f"/api/v0/instances/request_logs/{instance_id}/"
+        answer = self._api.call("PUT", path, body={"tail": str(lines)}, repeatable=True)
+        address = text(answer.get("result_url"))
+        if not address:
+            raise ProviderDownError(
+                "Vast.ai took the request for logs and named no place for them.", provider=self.name
+            )
+        # The place is somebody else's, so the key does not go there, and it answers 404 until the file is there.
+        for _ in range(_LOG_LOOKS):
+            found = fetch_text(address)
+            if found is not None:
+                return found.splitlines()[-lines:]
+            self._waits.sleep(_LOG_LOOK_EVERY_S)
+        raise ProviderDownError(
+            f"Vast.ai had no log of instance {instance_id} after {_LOG_LOOKS * _LOG_LOOK_EVERY_S:.0f} s.",
+            provider=self.name,
+        )
 
     def add_ssh_key(self, instance_id: str, public_key: str) -> None:
         """Add the key to the instance's own ones, which its host takes over at once."""

@@ -12,7 +12,7 @@ Facts: ``docs/reference/vast.md``. The traps that shape this file:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import ClassVar
@@ -28,7 +28,7 @@ from gpuyard.errors import (
     UsageError,
 )
 from gpuyard.formats.label import RunRef
-from gpuyard.providers.base import PlannedCall, Progress
+from gpuyard.providers.base import Offer, PlannedCall, Progress
 from gpuyard.providers.cloud_shelf import Call, CloudShelf, KeyShelf, key_name
 from gpuyard.providers.resources import Kind, Resource, ResourceSpec
 from gpuyard.providers.values import dicts, number, optional_number, text
@@ -140,6 +140,29 @@ class Volumes(CloudShelf):
     title: ClassVar[str] = "local volume"
     knows: ClassVar[frozenset[str]] = frozenset({"ref", "region", "size_gb"})
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"machine": ()}
+    at_create: ClassVar[bool] = True
+
+    def beside(self, spec: ResourceSpec, offer: Offer) -> ResourceSpec:
+        """Return ``spec`` for the machine of ``offer``, since a volume leaves no machine."""
+        return replace(spec, region="", options={**spec.options, "machine": offer.machine_id})
+
+    def reaches(self, found: Resource, offer: Offer) -> bool:
+        """Say whether a volume is on the machine of ``offer``."""
+        return found.detail.get("machine") == offer.machine_id
+
+    def quotes(self, spec: ResourceSpec, offers: Sequence[Offer]) -> list[tuple[Offer, float | None]]:
+        """Return the offers that say that there is room for the volume on their machines, and at which price."""
+        size = self._size(spec)
+        return [
+            (offer, None if offer.volume_usd_per_gb_month is None else offer.volume_usd_per_gb_month * size)
+            for offer in offers
+            if offer.volume_gb is not None and offer.volume_gb >= size
+        ]
+
+    def check_path(self, path: str) -> None:
+        """Refuse a path that Vast cannot mount to."""
+        if not _MOUNT_PATH.fullmatch(path):
+            raise UsageError(f"A Vast.ai local volume cannot lie at {path!r}: choose an absolute path, such as /data.")
 
     def spelled(self, name: str) -> str:
         """Return the name with underscores, since dashes are not allowed."""
@@ -240,8 +263,7 @@ class Volumes(CloudShelf):
         (volume_id, path), *others = mounts
         if others:
             raise UsageError(f"Vast.ai gives an instance one volume at most, not {len(mounts)}: leave the others out.")
-        if not _MOUNT_PATH.fullmatch(path):
-            raise UsageError(f"A Vast.ai local volume cannot lie at {path!r}: choose an absolute path, such as /data.")
+        self.check_path(path)
         volume = self.get(volume_id)
         if volume is None:
             raise NotFoundError(f"Vast.ai has no local volume {volume_id}.", provider="vast")

@@ -275,6 +275,10 @@ class Vultr(Cloud):
         """Halt an instance. It keeps billing in full."""
         self._api.call("POST", f"/instances/{instance_id}/halt", repeatable=True)
 
+    def reboot(self, instance_id: str) -> None:
+        """Restart an instance."""
+        self._api.call("POST", f"/instances/{instance_id}/reboot", repeatable=True)
+
     def shelves(self) -> Mapping[Kind, Shelf]:
         """Return block storage, snapshots, SSH keys and firewall groups."""
         kinds: tuple[type[VultrShelf], ...] = (BlockStorage, Snapshots, SshKeys, Firewalls)

@@ -14,7 +14,15 @@ from functools import partial
 
 from gpuyard import market, pace, registry, ssh
 from gpuyard.config import SshKey
-from gpuyard.errors import DiskFullError, GpuyardError, LeakError, ProviderError, UnreachableError, UsageError
+from gpuyard.errors import (
+    AmbiguousError,
+    DiskFullError,
+    GpuyardError,
+    LeakError,
+    ProviderError,
+    UnreachableError,
+    UsageError,
+)
 from gpuyard.formats.label import FIRST_NODE, RunRef, check_name
 from gpuyard.providers.base import OWN, CreateSpec, Instance, Offer, PlannedCall, Progress, Provider, State
 from gpuyard.remedies import option, remedy
@@ -69,6 +77,8 @@ class Order:
     shared: rent.Shared = field(default_factory=rent.Shared)  # with the nodes that are rented at the same time
     lease_end: int | None = None  # for the label of a new machine, in seconds since 1970; None: none, or in the bucket
     acceptance: Acceptance | None = None  # what a new machine has to pass once it answers; None: nothing
+    mounting: rent.Mounting | None = None  # what a new machine is created with; None: nothing
+    spent: rent.Spent = field(default_factory=rent.Spent)  # towards the limits, brought up to date
 
     @property
     def whose(self) -> str:
@@ -314,6 +324,30 @@ def stopped(
     return Outcome(_words(held), [_as(current, State.STOPPED)], [f"stop {current.provider} {current.id}"], [], current)
 
 
+def rebooted(
+    providers: Sequence[Provider], order: Order, *, check: bool = False, progress: Progress | None = None
+) -> Outcome:
+    """Reboot the node's machine, and with ``order.wait`` come back when it has begun anew and answers.
+
+    What runs on it ends, its stages too: a launch goes on with them. Raises :class:`UsageError` when it does not run,
+    :class:`gpuyard.errors.UnsupportedError` where the cloud cannot, :class:`UnreachableError` when it stays away.
+    """
+    held = survey.find(providers, order.run, order.node)
+    current = _the_machine(order.run, order.node, held)
+    if current.state is not State.RUNNING:
+        raise UsageError(f"{describe(current)} does not run, so it cannot be rebooted: state=started starts it.")
+    if not check:
+        # What it was before tells whether it has begun anew: its cloud may call it running all the time.
+        seen = order.wait and ready.note_boot(current, order.key)
+        _of(providers, current).reboot(current.id)
+        if progress:
+            progress(f"{current.provider} {current.id} is asked to reboot.")
+        if seen:
+            ready.wait_boot(current, order.key, timeout_s=order.timeout_s, clock=order.clock)
+        current = _usable(providers, current, order, progress)
+    return Outcome(_words(held), _words(held), [f"reboot {current.provider} {current.id}"], [], current)
+
+
 def in_use(run: str, node: str, held: Sequence[Instance]) -> Instance | None:
     """Return the machine among ``held`` that the node uses, or could use again once started.
 
@@ -413,17 +447,34 @@ def _new(
             rivals.settle(everywhere, usable, known_ids, ledger=order.ledger, last=True, progress=progress)
         return usable
 
-    return rent.rent(
-        providers,
-        offers,
-        spec,
-        notes=order.notes,
-        shared=order.shared,
-        limits=order.limits,
-        clock=order.clock,
-        make_usable=make_usable,
-        progress=progress,
-    )
+    try:
+        return rent.rent(
+            providers,
+            offers,
+            spec,
+            notes=order.notes,
+            shared=order.shared,
+            limits=order.limits,
+            mounting=order.mounting,
+            spent=order.spent,
+            clock=order.clock,
+            make_usable=make_usable,
+            progress=progress,
+        )
+    except (AmbiguousError, LeakError):
+        raise  # there may be a machine that has what was made for it
+    except GpuyardError as error:
+        give_back(order, error)
+        raise
+
+
+def give_back(order: Order, error: GpuyardError) -> None:
+    """End what was made for a machine that could not be had; raises :class:`LeakError` with ``error`` when it stays."""
+    try:
+        if order.mounting:
+            order.mounting.give_back()
+    except ProviderError as left:
+        raise LeakError(f"{error} {left}", provider=left.provider, instance_id=left.instance_id) from None
 
 
 def _plan(

@@ -73,6 +73,8 @@ def present(
         rented = [outcome.instance for outcome in done if outcome.rented and outcome.instance]
         if rented and not had:
             _give_back(everywhere, rented, orders[0], errors, tell)
+            for order in orders:
+                machine.give_back(order, next(iter(errors.values())))
         raise _why(run, errors, rented, kept=bool(had))
 
 

@@ -151,6 +151,31 @@ def wait_ssh(
     raise AssertionError("the delays never end")
 
 
+_BOOT = "cat /proc/sys/kernel/random/boot_id && cut -d' ' -f22 /proc/1/stat"
+"""Prints what no two boots of a machine have in common: the kernel's, or of a container its first process's start."""
+_BOOT_NOTE = "/tmp/.gpuyard-boot"
+
+
+def note_boot(instance: Instance, key: SshKey) -> bool:
+    """Note on the machine which boot this is; return whether it answers."""
+    return ssh.try_once(["ssh", *ssh.ssh_args(instance, key), f"({_BOOT}) >{_BOOT_NOTE}"]) is None
+
+
+def wait_boot(instance: Instance, key: SshKey, *, timeout_s: float, clock: Clock | None = None) -> None:
+    """Wait until the machine has begun anew since :func:`note_boot`; raises :class:`UnreachableError` after a time."""
+    clock = clock or Clock()
+    ssh.end_shared_connection(instance, key)
+    # A note that is gone went with what was in memory.
+    command = ["ssh", *ssh.ssh_args(instance, key), f"! ({_BOOT}) | cmp -s - {_BOOT_NOTE}"]
+    start = clock.now()
+    for delay in clock.delays():
+        if ssh.try_once(command) is None:
+            return
+        if clock.now() - start > timeout_s:
+            raise UnreachableError(f"{_name(instance)} has not rebooted within {timeout_s:.0f} s.{_bills(instance)}")
+        clock.sleep(delay)
+
+
 def _account_keys(ask: Callable[[], Sequence[str]]) -> Sequence[str]:
     try:
         return ask()

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any, Protocol
 
 from gpuyard import ssh
 from gpuyard.errors import (
@@ -54,18 +55,25 @@ class Limits:
 
 
 @dataclasses.dataclass(slots=True)
-class _Spent:
-    """What renting has taken so far."""
+class Spent:
+    """What renting has taken so far; of a launch that begins anew since a disk was full, with what it took before.
 
-    limits: Limits
-    clock: Clock
-    began: float
+    ``rented_at``: when the machine was rented that it led to, in seconds since 1970.
+    """
+
     attempts: int = 0
-    usd: float = 0.0
+    usd: float = 0.0  # for machines that went back
+    seconds: float = 0.0
+    rented_at: float = 0.0
 
-    def give_up(self) -> str:
-        """Return which limit is reached, in words, ``""`` for none."""
-        limits, elapsed = self.limits, self.clock.now() - self.began
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Spent:
+        """Return what a launch has said in its result; Ansible's templates may have made texts of numbers."""
+        numbers = {entry.name: float(values.get(entry.name) or 0) for entry in dataclasses.fields(cls)}
+        return cls(**{**numbers, "attempts": int(numbers["attempts"])})  # type: ignore[arg-type]
+
+    def give_up(self, limits: Limits, elapsed: float) -> str:
+        """Return which limit is reached after ``elapsed`` seconds, in words, ``""`` for none."""
         if self.attempts >= limits.attempts:
             return f"limits.attempts={limits.attempts} is reached"
         if limits.seconds is not None and elapsed >= limits.seconds:
@@ -73,6 +81,16 @@ class _Spent:
         if limits.usd is not None and self.usd >= limits.usd:
             return f"limits.usd={limits.usd:g} is reached: ${self.usd:.4f} were paid for machines that went back"
         return ""
+
+
+class Mounting(Protocol):
+    """What a machine is created with; :class:`gpuyard.api.storage.AtCreation` is one."""
+
+    def mounts(self, offer: Offer) -> tuple[tuple[str, str], ...]:
+        """Return what the machine of ``offer`` is created with, as :attr:`CreateSpec.mounts` has it."""
+
+    def give_back(self) -> None:
+        """End what was made for a machine that is not there."""
 
 
 class Shared:
@@ -108,6 +126,8 @@ def rent(
     notes: PendingNotes | None = None,
     shared: Shared | None = None,
     limits: Limits | None = None,
+    mounting: Mounting | None = None,
+    spent: Spent | None = None,
     make_usable: Callable[[Instance], Instance] = lambda instance: instance,
     progress: Progress | None = None,
     clock: Clock | None = None,
@@ -116,7 +136,8 @@ def rent(
 
     ``offers`` are in order of preference; ``notes`` keep each request until its answer is certain. ``make_usable``
     returns a new machine as it is when it can be used, or gives it back and raises :class:`UnreachableError`, which
-    leads to the next offer; after :class:`DiskFullError` the next ones are asked for a larger disk. When the node has a
+    leads to the next offer; after :class:`DiskFullError` the next ones are asked for a larger disk. ``mounting`` makes
+    what a machine is created with. ``spent`` counts towards the limits, and is brought up to date. When the node has a
     machine, :class:`UsageError` says so: one that lives is enough, and the disk of one that was preempted, failed or
     was stopped may hold what no checkpoint has. Raises :class:`NoCapacityError` when all offers are gone, and whatever
     :meth:`Provider.create` and ``make_usable`` raise.
@@ -129,10 +150,12 @@ def rent(
     unfit: set[tuple[str, str]] = set()
     time = clock or Clock()
     limits = limits or Limits()
-    spent = _Spent(limits, time, time.now())
+    spent = spent or Spent()
+    began = time.now() - spent.seconds
     first_disk_gb = spec.disk_gb
     for candidate in worth_trying(offers):
-        if between.failed or (reached := spent.give_up()):
+        spent.seconds = time.now() - began
+        if between.failed or (reached := spent.give_up(limits, spent.seconds)):
             break
         offer = with_disk(candidate, first_disk_gb, spec.disk_gb)
         # A host may be on offer twice, at two prices.
@@ -142,12 +165,14 @@ def rent(
         spent.attempts += 1
         tell(f"{'Claiming' if offer.provider == OWN else 'Renting'} {describe(offer)}.")
         try:
-            instance = _create(by_name[offer.provider], offer, spec, notes or PendingNotes(), tell)
+            mounts = mounting.mounts(offer) if mounting else ()
+            wanted = dataclasses.replace(spec, mounts=mounts)
+            instance = _create(by_name[offer.provider], offer, wanted, notes or PendingNotes(), tell)
         except NoCapacityError as refusal:
             tell(f"Not to be had any more: {refusal}")
             trouble.append(refusal)
             continue
-        rented_at = time.now()
+        rented_at, spent.rented_at = time.now(), time.date()
         # Ids of a sandbox that is gone may come again, and a pin of theirs would make this machine a stranger.
         with suppress(OSError):
             ssh.forget_host_key(instance)
@@ -198,6 +223,8 @@ def _none_to_be_had(
         return UsageError("There is no offer to rent.")
     if between.failed:
         return NoCapacityError(GAVE_UP)
+    if not trouble and reached:
+        return NoCapacityError(f"No offer was tried, since {reached}. Nothing is rented.")
     if not trouble:
         return NoCapacityError("Every offer that fits has gone to another node of the run.")
     last = trouble[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gpuyard import config
@@ -11,11 +11,13 @@ from gpuyard.errors import NoOfferError, UnsupportedError, UsageError
 from gpuyard.formats.label import TAG, RunRef
 from gpuyard.providers.base import Offer, Provider
 from gpuyard.providers.resources import Kind, Resource, ResourceSpec, Shelf
-from gpuyard.remedies import option
+from gpuyard.remedies import option, remedy
 from gpuyard.workload import Workload
 from gpuyard.workload.disks import Volume
 
 HOURS_A_MONTH = 730.0
+DISKS = (Kind.VOLUME, Kind.FILESYSTEM)
+"""What stands behind a volume, in the order in which a cloud that has both is asked."""
 
 
 def does(shelf: Shelf, verb: str) -> bool:
@@ -42,8 +44,8 @@ class Wanted:
         assert self.volume.cloud is not None
         return self.volume.cloud.keep
 
-    def spec(self, region: str, known: Sequence[Resource] = ()) -> ResourceSpec:
-        """Return what to make in ``region``; none of ``known`` is taken for it."""
+    def spec(self, known: Sequence[Resource] = (), region: str = "") -> ResourceSpec:
+        """Return what to make, in ``region``; none of ``known`` is taken for it."""
         assert self.volume.cloud is not None
         return ResourceSpec(
             name=f"{TAG}-{self.ref.workload}-{self.name}" if self.keep else self.ref.run,
@@ -56,7 +58,7 @@ class Wanted:
 
     def among(self, there: Sequence[Resource], cloud: Provider) -> Resource | None:
         """Return the one that is there already; raises :class:`UsageError` when there are several."""
-        spec = self.spec("")
+        spec = self.spec()
         if spec.ref:
             same = [one for one in there if one.ref == spec.ref]
         else:
@@ -113,32 +115,81 @@ def wanted(workload: Workload, run: str, node: str) -> Wanted | None:
 
 
 def shelf_of(cloud: Provider) -> Shelf | None:
-    """Return where a cloud keeps volumes that go to machines that live, ``None`` where it has none."""
-    shelf = cloud.shelves().get(Kind.VOLUME)
-    return shelf if shelf and does(shelf, "attach") and does(shelf, "detach") else None
+    """Return where a cloud keeps volumes that machines can get, new ones or those that live; ``None``: nowhere."""
+    for kind in DISKS:
+        shelf = cloud.shelves().get(kind)
+        if shelf and (shelf.at_create or (does(shelf, "attach") and does(shelf, "detach"))):
+            return shelf
+    return None
 
 
 def able(workload: Workload, clouds: Sequence[Provider]) -> list[Provider]:
     """Return those of ``clouds`` that can give the workload's volume to a machine; nothing is asked.
 
-    Raises :class:`UnsupportedError` when none can.
+    Raises :class:`UnsupportedError` when none can, :class:`UsageError` when those that could cannot have it there.
     """
-    found = [cloud for cloud in clouds if shelf_of(cloud)]
+    name, volume = next((name, volume) for name, volume in workload.volumes.items() if volume.cloud)
+    having = [(cloud, shelf) for cloud in clouds if (shelf := shelf_of(cloud))]
+    found, wrong = [], []
+    for cloud, shelf in having:
+        try:
+            shelf.check_path(volume.mount)
+        except UsageError as error:
+            wrong.append(str(error))
+        else:
+            found.append(cloud)
     if found:
         return found
-    name = next(name for name, volume in workload.volumes.items() if volume.cloud)
+    if wrong:
+        raise UsageError(f"{workload.source}: volumes.{name}.mount: {' '.join(wrong)} Nothing was rented.")
     known = " and ".join(cloud.title for cloud in config.known_clouds() if shelf_of(cloud)) or "no cloud"
     asked = " and ".join(cloud.title for cloud in clouds)
     raise UnsupportedError(
-        f"{workload.source}: volumes.{name}.cloud: {asked} cannot attach a volume to a machine that lives; {known} "
-        "can. Nothing was rented."
+        f"{workload.source}: volumes.{name}.cloud: {asked} cannot give a volume to a machine; {known} can. Nothing was "
+        "rented."
     )
 
 
-def fitting(want: Wanted, offers: Sequence[Offer], clouds: Mapping[str, Provider]) -> tuple[list[Offer], Expected]:
+def priced(want: Wanted, offers: Sequence[Offer], clouds: Mapping[str, Provider]) -> tuple[list[Offer], list[str]]:
+    """Return the offers whose machines can have the volume, each with what that costs; and why others were left out.
+
+    A volume that is there has its own price at the offers that reach it. Raises :class:`NoOfferError` when none is
+    left.
+    """
+    kept: list[Offer] = []
+    refusals: list[str] = []
+    for name in dict.fromkeys(offer.provider for offer in offers):
+        cloud = clouds[name]
+        shelf, here = shelf_of(cloud), [offer for offer in offers if offer.provider == name]
+        if shelf is None:
+            continue
+        found = want.among(shelf.all(), cloud)
+        reached = [offer for offer in here if found and shelf.reaches(found, offer)]
+        prices = [(offer, found.price_per_month_usd) for offer in reached if found]
+        try:
+            prices += shelf.quotes(want.spec(), [offer for offer in here if offer not in reached])
+        except (UnsupportedError, UsageError) as error:
+            refusals.append(str(error))
+        kept += [replace(one, volume_price_per_hour_usd=(price or 0.0) / HOURS_A_MONTH) for one, price in prices]
+    without = len(offers) - len(kept)
+    if not kept and offers:
+        why = f": {' '.join(refusals)}" if refusals else "."
+        raise NoOfferError(
+            f"volumes.{want.name}: none of the {len(offers)} machines on offer can have a volume of "
+            f"{want.volume.size_gb:g} GB{why} Nothing was rented."
+        )
+    words = f"Volume {want.name}: {without} of {len(offers)} offers are left out, whose machines cannot have it."
+    return kept, [" ".join([words, *refusals])] if without else []
+
+
+def fitting(
+    want: Wanted, offers: Sequence[Offer], clouds: Mapping[str, Provider], *, may_go: bool = False
+) -> tuple[list[Offer], Expected]:
     """Return the offers where the volume can be, and the volume that the first of them gets.
 
-    A volume that is there decides the cloud and the region. Raises :class:`NoOfferError` when no offer is there.
+    A volume that is there decides the cloud, and the region or the machine. Raises :class:`NoOfferError` when no offer
+    is there; but with ``may_go``, since the bucket has what the run needs, one of the run's own that no new machine can
+    reach is given up for a new one.
     """
     for name in dict.fromkeys(offer.provider for offer in offers):
         cloud = clouds[name]
@@ -146,15 +197,20 @@ def fitting(want: Wanted, offers: Sequence[Offer], clouds: Mapping[str, Provider
         found = want.among(shelf.all(), cloud) if shelf else None
         if found is None:
             continue
-        near = [offer for offer in offers if offer.provider == name and found.region in ("", offer.region)]
+        assert shelf is not None  # there is something on it
+        near = [offer for offer in offers if offer.provider == name and shelf.reaches(found, offer)]
+        if not near and may_go and not want.keep:
+            continue
         if not near:
+            at = f"on machine {found.detail['machine']}" if found.detail.get("machine") else f"in {found.region}"
             raise NoOfferError(
-                f"Volume {want.name} is at {cloud.title} in {found.region} ({found.id}), and nothing that fits can be "
+                f"Volume {want.name} is at {cloud.title} {at} ({found.id}), and nothing that fits can be "
                 "rented there now: wait, or delete it with the module volume and state: absent. Nothing was rented."
             )
         return near, Expected(want, name, found.region, found.id, found.price_per_month_usd)
     first = offers[0]
-    return list(offers), expected(want, clouds[first.provider], first.region)
+    price = first.volume_price_per_hour_usd * HOURS_A_MONTH or None
+    return list(offers), Expected(want, first.provider, first.region, "", price)
 
 
 def expected(want: Wanted, cloud: Provider, region: str) -> Expected:
@@ -162,11 +218,21 @@ def expected(want: Wanted, cloud: Provider, region: str) -> Expected:
     shelf = shelf_of(cloud)
     if shelf is None:
         raise UnsupportedError(
-            f"The run's machine is at {cloud.title}, which cannot attach the volume {want.name} to it: end the run, "
+            f"The run's machine is at {cloud.title}, which cannot give it the volume {want.name}: end the run, "
             f"and launch it with {option('provider')} at another cloud.",
             provider=cloud.name,
         )
     found = want.among(shelf.all(), cloud)
     if found:
         return Expected(want, cloud.name, found.region or region, found.id, found.price_per_month_usd)
-    return Expected(want, cloud.name, region, "", shelf.price_per_month_usd(want.spec(region)))
+    if shelf.at_create:
+        raise without_volume(want, cloud)
+    return Expected(want, cloud.name, region, "", shelf.price_per_month_usd(want.spec(region=region)))
+
+
+def without_volume(want: Wanted, cloud: Provider) -> UsageError:
+    """Return the error of a machine that was created without its volume, where it can get it at no other time."""
+    return UsageError(
+        f"The run's machine at {cloud.title} was created without the volume {want.name}, and gets none while it lives: "
+        f"`{remedy('teardown', run=want.ref.run)}` ends the run, and a new launch gets both."
+    )

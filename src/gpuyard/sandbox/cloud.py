@@ -251,6 +251,23 @@ class Cloud:
         self.save()
         self._background(self._boot(rental))
 
+    async def rebid(self, rental: Rental, price: float) -> None:
+        """Take another bid at Vast, which bills from now on; whether it is high enough decides if the machine runs."""
+        rental.bid = price
+        if rental.phase is Phase.RUNNING:
+            now = self.clock()
+            rental.close_lines(now, GPU_LINE)
+            rental.open_line(GPU_LINE, gpu_price(rental), now)
+        if price < float(rental.item_record["min_bid"]):
+            if rental.phase is not Phase.STOPPED:
+                rental.preempted = True
+                self._mark_stopped(rental)
+                self._background(self._stop_container(rental, 0))
+        elif rental.preempted:
+            rental.relet = False
+            await self.start(rental)
+        self.save()
+
     async def stop(self, rental: Rental) -> None:
         """Stop a rental as its user; the processes get SIGTERM and ten seconds."""
         rental.intended = "stopped"

@@ -273,6 +273,18 @@ class Engine:
         flags = ["--interactive"] if stdin is not None else []
         return self.run("exec", *flags, container, *command, stdin=stdin, timeout_s=timeout_s)
 
+    def logs(self, container: str, lines: int) -> list[str]:
+        """Return the last lines that a container's own program has printed, on both of its outputs."""
+        done = subprocess.run(
+            [self.binary, "logs", "--tail", str(lines), container],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **self.environment},
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+        return done.stdout.decode(errors="replace").splitlines()[-lines:]
+
     def state(self, container: str) -> ContainerState | None:
         """Return a container's state, ``None`` when it does not exist."""
         try:

@@ -32,13 +32,13 @@ VolumeName = Annotated[
 
 
 class CloudVolume(Section):
-    """A volume that a launch has from the cloud: made once, attached to the machine while it runs, and paid for."""
+    """A volume that a launch has from the cloud: made once, given to the machine, and paid for."""
 
     keep: bool = False
     """Whether it outlives the run: then it is the account's, and the next run of the workload gets it as it is. Without
     it, it belongs to the run and ends with it."""
     options: dict[str, SomeWords] = {}
-    """What only one cloud knows, such as Vultr's ``block_type``."""
+    """What only one cloud knows, such as Vultr's ``block_type``; offers of the others are left out."""
 
 
 class Volume(Section):
@@ -55,7 +55,7 @@ class Volume(Section):
     file_system: Literal["ext4", "xfs"] = "ext4"
     """The file system that an empty disk gets."""
     cloud: CloudVolume | None = None
-    """A launch makes and attaches it, at clouds that attach volumes to machines that live. None: it is there."""
+    """A launch makes it and gives it to the machine, at clouds that can. None: it is there."""
 
     @field_validator("mount")
     @classmethod

@@ -10,7 +10,7 @@ import pytest
 from gpuyard.api import closing, end
 from gpuyard.api.site import Site
 from gpuyard.errors import NotSavedError
-from gpuyard.renting import ending
+from gpuyard.renting import ending, rent
 
 
 @pytest.fixture
@@ -95,3 +95,56 @@ def test_a_run_that_has_not_begun_is_launched_again_with_its_layers(orders: list
     told = give_up(rented=True, layers={"overrides": "note=it's *new*"})
     words = told.partition("`")[2].partition("`")[0]
     assert shlex.split(words)[-1] == '{"overrides": "note=it\'s *new*"}'
+
+
+FULL = {"rented": True, "disk_full": True, "disk_gb": 20.0, "price_per_hour_usd": 3.6}
+
+
+def test_u10_a_machine_whose_disk_is_full_goes_and_the_launch_begins_anew_with_twice_the_disk(
+    orders: list[ending.Order], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it took counts: the next launch holds the same limits."""
+    monkeypatch.setattr(closing.time, "time", lambda: 1100.0)
+    launched: list[tuple[str, dict[str, Any]]] = []
+
+    def play(name: str, options: dict[str, Any], **_: Any) -> int:
+        launched.append((name, options))
+        return 0
+
+    spent = rent.Spent(attempts=2, usd=0.5, seconds=60.0, rented_at=1000.0)
+    failure = closing.Failure("a-0", "Have Rust", "main-0", **FULL, spent=spent, options={"market": "any"})
+    lines: list[str] = []
+    done = closing.give_up(Site(), failure, play=play, progress=lines.append)
+    assert done.replaced and done.text == "Run a-0 is on a machine with a disk of 40 GB now."
+    assert [order.only for order in orders] == ["not-begun"]
+    more = {"attempts": 2, "usd": pytest.approx(0.6), "seconds": 160.0, "rented_at": 0.0}
+    assert launched == [
+        (
+            "launch",
+            {"market": "any", "run": "a-0", "disk_gb": 40.0, "gpuyard_spent": more, "gpuyard_hand_over": False},
+        )
+    ]
+    assert "since its disk of 20 GB is full: launching once more with 40 GB." in lines[-1]
+
+
+@pytest.mark.parametrize("options", [{}, {"offer": "1"}])
+def test_u10_where_it_cannot_begin_anew_by_itself_the_command_is_named(
+    orders: list[ending.Order], options: dict[str, Any]
+) -> None:
+    told = give_up(**FULL, options=options)
+    assert "`ansible-playbook launch.yml -e run=a-0 -e disk_gb=40` tries again on one with twice as much." in told
+    assert len(orders) == 1
+
+
+def test_u10_a_launch_that_fails_with_the_larger_disk_too_says_so(orders: list[ending.Order]) -> None:
+    failure = closing.Failure("a-0", "Have Rust", "main-0", **FULL, options={"market": "any"})
+    done = closing.give_up(Site(), failure, play=lambda *_args, **_more: 2, progress=lambda _: None)
+    assert not done.replaced and "launching it with 40 GB failed too, as shown above" in done.text
+
+
+@pytest.mark.parametrize("changes", [{"own": True}, {"rented": False}])
+def test_u10_a_full_disk_of_a_machine_that_was_there_ends_nothing(
+    orders: list[ending.Order], changes: dict[str, Any]
+) -> None:
+    give_up(**{**FULL, **changes}, options={"market": "any"})
+    assert orders == []

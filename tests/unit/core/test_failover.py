@@ -58,13 +58,16 @@ class Clouds:
             raise error
         return instance
 
-    def rent(self, offers: list[Offer], told: list[str] | None = None, **limits: Any) -> Instance:
+    def rent(
+        self, offers: list[Offer], told: list[str] | None = None, spent: rent.Spent | None = None, **limits: Any
+    ) -> Instance:
         provider: Any = type("Named", (), {"name": "vast", "sandbox": ""})()
         return rent.rent(
             [provider],
             offers,
             a_spec(disk_gb=20.0),
             limits=rent.Limits(**limits),
+            spent=spent,
             make_usable=self.make_usable,
             clock=pace.Clock(sleep=self.clock.sleep, now=self.clock.clock, date=self.clock.clock),
             progress=(told if told is not None else []).append,
@@ -114,6 +117,17 @@ def test_u10_after_a_full_disk_the_next_machine_has_a_larger_one(clouds: Clouds)
     assert clouds.rent(offers, told, max_price_per_hour_usd=0.5).id == "4"
     assert clouds.asked == [("1", 20.0, 0.41), ("3", 40.0, 0.44), ("4", 80.0, 0.5)]
     assert "The next machine is to have a disk of 40 GB." in told
+
+
+def test_u10_what_an_earlier_launch_took_counts_towards_the_limits(clouds: Clouds) -> None:
+    spent = rent.Spent(attempts=7, usd=0.1, seconds=600.0)
+    with pytest.raises(UnreachableError):
+        clouds.rent(OFFERS, spent=spent)
+    assert len(clouds.asked) == 1 and spent.attempts == 8 and spent.usd > 0.1 and spent.seconds > 600
+    for limits in ({"usd": 0.1}, {"seconds": 600.0}):
+        with pytest.raises(NoCapacityError, match="No offer was tried, since limits"):
+            clouds.rent(OFFERS, spent=dataclasses.replace(spent, attempts=0), **limits)
+    assert len(clouds.asked) == 1
 
 
 def test_u10_when_no_offer_has_a_larger_disk_that_is_said(clouds: Clouds) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from typing import Any
 
 import pytest
@@ -39,3 +40,30 @@ def test_a_program_that_fails_is_a_sentence_and_its_last_lines(box: Any, module:
     with pytest.raises(box.BoxError) as missing:
         box.run(module, ["/nowhere/program"], purpose="Trying")
     assert str(missing.value) == "Trying failed: /nowhere/program: No such file or directory."
+
+
+def fill(box: Any, module: AnsibleModule) -> dict[str, Any]:
+    box.run(module, ["cp", "/proc/version", "/dev/full"], purpose="Installing")
+    return {}
+
+
+def write(_box: Any, _module: AnsibleModule) -> dict[str, Any]:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        full.write("more")
+    return {}
+
+
+def fail(box: Any, module: AnsibleModule) -> dict[str, Any]:
+    box.run(module, ["false"], purpose="Installing")
+    return {}
+
+
+@pytest.mark.parametrize(("work", "is_full"), [(fill, True), (write, True), (fail, False)])
+def test_u10_a_module_that_meets_a_full_disk_says_so(
+    box: Any, module: AnsibleModule, capsys: pytest.CaptureFixture[str], work: Any, is_full: bool
+) -> None:
+    """Whichever program it was that said it: the launch then takes a machine with a larger disk."""
+    with patch_module_args({}), pytest.raises(SystemExit):
+        box.guarded(module, lambda given: work(box, given))
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["failed"] and answer["disk_full"] is is_full

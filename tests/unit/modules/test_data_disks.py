@@ -285,3 +285,12 @@ def test_what_fstab_names_and_is_not_mounted(tmp_path: Any) -> None:
     assert _disks.unmounted(str(fstab), ours=True) == ["/no/ours"]
     assert _disks.unmounted(str(fstab), at="/no/ours/below") == ["/no/ours"]
     assert _disks.unmounted(str(fstab), at="/no/our") == [] == _disks.unmounted(str(tmp_path / "none"))
+
+
+def test_what_the_cloud_mounts_itself_is_used_as_it_is_and_nothing_else() -> None:
+    """It may be nearly full: what is free says nothing of its size."""
+    wanted = volume("mounted")
+    assert decide(wanted, machine(VULTR, mounted="nfs:/x", free=0)).how == "folder"
+    assert decide(wanted, dataclasses.replace(machine([], mounted="/dev/sdb"), may_mount=False, free=0)).how == "folder"
+    with pytest.raises(BoxError, match="nothing is mounted at /mnt/cache, where the cloud was to mount it"):
+        decide(wanted, machine(VULTR))

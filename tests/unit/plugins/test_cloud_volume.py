@@ -158,11 +158,9 @@ def test_v5_a_second_one_that_another_controller_made_at_the_same_moment_is_name
     assert not any(asked.startswith("attach") for asked in blocks.asked)
 
 
-def test_v1_a_cloud_that_attaches_nothing_to_a_living_machine_is_refused_before_it_is_asked(
-    world: World, blocks: Blocks, verb: Verb
-) -> None:
+def test_v1_a_cloud_that_has_no_volumes_is_refused_before_it_is_asked(world: World, blocks: Blocks, verb: Verb) -> None:
     refused = launch(verb, provider="vast")
-    assert "volumes.cache.cloud: Vast cannot attach a volume to a machine that lives; Vultr can." in refused["msg"]
+    assert "volumes.cache.cloud: Vast cannot give a volume to a machine; Vultr can." in refused["msg"]
     assert not world.vast.rented
 
 

@@ -5,15 +5,17 @@ Facts, traps and error texts: docs/reference/runpod.md.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import secrets
 import string
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
 
 from gpuyard.sandbox import boxes, catalogue, fields, images
@@ -31,6 +33,8 @@ from gpuyard.sandbox.web import BadBody, Rate, read_json
 
 _CALLS_PER_MINUTE = 60
 _TEXT_MAX = 255
+_LOG_LINES, _MOST_LOG_LINES = 100, 5000
+_STREAM_LOOK_S = 0.5
 _IMAGE_MAX = 512
 _DISK_USD_PER_GB_MONTH = 0.10
 _MOST_DISK_GB = 2000
@@ -67,6 +71,7 @@ class RunPodApi:
                 r("/pods/{id}", "GET", self.show),
                 r("/pods/{id}", "DELETE", self.delete),
                 r("/pods/{id}/action", "POST", self.act),
+                r("/pods/{id}/logs", "GET", self.logs),
                 r("/account/ssh-keys", "GET", self._keys.keys),
                 r("/account/ssh-keys", "PUT", self._keys.replace),
                 r("/network-volumes", "GET", self._volumes.all),
@@ -218,6 +223,25 @@ class RunPodApi:
         else:
             await self._cloud.start(rental, "start" if action == "start" else "reboot")
         return JSONResponse(self.row(rental))
+
+    async def logs(self, request: Request) -> Response:
+        """Stream a pod's log as server-sent events; the stream stays open when all is said."""
+        rental, params = self._existing(request.path_params["id"]), request.query_params
+        source, tail = params.get("source") or "container", params.get("tail") or str(_LOG_LINES)
+        if source not in ("container", "system") or not tail.isdigit() or not 0 < int(tail) <= _MOST_LOG_LINES:
+            raise BadField(f"source is container or system, and tail 1 to {_MOST_LOG_LINES}")
+        lines = []
+        if source == "container":
+            lines = await asyncio.to_thread(self._cloud.engine.logs, rental.container, int(tail))
+
+        async def stream() -> AsyncIterator[str]:
+            moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._cloud.clock()))
+            for line in lines:
+                yield f"data: {json.dumps({'source': source, 'line': line, 'ts': moment})}\n\n"
+            while not await request.is_disconnected():
+                await asyncio.sleep(_STREAM_LOOK_S)
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
 
     def row(self, rental: Rental) -> Json:
         """Return a pod as RunPod shows it. Its direct address is there only while it runs."""

@@ -5,9 +5,11 @@ Facts, traps and error texts: docs/reference/vast.md.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
+import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -38,6 +40,8 @@ _LABEL_MAX = 256
 _ONSTART_MAX_BYTES = 4096
 _LEAST_DISK_GB, _DEFAULT_DISK_GB = 8.0, 10.0
 _LEAST_BID_USD, _MOST_BID_USD = 0.001, 128.0
+_MOST_BID_PER_GPU_USD = 32.0  # where a bid is changed
+_LOG_LINES = 1000
 _MOST_STORAGE_GB = 1e6
 _TEXT_MAX = 400
 # What a create call may say. Options beyond these are refused where they ask for something.
@@ -63,6 +67,7 @@ _SPACING = {
     "show": 2.0,
     "list": 1.0,
     "manage": 1.0,
+    "bid": 5.5,
     "ssh": 1.0,
     "volumes": 5.5,
     "read secrets": 5.0,
@@ -98,6 +103,8 @@ class VastApi:
         self._searches = Rate(_SEARCHES_PER_MINUTE, 60.0, cloud.clock)
         self._variables = Variables(cloud)
         self._volumes = Volumes(cloud)
+        self._logs: dict[str, list[str]] = {}  # by the name of the file that was asked for
+        self._fresh_logs: set[str] = set()  # those that nobody has looked for yet
 
     def router(self) -> Router:
         """Return the routes, without trailing slashes."""
@@ -113,6 +120,9 @@ class VastApi:
                 r("/v0/instances/filters", "GET", self.filters),
                 r("/v1/instances/filters", "GET", self.filters),
                 r("/v0/instances/reboot/{id:id}", "PUT", self.reboot, "manage"),
+                r("/v0/instances/bid_price/{id:id}", "PUT", self.change_bid, "bid"),
+                r("/v0/instances/request_logs/{id:id}", "PUT", self.request_logs, "manage"),
+                r("/logs/{id:id}/{name}", "GET", self.log_file, public=True),
                 r(instance, "GET", self.show, "show"),
                 r(instance, "PUT", self.manage, "manage"),
                 r(instance, "DELETE", self.destroy, "destroy"),
@@ -518,6 +528,40 @@ class VastApi:
         """Answer a reboot, which keeps the GPU."""
         await self._cloud.start(self._existing(request), "reboot")
         return JSONResponse({"success": True, "msg": ""})
+
+    async def change_bid(self, request: Request) -> Response:
+        """Answer another bid: one above the others' brings an instance back, one below them stops it."""
+        rental, body = self._existing(request), await read_json(request)
+        fields.only(body, {"client_id", "price"})
+        if rental.bid is None:
+            raise VastError(400, "invalid_args", "error 400/3486: the instance is on demand")
+        most = _MOST_BID_PER_GPU_USD * max(1, int(rental.item_record["num_gpus"]))
+        price = fields.number(body, "price", _LEAST_BID_USD, most)
+        if price is None:
+            raise VastError(400, "invalid_price", "error 400/3480: price is required")
+        await self._cloud.rebid(rental, price)
+        return JSONResponse({"success": True, "msg": ""})
+
+    async def request_logs(self, request: Request) -> Response:
+        """Answer where the log of an instance will be, which is not there yet when it is first looked for."""
+        rental, body = self._existing(request), await read_json(request)
+        fields.only(body, {"tail", "filter", "daemon_logs"})
+        tail = str(body.get("tail") or _LOG_LINES)
+        if not tail.isdigit():
+            raise BadField("tail is a number of lines.")
+        name = uuid.uuid4().hex
+        self._logs[name] = await asyncio.to_thread(self._cloud.engine.logs, rental.container, int(tail))
+        self._fresh_logs.add(name)
+        address = f"{request.url.scheme}://{request.url.netloc}/api/logs/{rental.id}/{name}"
+        return JSONResponse({"success": True, "result_url": address, "msg": ""})
+
+    async def log_file(self, request: Request) -> Response:
+        """Answer a log that was asked for; the first look finds nothing yet."""
+        name = request.path_params["name"]
+        if name not in self._logs or name in self._fresh_logs:
+            self._fresh_logs.discard(name)
+            return PlainTextResponse("NoSuchKey", 404)
+        return PlainTextResponse("\n".join(self._logs[name]))
 
     async def destroy(self, request: Request) -> Response:
         """Answer ``DELETE /instances/{id}/``."""
