@@ -7,6 +7,7 @@ at a time; the event loop never waits for the engine except where the API's answ
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -172,7 +173,7 @@ class Cloud:
             return
         self.engine.remove(rental.container)  # a half that an interrupted making left behind
         for attempt in range(_ADDRESS_ATTEMPTS):
-            boot = orders.boot(rental)  # it names the address
+            boot = orders.boot(rental, self._own_key(rental))  # it names the address
             try:
                 boxes.make(
                     self.engine,
@@ -194,6 +195,13 @@ class Cloud:
                 rental.address = boxes.choose_address(self.settings.name, number, *rental.ports.values())
             else:
                 return
+
+    def _own_key(self, rental: Rental) -> str:
+        return self.settings.instance_key(rental.provider, rental.id) if rental.provider in ("vast", "runpod") else ""
+
+    def owner(self, provider: ProviderName, key: str) -> Rental | None:
+        """Return the living instance whose own key this is, ``None`` for a key that is nobody's."""
+        return next((one for one in self.world.living(provider) if hmac.compare_digest(self._own_key(one), key)), None)
 
     def look(self) -> None:
         """Have the engine asked, in the background, whether boxes ended by themselves; the next answers show it."""

@@ -32,18 +32,19 @@ class Boot:
     user_data: bytes = b""
 
 
-def boot(rental: Rental) -> Boot:
-    """Return what the rental's box is given."""
+def boot(rental: Rental, own_key: str = "") -> Boot:
+    """Return what the rental's box is given; ``own_key`` is that of the instance, where its cloud gives it one."""
     if rental.provider == "vultr":
         user_data = base64.b64decode(rental.request.get("user_data") or "")
         return Boot(_vultr_gpu(rental.item_record), user_data=user_data)
     if rental.provider == "lambda":
         return Boot(_lambda_gpu(rental.item_record), user_data=str(rental.request.get("user_data") or "").encode())
     if rental.provider == "runpod":
-        return Boot(_runpod_gpu(rental), _runpod_variables(rental))
+        return Boot(_runpod_gpu(rental), {**_runpod_variables(rental), "RUNPOD_API_KEY": own_key})
     variables, _ = vast_environment(rental.request.get("env"))
     # What the create call says comes before what the account has stored.
     given = _vast_variables(rental, {**rental.request.get("account_env", {}), **variables})
+    given["CONTAINER_API_KEY"] = own_key
     return Boot(_vast_gpu(rental.item_record), given, str(rental.request.get("onstart") or ""))
 
 
