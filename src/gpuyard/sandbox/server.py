@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _listener_for_boxes(state: Path) -> socket.socket:
-    """Return a listener on the socket that is passed on to the boxes' network (:func:`gpuyard.sandbox.services.clouds`).
+    """Return a listener on the socket that :func:`gpuyard.sandbox.services.clouds` passes on to the boxes' network.
 
     Boxes do not reach this machine's loopback.
     """
