@@ -100,10 +100,12 @@ options:
       - Whether the play will show the stages' progress until the run ends.
       - A run whose stages name several pools of one node each then moves from machine to machine between its stages,
         where that saves more than it costs. Else one machine runs them all.
+      - By default, it stays with O(shutdown) only.
     type: bool
-    default: false
   shutdown:
-    description: Whether the play will end the rental when the run ends. It is refused where there is no bucket.
+    description:
+      - Whether the rental will end when the run ends. It is refused where there is no bucket.
+      - The play ends it as long as it stays, else the machine itself, where its cloud gives it a key for that.
     type: bool
     default: false
 """

@@ -84,7 +84,7 @@ PLAN_OPTIONS: dict[str, Any] = (
         "update": {"type": "bool", "default": False},
         "ssh_key": {"type": "path", "no_log": False},
         "converge": {"type": "str", "choices": ["auto", "full"], "default": "auto"},
-        "follow": {"type": "bool", "default": False},
+        "follow": {"type": "bool"},
         "shutdown": {"type": "bool", "default": False},
     }
 )
@@ -127,6 +127,12 @@ class Call:
         return Site(bucket=self.params.get("bucket"), **named)  # an empty bucket is an answer: there is none
 
 
+def stays(call: Call) -> bool:
+    """Tell whether a launch stays until the run ends: as it is told, else where it is to end the rental then."""
+    follow, shutdown = call.params["follow"], call.params["shutdown"]
+    return bool(shutdown if follow is None else follow)
+
+
 def plan_request(call: Call) -> PlanRequest:
     """Return what the options of :data:`PLAN_OPTIONS` ask for."""
     from gpuyard.box.stages.choice import Choice
@@ -137,8 +143,7 @@ def plan_request(call: Call) -> PlanRequest:
         max_price_per_hour_usd=call.option("max_price_per_hour"),
         shutdown=call.params["shutdown"],
         update=call.params["update"],
-        # Whoever asks for an end with the run stays until then.
-        follow=call.params["follow"] or call.params["shutdown"],
+        follow=stays(call),
         conditions=call.given(*(name for name in QUERY_OPTIONS if name not in ("market", "max_price_per_hour"))),
         choice=Choice(call.option("from_stage"), call.option("stage"), call.option("iteration")),
         **call.given("profiles", "overrides", "iterations"),

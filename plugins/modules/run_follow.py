@@ -38,11 +38,12 @@ options:
     type: str
     required: true
   follow:
-    description: Whether to stay until the run ends.
+    description: Whether to stay until the run ends. By default only with O(shutdown).
     type: bool
-    default: false
   shutdown:
-    description: Whether to stay, and to end the rental when the run ends.
+    description:
+      - Whether to end the rental when the run ends. With O(follow=false) that is left to the machine itself, and where
+        its cloud gives it no key for it, to M(gpuyard.cloud.reap).
     type: bool
     default: false
   since:
@@ -118,6 +119,7 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
     PROVIDER_OPTIONS,
     Call,
     run_module,
+    stays,
 )
 
 ARGUMENT_SPEC: dict[str, Any] = (
@@ -125,7 +127,7 @@ ARGUMENT_SPEC: dict[str, Any] = (
     | BUCKET_OPTIONS
     | {
         "run": {"type": "str", "required": True},
-        "follow": {"type": "bool", "default": False},
+        "follow": {"type": "bool"},
         "shutdown": {"type": "bool", "default": False},
         "since": {"type": "int", "default": 0},
         "options": {"type": "dict", "default": {}},
@@ -146,8 +148,8 @@ def run(call: Call) -> dict[str, Any]:
     name, shutdown = call.params["run"], call.params["shutdown"]
     if call.check_mode or call.params["hand_over"]:
         return {}
-    if not (call.params["follow"] or shutdown):
-        words = (call.params[option] for option in ("states", "machines", "price_per_hour_usd"))
+    if not stays(call):
+        words = (call.params[option] for option in ("states", "machines", "price_per_hour_usd", "shutdown"))
         return {"text": "\n".join(closing.left_alone(name, *words))}
     request = follow.Follow(name, shutdown, call.params["since"], call.params["options"])
     followed = follow.follow(call.site(), request, progress=call.progress)

@@ -65,6 +65,14 @@ options:
         id, region, market and price per hour in environment variables such as E(GPUYARD_PROVIDER).
     type: dict
     default: {}
+  rental:
+    description:
+      - What the machine has to know of its rental. C(shutdown) says whether the machine ends it when the stages have
+        ended and everything is in the bucket, C(api) where its cloud is, empty for the cloud's real address.
+      - A machine can end its rental where its cloud gives it a key of its own, at Vast and RunPod. Elsewhere it writes
+        into the run's record that it is over.
+    type: dict
+    default: {}
   expected_checkpoint:
     description:
       - The number of the run's newest checkpoint, as the controller has seen it in the bucket; V(0) for none.
@@ -268,7 +276,7 @@ class Settings:
         settings |= {name: options[name] for name in ("run", "bucket", "bucket_endpoint", "bucket_region", "path")}
         settings["instance"] = {name: options["instance"][name] for name in FACTS if name in options["instance"]}
         # What a run of one node does not need to know stays unsaid.
-        settings.update({name: options[name] for name in ("node", "pools", "place") if options[name]})
+        settings.update({name: options[name] for name in ("node", "pools", "place", "rental") if options[name]})
         if options["repository"]:
             settings["repository"] = options["repository"]
         for option in ("secrets", "secret_files"):
@@ -460,6 +468,7 @@ def main() -> None:
             "bucket_endpoint": {"type": "str", "default": ""},
             "bucket_region": {"type": "str", "default": ""},
             "instance": {"type": "dict", "default": {}},
+            "rental": {"type": "dict", "default": {}},
             "expected_checkpoint": {"type": "int"},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
             "secret_files": {"type": "dict", "default": {}, "no_log": True},

@@ -215,11 +215,14 @@ def s3_settings(
 def mirrors(*, sandbox: bool | None = None, sandbox_state: str | Path | None = None) -> dict[str, str]:
     """Return where machines get things from instead of their official servers, by what it is (``rust``, ``hub``).
 
+    With them comes where a machine of a cloud reaches that cloud (``vast``, ``runpod``).
+
     Only the sandbox has such mirrors: its machines may be unable to reach the official servers.
     """
     world = World.of(sandbox, sandbox_state)
     info = sandbox_info.read(world.sandbox_state) if world.sandbox else None
-    found = {"rust": info.from_boxes.get("rust_mirror"), "hub": info.from_boxes.get("hub")} if info else {}
+    names = {"rust": "rust_mirror", "hub": "hub", "vast": "vast", "runpod": "runpod"}
+    found = {what: info.from_boxes.get(name) for what, name in names.items()} if info else {}
     return {what: address for what, address in found.items() if address}
 
 

@@ -127,10 +127,12 @@ def _with_larger_disk(failure: Failure, what: str, play: Callable[..., int], pro
     return GivenUp(f"Run {failure.run} is on a machine with a disk of {wanted:g} GB now.", replaced=True)
 
 
-def left_alone(run: str, states: Sequence[str], machines: int, price_per_hour_usd: float) -> list[str]:
+def left_alone(
+    run: str, states: Sequence[str], machines: int, price_per_hour_usd: float, shutdown: bool = False
+) -> list[str]:
     """Return what to say of a run that nobody follows: what it does, and what its machines cost an hour together.
 
-    ``states`` are those of its machines' stages, as far as they are known.
+    ``states`` are those of its machines' stages, as far as they are known; with ``shutdown`` they end by themselves.
     """
     known = set(states)
     telling = next((state for state in ("failed", "waiting") if state in known), "")
@@ -140,6 +142,11 @@ def left_alone(run: str, states: Sequence[str], machines: int, price_per_hour_us
     costs = f"{who} {price_per_hour_usd:.4f} USD an hour, also when the run has ended, until:"
     if not price_per_hour_usd:
         costs = "It has boxes of yours only, which cost nothing and are the run's until:"
+    if shutdown:
+        costs = (
+            f"{who} {price_per_hour_usd:.4f} USD an hour. When its stages have ended and all is in the bucket, "
+            f"it ends by itself at Vast and RunPod, elsewhere by {remedy('reap')}. At once it ends by:"
+        )
     # Short enough not to be folded, so that the commands can be copied.
     return [
         f"Run {run} {_STATES.get(telling, 'is at work')}. Its log: {remedy('logs', run=run)}",

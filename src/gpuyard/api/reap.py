@@ -27,6 +27,7 @@ from gpuyard.renting.runs import Run
 class ReapRequest:
     """What is to end: ``orphans``, what runs have left behind; ``limits``, runs past their lease or their budget.
 
+    With ``limits`` also runs end whose machines have written that they are finished with.
     ``lose``: also what may hold what is not in the bucket.
     """
 
@@ -133,7 +134,7 @@ def cases(found: Everything, request: ReapRequest) -> list[Case]:
     """Return of which runs something is to end, by name."""
     wanted = {case.run: case for case in (_orphans(found) if request.orphans else [])}
     # A limit is of the whole run, whatever else was left behind of it.
-    wanted |= {case.run: case for case in (_past_limits(found) if request.limits else [])}
+    wanted |= {case.run: case for case in ([*_finished_with(found), *_past_limits(found)] if request.limits else [])}
     return [wanted[run] for run in sorted(wanted)]
 
 
@@ -149,6 +150,12 @@ def _past_limits(found: Everything) -> list[Case]:
         if why := found.leases.get(run) or limits.over(known, found.now):
             whys[run] = why
     return [Case(run, why, found.places(run)) for run, why in whys.items()]
+
+
+def _finished_with(found: Everything) -> list[Case]:
+    """Return the runs whose machines have written that they are finished with."""
+    whys = {name: everything.finished_with(run) for name, run in found.runs.items()}
+    return [Case(run, why, found.places(run)) for run, why in whys.items() if why]
 
 
 def _nearly_over(found: Everything) -> list[str]:

@@ -17,7 +17,7 @@ from gpuyard.formats.versions import mark, why_too_new
 VERSION = 1
 """The newest version that this gpuyard reads; it writes this one."""
 _ALWAYS = ("run", "workload", "created", "finished", "outcome")
-_WHERE_KNOWN = ("launched", "pools")
+_WHERE_KNOWN = ("launched", "pools", "over")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class RunRecord:
     ``created`` is when its first stage began: a run that was only planned or rented has none. ``outcome`` is ``None``
     until the run ended, then one of ``done``, ``failed``, ``interrupted``, or ``cancelled`` when the user tore it down.
     ``launched`` and ``pools`` are the controller's: when it was first launched, and how many nodes each pool has.
+    ``over`` is why the machine that wrote the outcome has nothing more to do and everything saved, so that its rental
+    may end at once: ``shutdown``, ``idle``, ``lease`` or ``budget``; empty where it does not say so.
     ``further`` holds the fields that this version does not know; they stay when the record is written again.
     ``problem`` is why the record cannot be read, when a newer gpuyard wrote it: then it must not be written again.
     """
@@ -38,6 +40,7 @@ class RunRecord:
     outcome: str | None = None
     launched: str = ""
     pools: Mapping[str, int] = field(default_factory=dict)
+    over: str = ""
     further: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
 
@@ -68,6 +71,7 @@ class RunRecord:
                 outcome=document.get("outcome"),
                 launched=str(document.get("launched") or ""),
                 pools={str(name): int(nodes) for name, nodes in dict(document.get("pools") or {}).items()},
+                over=str(document.get("over") or ""),
                 further={name: value for name, value in document.items() if name not in own},
             )
         except MALFORMED:

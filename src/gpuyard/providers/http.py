@@ -310,7 +310,7 @@ def fetch_text(address: str) -> str | None:
     with requests.Session() as session:
         session.trust_env = urlsplit(address).hostname not in _LOOPBACK
         # No authenticator, lest one of ~/.netrc is sent to a place that the provider has chosen.
-        session.auth = _Bearer("")
+        session.auth = Bearer("")
         try:
             response = session.get(address, timeout=(10.0, 30.0))
         except requests.RequestException as error:

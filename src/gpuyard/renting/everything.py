@@ -194,17 +194,33 @@ def _end_of(run: Run, things: Sequence[Resource]) -> str:
     ends = [_seconds(one.finished) for one in records if one and one.finished]
     if not ends or 0.0 in ends:
         return ""
-    began = {entry.place: entry.began_at for entry in run.entries}
-    # The box writes the end off only when its first stage begins, so a launch may be at it for hours.
-    for machine in run.instances:
-        since = machine.created_at or began.get(machine.place)
-        if since is None or since > max(ends):
-            return ""
+    if _rented_after(run, max(ends)):
+        return ""
     if any((one.created_at or 0.0) > max(ends) for one in things):
         return ""
     words = {"cancelled": "was torn down", "failed": "has failed"}.get(outcome or run.outcome or "", "has finished")
     finished = max(one.finished for one in records if one and one.finished)
     return f"{words} at {finished}"
+
+
+def finished_with(run: Run) -> str:
+    """Return why the machines of a run may end, to follow its name, as they have written themselves; empty if not."""
+    records = [node.record for node in run.nodes if node.record]
+    ends = [_seconds(one.finished or "") for one in records if one.over]
+    if not run.instances or not ends or len(ends) < len(records) or 0.0 in ends or _rented_after(run, max(ends)):
+        return ""
+    words = {"lease": "its lease is over", "budget": "its budget is spent", "idle": "nobody needs it any more"}
+    return words.get(records[0].over, "its stages have ended") + ", and everything is saved"
+
+
+def _rented_after(run: Run, end: float) -> bool:
+    """Tell whether a run may have got a machine after ``end``, which is in seconds since 1970.
+
+    The box writes the end off only when its first stage begins, so a launch may be at it for hours.
+    """
+    began = {entry.place: entry.began_at for entry in run.entries}
+    since = [one.created_at or began.get(one.place) for one in run.instances]
+    return any(moment is None or moment > end for moment in since)
 
 
 def _begun(run: Run) -> bool:

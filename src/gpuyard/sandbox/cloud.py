@@ -7,6 +7,7 @@ at a time; the event loop never waits for the engine except where the API's answ
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -174,7 +175,8 @@ class Cloud:
             return
         self.engine.remove(rental.container)  # a half that an interrupted making left behind
         for attempt in range(_ADDRESS_ATTEMPTS):
-            boot = EMULATED[rental.provider].boot(rental)  # it names the address
+            # It names the address.
+            boot = EMULATED[rental.provider].boot(rental, self._own_key(rental))
             try:
                 boxes.make(
                     self.engine,
@@ -196,6 +198,14 @@ class Cloud:
                 rental.address = boxes.choose_address(self.settings.name, number, *rental.ports.values())
             else:
                 return
+
+    def _own_key(self, rental: Rental) -> str:
+        gives = EMULATED[rental.provider].gives_own_keys
+        return self.settings.instance_key(rental.provider, rental.id) if gives else ""
+
+    def owner(self, provider: ProviderName, key: str) -> Rental | None:
+        """Return the living instance whose own key this is, ``None`` for a key that is nobody's."""
+        return next((one for one in self.world.living(provider) if hmac.compare_digest(self._own_key(one), key)), None)
 
     def look(self) -> None:
         """Have the engine asked, in the background, whether boxes ended by themselves; the next answers show it."""
@@ -257,7 +267,7 @@ class Cloud:
         if rental.phase is Phase.RUNNING:
             now = self.clock()
             rental.close_lines(now, GPU_LINE)
-            rental.open_line(GPU_LINE, gpu_price(rental), now)
+            rental.open_line(GPU_LINE, EMULATED[rental.provider].gpu_price(rental), now)
         if price < float(rental.item_record["min_bid"]):
             if rental.phase is not Phase.STOPPED:
                 rental.preempted = True

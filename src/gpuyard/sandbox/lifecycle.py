@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def up(state: Path, progress: Progress, options: Options | None = None) -> Sandb
             services.ensure(engine, settings, services.mirror(folder))
         settings.save(state)
         info = _start_server(state)
+        services.ensure(engine, settings, services.clouds(state))
         progress(f"The sandbox is up at {info.endpoints['vast']} (state folder {state}).")
         return info
 
@@ -96,6 +98,7 @@ def down(state: Path, progress: Progress, *, keep_state: bool = False) -> None:
         if not keep_state:
             for name in _OWN_FILES:
                 (state / name).unlink(missing_ok=True)
+            shutil.rmtree(state / services.FROM_BOXES, ignore_errors=True)
             if not any(state.iterdir()):
                 state.rmdir()
     progress(f"The sandbox {settings.name} is down: its process, {len(names)} containers and its network are gone.")

@@ -34,6 +34,7 @@ from gpuyard.sandbox.clouds.emulated import EmulatedCloud
 from gpuyard.sandbox.faulty import Faulty
 from gpuyard.sandbox.fields import MOST_BYTES, shown
 from gpuyard.sandbox.info import INFO_FILE
+from gpuyard.sandbox.services import FROM_BOXES, SOCKET
 from gpuyard.sandbox.settings import LOOPBACK, Settings
 from gpuyard.sandbox.web import BodyLimit, SlashInsensitive
 
@@ -94,9 +95,33 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError:
         print(f"Port {settings.port} is taken: choose another one with `--port`.", file=sys.stderr)
         return 2
+    try:
+        inner = _listener_for_boxes(state)
+    except OSError as error:
+        print(f"The sandbox cannot listen in {state}: {error.strerror}.", file=sys.stderr)
+        return 2
     config = uvicorn.Config(build(cloud, state), log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-    uvicorn.Server(config).run(sockets=[listener])
+    uvicorn.Server(config).run(sockets=[listener, inner])
     return 0
+
+
+def _listener_for_boxes(state: Path) -> socket.socket:
+    """Return a listener on the socket that :func:`gpuyard.sandbox.services.clouds` passes on to the boxes' network.
+
+    Boxes do not reach this machine's loopback.
+    """
+    file = state / FROM_BOXES / SOCKET
+    file.parent.mkdir(mode=0o700, exist_ok=True)
+    file.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # The path of a socket may have 107 characters, which that of a folder can exceed.
+    folder = os.open(file.parent, os.O_DIRECTORY | os.O_PATH)
+    try:
+        listener.bind(f"/proc/self/fd/{folder}/{SOCKET}")
+    finally:
+        os.close(folder)
+    listener.listen(socket.SOMAXCONN)
+    return listener
 
 
 if __name__ == "__main__":

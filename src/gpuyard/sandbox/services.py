@@ -26,6 +26,9 @@ _S3_INSIDE_PORT = 8334  # where SeaweedFS itself listens, on its container's loo
 _MOST_CONNECTIONS = 1024
 MIRROR_PORT = 8080
 HUB_PORT = 8090
+CLOUDS_PORT = 8070
+FROM_BOXES, SOCKET = "from-boxes", "clouds.sock"
+"""Where in the state folder the server listens for boxes."""
 MIRROR_URL = f"http://mirror:{MIRROR_PORT}"
 _READY_S = 120.0
 _SERVER_PACKAGES = ("starlette", "uvicorn")
@@ -97,6 +100,16 @@ def model_hub() -> Service:
     return Service(
         name="hub", command=["python3", "/hub.py", str(HUB_PORT)], port=HUB_PORT, mounts=[(program, "/hub.py")]
     )
+
+
+def clouds(state: Path) -> Service:
+    """Return what passes the emulated clouds on to the boxes' network: the server listens on a socket in ``state``."""
+    command = [
+        *("systemd-socket-activate", f"--listen={CLOUDS_PORT}"),
+        *("/lib/systemd/systemd-socket-proxyd", f"/srv/clouds/{SOCKET}"),
+    ]
+    # The folder and not the socket: each start of the server makes a new one.
+    return Service(name="clouds", command=command, port=CLOUDS_PORT, mounts=[(state / FROM_BOXES, "/srv/clouds")])
 
 
 def weed() -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import random
 import secrets
@@ -16,6 +18,8 @@ from gpuyard.sandbox.documents import VERSION, known, read_document
 
 BUCKET = "gpuyard"
 LOOPBACK = "127.0.0.1"
+CLOUDS_FROM_BOXES = "http://clouds:8070"
+"""The emulated clouds as a rented box reaches them: only those that give an instance a key of its own are of use."""
 HIGH_PORTS = range(20_000, 32_000)  # below the range from which Linux takes ports for outgoing connections
 _ATTEMPTS = 50
 _FILE = "settings.json"
@@ -45,6 +49,12 @@ class Settings:
         """The name of the network that all of this sandbox's containers share."""
         return f"gpuyard-{self.name}"
 
+    def instance_key(self, provider: str, rental_id: str) -> str:
+        """Return the key that a cloud gives to one instance of its own: it may look at, stop and destroy that one."""
+        account = {"vast": self.vast_key, "runpod": self.runpod_key}[provider]
+        digest = hmac.new(account.encode(), f"{provider}/{rental_id}".encode(), hashlib.sha256).hexdigest()
+        return f"sandbox-instance-{digest}"
+
     def save(self, state: Path) -> None:
         """Keep the settings in the state folder, readable by the owner only."""
         write_whole(state / _FILE, json.dumps({"version": VERSION, **asdict(self)}, indent=1), durable=True)
@@ -68,6 +78,7 @@ class Settings:
         """
         root = f"http://{LOOPBACK}:{self.port}"
         boxes = {"s3": "http://bucket:8333", "hub": "http://hub:8090"}
+        boxes |= {"vast": CLOUDS_FROM_BOXES, "runpod": f"{CLOUDS_FROM_BOXES}/runpod/v2"}
         if self.rust_mirror:
             boxes["rust_mirror"] = self.rust_mirror
         return {

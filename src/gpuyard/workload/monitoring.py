@@ -61,6 +61,18 @@ def _prom_file(value: object) -> str:
     return value
 
 
+def _minutes(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 525_600:
+        raise ValueError(f"must be a number of minutes above 0, not {show(value)}")
+    return float(value)
+
+
+def _absolute(value: object) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or value.endswith("/") or ".." in value.split("/"):
+        raise ValueError(f"must be the absolute path of a file, without '..', not {show(value)}")
+    return value
+
+
 _TEXT = WithJsonSchema({"type": "string", "minLength": 1})
 MailAddress = Annotated[str, BeforeValidator(_mail_address), _TEXT]
 MailServer = Annotated[str, BeforeValidator(_mail_server), _TEXT]
@@ -69,6 +81,21 @@ PromFile = Annotated[str, BeforeValidator(_prom_file), _TEXT]
 Percent = Annotated[
     float, BeforeValidator(_percent), WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 100})
 ]
+
+
+Minutes = Annotated[
+    float, BeforeValidator(_minutes), WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 525_600})
+]
+FilePath = Annotated[str, BeforeValidator(_absolute), _TEXT]
+
+
+class NoticeFile(Section):
+    """A file that the provider writes before it takes the machine away."""
+
+    path: FilePath
+    """The file, an absolute path of the machine."""
+    seconds: Duration = 30.0
+    """How long the machine lives after the file was written: seconds, or a text such as ``5m``."""
 
 
 class Band(Section):
@@ -190,6 +217,15 @@ class Monitoring(Section):
     """Who is told of an alert."""
     prometheus: PromFile | None = None
     """A file ``*.prom`` of the machine that gets what was seen, for node_exporter's textfile collector."""
+
+    idle_minutes: Minutes | None = None
+    """After how many minutes without a stage and without anybody who is logged in the machine is finished with: its
+    work is published, and its rental ends. None: never."""
+    gpu_idle_minutes: Minutes | None = None
+    """After how many minutes in which a stage has left all GPUs idle that is an alert. None: never."""
+    notice_files: list[NoticeFile] = []
+    """Files whose appearance says that the machine will be taken away. The notices of Amazon, Google and Azure are
+    heard without them."""
 
     @field_validator("every_s")
     @classmethod

@@ -26,17 +26,23 @@ def read_record(store: Store, run: str) -> RunRecord:
         return RunRecord(run=run)
 
 
-def write_record(store: Store, run: str, workload: str, *, outcome: str | None = None) -> RunRecord:
+def write_record(store: Store, run: str, workload: str, *, outcome: str | None = None, over: str = "") -> RunRecord:
     """Say in the bucket that ``run`` has begun (or goes on), or with ``outcome`` that it ended; return the record.
 
-    The time of creation is that of the first record, so that a resumed run keeps it. Raises :class:`CheckpointError`
-    when a newer gpuyard wrote the record that is there.
+    ``over`` is why the rental of the machine may end, see :class:`RunRecord`. The time of creation is that of the first
+    record, so that a resumed run keeps it. Raises :class:`CheckpointError` when a newer gpuyard wrote the record that
+    is there.
     """
     now, before = timestamp(), read_record(store, run)
     if before.problem:
         raise CheckpointError(before.problem)
     record = replace(
-        before, workload=workload, created=before.created or now, finished=now if outcome else None, outcome=outcome
+        before,
+        workload=workload,
+        created=before.created or now,
+        finished=now if outcome else None,
+        outcome=outcome,
+        over=over,
     )
     store.put(f"{run}/run.json", record.to_bytes())
     return record

@@ -14,6 +14,7 @@ from gpuyard.formats.journal import Position
 
 DISK = "disk "
 """What the names of alerts of file systems begin with; no name of a band does."""
+_WORKING_PERCENT = 2.0
 _CHUNK = 64 * 1024
 # More than this of what a stage has printed since the last look (bytes) is not read.
 _MOST_READ = 16 * 1024 * 1024
@@ -82,6 +83,18 @@ def _full_disks(look: Look) -> Iterator[Finding]:
         yield Finding(f"{DISK}{one.path}", text if full else "")
 
 
+def _idle_gpus(look: Look) -> Iterator[Finding]:
+    if not look.monitoring.gpu_idle_s or look.place is None:
+        return
+    uses = [gpu.use_percent for gpu in look.gpus if gpu.use_percent is not None]
+    trouble = None
+    if uses:
+        idle = max(uses) < _WORKING_PERCENT
+        minutes = look.monitoring.gpu_idle_s / 60
+        trouble = f"{look.place[1]} has left every GPU idle for {minutes:g} minutes" if idle else ""
+    yield Finding("idle GPUs", trouble, look.monitoring.gpu_idle_s)
+
+
 def _bands(look: Look) -> Iterator[Finding]:
     stage = look.place[1] if look.place else None
     for band in look.monitoring.bands:
@@ -124,7 +137,7 @@ def _outside(band: Band, values: list[float], stage: str) -> str | None:
     return ""
 
 
-CHECKS: tuple[Callable[[Look], Iterator[Finding]], ...] = (_full_disks, _bands)
+CHECKS: tuple[Callable[[Look], Iterator[Finding]], ...] = (_full_disks, _idle_gpus, _bands)
 """Every check, in the order in which they look."""
 
 

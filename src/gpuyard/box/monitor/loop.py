@@ -1,24 +1,39 @@
-"""The monitor's loop: look, tell what has begun and what has ended, wait."""
+"""The monitor's loop beside a runner: look, tell what has begun and what has ended, wait.
+
+Between its looks it hears whether the machine is taken away (:mod:`gpuyard.box.monitor.notices`), and holds the run
+against its lease and its budget. In both cases it tells the runner to stop in good order, and why.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import queue
 import select
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from gpuyard.box import machine
-from gpuyard.box.monitor import alerts, notify, prometheus
+from gpuyard.box.monitor import alerts, known_limits, notices, notify, prometheus, pruning, stopping
 from gpuyard.box.monitor.checks import CHECKS, DISK, Finding, LogReader, Look, disks_of
 from gpuyard.box.monitor.companion import END
 from gpuyard.box.monitor.settings import Monitoring
-from gpuyard.box.stages.runner import progress_of
-from gpuyard.box.stages.spec import load_spec
+from gpuyard.box.monitor.stopping import Stop
+from gpuyard.box.stages.runner import is_running, journal_of, lock_owner, progress_of
+from gpuyard.box.stages.spec import DEFAULT_GRACE_S, load_spec
 from gpuyard.errors import GpuyardError
 from gpuyard.files import write_whole
 from gpuyard.formats.journal import Position
+
+TICK_S = 5.0
+"""How often it is looked whether a limit is over (seconds)."""
+PREEMPTION = "preemption"
+SAVING_S = 120.0
+"""What a last checkpoint is given, beyond the stage's own grace time, where the end is known so long before."""
+_LOOKS_AT_IDLE_GPUS = 5
 
 
 class Monitor:
@@ -32,11 +47,58 @@ class Monitor:
         self._reader = LogReader()
         self._matched: dict[str, float] = {}
         self._iteration: tuple[int, float] | None = None  # its number, and how full the disk was (GB)
+        self._notice: notices.Notice | None = None
+        self._standing = ""  # what the alert of a notice says
+        self._stopped = False
 
     @property
     def monitoring(self) -> Monitoring:
         """What the workload says of monitoring."""
         return self.spec.monitoring
+
+    @property
+    def every_s(self) -> float:
+        """How often it looks."""
+        idle_s = self.monitoring.gpu_idle_s
+        return min(self.monitoring.every_s, idle_s / _LOOKS_AT_IDLE_GPUS) if idle_s else self.monitoring.every_s
+
+    def hear(self, notice: notices.Notice, now: float) -> None:
+        """Take a notice that this machine goes; ``now`` is in seconds since 1970. The stage first, then people."""
+        if notice.at is not None:
+            self._notice = notice
+            self.hold(now)
+        left = "" if notice.at is None else f", in {max(0.0, notice.at - now):.0f} s"
+        self._standing = f"{notice.text}{left}"
+        with contextlib.suppress(OSError):
+            journal_of(self.spec).append("notice", source=notice.source, text=notice.text, at=notice.at)
+        if PREEMPTION not in self._open:
+            self._open[PREEMPTION] = {"alert": PREEMPTION, "text": self._standing}
+            self._tell("begin", PREEMPTION, self._standing, progress_of(self.spec).running)
+
+    def hold(self, now: float) -> None:
+        """Tell the runner to stop where the machine goes soon, or where the run is past a limit. It is told once."""
+        if not self._stopped and (stop := self._why_stop(now)) and is_running(self.spec):
+            runner = lock_owner(self.spec)
+            if runner is not None:
+                self._stopped = True
+                stopping.tell(self.folder, runner, stop)
+                _say(f"The stages are told to stop: {stop.why}")
+
+    def _why_stop(self, now: float) -> Stop | None:
+        if self._notice is not None and self._notice.at is not None:
+            place = progress_of(self.spec).running
+            grace_s = self.spec.stage(place[1]).grace_s if place else DEFAULT_GRACE_S
+            # Of a notice of an hour most can be worked.
+            if self._notice.at - now <= grace_s + SAVING_S:
+                return Stop(
+                    PREEMPTION,
+                    self._notice.text,
+                    self._notice.at,
+                    f"{self._notice.source}={self._notice.acknowledge}" if self._notice.acknowledge else "",
+                )
+        if over := known_limits.read(self.folder).over(now):
+            return Stop(*over)
+        return None
 
     def look(self) -> None:
         """Look once, with the settings as they are now."""
@@ -44,18 +106,22 @@ class Monitor:
         with contextlib.suppress(GpuyardError, OSError):
             self.spec = load_spec(self.folder)
         look = self._see()
+        if self._make_room(look):
+            look = self._see()
         found = {finding.alert: finding for check in CHECKS for finding in check(look)}
         for finding in found.values():
             self._follow(finding, look)
         for name in [name for name in self._open if name not in found]:
-            self._end(name, look.place)
+            if name != PREEMPTION or not self._standing:
+                self._end(name, look.place)
         self._since = {name: since for name, since in self._since.items() if name in found}
         self._write_prometheus(look)
 
     def end(self) -> None:
         """End the alerts of a stage that runs no more, and leave no measures that look as if they were of now."""
         for name in [name for name in self._open if not name.startswith(DISK)]:
-            self._end(name, None)
+            if name != PREEMPTION:
+                self._end(name, None)
         if self.monitoring.prometheus:
             with contextlib.suppress(OSError):
                 Path(self.monitoring.prometheus).unlink()
@@ -77,6 +143,18 @@ class Monitor:
         if matches is None:
             self._matched.update({band.name: now for band in self.monitoring.bands})
         return look
+
+    def _make_room(self, look: Look) -> bool:
+        """Remove what is safe to remove where the volume's disk is nearly full; tell whether there was anything."""
+        full = [one for one in look.disks if one.used_percent >= self.monitoring.disk_alert_percent]
+        if not any(one.path == str(self.spec.root) for one in full):
+            return False
+        freed = pruning.prune(self.spec, look.now)
+        if freed.total:
+            _say(f"The disk of {self.spec.root} was nearly full; removed: {freed.words}")
+            with contextlib.suppress(OSError):
+                journal_of(self.spec).append("pruned", bytes=freed.total, text=freed.words)
+        return bool(freed.total)
 
     def _follow(self, finding: Finding, look: Look) -> None:
         if finding.trouble is None:
@@ -123,18 +201,56 @@ class Monitor:
 def watch(folder: Path, told: IO[bytes], *, first_s: float) -> None:
     """Look after ``first_s`` seconds and then as often as the workload says, until ``told`` ends or says :data:`END`.
 
-    ``told`` is a pipe whose other end the runner holds, so that the monitor ends with it however that ends.
+    ``told`` is a pipe whose other end the runner holds, so that the monitor ends with it however that ends. Where the
+    runner was killed and there is something to wait for, it goes on as :mod:`gpuyard.box.monitor.staying`.
     """
     monitor = Monitor(folder)
-    wait_s = first_s
-    while not select.select([told], [], [], wait_s)[0]:
-        try:
-            monitor.look()
-        except Exception as error:  # whatever it is: the next look may be better
-            _say(f"Warning: the monitor could not look: {error if isinstance(error, GpuyardError) else repr(error)}")
-        wait_s = monitor.monitoring.every_s
+    heard: queue.SimpleQueue[notices.Notice] = queue.SimpleQueue()
+    woken, waker = os.pipe()
+
+    def hear(notice: notices.Notice) -> None:
+        heard.put(notice)
+        os.write(waker, b"!")
+
+    for source in notices.sources(monitor.monitoring.notice_files):
+        notices.Listener(source, hear).start()
+    next_look = time.monotonic() + first_s
+    while True:
+        wait_s = min(TICK_S, max(0.0, next_look - time.monotonic()))
+        ready = select.select([told.fileno(), woken], [], [], wait_s)[0]
+        if told.fileno() in ready:
+            break
+        if woken in ready:
+            os.read(woken, 64)
+        with _complaining("do what a notice asks for"):
+            while not heard.empty():
+                monitor.hear(heard.get(), time.time())
+            monitor.hold(time.time())
+        if time.monotonic() >= next_look:
+            with _complaining("look"):
+                monitor.look()
+            next_look = time.monotonic() + monitor.every_s
     if told.readline() == END:
         monitor.end()
+    else:
+        _stay(folder)
+
+
+@contextlib.contextmanager
+def _complaining(what: str) -> Iterator[None]:
+    """Say what goes wrong, whatever it is: the next time may be better."""
+    try:
+        yield
+    except Exception as error:
+        _say(f"Warning: the monitor could not {what}: {error if isinstance(error, GpuyardError) else repr(error)}")
+
+
+def _stay(folder: Path) -> None:
+    # Loaded where it is needed, since the monitor beside a runner has to stay small.
+    from gpuyard.box.monitor import staying
+
+    if staying.waits(load_spec(folder)):
+        staying.stay(folder)
 
 
 def _say(text: str) -> None:

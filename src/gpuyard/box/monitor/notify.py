@@ -61,7 +61,7 @@ def _secret(secrets: Mapping[str, str], variable: str) -> str:
     raise NotSentError(f"{variable} is not set")
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
+class NoRedirect(urllib.request.HTTPRedirectHandler):
     """An address that is secret is not followed to another server."""
 
     def redirect_request(self, *_: Any) -> None:
@@ -75,7 +75,7 @@ def _post(address: str, document: Mapping[str, Any], token: str = "") -> None:
     if token:
         headers["Authorization"] = f"Bearer {token}"
     request = urllib.request.Request(address, json.dumps(document).encode(), headers)
-    with urllib.request.build_opener(_NoRedirect).open(request, timeout=_LIMIT_S) as answer:
+    with urllib.request.build_opener(NoRedirect).open(request, timeout=_LIMIT_S) as answer:
         answer.read()
 
 

@@ -31,14 +31,29 @@ class Band:
 
 
 @dataclass(frozen=True)
+class NoticeFile:
+    """A file whose appearance says that the machine goes, ``seconds`` after it was written."""
+
+    path: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Monitoring:
-    """How often the monitor looks (seconds), when it alerts, and whom it tells. What is not said has its default."""
+    """How often the monitor looks (seconds), when it alerts, and whom it tells. What is not said has its default.
+
+    ``idle_s`` is how long a machine has been without a stage and without people when it is finished with,
+    ``gpu_idle_s`` how long a stage may leave all GPUs idle before that is an alert; 0: never.
+    """
 
     every_s: float = DEFAULT_EVERY_S
     disk_alert_percent: float = DEFAULT_DISK_ALERT_PERCENT
     bands: tuple[Band, ...] = ()
     notify: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     prometheus: str = ""
+    idle_s: float = 0.0
+    gpu_idle_s: float = 0.0
+    notice_files: tuple[NoticeFile, ...] = ()
 
     @classmethod
     def from_workload(cls, said: Mapping[str, Any]) -> Monitoring:
@@ -55,4 +70,9 @@ class Monitoring:
             ),
             notify={name: channel for name, channel in (said.get("notify") or {}).items() if channel},
             prometheus=str(said.get("prometheus") or ""),
+            idle_s=60 * float(said.get("idle_minutes") or 0),
+            gpu_idle_s=60 * float(said.get("gpu_idle_minutes") or 0),
+            notice_files=tuple(
+                NoticeFile(str(file["path"]), float(file["seconds"])) for file in said.get("notice_files") or ()
+            ),
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuyard.box import machine
+from gpuyard.box.monitor import staying
 from gpuyard.box.stages import ending, panes, report, session
 from gpuyard.box.stages.choice import Choice, check
 from gpuyard.box.stages.runner import EXIT_CODES, Runner, restore_checkpoint
@@ -37,7 +38,9 @@ def _choice(options: argparse.Namespace) -> Choice:
 
 
 def _run(spec: BoxSpec, options: argparse.Namespace) -> int:
-    return EXIT_CODES[Runner(spec).run(_choice(options))]
+    outcome = Runner(spec).run(_choice(options))
+    staying.start(spec)
+    return EXIT_CODES[outcome]
 
 
 def _start(spec: BoxSpec, options: argparse.Namespace) -> int:

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import IO
 
 from gpuyard.box.checkpoints import Published, Restored, answer_soon, publish_or_warn, restore, write_record
+from gpuyard.box.monitor import stopping
+from gpuyard.box.monitor.beating import Beating
 from gpuyard.box.monitor.companion import Companion
 from gpuyard.box.stages import choice as choosing
 from gpuyard.box.stages import processes, surroundings
@@ -244,6 +246,7 @@ class Runner:
         self._closing = threading.Event()
         monitor = python_module("gpuyard.box.monitor", "--settings", str(spec.folder))
         self._monitor = Companion(monitor, spec.monitoring.every_s)
+        self._beating = Beating(spec)
         # The stage that runs: the token of its processes, and its grace time.
         self._token: tuple[str, float] | None = None
 
@@ -259,6 +262,7 @@ class Runner:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self._stop.set())
         with hold_lock(self.spec):
+            stopping.clear(self.spec.folder)
             reason = None
             try:
                 outcome = self._run_all(choice or Choice())
@@ -269,6 +273,8 @@ class Runner:
                 if self._token is not None:
                     processes.end(*self._token)
             self._finish(outcome, reason)
+            ended = "finished" if progress_of(self.spec).finished else "idle"
+            self._beating.close(ended if outcome == "done" else outcome)
             return outcome
 
     def _run_all(self, choice: Choice) -> str:
@@ -278,6 +284,7 @@ class Runner:
         self.spec.make_directories()
         self._publisher.start()
         self._monitor.start()
+        self._beating.start()
         outcome = "done"
         for place in todo:
             if self.spec.waits_for(place[1]) is not None:
@@ -441,6 +448,8 @@ class Runner:
                     reason = _overdue(stage, time.monotonic() - began, silence)
             if reason is not None:
                 self._note(log, f"{reason}; it has {grace_s:g} s to save its work")
+            if self._stop.is_set() and (note := stopping.read(self.spec.folder)):
+                grace_s = note.grace_s(grace_s, time.time())
             if self._stop.is_set() and process.poll() is None:
                 self._say(f"told to stop: {place[1]} has {grace_s:g} s to save its work")
             # After a normal end this ends what a stage left in the background: the GPU belongs to the next stage now.
@@ -491,6 +500,8 @@ class Runner:
         if reason is None and outcome == "failed" and progress.failed and self._disk_is_full():
             entry = progress.at(progress.failed)
             reason = f"{self._full_disk()}, and {entry.stage} ended with exit code {entry.exit_code}"
+        if reason is None and outcome == "interrupted" and (note := stopping.read(self.spec.folder)):
+            reason = note.why
         if outcome == "waiting" and progress.current:
             stage = progress.current[1]
             reason = f"{stage} comes next, which a box of pool {self.spec.waits_for(stage)} has to run"

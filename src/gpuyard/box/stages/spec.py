@@ -106,6 +106,9 @@ class BoxSpec:
 
     ``instance`` says what is known of the instance that this box is: its node, provider, id, region, market, price.
 
+    ``rental`` says of the rental whether it ends with the run (``shutdown``), and where the instance's cloud is
+    (``api``, empty for its real address).
+
     With ``turn_pools`` the run moves from box to box, and this one runs the stages of these pools only: it waits for
     another box where a stage of another pool comes next. Without, it runs every stage.
     """
@@ -130,6 +133,7 @@ class BoxSpec:
     bucket_endpoint: str = ""
     bucket_region: str = ""
     turn_pools: tuple[str, ...] = ()
+    rental: Mapping[str, Any] = field(default_factory=dict)
     instance: Mapping[str, Any] = field(default_factory=dict)
     node: str = FIRST_NODE
     own_place: str = ""  # where in the bucket this node's checkpoints lie; "": at the run's own place
@@ -217,6 +221,7 @@ def load_spec(folder: Path = DEFAULT_FOLDER) -> BoxSpec:
             bucket=str(settings.get("bucket") or ""),
             bucket_endpoint=str(settings.get("bucket_endpoint") or ""),
             bucket_region=str(settings.get("bucket_region") or ""),
+            rental=dict(settings.get("rental") or {}),
             instance=dict(settings.get("instance") or {}),
             node=str(settings.get("node") or FIRST_NODE),
             own_place=str(settings.get("place") or ""),

@@ -39,6 +39,8 @@ class EmulatedCloud(ABC):
     """How a preemption shows; the first is the default."""
     bills_gpus: ClassVar[bool] = False
     """Whether the GPUs have a price of their own, which is asked for only while a machine runs."""
+    gives_own_keys: ClassVar[bool] = False
+    """Whether a machine has a key of its own, with which it can end itself."""
     creates: ClassVar[re.Pattern[str]]
     """The requests that rent, as ``METHOD /path`` below its API."""
     destroys: ClassVar[re.Pattern[str]]
@@ -70,9 +72,10 @@ class EmulatedCloud(ABC):
         """Return its answer to a request that no route takes (404, 405, 501) or that is too large (413)."""
 
     @abstractmethod
-    def boot(self, rental: Rental) -> Boot:
+    def boot(self, rental: Rental, own_key: str = "") -> Boot:
         """Return what a rental's box is given, made from what the create call said.
 
+        ``own_key`` is the key that the instance itself has, where its cloud gives it one.
         Nothing but the rental is needed for it, so that a box whose making was interrupted can be made once more.
         """
 

@@ -45,7 +45,7 @@ class EmulatedToy(EmulatedCloud):
         """Return its answer to a request that no route takes."""
         return JSONResponse({"error": text}, status)
 
-    def boot(self, rental: Rental) -> Boot:
+    def boot(self, rental: Rental, own_key: str = "") -> Boot:
         """Return what a box is given; its machines have none."""
         return Boot({})
 

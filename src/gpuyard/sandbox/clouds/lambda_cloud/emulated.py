@@ -45,7 +45,7 @@ class EmulatedLambda(EmulatedCloud):
         """Return its answer to a request that no route takes."""
         return _error(status, "global/object-does-not-exist" if status == 404 else "sandbox/not-emulated", text)
 
-    def boot(self, rental: Rental) -> Boot:
+    def boot(self, rental: Rental, own_key: str = "") -> Boot:
         """Return what a rental's box is given."""
         return Boot(_lambda_gpu(rental.item_record), user_data=str(rental.request.get("user_data") or "").encode())
 

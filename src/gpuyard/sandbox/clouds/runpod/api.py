@@ -98,8 +98,7 @@ class RunPodApi:
                 headers = {"Retry-After": "1"}
                 raise RunPodError(429, "Too Many Requests", "rate limit exceeded")
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or key.strip() != cloud.settings.runpod_key:
-                raise RunPodError(401, "Unauthorized", "invalid or missing API key")
+            self._authenticate(request, key.strip() if scheme.lower() == "bearer" else "")
             answer = await handler(request)
             answer.headers["RateLimit-Policy"] = f'"minute";q={_CALLS_PER_MINUTE};w=60'
             return answer
@@ -110,6 +109,15 @@ class RunPodApi:
             return _problem(RunPodError(422, "Unprocessable Entity", "validation failed", (wrong,)))
         except EngineError as error:
             return _problem(RunPodError(503, "Service Unavailable", str(error)))
+
+    def _authenticate(self, request: Request, key: str) -> None:
+        if key == self._cloud.settings.runpod_key:
+            return
+        owner = self._cloud.owner("runpod", key)
+        if owner is None:
+            raise RunPodError(401, "Unauthorized", "invalid or missing API key")
+        if request.path_params.get("id") != owner.id or "/pods/" not in request.url.path:
+            raise RunPodError(403, "Forbidden", "this key is for its own pod only")
 
     # -- catalogue -----------------------------------------------------------------------------------------------------
 

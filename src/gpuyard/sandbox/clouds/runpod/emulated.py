@@ -23,6 +23,7 @@ class EmulatedRunPod(EmulatedCloud):
     base_path: ClassVar[str] = "/runpod/v2"
     outcomes: ClassVar[tuple[str, ...]] = ("stopped", "gone")
     bills_gpus: ClassVar[bool] = True
+    gives_own_keys: ClassVar[bool] = True
     creates: ClassVar[re.Pattern[str]] = re.compile(r"POST /(pods|network-volumes)$")
     destroys: ClassVar[re.Pattern[str]] = re.compile(r"DELETE /(pods|network-volumes)/[^/]+$")
 
@@ -44,9 +45,9 @@ class EmulatedRunPod(EmulatedCloud):
         """Return its answer to a request that no route takes."""
         return JSONResponse({"title": text, "status": status, "detail": text}, status)
 
-    def boot(self, rental: Rental) -> Boot:
+    def boot(self, rental: Rental, own_key: str = "") -> Boot:
         """Return what a rental's box is given."""
-        return Boot(_runpod_gpu(rental), _runpod_variables(rental))
+        return Boot(_runpod_gpu(rental), {**_runpod_variables(rental), "RUNPOD_API_KEY": own_key})
 
     def state(self, rental: Rental, fraction: float) -> str:
         """Return a rental's state in RunPod's words."""

@@ -181,8 +181,14 @@ class VastApi:
         given = key.strip() if scheme.lower() == "bearer" else request.query_params.get("api_key", "")
         if not given:
             raise VastError(403, "auth_error", "This action requires login.")
-        if given != self._cloud.settings.vast_key:
+        if given == self._cloud.settings.vast_key:
+            return
+        owner = self._cloud.owner("vast", given)
+        if owner is None:
             raise VastError(404, "auth_error", "Invalid user key")
+        # The key of an instance: for that instance alone, and for what an instance may do with itself.
+        if request.url.path.rstrip("/") != f"/api/v0/instances/{owner.id}":
+            raise VastError(403, "auth_error", "This key is for its own instance only.")
 
     # -- offers --------------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ class EmulatedVast(EmulatedCloud):
     base_path: ClassVar[str] = ""
     outcomes: ClassVar[tuple[str, ...]] = ("stopped", "outbid")
     bills_gpus: ClassVar[bool] = True
+    gives_own_keys: ClassVar[bool] = True
     creates: ClassVar[re.Pattern[str]] = re.compile(r"PUT /v0/(asks/\d+|volumes)/?$")
     destroys: ClassVar[re.Pattern[str]] = re.compile(r"DELETE /v0/(instances(/\d+)?|volumes)/?$")
     reads: ClassVar[re.Pattern[str]] = re.compile(r"GET |POST /v0/bundles$|PUT /v0/search/asks$")
@@ -48,11 +49,12 @@ class EmulatedVast(EmulatedCloud):
         known = {"error": "not_emulated"} if status == 501 else {}
         return JSONResponse({"success": False, **known, "msg": text}, status)
 
-    def boot(self, rental: Rental) -> Boot:
+    def boot(self, rental: Rental, own_key: str = "") -> Boot:
         """Return what a rental's box is given."""
         variables, _ = vast_environment(rental.request.get("env"))
         # What the create call says comes before what the account has stored.
         given = _vast_variables(rental, {**rental.request.get("account_env", {}), **variables})
+        given["CONTAINER_API_KEY"] = own_key
         return Boot(_vast_gpu(rental.item_record), given, str(rental.request.get("onstart") or ""))
 
     def state(self, rental: Rental, fraction: float) -> str:

@@ -48,7 +48,7 @@ class EmulatedVultr(EmulatedCloud):
         """Return its answer to a request that no route takes."""
         return JSONResponse({"error": text, "status": status}, status)
 
-    def boot(self, rental: Rental) -> Boot:
+    def boot(self, rental: Rental, own_key: str = "") -> Boot:
         """Return what a rental's box is given."""
         user_data = base64.b64decode(rental.request.get("user_data") or "")
         return Boot(_vultr_gpu(rental.item_record), user_data=user_data)
