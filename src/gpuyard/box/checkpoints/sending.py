@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpuyard.box.checkpoints.hashing import CHUNK, HashCache, HashingReader
+from gpuyard.box.checkpoints.blocks import ChangedError, UnsentReader, blocks_in_store, pieces_of
+from gpuyard.box.checkpoints.hashing import CHUNK, BlockReader, HashCache, HashingReader
 from gpuyard.box.checkpoints.parallel import in_parallel
 from gpuyard.box.checkpoints.rules import Rules
 from gpuyard.box.checkpoints.scanning import Found
@@ -30,10 +31,6 @@ _LINES = (".jsonl", ".ndjson", ".log", ".out", ".err")
 
 # The last line of a log may be as long as this (bytes) and still be cut off as not whole.
 _LONGEST_LINE = 4 * 1024 * 1024
-
-
-class ChangedError(Exception):
-    """A file changed while it was read, so what was read may never have been its content."""
 
 
 class Sender:
@@ -59,7 +56,11 @@ class Sender:
         self._known = known
         self._cache = cache
         self._rules = rules
-        self._before = {entry.path: entry for entry in (previous.files if previous else ())}
+        files = previous.files if previous else ()
+        self._before = {entry.path: entry for entry in files}
+        self._blocks = {entry.sha256: entry.blocks for entry in files}
+        # Of two objects with one content, only the known one is certainly there.
+        self._blocks_there = blocks_in_store(entry for entry in files if known.get(entry.sha256) == entry.key)
         self._writers: dict[FileId, Writing] = {}
         self._read: dict[str, os.stat_result] = {}
         self._sent: dict[str, int] = {}
@@ -104,8 +105,16 @@ class Sender:
             return FileEntry(found.path, 0, digest, 0o777, "", link=found.link)
         cached = self._cached(found)
         if cached is not None:
-            info, mode = found.info, found.info.st_mode & 0o777
-            return FileEntry(found.path, info.st_size, cached, mode, self._known[cached], info.st_mtime_ns)
+            info = found.info
+            return FileEntry(
+                found.path,
+                info.st_size,
+                cached,
+                info.st_mode & 0o777,
+                self._known[cached],
+                info.st_mtime_ns,
+                blocks=self._blocks[cached],
+            )
         for last in (False, True):
             try:
                 return self._send_content(found.path)
@@ -161,24 +170,40 @@ class Sender:
     def _send_large(
         self, path: str, stream: Any, size: int, info: os.stat_result, check: Callable[[], None]
     ) -> FileEntry:
-        """Hash first, because reading is cheaper than sending; then send, and believe the hash of what was sent."""
-        mode = info.st_mode & 0o777
-        first = HashingReader(stream, size)
+        """Hash first, because reading is cheaper than sending; then send what the store does not have."""
+        first = BlockReader(stream, size)
         while first.read(CHUNK):
             pass
         check()
         digest = first.sha256.hexdigest()
+        entry = FileEntry(
+            path, first.size, digest, info.st_mode & 0o777, "", info.st_mtime_ns, blocks="".join(first.blocks)
+        )
         if digest in self._known:
-            return FileEntry(path, first.size, digest, mode, self._known[digest], info.st_mtime_ns)
+            return replace(entry, key=self._known[digest])
+        entry = replace(entry, key=self._key(path))
+        if not self._send_blocks(entry, stream, first.blocks):
+            self._send_whole(entry, stream)
+        return entry
+
+    def _send_blocks(self, entry: FileEntry, stream: Any, blocks: list[str]) -> bool:
+        """Store a file of which the store has blocks already, and send the others; ``False`` when that cannot be."""
+        pieces = pieces_of(blocks, entry.size, self._blocks_there)
+        unsent: Any = UnsentReader(stream, pieces, blocks)
+        if not pieces or not self._store.compose(entry.key, pieces, unsent):
+            return False
+        self._sent[entry.path] = sum(piece.size for piece in pieces if not piece.key)
+        return True
+
+    def _send_whole(self, entry: FileEntry, stream: Any) -> None:
+        """Send a file, and believe the hash of what was sent."""
         stream.seek(0)
-        second: Any = HashingReader(stream, size)
-        key = self._key(path)
-        self._store.put_stream(key, second)
-        self._sent[path] = second.size
-        if second.sha256.digest() != first.sha256.digest():
-            self._take_back(path)
+        second: Any = HashingReader(stream, entry.size)
+        self._store.put_stream(entry.key, second)
+        self._sent[entry.path] = second.size
+        if second.sha256.hexdigest() != entry.sha256:
+            self._take_back(entry.path)
             raise ChangedError
-        return FileEntry(path, second.size, digest, mode, key, info.st_mtime_ns)
 
     def _appends(self, path: str, info: os.stat_result, stream: Any) -> bool:
         """Tell whether the file grows at its end only, ``False`` when nobody writes to it.
