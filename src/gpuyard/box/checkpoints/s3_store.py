@@ -88,8 +88,12 @@ class S3Store(Store):
             importlib.import_module("boto3.exceptions").Boto3Error,
         )
         self._transfer = transfer(
-            multipart_threshold=SINGLE_REQUEST_BYTES, multipart_chunksize=2 * SINGLE_REQUEST_BYTES
+            multipart_threshold=SINGLE_REQUEST_BYTES,
+            multipart_chunksize=2 * SINGLE_REQUEST_BYTES,
+            max_concurrency=_PIECES_AT_ONCE,
         )
+        # Several large objects are sent at once, and each holds this many parts in memory.
+        self._transfer.max_in_memory_upload_chunks = _PIECES_AT_ONCE
         self._copies_parts = True
         """Until the server has refused to copy a part of an object."""
         with self._failures(""):

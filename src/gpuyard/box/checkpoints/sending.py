@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 
 from gpuyard.box.checkpoints.blocks import ChangedError, UnsentReader, blocks_in_store, pieces_of
 from gpuyard.box.checkpoints.hashing import CHUNK, BlockReader, HashCache, HashingReader
+from gpuyard.box.checkpoints.manners import Manners
 from gpuyard.box.checkpoints.parallel import in_parallel
 from gpuyard.box.checkpoints.rules import Rules
 from gpuyard.box.checkpoints.scanning import Found
@@ -32,6 +34,22 @@ _LINES = (".jsonl", ".ndjson", ".log", ".out", ".err")
 # The last line of a log may be as long as this (bytes) and still be cut off as not whole.
 _LONGEST_LINE = 4 * 1024 * 1024
 
+# Of each, some pieces are held in memory.
+_LARGE_AT_ONCE = 4
+
+
+class Paced:
+    """Reads on when the cap lets it."""
+
+    def __init__(self, source: Any, manners: Manners) -> None:
+        self._source = source
+        self._manners = manners
+
+    def read(self, amount: int = -1) -> bytes:
+        data: bytes = self._source.read(amount)
+        self._manners.take(len(data))
+        return data
+
 
 class Sender:
     """Brings single files into the store. Several threads use one sender; appending to a list needs no lock.
@@ -49,6 +67,7 @@ class Sender:
         cache: HashCache,
         previous: Manifest | None,
         rules: Rules,
+        manners: Manners,
     ) -> None:
         self._store = store
         self._key = key
@@ -56,6 +75,8 @@ class Sender:
         self._known = known
         self._cache = cache
         self._rules = rules
+        self._manners = manners
+        self._large = threading.Semaphore(_LARGE_AT_ONCE)
         files = previous.files if previous else ()
         self._before = {entry.path: entry for entry in files}
         self._blocks = {entry.sha256: entry.blocks for entry in files}
@@ -80,7 +101,10 @@ class Sender:
         """Store what the store does not have, and return the entries of the set (the journal apart)."""
         unread = [item for item in found if item.link is None and self._cached(item) is None]
         self._writers = open_for_writing({_name(item.path) for item in unread}) if unread else {}
-        entries = [entry for entry in in_parallel(self.send, found, threads) if entry is not None]
+        # Small ones first: they are in the bucket before a large one takes its time.
+        ordered = sorted(found, key=lambda item: item.info.st_size)
+        sent = in_parallel(self.send, ordered, threads, self._manners.make_way)
+        entries = [entry for entry in sent if entry is not None]
         if not self._read:
             return entries
         # Whoever began to write after the look above was not seen by it, and may have been half-way when it was read.
@@ -94,6 +118,7 @@ class Sender:
         key = self._known.get(digest)
         if key is None:
             key = self._key(path)
+            self._manners.take(len(data))
             self._store.put(key, data)
             self._sent[path] = len(data)
         return FileEntry(path, len(data), digest, mode, key, mtime_ns)
@@ -160,7 +185,8 @@ class Sender:
     ) -> FileEntry:
         mode = info.st_mode & 0o777
         if size > SINGLE_REQUEST_BYTES:
-            return self._send_large(path, stream, size, info, check)
+            with self._large:
+                return self._send_large(path, stream, size, info, check)
         data = stream.read(size)
         check()
         if len(data) != size:
@@ -189,7 +215,7 @@ class Sender:
     def _send_blocks(self, entry: FileEntry, stream: Any, blocks: list[str]) -> bool:
         """Store a file of which the store has blocks already, and send the others; ``False`` when that cannot be."""
         pieces = pieces_of(blocks, entry.size, self._blocks_there)
-        unsent: Any = UnsentReader(stream, pieces, blocks)
+        unsent: Any = Paced(UnsentReader(stream, pieces, blocks), self._manners)
         if not pieces or not self._store.compose(entry.key, pieces, unsent):
             return False
         self._sent[entry.path] = sum(piece.size for piece in pieces if not piece.key)
@@ -198,8 +224,9 @@ class Sender:
     def _send_whole(self, entry: FileEntry, stream: Any) -> None:
         """Send a file, and believe the hash of what was sent."""
         stream.seek(0)
-        second: Any = HashingReader(stream, entry.size)
-        self._store.put_stream(entry.key, second)
+        second = HashingReader(stream, entry.size)
+        paced: Any = Paced(second, self._manners)
+        self._store.put_stream(entry.key, paced)
         self._sent[entry.path] = second.size
         if second.sha256.hexdigest() != entry.sha256:
             self._take_back(entry.path)
