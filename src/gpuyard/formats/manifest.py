@@ -20,6 +20,8 @@ SCRATCH = f"{STATE}/tmp"
 JOURNAL = f"{STATE}/journal.jsonl"
 BROUGHT = f"{STATE}/brought.json"
 DIGEST = re.compile(r"[0-9a-f]{64}")
+BLOCK = 8 * 1024 * 1024
+"""A large file is known by its blocks: each has so many bytes, the last one fewer."""
 # As many as Linux follows.
 _MOST_LINKS = 40
 
@@ -39,7 +41,8 @@ class FileEntry:
     ``path`` is relative to the persistent root, ``key`` says where in the store the bytes lie (perhaps in an older
     set), ``size`` is in bytes, ``mode`` holds the permission bits. A symbolic link has its target in ``link``, an empty
     ``key`` and no bytes of its own. ``tag`` is the mark that the store had put on the object when it was sent (see
-    :class:`gpuyard.box.checkpoints.stores.StoredObject`); empty when it is not known.
+    :class:`gpuyard.box.checkpoints.stores.StoredObject`); empty when it is not known. ``blocks`` holds the SHA-256 of
+    each :data:`BLOCK` of a large file, one after another; empty when they are not known.
     """
 
     path: str
@@ -50,6 +53,7 @@ class FileEntry:
     mtime_ns: int = 0
     link: str | None = None
     tag: str = ""
+    blocks: str = ""
 
     @property
     def content(self) -> tuple[str, str, int, str | None]:
@@ -75,7 +79,11 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Render the manifest as the JSON document of the bucket."""
         files = [
-            {name: value for name, value in asdict(entry).items() if value is not None and (name, value) != ("tag", "")}
+            {
+                name: value
+                for name, value in asdict(entry).items()
+                if value is not None and (value or name not in ("tag", "blocks"))
+            }
             for entry in self.files
         ]
         document = {
@@ -136,6 +144,7 @@ def _entry(item: Mapping[str, Any], run: str) -> FileEntry:
         mtime_ns=int(item.get("mtime_ns", 0)),
         link=link,
         tag=str(item.get("tag") or ""),
+        blocks=_blocks(item),
     )
     if not DIGEST.fullmatch(entry.sha256):
         raise ValueError(f"the sha256 of {path!r} is not one")
@@ -146,6 +155,13 @@ def _entry(item: Mapping[str, Any], run: str) -> FileEntry:
     if link is not None and (not isinstance(link, str) or not link or has_control_characters(link)):
         raise ValueError(f"the link {path!r} has no target")
     return entry
+
+
+def _blocks(item: Mapping[str, Any]) -> str:
+    """Return the hashes of a file's blocks; none where they are not what they should be, since they only save time."""
+    blocks = str(item.get("blocks") or "")
+    fits = len(blocks) == 64 * -(-int(item["size"]) // BLOCK) and re.fullmatch("[0-9a-f]*", blocks)
+    return blocks if fits else ""
 
 
 def _check_together(files: Sequence[FileEntry]) -> None:

@@ -360,6 +360,9 @@ class Checkpoints(Section):
     """How many of the newest are kept."""
     keep_every: Count = spec.DEFAULT_RETENTION.keep_every
     """Besides, every checkpoint whose number is a multiple of this is kept for ever; 0: none."""
+    bandwidth_mb_s: NotNegative = spec.DEFAULT_BANDWIDTH_MB_S
+    """The most that publishing and restoring take of the network, in megabytes a second on the average; 0: no cap. The
+    last checkpoint of a run that ends heeds none."""
 
 
 class Span(Section):

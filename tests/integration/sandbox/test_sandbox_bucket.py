@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
 import uuid
 
 import pytest
 from conftest import Sandbox
 
 from gpuyard.box.checkpoints import S3Store, open_store
+from gpuyard.box.checkpoints.stores import Piece
 
 
 def test_the_bucket_does_what_checkpoints_ask_of_it(sandbox: Sandbox) -> None:
@@ -38,6 +41,17 @@ def test_the_bucket_does_what_checkpoints_ask_of_it(sandbox: Sandbox) -> None:
     assert store.abort_unfinished("a/", spare=lambda key: key == "a/large") == 0
     assert store.abort_unfinished("a/") == 1
     assert store.abort_unfinished("a/") == 0
+
+    # It copies parts of an object, and only of the one whose tag it is told.
+    content, block = os.urandom(12 << 20), 6 << 20
+    store.put("a/large", content)
+    (large,) = store.objects("a/large")
+    pieces = [Piece(block), Piece(block, "a/large", 5, large.tag), Piece(7, "a/large", 0, large.tag)]
+    assert store.compose("a/made", pieces, io.BytesIO(content[::-1]))
+    assert store.get("a/made") == content[::-1][:block] + content[5 : 5 + block] + content[:7]
+    assert not store.compose("a/other", [Piece(block, "a/large", 0, "0" * 32)], io.BytesIO())
+    assert [item.key for item in store.objects("a/other")] == [] and store.abort_unfinished("a/") == 0
+    assert store.compose("a/made", pieces, io.BytesIO(content)), "one refusal of a source is none of the server"
 
     assert store.ends_unfinished() is False
     rule = {

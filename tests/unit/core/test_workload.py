@@ -75,7 +75,7 @@ def test_the_box_learns_what_it_needs_and_nothing_else() -> None:
     assert json.loads(json.dumps(box)) == box
     assert {"needs", "market", "pools", "budget", "image", "setup_hours"}.isdisjoint(box)
     assert box["persist"] == {"root": "/mnt/persistent", "directories": ["models", "checkpoints"], "rules": []}
-    assert box["checkpoints"] == {"every_s": 60.0, "keep_last": 3, "keep_every": 10}
+    assert box["checkpoints"] == {"every_s": 60.0, "keep_last": 3, "keep_every": 10, "bandwidth_mb_s": 0.0}
     assert box["stages"] == [
         {
             "name": "finetune",

@@ -7,8 +7,9 @@ The stage runner publishes with this on the rented box, the controller reads the
 from __future__ import annotations
 
 from gpuyard.box.checkpoints.local_store import LocalStore
+from gpuyard.box.checkpoints.manners import Manners
 from gpuyard.box.checkpoints.opening import open_store
-from gpuyard.box.checkpoints.publishing import Published, publish, publish_or_warn
+from gpuyard.box.checkpoints.publishing import Published, is_asked_again, publish, publish_or_warn
 from gpuyard.box.checkpoints.reading import latest_manifest, manifest_of, manifests, sequences
 from gpuyard.box.checkpoints.restoring import Restored, brought_in, restore
 from gpuyard.box.checkpoints.retention import Retention, clear_unfinished
@@ -26,6 +27,7 @@ __all__ = [
     "FileEntry",
     "LocalStore",
     "Manifest",
+    "Manners",
     "MissingObjectError",
     "Published",
     "Restored",
@@ -39,6 +41,7 @@ __all__ = [
     "answer_soon",
     "brought_in",
     "clear_unfinished",
+    "is_asked_again",
     "latest_manifest",
     "latest_whole_manifest",
     "list_runs",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpuyard.box.checkpoints import sequences, verify
+from gpuyard.box.checkpoints import Manners, sequences, verify
 from gpuyard.box.checkpoints.listing import read_manifest
 
 # The run's settings are the stage runner's affair, and its journal gives a manifest its progress.
@@ -47,7 +47,13 @@ def _publish(spec: BoxSpec, *, patient: bool, strict: bool) -> int:
     if not spec.bucket:
         print(f"No bucket is set for {spec.run}: its files stay on this box.", file=sys.stderr)
         return NOT_IN_BUCKET if strict else 0
-    published = publish_checkpoint(spec, warn=lambda text: print(text, file=sys.stderr, flush=True), patient=patient)
+    published = publish_checkpoint(
+        spec,
+        warn=lambda text: print(text, file=sys.stderr, flush=True),
+        patient=patient,
+        wait=patient or strict,
+        manners=Manners(spec.bandwidth_mb_s),
+    )
     if not strict or (published is not None and not published.lacks):
         return 0
     if published is not None:
@@ -116,7 +122,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--settings", type=Path, default=DEFAULT_FOLDER, metavar="DIR")
         if name == "publish":
             command.add_argument(
-                "--impatient", action="store_true", help="give up at once while the bucket has just failed"
+                "--impatient",
+                action="store_true",
+                help="do not wait: give up at once while the bucket has just failed; while another checkpoint is being "
+                "published, ask for one after it (but with --strict)",
             )
             command.add_argument(
                 "--strict",

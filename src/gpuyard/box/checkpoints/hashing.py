@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gpuyard.formats.manifest import SCRATCH
+from gpuyard.formats.manifest import BLOCK, SCRATCH
 
 CHUNK = 1024 * 1024
 
@@ -37,6 +37,30 @@ class HashingReader:
         self.size += len(data)
         self.sha256.update(data)
         return data
+
+
+class BlockReader(HashingReader):
+    """A :class:`HashingReader` that also knows the hash of each :data:`BLOCK` of what it gave out."""
+
+    def __init__(self, source: Any, limit: int) -> None:
+        super().__init__(source, limit)
+        self._digests: list[str] = []
+        self._block = hashlib.sha256()
+
+    def read(self, amount: int = -1) -> bytes:
+        """Read at most ``amount`` bytes, and never beyond the end of a block."""
+        room = BLOCK - self.size % BLOCK
+        data = super().read(room if amount is None or amount < 0 else min(amount, room))
+        self._block.update(data)
+        if data and self.size % BLOCK == 0:
+            self._digests.append(self._block.hexdigest())
+            self._block = hashlib.sha256()
+        return data
+
+    @property
+    def blocks(self) -> list[str]:
+        """The hashes of the blocks so far; the last one may be of fewer bytes."""
+        return self._digests + ([self._block.hexdigest()] if self.size % BLOCK else [])
 
 
 class HashCache:

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from gpuyard.box.checkpoints.stores import Store, StoredObject
+from gpuyard.box.checkpoints.stores import Piece, Store, StoredObject
 from gpuyard.errors import BucketError, CheckpointError, MissingObjectError
 
 _CHUNK = 1024 * 1024
 _PART_PREFIX = ".gpuyard-part-"
+
+
+class _OtherSourceError(Exception):
+    """A file of which a part was to be copied is gone, or is another one by now."""
+
+
+def _tag(info: os.stat_result) -> str:
+    return f"{info.st_mtime_ns:x}"
+
+
+def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
+    while size:
+        data = source.read(min(size, _CHUNK))
+        if not data:
+            raise _OtherSourceError
+        target.write(data)
+        size -= len(data)
 
 
 class LocalStore(Store):
@@ -50,6 +68,45 @@ class LocalStore(Store):
         with self._failures(key), self._replacing(key) as part:
             shutil.copyfileobj(stream, part, _CHUNK)
 
+    def compose(self, key: str, pieces: Sequence[Piece], stream: BinaryIO) -> bool:
+        with self._failures(key):
+            try:
+                with self._replacing(key) as part:
+                    for piece in pieces:
+                        self._add(part, piece, stream)
+            except _OtherSourceError:
+                return False
+            return True
+
+    def _add(self, part: BinaryIO, piece: Piece, stream: BinaryIO) -> None:
+        """Add one piece to the end of a file; a file system that can share its blocks with the other file does so."""
+        if not piece.key:
+            _copy(stream, part, piece.size)
+            return
+        try:
+            source = self._path(piece.key).open("rb")
+        except FileNotFoundError:
+            raise _OtherSourceError from None
+        with source:
+            info = os.fstat(source.fileno())
+            if piece.tag != _tag(info) or info.st_size < piece.offset + piece.size:
+                raise _OtherSourceError
+            part.flush()
+            done = 0
+            try:
+                while done < piece.size:
+                    copied = os.copy_file_range(
+                        source.fileno(), part.fileno(), piece.size - done, piece.offset + done, None
+                    )
+                    if not copied:
+                        raise _OtherSourceError
+                    done += copied
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                source.seek(piece.offset + done)
+                _copy(source, part, piece.size - done)
+
     def fetch(self, key: str, target: Path, size: int) -> None:
         with self._failures(key):
             shutil.copyfile(self._path(key), target)
@@ -65,7 +122,7 @@ class LocalStore(Store):
                 elif key.startswith(prefix) and not entry.name.startswith(_PART_PREFIX):
                     with contextlib.suppress(FileNotFoundError):
                         info = entry.stat()
-                        yield StoredObject(key, info.st_size, f"{info.st_mtime_ns:x}", info.st_mtime)
+                        yield StoredObject(key, info.st_size, _tag(info), info.st_mtime)
 
     def folders(self, prefix: str = "") -> list[str]:
         return [entry.name for entry in self._entries(prefix) if entry.is_dir()]

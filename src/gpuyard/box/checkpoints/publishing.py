@@ -27,6 +27,7 @@ from gpuyard.box.checkpoints import series
 from gpuyard.box.checkpoints.claims import Claim, OvertakenError
 from gpuyard.box.checkpoints.hashing import HashCache
 from gpuyard.box.checkpoints.listing import Listing, manifest_key, number_of, set_prefix, sets_prefix
+from gpuyard.box.checkpoints.manners import Manners
 from gpuyard.box.checkpoints.parallel import THREADS
 from gpuyard.box.checkpoints.reading import newest_readable
 from gpuyard.box.checkpoints.retention import Retention, prune
@@ -49,8 +50,15 @@ LOCK_WAIT_S = 300.0
 BACK_OFF_S = 30.0
 
 
+_ASKED = f"{SCRATCH}/publish-again"
+
+
 Progress = Callable[[bytes], Mapping[str, Any]]
 """Derives the manifest's ``progress`` from the journal's bytes."""
+
+
+class BusyError(CheckpointError):
+    """Another publisher of this machine is at work."""
 
 
 @dataclass
@@ -99,22 +107,34 @@ def publish(
     rules: Rules | None = None,
     threads: int = THREADS,
     lock_wait_s: float = LOCK_WAIT_S,
+    manners: Manners | None = None,
 ) -> Published:
     """Publish what ``rules`` let of everything below ``root`` as the next checkpoint, then apply ``retention``.
 
     A second publisher on the same machine waits up to ``lock_wait_s`` seconds for the first; one on another machine
-    takes another number, and while it is at work nothing is removed. When nothing but the journal's own bookkeeping
-    changed since the newest set, no set is made unless ``force`` is true. Raises :class:`BucketError` when the bucket
-    fails, :class:`CheckpointError` when the lock is not to be had or the set's objects do not stay in the bucket,
-    ``OSError`` when a file cannot be read; a set that was begun by then stays invisible and is cleared away by a later
-    one.
+    takes another number, and while it is at work nothing is removed. ``manners`` say how much of the network and the
+    processors this may take; default: all. When nothing but the journal's own bookkeeping changed since the newest set,
+    no set is made unless ``force`` is true. Raises :class:`BucketError` when the bucket fails, :class:`BusyError` when
+    the lock is not to be had, :class:`CheckpointError` when the set's objects do not stay in the bucket, ``OSError``
+    when a file cannot be read; a set that was begun by then stays invisible and is cleared away by a later one.
     """
     began = time.monotonic()
     (root / SCRATCH).mkdir(parents=True, exist_ok=True)
     with hold_lock(root / SCRATCH / "publish.lock", lock_wait_s):
+        # Whoever has asked for another set until now gets this one.
+        (root / _ASKED).unlink(missing_ok=True)
         claim = Claim(store, run, root)
         attempt = _Attempt(
-            store, run, root, claim, retention or Retention(), progress, force, rules or Rules(), threads
+            store,
+            run,
+            root,
+            claim,
+            retention or Retention(),
+            progress,
+            force,
+            rules or Rules(),
+            threads,
+            manners or Manners(),
         )
         published: Published | None = None
         try:
@@ -151,6 +171,7 @@ class _Attempt:
     force: bool
     rules: Rules
     threads: int
+    manners: Manners
 
     def make(self) -> Published | None:
         """Make the set from what the claim's listing shows; ``None`` when it did not stay whole.
@@ -169,7 +190,7 @@ class _Attempt:
         }
         cache = HashCache(self.root)
         found, skipped = scan(self.root, self.rules)
-        sender = Sender(self.store, self.claim.key, self.root, known, cache, previous, self.rules)
+        sender = Sender(self.store, self.claim.key, self.root, known, cache, previous, self.rules, self.manners)
         entries = series.choose(
             found,
             self.rules,
@@ -257,12 +278,15 @@ def publish_or_warn(
     *,
     warn: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
     patient: bool = True,
+    wait: bool = True,
     **options: Any,
 ) -> Published | None:
     """Like :func:`publish`, but a failure becomes one warning and ``None``: training never ends because of a bucket.
 
     ``patient=False`` is for calls that a program makes as it goes: for ``BACK_OFF_S`` seconds after a failure they
-    return at once instead of waiting for the same dead bucket again. ``options`` are those of :func:`publish`.
+    return at once instead of waiting for the same dead bucket again. With ``wait=False`` they do not wait for another
+    publisher of this machine, either: it is asked for another set (see :func:`is_asked_again`), and ``None`` is
+    returned. ``options`` are those of :func:`publish`.
     """
     mark = root / SCRATCH / "bucket-failed"
     if not patient:
@@ -271,7 +295,18 @@ def publish_or_warn(
                 warn("Warning: no checkpoint was published: the bucket has just failed. Everything stays on this box.")
                 return None
     try:
+        if not wait:
+            options["lock_wait_s"] = 0.0
+            # First ask, then look: a publisher looks for this once it has let go of the lock.
+            (root / _ASKED).parent.mkdir(parents=True, exist_ok=True)
+            (root / _ASKED).touch()
         published = publish(store(), run, root, **options)
+    except BusyError as error:
+        if wait:
+            warn(f"Warning: no checkpoint was published: {error} Everything stays on this box.")
+        else:
+            warn("A checkpoint is being published just now, and another one follows it at once.")
+        return None
     except (GpuyardError, OSError) as error:
         warn(f"Warning: no checkpoint was published: {error} Everything stays on this box.")
         with contextlib.suppress(OSError):
@@ -285,6 +320,11 @@ def publish_or_warn(
     for text in published.warnings:
         warn(f"Warning: {text}")
     return published
+
+
+def is_asked_again(root: Path) -> bool:
+    """Tell whether somebody wants another set, who did not wait for the publisher that was at work."""
+    return (root / _ASKED).exists()
 
 
 def _is_news(root: Path, published: Published) -> bool:
@@ -315,7 +355,7 @@ def hold_lock(file: Path, wait_s: float) -> Iterator[None]:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     raise
                 if time.monotonic() >= deadline:
-                    raise CheckpointError(
+                    raise BusyError(
                         f"Another checkpoint has been under way for more than {wait_s:.0f} s on this machine."
                     ) from error
                 time.sleep(0.05)

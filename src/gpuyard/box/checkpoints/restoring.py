@@ -17,6 +17,7 @@ from pathlib import Path
 from gpuyard.box.checkpoints import brought
 from gpuyard.box.checkpoints.beneath import Folder, create
 from gpuyard.box.checkpoints.hashing import HashCache
+from gpuyard.box.checkpoints.manners import Manners
 from gpuyard.box.checkpoints.parallel import THREADS, in_parallel
 from gpuyard.box.checkpoints.placing import (
     is_in_place,
@@ -58,12 +59,14 @@ def restore(
     threads: int = THREADS,
     sequence: int | None = None,
     expected: int | None = None,
+    manners: Manners | None = None,
 ) -> Restored:
     """Bring ``root`` to the newest complete checkpoint of ``run``, unless there is local work already.
 
     With ``sequence`` it is exactly that checkpoint, or an error. ``expected`` is the number of the newest checkpoint
     that somebody else has seen in the bucket. 0 (there is none): a bucket that cannot be read from here is a warning,
-    because there is nothing in it that could be begun over. Another number: an empty bucket is an error.
+    because there is nothing in it that could be begun over. Another number: an empty bucket is an error. ``manners``
+    say how much of the network this may take; default: all.
 
     The four cases: nothing anywhere → ``nothing``; local work (default: a journal that is not empty), with or without
     a bucket → ``local``, and the bucket is not even asked; bucket only → ``cloud``. Every file is verified before the
@@ -98,7 +101,7 @@ def restore(
         )
     for manifest in itertools.chain([first] if first else [], found):
         try:
-            changed = _fetch_set(opened, manifest, root, threads)
+            changed = _fetch_set(opened, manifest, root, threads, manners or Manners())
         except (DamagedSetError, MissingObjectError) as error:
             if isinstance(error, DamagedSetError):
                 note_damage(opened, manifest, error.keys)
@@ -149,7 +152,7 @@ def brought_in(store: Store, manifest: Manifest) -> dict[str, str]:
     return {path: digest for path, digest in brought.parse(data).items() if path in files}
 
 
-def _fetch_set(store: Store, manifest: Manifest, root: Path, threads: int) -> list[str]:
+def _fetch_set(store: Store, manifest: Manifest, root: Path, threads: int, manners: Manners) -> list[str]:
     """Fetch a set and put its files in their places; nothing is written through a link, whatever the set holds.
 
     Temporary files have names of digests, which the manifest's reader has checked. A file that the repository has just
@@ -178,7 +181,14 @@ def _fetch_set(store: Store, manifest: Manifest, root: Path, threads: int) -> li
 
         def fetch(entry: FileEntry) -> None:
             os.close(create(incoming, entry.sha256))
-            store.fetch(entry.key, root / _INCOMING / entry.sha256, entry.size)
+            part = root / _INCOMING / entry.sha256
+            if manners.limits:
+                with part.open("wb") as stream:
+                    for chunk in store.chunks(entry.key):
+                        manners.take(len(chunk))
+                        stream.write(chunk)
+            else:
+                store.fetch(entry.key, part, entry.size)
             if not is_whole_part(incoming, entry):
                 os.unlink(entry.sha256, dir_fd=incoming)
                 raise DamagedSetError(f"{entry.key} does not have the content that its manifest names", [entry.key])

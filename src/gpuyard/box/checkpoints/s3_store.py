@@ -6,11 +6,13 @@ import contextlib
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gpuyard.box.checkpoints.stores import SINGLE_REQUEST_BYTES, Store, StoredObject
+from gpuyard.box.checkpoints.stores import SINGLE_REQUEST_BYTES, Piece, Store, StoredObject
 from gpuyard.errors import BucketError, CheckpointError, MissingObjectError, UsageError
 from gpuyard.formats.location import Location
 
@@ -19,6 +21,10 @@ CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30
 ATTEMPTS = 2
 _CHUNK = 1024 * 1024
+# Of one object so many pieces are on their way at the same time, each held in memory.
+_PIECES_AT_ONCE = 4
+# What these answers say of a copy within the bucket holds for this one object only.
+_OTHER_SOURCE = ("NoSuchKey", "PreconditionFailed", "404", "412")
 
 
 def _import_boto3(libraries: str) -> Any:
@@ -50,6 +56,10 @@ def _session(boto3: Any) -> Any:
     return boto3.session.Session(botocore_session=session)
 
 
+class _NotCopiedError(Exception):
+    """The server has answered a copy as if it were something else."""
+
+
 class S3Store(Store):
     """A bucket at Amazon S3 or at anything that speaks its protocol (B2, R2, Vultr object storage, seaweedfs)."""
 
@@ -78,8 +88,14 @@ class S3Store(Store):
             importlib.import_module("boto3.exceptions").Boto3Error,
         )
         self._transfer = transfer(
-            multipart_threshold=SINGLE_REQUEST_BYTES, multipart_chunksize=2 * SINGLE_REQUEST_BYTES
+            multipart_threshold=SINGLE_REQUEST_BYTES,
+            multipart_chunksize=2 * SINGLE_REQUEST_BYTES,
+            max_concurrency=_PIECES_AT_ONCE,
         )
+        # Several large objects are sent at once, and each holds this many parts in memory.
+        self._transfer.max_in_memory_upload_chunks = _PIECES_AT_ONCE
+        self._copies_parts = True
+        """Until the server has refused to copy a part of an object."""
         with self._failures(""):
             self._client: Any = _session(boto3).client(
                 "s3",
@@ -139,6 +155,83 @@ class S3Store(Store):
     def put_stream(self, key: str, stream: BinaryIO) -> None:
         with self._failures(key):
             self._client.upload_fileobj(stream, self.bucket, self.prefix + key, Config=self._transfer)
+
+    def compose(self, key: str, pieces: Sequence[Piece], stream: BinaryIO) -> bool:
+        if not self._copies_parts:
+            return False
+        with self._failures(key):
+            target = {"Bucket": self.bucket, "Key": self.prefix + key}
+            target["UploadId"] = self._client.create_multipart_upload(**target)["UploadId"]
+            try:
+                parts = self._send_pieces(target, pieces, stream)
+                self._client.complete_multipart_upload(**target, MultipartUpload={"Parts": parts})
+            except BaseException as error:
+                with contextlib.suppress(*self._errors):
+                    self._client.abort_multipart_upload(**target)
+                if not isinstance(error, (self._client_error, _NotCopiedError)):
+                    raise
+                self._note_refusal(error)
+                return False
+            # A server that knows no ranges copies the whole object, and says that all is well.
+            size = self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)["ContentLength"]
+            if size != sum(piece.size for piece in pieces):
+                self._copies_parts = False
+                self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+                return False
+            return True
+
+    def _send_pieces(
+        self, target: Mapping[str, str], pieces: Sequence[Piece], stream: BinaryIO
+    ) -> list[dict[str, Any]]:
+        """Send and copy the pieces as parts of an upload; the first that fails ends it."""
+        room = threading.Semaphore(2 * _PIECES_AT_ONCE)
+        failed = threading.Event()
+
+        def send(number: int, piece: Piece, data: bytes) -> str:
+            try:
+                if failed.is_set():
+                    return ""
+                if not piece.key:
+                    answer = self._client.upload_part(**target, PartNumber=number, Body=data)
+                    return str(answer["ETag"])
+                answer = self._client.upload_part_copy(
+                    **target,
+                    PartNumber=number,
+                    CopySource={"Bucket": self.bucket, "Key": self.prefix + piece.key},
+                    CopySourceRange=f"bytes={piece.offset}-{piece.offset + piece.size - 1}",
+                    CopySourceIfMatch=f'"{piece.tag}"',
+                )
+                tag = answer.get("CopyPartResult", {}).get("ETag")
+                if not tag:
+                    raise _NotCopiedError
+                return str(tag)
+            except BaseException:
+                failed.set()
+                raise
+            finally:
+                room.release()
+
+        sent: list[Future[str]] = []
+        with ThreadPoolExecutor(_PIECES_AT_ONCE, thread_name_prefix="checkpoint-piece") as pool:
+            try:
+                for number, piece in enumerate(pieces, start=1):
+                    room.acquire()
+                    if failed.is_set():
+                        break
+                    data = b"" if piece.key else stream.read(piece.size)
+                    sent.append(pool.submit(send, number, piece, data))
+            except BaseException:
+                failed.set()
+                raise
+        return [{"PartNumber": number, "ETag": item.result()} for number, item in enumerate(sent, start=1)]
+
+    def _note_refusal(self, error: BaseException) -> None:
+        """Remember that the server does not copy parts, unless its answer says something else."""
+        response = getattr(error, "response", {})
+        code = str(response.get("Error", {}).get("Code", ""))
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+        if code not in _OTHER_SOURCE and (status < 500 or status == 501):
+            self._copies_parts = False
 
     def fetch(self, key: str, target: Path, size: int) -> None:
         if size <= SINGLE_REQUEST_BYTES:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpuyard.box.checkpoints.hashing import CHUNK, HashCache, HashingReader
+from gpuyard.box.checkpoints.blocks import ChangedError, UnsentReader, blocks_in_store, pieces_of
+from gpuyard.box.checkpoints.hashing import CHUNK, BlockReader, HashCache, HashingReader
+from gpuyard.box.checkpoints.manners import Manners
 from gpuyard.box.checkpoints.parallel import in_parallel
 from gpuyard.box.checkpoints.rules import Rules
 from gpuyard.box.checkpoints.scanning import Found
@@ -31,9 +34,21 @@ _LINES = (".jsonl", ".ndjson", ".log", ".out", ".err")
 # The last line of a log may be as long as this (bytes) and still be cut off as not whole.
 _LONGEST_LINE = 4 * 1024 * 1024
 
+# Of each, some pieces are held in memory.
+_LARGE_AT_ONCE = 4
 
-class ChangedError(Exception):
-    """A file changed while it was read, so what was read may never have been its content."""
+
+class Paced:
+    """Reads on when the cap lets it."""
+
+    def __init__(self, source: Any, manners: Manners) -> None:
+        self._source = source
+        self._manners = manners
+
+    def read(self, amount: int = -1) -> bytes:
+        data: bytes = self._source.read(amount)
+        self._manners.take(len(data))
+        return data
 
 
 class Sender:
@@ -52,6 +67,7 @@ class Sender:
         cache: HashCache,
         previous: Manifest | None,
         rules: Rules,
+        manners: Manners,
     ) -> None:
         self._store = store
         self._key = key
@@ -59,7 +75,13 @@ class Sender:
         self._known = known
         self._cache = cache
         self._rules = rules
-        self._before = {entry.path: entry for entry in (previous.files if previous else ())}
+        self._manners = manners
+        self._large = threading.Semaphore(_LARGE_AT_ONCE)
+        files = previous.files if previous else ()
+        self._before = {entry.path: entry for entry in files}
+        self._blocks = {entry.sha256: entry.blocks for entry in files}
+        # Of two objects with one content, only the known one is certainly there.
+        self._blocks_there = blocks_in_store(entry for entry in files if known.get(entry.sha256) == entry.key)
         self._writers: dict[FileId, Writing] = {}
         self._read: dict[str, os.stat_result] = {}
         self._sent: dict[str, int] = {}
@@ -79,7 +101,10 @@ class Sender:
         """Store what the store does not have, and return the entries of the set (the journal apart)."""
         unread = [item for item in found if item.link is None and self._cached(item) is None]
         self._writers = open_for_writing({_name(item.path) for item in unread}) if unread else {}
-        entries = [entry for entry in in_parallel(self.send, found, threads) if entry is not None]
+        # Small ones first: they are in the bucket before a large one takes its time.
+        ordered = sorted(found, key=lambda item: item.info.st_size)
+        sent = in_parallel(self.send, ordered, threads, self._manners.make_way)
+        entries = [entry for entry in sent if entry is not None]
         if not self._read:
             return entries
         # Whoever began to write after the look above was not seen by it, and may have been half-way when it was read.
@@ -93,6 +118,7 @@ class Sender:
         key = self._known.get(digest)
         if key is None:
             key = self._key(path)
+            self._manners.take(len(data))
             self._store.put(key, data)
             self._sent[path] = len(data)
         return FileEntry(path, len(data), digest, mode, key, mtime_ns)
@@ -104,8 +130,16 @@ class Sender:
             return FileEntry(found.path, 0, digest, 0o777, "", link=found.link)
         cached = self._cached(found)
         if cached is not None:
-            info, mode = found.info, found.info.st_mode & 0o777
-            return FileEntry(found.path, info.st_size, cached, mode, self._known[cached], info.st_mtime_ns)
+            info = found.info
+            return FileEntry(
+                found.path,
+                info.st_size,
+                cached,
+                info.st_mode & 0o777,
+                self._known[cached],
+                info.st_mtime_ns,
+                blocks=self._blocks[cached],
+            )
         for last in (False, True):
             try:
                 return self._send_content(found.path)
@@ -151,7 +185,8 @@ class Sender:
     ) -> FileEntry:
         mode = info.st_mode & 0o777
         if size > SINGLE_REQUEST_BYTES:
-            return self._send_large(path, stream, size, info, check)
+            with self._large:
+                return self._send_large(path, stream, size, info, check)
         data = stream.read(size)
         check()
         if len(data) != size:
@@ -161,24 +196,41 @@ class Sender:
     def _send_large(
         self, path: str, stream: Any, size: int, info: os.stat_result, check: Callable[[], None]
     ) -> FileEntry:
-        """Hash first, because reading is cheaper than sending; then send, and believe the hash of what was sent."""
-        mode = info.st_mode & 0o777
-        first = HashingReader(stream, size)
+        """Hash first, because reading is cheaper than sending; then send what the store does not have."""
+        first = BlockReader(stream, size)
         while first.read(CHUNK):
             pass
         check()
         digest = first.sha256.hexdigest()
+        entry = FileEntry(
+            path, first.size, digest, info.st_mode & 0o777, "", info.st_mtime_ns, blocks="".join(first.blocks)
+        )
         if digest in self._known:
-            return FileEntry(path, first.size, digest, mode, self._known[digest], info.st_mtime_ns)
+            return replace(entry, key=self._known[digest])
+        entry = replace(entry, key=self._key(path))
+        if not self._send_blocks(entry, stream, first.blocks):
+            self._send_whole(entry, stream)
+        return entry
+
+    def _send_blocks(self, entry: FileEntry, stream: Any, blocks: list[str]) -> bool:
+        """Store a file of which the store has blocks already, and send the others; ``False`` when that cannot be."""
+        pieces = pieces_of(blocks, entry.size, self._blocks_there)
+        unsent: Any = Paced(UnsentReader(stream, pieces, blocks), self._manners)
+        if not pieces or not self._store.compose(entry.key, pieces, unsent):
+            return False
+        self._sent[entry.path] = sum(piece.size for piece in pieces if not piece.key)
+        return True
+
+    def _send_whole(self, entry: FileEntry, stream: Any) -> None:
+        """Send a file, and believe the hash of what was sent."""
         stream.seek(0)
-        second: Any = HashingReader(stream, size)
-        key = self._key(path)
-        self._store.put_stream(key, second)
-        self._sent[path] = second.size
-        if second.sha256.digest() != first.sha256.digest():
-            self._take_back(path)
+        second = HashingReader(stream, entry.size)
+        paced: Any = Paced(second, self._manners)
+        self._store.put_stream(entry.key, paced)
+        self._sent[entry.path] = second.size
+        if second.sha256.hexdigest() != entry.sha256:
+            self._take_back(entry.path)
             raise ChangedError
-        return FileEntry(path, second.size, digest, mode, key, info.st_mtime_ns)
 
     def _appends(self, path: str, info: os.stat_result, stream: Any) -> bool:
         """Tell whether the file grows at its end only, ``False`` when nobody writes to it.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -36,6 +36,19 @@ class StoredObject:
     size: int
     tag: str = ""
     modified: float = 0.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """``size`` bytes of an object that is made of pieces: those of the object ``key`` from ``offset`` on.
+
+    ``tag`` is the store's mark of that object when it was listed. A piece without a key is yet to be sent.
+    """
+
+    size: int
+    key: str = ""
+    offset: int = 0
+    tag: str = ""
 
 
 class Store(ABC):
@@ -64,6 +77,17 @@ class Store(ABC):
     @abstractmethod
     def put_stream(self, key: str, stream: BinaryIO) -> None:
         """Store what ``stream`` yields until its end; it is read once, from its start to its end, in order."""
+
+    def compose(self, key: str, pieces: Sequence[Piece], stream: BinaryIO) -> bool:
+        """Store an object that consists of ``pieces``, in their order, and return ``True``.
+
+        ``stream`` yields the bytes of those that have no key, one after another, and is read once. Those that have one
+        are copied within the store: each is at least 5 MiB long unless it is the last, none is longer than 64 MiB, and
+        there are at most 10,000. ``False``, with nothing stored under ``key``, where the store cannot do that, or one
+        of the objects is no longer what its tag says: then the caller sends the whole. Raises :class:`BucketError`, and
+        whatever ``stream`` raises; then, too, nothing is stored.
+        """
+        return False
 
     @abstractmethod
     def fetch(self, key: str, target: Path, size: int) -> None:

@@ -20,9 +20,18 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from gpuyard.box.checkpoints import Published, Restored, answer_soon, publish_or_warn, restore, write_record
+from gpuyard.box.checkpoints import (
+    Manners,
+    Published,
+    Restored,
+    answer_soon,
+    is_asked_again,
+    publish_or_warn,
+    restore,
+    write_record,
+)
 from gpuyard.box.monitor import stopping
 from gpuyard.box.monitor.beating import Beating
 from gpuyard.box.monitor.companion import Companion
@@ -82,24 +91,37 @@ def bucket_refusal(spec: BoxSpec) -> str | None:
 
 
 def publish_checkpoint(
-    spec: BoxSpec, *, warn: Callable[[str], None], patient: bool, force: bool = False
+    spec: BoxSpec,
+    *,
+    warn: Callable[[str], None],
+    patient: bool,
+    force: bool = False,
+    wait: bool = True,
+    manners: Manners | None = None,
 ) -> Published | None:
     """Publish a checkpoint of the run and journal it. Without a bucket, or when it fails, warn at most; never raise.
 
-    Returns what was published (or found unchanged), ``None`` when the bucket does not hold the present state.
+    ``wait``, ``patient`` and ``manners`` are those of :func:`gpuyard.box.checkpoints.publish_or_warn`. Returns what was
+    published (or found unchanged), ``None`` when the bucket does not hold the present state, as far as is known.
     """
     if not spec.bucket:
         return None
+    published = _publish_once(spec, warn=warn, patient=patient, force=force, wait=wait, manners=manners)
+    while published is not None and is_asked_again(spec.root):
+        published = _publish_once(spec, warn=warn, patient=patient, manners=manners)
+    return published
+
+
+def _publish_once(spec: BoxSpec, *, warn: Callable[[str], None], **options: Any) -> Published | None:
     published = publish_or_warn(
         spec.store,
         spec.place,
         spec.root,
         warn=warn,
-        patient=patient,
         retention=spec.retention,
         rules=spec.rules,
         progress=lambda data: {**summary(data, spec.order), **({} if spec.node == FIRST_NODE else {"node": spec.node})},
-        force=force,
+        **options,
     )
     if published is not None and not published.unchanged:
         try:
@@ -134,9 +156,10 @@ def restore_checkpoint(spec: BoxSpec, sequence: int | None = None, expected: int
 
 def _restore(spec: BoxSpec, sequence: int | None, expected: int | None) -> Restored:
     store = spec.store if spec.bucket else None
-    restored = restore(store, spec.place, spec.root, sequence=sequence, expected=expected)
+    manners = Manners(spec.bandwidth_mb_s)
+    restored = restore(store, spec.place, spec.root, sequence=sequence, expected=expected, manners=manners)
     if restored.source == "nothing" and spec.place != spec.run:
-        restored = restore(store, spec.run, spec.root)
+        restored = restore(store, spec.run, spec.root, manners=manners)
     return restored
 
 
@@ -244,6 +267,7 @@ class Runner:
         self._publisher = threading.Thread(target=self._publish_now_and_then, name="publisher", daemon=True)
         self._wake = threading.Event()
         self._closing = threading.Event()
+        self._manners = Manners(spec.bandwidth_mb_s, background=True)
         monitor = python_module("gpuyard.box.monitor", "--settings", str(spec.folder))
         self._monitor = Companion(monitor, spec.monitoring.every_s)
         self._beating = Beating(spec)
@@ -491,7 +515,7 @@ class Runner:
             self._wake.clear()
             if self._closing.is_set():
                 return
-            publish_checkpoint(self.spec, warn=self._say, patient=ended_a_stage)
+            publish_checkpoint(self.spec, warn=self._say, patient=ended_a_stage, manners=self._manners)
             last = time.monotonic()
 
     def _finish(self, outcome: str, reason: str | None) -> None:
@@ -517,6 +541,8 @@ class Runner:
         self._say(f"{said}: {reason}" if reason else said)
         self._closing.set()
         self._wake.set()
+        # The last checkpoint waits for one that is under way, and nothing is left to make way for.
+        self._manners.hurry()
         # Somebody waits for a run that was told to stop, and a dead bucket must not hold that up for minutes.
         refusal = bucket_refusal(self.spec) if self.spec.bucket and self._stop.is_set() else None
         if refusal is not None:

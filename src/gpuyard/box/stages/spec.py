@@ -27,6 +27,7 @@ DEFAULT_FOLDER = Path("/opt/gpuyard/run")
 DEFAULT_GRACE_S = 30.0
 DEFAULT_EVERY_S = 300.0
 DEFAULT_RETENTION = Retention(keep_last=3, keep_every=0)
+DEFAULT_BANDWIDTH_MB_S = 0.0
 DEFAULT_RUN = "each"
 DEFAULT_ITERATIONS = 1
 
@@ -104,6 +105,8 @@ def order_of(stages: Sequence[Named], iterations: int) -> list[tuple[int, str]]:
 class BoxSpec:
     """What the runner needs to know. ``every_s`` is the publishing interval (s; 0: only after each stage).
 
+    ``bandwidth_mb_s`` is what publishing and restoring may take of the network (MB/s; 0: all of it).
+
     ``instance`` says what is known of the instance that this box is: its node, provider, id, region, market, price.
 
     ``rental`` says of the rental whether it ends with the run (``shutdown``), and where the instance's cloud is
@@ -125,6 +128,7 @@ class BoxSpec:
     stages: tuple[Stage, ...]
     every_s: float = DEFAULT_EVERY_S
     retention: Retention = DEFAULT_RETENTION
+    bandwidth_mb_s: float = DEFAULT_BANDWIDTH_MB_S
     overrides: tuple[str, ...] = ()
     windows: tuple[tuple[str, str], ...] = ()
     rules: Rules = field(default_factory=Rules)
@@ -214,6 +218,7 @@ def load_spec(folder: Path = DEFAULT_FOLDER) -> BoxSpec:
                 int(checkpoints.get("keep_last", DEFAULT_RETENTION.keep_last)),
                 int(checkpoints.get("keep_every", DEFAULT_RETENTION.keep_every)),
             ),
+            bandwidth_mb_s=float(checkpoints.get("bandwidth_mb_s", DEFAULT_BANDWIDTH_MB_S)),
             overrides=tuple(str(word) for word in workload.get("overrides") or ()),
             windows=tuple((str(item["name"]), str(item["command"])) for item in workload.get("windows") or ()),
             rules=Rules.from_workload(persist.get("rules") or ()),
