@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gpuyard.box.checkpoints import libraries
+from gpuyard.box.checkpoints.parallel import in_parallel
 from gpuyard.box.checkpoints.s3_store import ATTEMPTS, CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from gpuyard.box.checkpoints.stores import SINGLE_REQUEST_BYTES, Store, StoredObject
 from gpuyard.errors import BucketError, CheckpointError, MissingObjectError, UsageError
@@ -26,6 +28,7 @@ PACKAGE = "obstore"
 _TRANSFER_S = 24 * 3600
 # Here an answer is waited for from the moment when the request begins, so it includes sending a part of a large file.
 _PART_S = 600
+_PART = 2 * SINGLE_REQUEST_BYTES
 _PARTS_AT_A_TIME = 4
 _CHUNK = 1024 * 1024
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -100,14 +103,27 @@ class ObstoreStore(Store):
                 self.prefix + key,
                 itertools.chain([first, rest], pieces),
                 use_multipart=True,
-                chunk_size=2 * SINGLE_REQUEST_BYTES,
+                chunk_size=_PART,
                 max_concurrency=_PARTS_AT_A_TIME,
             )
 
     def fetch(self, key: str, target: Path, size: int) -> None:
         with target.open("wb") as stream:
-            for chunk in self.chunks(key):
-                stream.write(chunk)
+            if size <= SINGLE_REQUEST_BYTES:
+                stream.write(self.get(key))
+                return
+            with self._failures(key):
+                # It may be damaged, and then has another size than it should have.
+                there = self._obstore.head(self._small, self.prefix + key)["size"]
+
+            def copy(start: int) -> None:
+                os.pwrite(stream.fileno(), self._part(key, start, min(_PART, there - start)), start)
+
+            in_parallel(copy, range(0, there, _PART), _PARTS_AT_A_TIME)
+
+    def _part(self, key: str, start: int, length: int) -> bytes:
+        with self._failures(key):
+            return bytes(self._obstore.get_range(self._small, self.prefix + key, start=start, length=length))
 
     def objects(self, prefix: str) -> Iterator[StoredObject]:
         # The library knows only whole folders.
