@@ -30,10 +30,12 @@ options:
   bucket:
     description:
       - The bucket's address, as in M(gpuyard.cloud.run_plan). An S3 bucket adds C(AWS_ACCESS_KEY_ID),
-        C(AWS_SECRET_ACCESS_KEY) and C(AWS_DEFAULT_REGION).
+        C(AWS_SECRET_ACCESS_KEY) and C(AWS_DEFAULT_REGION), a container at Azure C(AZURE_STORAGE_SAS_TOKEN), or without
+        that C(AZURE_STORAGE_KEY) and C(AZURE_STORAGE_CONNECTION_STRING) as far as they are set. A bucket at Google adds
+        nothing, since its key is a file; see the lookup P(gpuyard.cloud.box_secret_files#lookup).
     type: str
   bucket_endpoint:
-    description: The address of the S3 service, as in M(gpuyard.cloud.run_plan).
+    description: The address of the bucket's service, as in M(gpuyard.cloud.run_plan).
     type: str
   sandbox:
     description: Whether the sandbox's bucket is meant.
@@ -78,6 +80,7 @@ from ansible_collections.gpuyard.cloud.plugins.plugin_utils._controller import r
 with suppress(ImportError):  # told when the lookup runs
     from gpuyard import config
     from gpuyard.errors import GpuyardError
+    from gpuyard.formats.location import KEY_FILES
 
 
 class LookupModule(LookupBase):
@@ -96,16 +99,11 @@ class LookupModule(LookupBase):
         return [secrets | self._bucket_keys()]
 
     def _bucket_keys(self) -> dict[str, str]:
-        """Return the bucket's keys under the names that Amazon's own tools read, nothing for a bucket without keys."""
+        """Return the bucket's keys under the names that the clouds' own tools read, nothing where it has none."""
         options = {name: self.get_option(name) for name in ("bucket_endpoint", "sandbox", "sandbox_state")}
         try:
             settings = config.s3_settings(self.get_option("bucket"), **options)
         except GpuyardError as error:
             raise AnsibleError(str(error)) from error
-        if not settings.access_key:
-            return {}
-        return {
-            "AWS_ACCESS_KEY_ID": settings.access_key,
-            "AWS_SECRET_ACCESS_KEY": settings.secret_key,
-            "AWS_DEFAULT_REGION": settings.region,
-        }
+        keys = {name: value for name, value in config.keys_for_boxes(settings).items() if name not in KEY_FILES}
+        return keys | ({"AWS_DEFAULT_REGION": settings.region} if keys and settings.region else {})

@@ -138,13 +138,11 @@ def shelf(settings: BucketSettings) -> Shelf:
     """Return the bundles of a bucket; raises :class:`UsageError` where there is none that machines share."""
     if settings.location.scheme != "s3":
         raise UsageError(
-            f"Bundles need a bucket that all machines reach: name one with {option('bucket', 's3://…')}"
+            f"Bundles need a bucket of S3 that all machines reach: name one with {option('bucket', 's3://…')}"
             + (f", instead of {settings.url}." if settings.url else ".")
         )
     endpoint = settings.endpoint_from_boxes or settings.endpoint
     places = (settings.location, dataclasses.replace(settings.location, endpoint=endpoint))
-    store, outside = (
-        open_store(place, access_key=settings.access_key, secret_key=settings.secret_key) for place in places
-    )
+    store, outside = (open_store(place, env=settings.keys) for place in places)
     assert isinstance(outside, S3Store)  # by the scheme
     return Shelf(store, outside)

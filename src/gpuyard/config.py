@@ -6,12 +6,14 @@ Options win over the environment, the environment over the files where the provi
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gpuyard import paths
 from gpuyard.errors import UsageError
@@ -87,13 +89,16 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class BucketSettings:
-    """Where checkpoints go. ``url`` is ``s3://name[/prefix]``, ``file:///folder``, or ``""`` for none."""
+    """Where checkpoints go. ``url`` is that of :class:`Location`, ``""`` for none.
+
+    ``keys`` are the variables with what opens it, as the environment or the sandbox has them. None are there where the
+    cloud's own library finds them by itself: in a profile, or as the role of this machine.
+    """
 
     url: str = ""
-    endpoint: str = ""  # "": Amazon's own
+    endpoint: str = ""  # "": the cloud's own
     endpoint_from_boxes: str = ""  # the same server under the name that rented boxes reach it by
-    access_key: str = field(default="", repr=False)
-    secret_key: str = field(default="", repr=False)
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
     region: str = ""
 
     @property
@@ -180,36 +185,91 @@ def s3_settings(
     """Return where checkpoints go.
 
     ``bucket`` is the option (``None``: the sandbox's own bucket, or ``CLOUD_PROVIDER`` and ``CLOUD_BUCKET`` of the
-    environment; ``""``: none). Credentials come from ``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY``, in the
-    sandbox from the sandbox; a sandbox that is not running is an error, never a reason to use the real bucket.
+    environment; ``""``: none). What opens it comes from the variables of :data:`gpuyard.formats.location.KINDS` or
+    from the cloud's own profiles and roles, in the sandbox from the sandbox; a sandbox that is not running is an error,
+    never a reason to use the real bucket.
     """
     world = World.of(sandbox, sandbox_state, env)
     info = sandbox_info.read(world.sandbox_state) if world.sandbox else None
-    if world.sandbox and info is None and (bucket is None or bucket.startswith("s3:")):
+    if world.sandbox and info is None and not (bucket is not None and Location.parse(bucket).kind is None):
         raise UsageError(_NOT_RUNNING.format(state=world.sandbox_state))
     if bucket is None:
         bucket = f"s3://{info.bucket}" if info else _bucket_of(world.env)
     location = Location.parse(bucket, endpoint=bucket_endpoint or "")
-    if location.scheme != "s3":
+    kind = location.kind
+    if kind is None:
         return BucketSettings(location.url)
     if info and not bucket_endpoint:
+        if kind.scheme != "s3":
+            raise UsageError(
+                f"bucket={bucket!r}: the sandbox has no {kind.title}; name the server of an emulator with "
+                f"{option('bucket_endpoint', 'http://…')}, or leave the bucket out for the sandbox's own."
+            )
         endpoint = info.endpoints["s3"]
         return BucketSettings(
             url=location.url,
             endpoint=endpoint,
             endpoint_from_boxes=info.from_boxes.get("s3", endpoint),
-            access_key=info.s3_access_key,
-            secret_key=info.s3_secret_key,
+            keys={"AWS_ACCESS_KEY_ID": info.s3_access_key, "AWS_SECRET_ACCESS_KEY": info.s3_secret_key},
             region=DEFAULT_REGION,
         )
-    access, secret = world.env.get("AWS_ACCESS_KEY_ID", ""), world.env.get("AWS_SECRET_ACCESS_KEY", "")
-    if not (access and secret):
-        raise UsageError(
-            f"bucket={bucket!r} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment; without a bucket "
-            f"({option('bucket', "''")}) checkpoints stay on the box."
-        )
     location = location.completed(world.env)
-    return BucketSettings(location.url, location.endpoint, location.endpoint, access, secret, location.region)
+    keys = {name: value for name in kind.keys if (value := world.env.get(name, ""))}
+    if kind.scheme == "s3" and not (keys.get("AWS_ACCESS_KEY_ID") and keys.get("AWS_SECRET_ACCESS_KEY")):
+        if _aws_credentials() is None:
+            raise UsageError(
+                f"bucket={bucket!r} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or a profile "
+                f"or role of Amazon's; without a bucket ({option('bucket', "''")}) checkpoints stay on the box."
+            )
+        keys = {}
+    return BucketSettings(location.url, location.endpoint, location.endpoint, keys, location.region)
+
+
+def keys_for_boxes(settings: BucketSettings) -> dict[str, str]:
+    """Return the variables with what a box opens the bucket with: the narrowest that is here and that lasts.
+
+    That of ``GOOGLE_APPLICATION_CREDENTIALS`` names a file of this controller, whose content a box needs. There are
+    none where a box needs none, and where nothing here would last; see :func:`check_keys_for_boxes`.
+    """
+    kind, keys = settings.location.kind, dict(settings.keys)
+    if kind is None:
+        return {}
+    if kind.scheme == "s3" and not keys and (found := _aws_credentials()):
+        frozen = found.get_frozen_credentials()
+        keys = {"AWS_ACCESS_KEY_ID": frozen.access_key, "AWS_SECRET_ACCESS_KEY": frozen.secret_key}
+        keys |= {"AWS_SESSION_TOKEN": frozen.token} if frozen.token else {}
+    if "AWS_SESSION_TOKEN" in keys:
+        return {}
+    # Of Azure's, a token for one container comes before what opens the whole account.
+    narrowest = "AZURE_STORAGE_SAS_TOKEN"
+    return {narrowest: keys[narrowest]} if narrowest in keys else keys
+
+
+def check_keys_for_boxes(settings: BucketSettings) -> None:
+    """Raise :class:`UsageError` where a box could not open the bucket with anything that is here."""
+    kind = settings.location.kind
+    if kind is None or keys_for_boxes(settings) or (kind.scheme == "gs" and settings.endpoint):
+        return  # no bucket, or an emulator of Google's, which asks for nothing
+    if kind.scheme == "s3":
+        raise UsageError(
+            f"bucket={settings.url!r}: the keys of this machine's profile, session or role end after some hours, and a "
+            "run may not: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of a user that may use this bucket only. "
+            "Nothing was rented."
+        )
+    raise UsageError(
+        f"bucket={settings.url!r}: a rented machine needs something to open it with: set {' or '.join(kind.keys)}. "
+        "Nothing was rented."
+    )
+
+
+def _aws_credentials() -> Any:
+    """Return what Amazon's library finds: keys of a profile, or those of a role, which end. ``None`` for nothing."""
+    session = importlib.import_module("botocore.session").Session()
+    exceptions = importlib.import_module("botocore.exceptions")
+    try:
+        return session.get_credentials()
+    except exceptions.BotoCoreError as error:
+        raise UsageError(f"Amazon's profile cannot be used ({type(error).__name__}): {error}.") from None
 
 
 def mirrors(*, sandbox: bool | None = None, sandbox_state: str | Path | None = None) -> dict[str, str]:

@@ -34,8 +34,9 @@ OLDEST_SSH = (7, 6)
 """The first OpenSSH that can take a host key at the first contact and refuse another one later."""
 CLOCK_WARNING_S = 60.0
 CLOCK_REFUSED_S = 900.0
-"""From here on S3 services refuse a request for its time."""
+"""From here on the services refuse a request for its time."""
 _TIMEOUT_S = (5.0, 15.0)  # to connect, and to answer
+_GOOGLE = "https://storage.googleapis.com"
 _WANDB = "https://api.wandb.ai"
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
@@ -163,7 +164,7 @@ def bucket(site: Site) -> Finding:
                 "There is none: checkpoints stay on the machine, and are lost with it.",
                 f"Name one with {option('bucket', 's3://name/prefix')}.",
             )
-        if settings.location.scheme != "s3":
+        if not settings.location.by_network:
             found = f"{settings.url} is a folder of the machine, which is lost with it unless storage is shared there."
             return Finding(what, "warning", found, f"Name one with {option('bucket', 's3://name/prefix')}.")
         store = site.store()
@@ -176,17 +177,24 @@ def bucket(site: Site) -> Finding:
     except GpuyardError as error:
         failed = _STEPS[len(done)]
         can = f"It can be {_and(done)}, but not {failed}: " if done else ""
-        return Finding(what, "failed", f"{can}{error}", _BUCKET_ADVICE[failed])
+        right = _RIGHTS[settings.location.scheme][len(done)]
+        return Finding(what, "failed", f"{can}{error}", _BUCKET_ADVICE[failed].format(right))
     return Finding(what, "ok", f"{store.url} can be {_and(done)}.")
 
 
 _STEPS = ("listed", "written", "read", "cleared")
 _BUCKET_ADVICE = {
-    "listed": "See that the bucket is there, and that the key may list it (s3:ListBucket).",
-    "written": "Let the key write there (s3:PutObject).",
-    "read": "Let the key read there (s3:GetObject).",
-    "cleared": "Let the key delete there (s3:DeleteObject): old checkpoints are removed.",
+    "listed": "See that the bucket is there, and that the key may list it ({}).",
+    "written": "Let the key write there ({}).",
+    "read": "Let the key read there ({}).",
+    "cleared": "Let the key delete there ({}): old checkpoints are removed.",
 }
+_RIGHTS = {
+    "s3": ("s3:ListBucket", "s3:PutObject", "s3:GetObject", "s3:DeleteObject"),
+    "gs": ("storage.objects.list", "storage.objects.create", "storage.objects.get", "storage.objects.delete"),
+    "az": ("list, sp=l", "create and write, sp=cw", "read, sp=r", "delete, sp=d"),
+}
+"""What each step takes, in the words of each kind of bucket."""
 
 
 def _use(store: Store, key: str, done: list[str]) -> None:
@@ -218,9 +226,10 @@ def clock(site: Site) -> Finding:
         settings = site.bucket_settings()
     except GpuyardError:
         return Finding(what, "skipped", "Without a bucket there is no clock to compare with.")
-    if settings.location.scheme != "s3":
+    if not settings.location.by_network:
         return Finding(what, "skipped", "Without a bucket there is no clock to compare with.")
-    address = settings.endpoint or f"https://s3.{settings.region or DEFAULT_REGION}.amazonaws.com"
+    amazon = f"https://s3.{settings.region or DEFAULT_REGION}.amazonaws.com"
+    address = settings.endpoint or (_GOOGLE if settings.location.scheme == "gs" else amazon)
     before = time.time()
     try:
         with _session(address) as session:
@@ -235,7 +244,7 @@ def clock(site: Site) -> Finding:
     if abs(ahead) < CLOCK_WARNING_S:
         return Finding(what, "ok", found)
     refused = abs(ahead) >= CLOCK_REFUSED_S
-    words = f"{found} S3 refuses requests that are {CLOCK_REFUSED_S / 60:.0f} minutes off."
+    words = f"{found} The bucket refuses requests that are {CLOCK_REFUSED_S / 60:.0f} minutes off."
     return Finding(what, "failed" if refused else "warning", words, "Set the clock, for example with `timedatectl`.")
 
 

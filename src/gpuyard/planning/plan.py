@@ -15,9 +15,10 @@ from gpuyard.box import checkpoints
 from gpuyard.box.checkpoints.rules import Rules
 from gpuyard.box.stages import choice as stage_choice
 from gpuyard.box.stages.choice import Choice
-from gpuyard.config import BucketSettings, SshKey
+from gpuyard.config import BucketSettings, SshKey, check_keys_for_boxes
 from gpuyard.errors import ProviderError, UsageError
 from gpuyard.formats.label import FIRST_NODE, check_name, next_name
+from gpuyard.formats.location import KEY_FILES
 from gpuyard.planning import choose, limited, nodes, offers, pools, room, source, stored, version
 from gpuyard.planning.limited import Limited
 from gpuyard.planning.nodes import NodePlan
@@ -96,7 +97,7 @@ class Plan:
             "environment_required": list(self.workload.environment.required),
             "environment_optional": list(self.workload.environment.optional),
             # Their paths here; what is in them is read by the task that delivers them.
-            "environment_files": {name: str(path) for name, path in self.workload.secret_files(os.environ).items()},
+            "environment_files": self._secret_files(),
             "offers": [records.offer_to_dict(offer) for offer in first.offers],
             "nodes": [_node_to_dict(node) for node in self.nodes],
             "cost": self.estimate.to_dict(),
@@ -127,6 +128,11 @@ class Plan:
             "instance": records.instance_to_dict(self.run.machine) if self.run.machine else {},
         }
 
+    def _secret_files(self) -> dict[str, str]:
+        """Return the files here that a box needs, by their variables: the workload's, and what opens the bucket."""
+        opens = {name: path for name, path in self.bucket.keys.items() if name in KEY_FILES}
+        return opens | {name: str(path) for name, path in self.workload.secret_files(os.environ).items()}
+
     @property
     def expected_checkpoint(self) -> int:
         """The newest checkpoint that a box should find in the bucket; 0 where there is certainly none, -1 if unknown.
@@ -134,7 +140,7 @@ class Plan:
         Of a folder on the box this controller knows nothing; nor of what a machine that it took for lost may publish.
         """
         unsure = self.run.problem or (not self.checkpoint and self.run.leftovers) or len(self.places) > 1
-        if self.bucket.location.scheme != "s3" or unsure:
+        if not self.bucket.location.by_network or unsure:
             return -1
         return self.checkpoint
 
@@ -257,6 +263,9 @@ def make(
             room.check(workload, node.disk_gb)
     if any(not node.machine for node in planned):  # one that is there has them
         stored.check(workload, settings, store)
+        # At the clouds behind SkyPilot a machine may have a role of its own.
+        if any(cloud.name != "skypilot" for cloud in chosen_clouds):
+            check_keys_for_boxes(settings)
     if len(places) == 1:  # the checkpoint that the plan tells of is the one that will be restored
         run = dataclasses.replace(run, manifest=planned[0].now.manifest)
     turn_pools: tuple[str, ...] = ()

@@ -297,7 +297,7 @@ def open_bucket(settings: BucketSettings) -> Store | None:
     """Return the store that ``settings`` name, ``None`` for a run that keeps its checkpoints on the box only."""
     if not settings.location:
         return None
-    return open_store(settings.location, access_key=settings.access_key, secret_key=settings.secret_key)
+    return open_store(settings.location, env=settings.keys)
 
 
 def shared_bucket(settings: BucketSettings) -> Store | None:

@@ -47,8 +47,7 @@ def settings(bucket: Any, request: pytest.FixtureRequest) -> BucketSettings:
         url=f"s3://{bucket.name}/{request.node.name.replace('[', '-').rstrip(']')}",
         endpoint=bucket.endpoint,
         endpoint_from_boxes=bucket.endpoint.replace("127.0.0.1", "localhost"),
-        access_key=bucket.env["AWS_ACCESS_KEY_ID"],
-        secret_key=bucket.env["AWS_SECRET_ACCESS_KEY"],
+        keys=bucket.env,
         region="us-east-1",
     )
 
@@ -75,7 +74,7 @@ def test_a_machine_sends_and_fetches_with_addresses_and_no_key(shelf: Shelf, set
     assert found == bundle and found.key == key_of({"rust": "aa", "build": "bb"}) and found.created
     addresses = shelf.addresses(found)
     assert all(address.startswith("http://localhost:") for address in addresses.values())
-    assert settings.secret_key not in json.dumps(addresses)
+    assert settings.keys["AWS_SECRET_ACCESS_KEY"] not in json.dumps(addresses)
     fetched = [urllib.request.urlopen(address).read() for address in addresses.values()]
     assert fetched == list(DATA)
 
@@ -151,7 +150,7 @@ def test_a_bundle_is_listed_and_deleted_by_the_beginning_of_its_key(
 
 def test_a_folder_of_one_machine_is_no_place_for_bundles() -> None:
     with pytest.raises(
-        UsageError, match=r"Bundles need a bucket that all machines reach: .* instead of file:///folder\."
+        UsageError, match=r"Bundles need a bucket of S3 that all machines reach: .* instead of file:///folder\."
     ):
         bundles.shelf(BucketSettings("file:///folder"))
 

@@ -119,9 +119,9 @@ def test_a_missing_object_is_false(cloud: CloudSync, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("provider", "bucket", "message"),
     [
-        ("gcs", "b", "CLOUD_PROVIDER=gcs is not supported yet: use s3"),
-        ("azure", "b", "CLOUD_PROVIDER=azure is not supported yet: use s3"),
-        ("ftp", "b", "CLOUD_PROVIDER='ftp' is not known: use s3 or local."),
+        ("gcs", "", "CLOUD_PROVIDER=gcs needs a bucket: set CLOUD_BUCKET."),
+        ("azure", "s3://b", "CLOUD_PROVIDER=azure does not fit CLOUD_BUCKET=s3://b"),
+        ("ftp", "b", "CLOUD_PROVIDER='ftp' is not known: use s3, gcs, azure or local."),
         ("s3", "", "CLOUD_PROVIDER=s3 needs a bucket: set CLOUD_BUCKET."),
         ("s3", "a/../b", "the prefix has no '.'"),
     ],

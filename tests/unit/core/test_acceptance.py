@@ -253,7 +253,12 @@ def test_thresholds_are_the_workloads(programs: Path) -> None:
 def test_what_is_not_the_hosts_fault_is_not_remembered(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(programs, "nvidia-smi", SMI)
     told: list[str] = []
-    s3 = BucketSettings("s3://b", "http://127.0.0.1:9", access_key="a", secret_key="s", region="us-east-1")
+    s3 = BucketSettings(
+        "s3://b",
+        "http://127.0.0.1:9",
+        keys={"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "s"},
+        region="us-east-1",
+    )
     # A bucket that does not answer here either keeps nobody from training.
     an_acceptance(told, bucket=s3).check(a_machine(emulated=True), KEY, told.append)
     assert "network not looked at, since the bucket does not answer" in told[-1]

@@ -190,14 +190,22 @@ def test_secrets_of_the_sandbox_are_not_shown(serve: Callable[..., None], tmp_pa
 
 # -- bucket ------------------------------------------------------------------------------------------------------------
 
-AWS = {"AWS_ACCESS_KEY_ID": "ak", "AWS_SECRET_ACCESS_KEY": "sk"}
+
+def keys_of(access: str, secret: str) -> dict[str, str]:
+    return {"AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret}
+
+
+AWS = keys_of("ak", "sk")
+GOOGLE = {"GOOGLE_APPLICATION_CREDENTIALS": "/home/me/key.json"}
+AZURE = {"AZURE_STORAGE_CONNECTION_STRING": "AccountName=mine;AccountKey=a==;EndpointSuffix=core.windows.net"}
+SAS = {"AZURE_STORAGE_ACCOUNT": "mine", "AZURE_STORAGE_SAS_TOKEN": "?sv=1&sig=x"}
 
 
 def test_the_sandbox_brings_its_bucket(serve: Callable[..., None], tmp_path: Path) -> None:
     serve(tmp_path)
     settings = config.s3_settings(sandbox=True, sandbox_state=tmp_path, env={**AWS, "CLOUD_BUCKET": "real"})
     assert settings == BucketSettings(
-        "s3://gpuyard", "http://127.0.0.1:9", "http://bucket:8333", "ak", KEY + "s", "us-east-1"
+        "s3://gpuyard", "http://127.0.0.1:9", "http://bucket:8333", keys_of("ak", KEY + "s"), "us-east-1"
     )
     assert config.s3_settings("s3://gpuyard/x", sandbox=True, sandbox_state=tmp_path).url == "s3://gpuyard/x"
 
@@ -217,16 +225,31 @@ def test_a_sandbox_that_is_down_never_means_the_real_bucket(tmp_path: Path) -> N
         ("", AWS, BucketSettings()),
         (None, {"CLOUD_PROVIDER": "local", "CLOUD_BUCKET": "x"}, BucketSettings()),
         ("file:///mnt/x", {}, BucketSettings("file:///mnt/x")),
-        ("s3://b/p", AWS, BucketSettings("s3://b/p", "", "", "ak", "sk", "us-east-1")),
+        ("s3://b/p", AWS, BucketSettings("s3://b/p", "", "", AWS, "us-east-1")),
         (
             None,
             {**AWS, "CLOUD_PROVIDER": "s3", "CLOUD_BUCKET": "b", "AWS_ENDPOINT_URL": "https://e", "AWS_REGION": "eu"},
-            BucketSettings("s3://b", "https://e", "https://e", "ak", "sk", "eu"),
+            BucketSettings("s3://b", "https://e", "https://e", AWS, "eu"),
         ),
         (
             "s3://b",
             {**AWS, "AWS_ENDPOINT_URL": "https://e", "AWS_ENDPOINT_URL_S3": "https://s3"},
-            BucketSettings("s3://b", "https://s3", "https://s3", "ak", "sk", "us-east-1"),
+            BucketSettings("s3://b", "https://s3", "https://s3", AWS, "us-east-1"),
+        ),
+        ("gs://b/p", {**AWS, **GOOGLE}, BucketSettings("gs://b/p", keys=GOOGLE)),
+        (
+            None,
+            {**AWS, **AZURE, "CLOUD_PROVIDER": "azure", "CLOUD_BUCKET": "c/p"},
+            BucketSettings("az://c/p", *["https://mine.blob.core.windows.net"] * 2, AZURE),
+        ),
+        (
+            "az://c",
+            SAS,
+            BucketSettings(
+                "az://c",
+                *["https://mine.blob.core.windows.net"] * 2,
+                {"AZURE_STORAGE_SAS_TOKEN": SAS["AZURE_STORAGE_SAS_TOKEN"]},
+            ),
         ),
     ],
 )
@@ -238,7 +261,8 @@ def test_where_checkpoints_go(bucket: str | None, env: dict[str, str], expected:
     ("bucket", "env", "said"),
     [
         ("s3://b", {}, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-        ("gs://b", AWS, "s3://name"),
+        ("b2://b", AWS, "s3://name"),
+        ("az://mine@b/x", AZURE, "must not hold a user"),
         ("s3://", AWS, "s3://name"),
         ("s3://gpuyard/../../x", AWS, "no '.', '..' or empty part"),
         ("s3://gpuyard/a//b", AWS, "no '.', '..' or empty part"),
@@ -246,7 +270,8 @@ def test_where_checkpoints_go(bucket: str | None, env: dict[str, str], expected:
         ("file:///mnt/../etc", {}, "without '..'"),
         ("b", AWS, "s3://name"),
         ("file://host/x", {}, "absolute folder"),
-        (None, {"CLOUD_PROVIDER": "gcs", "CLOUD_BUCKET": "b"}, "gcs is not supported"),
+        (None, {"CLOUD_PROVIDER": "gcs", "CLOUD_BUCKET": "az://b"}, "does not fit CLOUD_BUCKET=az://b"),
+        (None, {"CLOUD_PROVIDER": "gcs"}, "gcs needs a bucket"),
         (None, {"CLOUD_PROVIDER": "ftp", "CLOUD_BUCKET": "b"}, "'ftp' is not known"),
         (None, {"CLOUD_PROVIDER": "s3"}, "CLOUD_BUCKET"),
     ],
@@ -254,6 +279,52 @@ def test_where_checkpoints_go(bucket: str | None, env: dict[str, str], expected:
 def test_a_bucket_that_cannot_be_used(bucket: str | None, env: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         config.s3_settings(bucket, sandbox=False, env=env)
+
+
+def test_amazons_own_profiles_open_a_bucket_and_a_box_gets_only_keys_that_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E13: the controller goes by profile or role; what ends after some hours is of no use to a run."""
+    file = tmp_path / "credentials"
+    file.write_text("[mine]\naws_access_key_id = ak\naws_secret_access_key = sk\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    settings = config.s3_settings("s3://b", sandbox=False)
+    assert settings.keys == {} and config.keys_for_boxes(settings) == AWS
+    config.check_keys_for_boxes(settings)
+    file.write_text(file.read_text() + "aws_session_token = st\n")
+    assert config.keys_for_boxes(config.s3_settings("s3://b", sandbox=False)) == {}
+    with pytest.raises(UsageError, match=r"end after some hours.*Nothing was rented"):
+        config.check_keys_for_boxes(settings)
+    temporary = config.s3_settings("s3://b", sandbox=False, env={**AWS, "AWS_SESSION_TOKEN": "st"})
+    with pytest.raises(UsageError, match="end after some hours"):
+        config.check_keys_for_boxes(temporary)
+    monkeypatch.setenv("AWS_PROFILE", "another")
+    with pytest.raises(UsageError, match=r"Amazon's profile cannot be used .*another"):
+        config.s3_settings("s3://b", sandbox=False)
+
+
+def test_a_box_gets_the_narrowest_key_or_the_launch_ends_before_it_rents() -> None:
+    both = config.s3_settings("az://c", sandbox=False, env={**AZURE, **SAS})
+    assert config.keys_for_boxes(both) == {"AZURE_STORAGE_SAS_TOKEN": SAS["AZURE_STORAGE_SAS_TOKEN"]}
+    for bucket, variable in (("gs://b", "GOOGLE_APPLICATION_CREDENTIALS"), ("az://b", "AZURE_STORAGE_SAS_TOKEN")):
+        with pytest.raises(UsageError, match=f"set .*{variable}.*Nothing was rented"):
+            config.check_keys_for_boxes(config.s3_settings(bucket, sandbox=False, env={}))
+    config.check_keys_for_boxes(config.s3_settings("gs://b", sandbox=False, env={"STORAGE_EMULATOR_HOST": "h:1"}))
+    config.check_keys_for_boxes(config.s3_settings("gs://b", sandbox=False, env=GOOGLE))
+
+
+def test_no_key_of_a_real_account_goes_with_the_sandbox(serve: Callable[..., None], tmp_path: Path) -> None:
+    serve(tmp_path)
+    with pytest.raises(UsageError, match="the sandbox has no Azure Blob Storage; name the server of an emulator"):
+        config.s3_settings("az://c", sandbox=True, sandbox_state=tmp_path, env=AZURE)
+    emulator = config.s3_settings(
+        "az://c", bucket_endpoint="http://127.0.0.1:9/a", sandbox=True, sandbox_state=tmp_path, env=AZURE
+    )
+    assert (emulator.endpoint, emulator.location.account) == ("http://127.0.0.1:9/a", "a")
 
 
 # -- SSH keys ----------------------------------------------------------------------------------------------------------

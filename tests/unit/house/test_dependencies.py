@@ -32,9 +32,9 @@ def imported(files: list[Path]) -> set[str]:
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add((node.module or "").split(".")[0])
-            # importlib.import_module("boto3"), which only those need who have a bucket
-            elif isinstance(node, ast.Constant) and node.value == "boto3":
-                found.add("boto3")
+            # What only those need who have a bucket is imported by its name.
+            elif isinstance(node, ast.Constant) and node.value in ("boto3", "obstore"):
+                found.add(node.value)
     homes = packages_distributions()
     unknown = found - set(sys.stdlib_module_names) - {"gpuyard"} - set(homes)
     assert not unknown, f"imported and not installed: {unknown}"

@@ -191,7 +191,9 @@ def test_a_secret_file_that_others_can_read_is_closed(run_module: Any, options: 
         ({"only": "nosuch"}, "There is no stage 'nosuch'; the stages are wait."),
         ({"only": "wait", "from_stage": "wait"}, "mutually exclusive"),
         ({"run": None}, "run"),
-        ({"bucket": "gs://x"}, "is not an address of a bucket"),
+        ({"bucket": "b2://x"}, "is not an address of a bucket"),
+        ({"bucket": "gs://x"}, "needs GOOGLE_APPLICATION_CREDENTIALS"),
+        ({"bucket": "az://x"}, "needs its account"),
         ({"bucket": "file:///dev/null/x"}, "cannot be used"),
     ],
 )

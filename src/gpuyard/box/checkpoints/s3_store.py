@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gpuyard.box.checkpoints import libraries
 from gpuyard.box.checkpoints.stores import SINGLE_REQUEST_BYTES, Piece, Store, StoredObject
-from gpuyard.errors import BucketError, CheckpointError, MissingObjectError, UsageError
+from gpuyard.errors import BucketError, MissingObjectError, UsageError
 from gpuyard.formats.location import Location
 
+PACKAGE = "boto3"
 # A dead bucket must not hold up a stage: one refused or silent connection costs seconds, not minutes.
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30
@@ -25,22 +26,6 @@ _CHUNK = 1024 * 1024
 _PIECES_AT_ONCE = 4
 # What these answers say of a copy within the bucket holds for this one object only.
 _OTHER_SOURCE = ("NoSuchKey", "PreconditionFailed", "404", "412")
-
-
-def _import_boto3(libraries: str) -> Any:
-    """Return boto3, from the folder ``libraries`` where this Python has none of its own.
-
-    The folder comes last on the path: whatever the program brings itself stays what it gets.
-    """
-    try:
-        return importlib.import_module("boto3")
-    except ImportError:
-        if not libraries:
-            raise
-    if libraries not in sys.path:
-        sys.path.append(libraries)
-    importlib.invalidate_caches()
-    return importlib.import_module("boto3")
 
 
 @functools.cache
@@ -65,22 +50,16 @@ class S3Store(Store):
 
     tags_tell_content = True
 
-    def __init__(self, location: Location, *, access_key: str = "", secret_key: str = "", libraries: str = "") -> None:
-        """Open the bucket at ``location``. ``libraries`` is the folder with boto3 for a Python that has none."""
+    def __init__(self, location: Location, env: Mapping[str, str]) -> None:
+        """Open the bucket at ``location`` with the keys in ``env``, else with what boto3 finds: a profile or a role."""
         self.bucket = location.name
         self.prefix = location.prefix and f"{location.prefix}/"
         self.endpoint = location.endpoint or None
         self.url = location.url
-        try:
-            boto3 = _import_boto3(libraries)
-            botocore = importlib.import_module("botocore.exceptions")
-            config = importlib.import_module("botocore.config").Config
-            transfer = importlib.import_module("boto3.s3.transfer").TransferConfig
-        except ImportError as error:
-            raise CheckpointError(
-                f"The bucket {self.url} needs the Python package boto3, which this Python lacks: add boto3 to the "
-                "requirements, or pip install boto3."
-            ) from error
+        boto3 = libraries.load(PACKAGE, self.url, env.get(libraries.VARIABLE, ""))
+        botocore = importlib.import_module("botocore.exceptions")
+        config = importlib.import_module("botocore.config").Config
+        transfer = importlib.import_module("boto3.s3.transfer").TransferConfig
         self._client_error = botocore.ClientError
         self._errors: tuple[type[Exception], ...] = (
             botocore.BotoCoreError,
@@ -100,8 +79,9 @@ class S3Store(Store):
             self._client: Any = _session(boto3).client(
                 "s3",
                 endpoint_url=self.endpoint,
-                aws_access_key_id=access_key or None,
-                aws_secret_access_key=secret_key or None,
+                aws_access_key_id=env.get("AWS_ACCESS_KEY_ID") or None,
+                aws_secret_access_key=env.get("AWS_SECRET_ACCESS_KEY") or None,
+                aws_session_token=env.get("AWS_SESSION_TOKEN") or None,
                 region_name=location.region or None,
                 config=config(
                     connect_timeout=CONNECT_TIMEOUT_S,

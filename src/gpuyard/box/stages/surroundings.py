@@ -1,20 +1,18 @@
 """What a stage is told of where it runs, as environment variables.
 
 Those that begin with ``GPUYARD_`` are facts. The others are what widely used tools read: the bucket, for
-:mod:`gpuyard.cloud_sync` and Amazon's tools, and a tag for Weights & Biases. What the user sets wins over them.
+:mod:`gpuyard.cloud_sync` and the clouds' own tools, and a tag for Weights & Biases. What the user sets wins over them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
 
-from gpuyard.box.checkpoints.opening import LIBRARIES
+from gpuyard.box.checkpoints.opening import LIBRARIES, libraries_for
 from gpuyard.box.stages.spec import BoxSpec
 from gpuyard.errors import UsageError
-from gpuyard.formats.location import Location
+from gpuyard.formats.location import BUCKET_VARIABLES, Location
 
 FACTS = {
     "node": "GPUYARD_NODE",
@@ -27,7 +25,6 @@ FACTS = {
 """What is known of the box's instance, by its name in ``settings.json``, and the variable that tells it."""
 USER_FILES = "files"
 """Below the run's own folder of the bucket, where no key of ours can be: what training code uploads itself."""
-_BUCKET = ("CLOUD_PROVIDER", "CLOUD_BUCKET", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
 def facts(spec: BoxSpec) -> dict[str, str]:
@@ -42,7 +39,7 @@ def facts(spec: BoxSpec) -> dict[str, str]:
         "GPUYARD_POOL": pool,
         "GPUYARD_BUCKET": bucket.url,
         "GPUYARD_BUCKET_ENDPOINT": bucket.endpoint,
-        LIBRARIES: _libraries() if bucket.scheme == "s3" else "",
+        LIBRARIES: libraries_for(bucket),
     }
     return {name: value for name, value in found.items() if value}
 
@@ -55,7 +52,7 @@ def defaults(spec: BoxSpec, users: Mapping[str, str]) -> dict[str, str]:
     bucket = _location(spec)
     if bucket:
         bucket = bucket.below(f"{spec.run}/{USER_FILES}")
-    found = {} if users.keys() & set(_BUCKET) else bucket.variables()
+    found = {} if users.keys() & set(BUCKET_VARIABLES) else bucket.variables()
     if provider := spec.instance.get("provider"):
         found["WANDB_TAGS"] = f"environment={provider}"
     return {name: value for name, value in found.items() if name not in users}
@@ -70,9 +67,3 @@ def _location(spec: BoxSpec) -> Location:
 
 def _text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _libraries() -> str:
-    """Return the folder that this Python has boto3 in."""
-    found = importlib.util.find_spec("boto3")
-    return str(Path(found.origin).parents[1]) if found and found.origin else ""
