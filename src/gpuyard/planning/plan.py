@@ -114,6 +114,7 @@ class Plan:
             "choice": {
                 "stage": self.choice.only or "",
                 "from_stage": self.choice.from_stage or "",
+                "until_stage": self.choice.until or "",
                 "iteration": -1 if self.choice.iteration is None else self.choice.iteration,
             },
             "progress": dict(self.run.progress),
@@ -501,6 +502,8 @@ def _chosen(choice: Choice, places: Sequence[tuple[int, str]]) -> list[str]:
         return []
     if choice.only:
         return [f"Only {choice.only} of iteration {places[0][0]} is to run."]
+    if choice == Choice(until=choice.until):
+        return [f"To run are {len(places)} stages, up to {choice.until}."]
     return [f"To run are {len(places)} stages, from {places[0][1]} of iteration {places[0][0]} on."]
 
 
