@@ -426,6 +426,12 @@ def _node(
     done = runs.stages_done(now.progress)
     pools = {stage.name: stage.pool for stage in workload.stages}
     to_run = [at for at in stage_choice.expected(request.choice, workload, done) if pools[at[1]] in place.pools]
+    last = request.choice.until
+    if last and to_run and pools[last] not in place.pools:
+        raise UsageError(
+            f"until_stage={last} is a stage of pool {pools[last]}, and node {place.name} runs other stages beside it: "
+            "a run of several nodes runs all that is left, so leave until_stage out."
+        )
     # More iterations, or a stage that is named, leave something to do for a node that has finished.
     finished = now.outcome == "done" and not (done and to_run)
     return NodePlan(

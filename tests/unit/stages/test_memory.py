@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -121,3 +127,32 @@ def test_a_run_says_it_wherever_one_looks(box: Box) -> None:
     assert "it ran out of GPU memory" in (box.root / ".gpuyard/logs/0-train.log").read_text()
     assert "exit code 1: it ran out of GPU memory" in watch.failure_text(json.loads(json.dumps(status)))
     assert watch.tell(box.events("stage-end")[0]).endswith(ADVICE["GPU memory"])
+
+
+@pytest.fixture
+def narrow() -> Iterator[Path]:
+    """Return a control group of 150 MB, of this machine's kernel."""
+    first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    folder, limit = (first, "memory.limit_in_bytes") if first.is_dir() else (second, "memory.max")
+    group = folder / f"gpuyard-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text("150M")
+    except OSError:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        pytest.skip("no control group can be made here that limits the memory")
+    yield group
+    group.rmdir()
+
+
+def test_a_real_kernel_kills_for_want_of_memory(box: Box, narrow: Path) -> None:
+    hungry = f"{sys.executable} -c 'held = bytearray(600_000_000)'"
+    box.describe([{"name": "train", "command": f"{hungry}; echo went on >> marks"}])
+    runner = [sys.executable, "-m", "gpuyard.box.stages", "run", "--settings", str(box.settings)]
+    begin = f"echo $$ > {narrow}/cgroup.procs; exec {shlex.join(runner)}"
+    assert subprocess.run(["bash", "-c", begin], env=box.env, capture_output=True, check=False).returncode == 1
+    failure = box.status()["failure"]
+    assert failure["exit_code"] == 137
+    said = "it ran out of main memory (the kernel killed a process of it); load less"
+    assert failure["reason"].startswith(f"train ended with exit code 137: {said}")

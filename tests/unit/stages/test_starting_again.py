@@ -49,6 +49,15 @@ def test_what_was_at_work_goes_on_once_and_what_was_not_does_not(box: Box) -> No
     assert "was not at work" in again(box)
 
 
+def test_several_starts_at_once_make_one_session(box: Box) -> None:
+    box.describe([HELD])
+    remember(box.spec, Choice())
+    starts = [box.start("again"), box.start("start"), box.start("again"), box.start("start")]
+    assert [process.wait(timeout=180) for process in starts] == [0] * 4
+    assert box.status()["state"] == "running"
+    assert len(box.events("run-start")) == len(box.marks) == 1
+
+
 def test_what_somebody_has_stopped_stays_stopped(box: Box) -> None:
     box.describe([HELD])
     box.call("start")

@@ -59,9 +59,7 @@ def test_a_mistake_is_one_sentence(said: str, sentence: str) -> None:
 
 def test_a_needed_stage_never_hangs_on_one_that_may_fail() -> None:
     text = TEXT.replace("command: 'true'}", "command: 'true', needed: false}", 1)
-    with pytest.raises(
-        UsageError, match=r"has stage two after one, which may fail \(needed: false\), so two has"
-    ):
+    with pytest.raises(UsageError, match=r"has stage two after one, which may fail \(needed: false\), so two has"):
         parse_workload(text % "after: [one]", "w.yml")
 
 
