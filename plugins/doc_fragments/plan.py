@@ -51,6 +51,11 @@ options:
   from_stage:
     description: The stage from which on everything runs, again where it is done.
     type: str
+  until_stage:
+    description:
+      - The last stage to run, where it comes next after the place where the run begins. What comes later is left for
+        another launch.
+    type: str
   iteration:
     description:
       - The iteration that O(stage) or O(from_stage) means. When it is not said, it is the current one.

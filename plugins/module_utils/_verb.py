@@ -76,6 +76,7 @@ PLAN_OPTIONS: dict[str, Any] = (
         "iterations": {"type": "int"},
         "stage": {"type": "str"},
         "from_stage": {"type": "str"},
+        "until_stage": {"type": "str"},
         "iteration": {"type": "int"},
         "lease_hours": {"type": "float"},
         "budget_usd": {"type": "float"},
@@ -145,7 +146,9 @@ def plan_request(call: Call) -> PlanRequest:
         update=call.params["update"],
         follow=stays(call),
         conditions=call.given(*(name for name in QUERY_OPTIONS if name not in ("market", "max_price_per_hour"))),
-        choice=Choice(call.option("from_stage"), call.option("stage"), call.option("iteration")),
+        choice=Choice(
+            call.option("from_stage"), call.option("stage"), call.option("iteration"), call.option("until_stage")
+        ),
         **call.given("profiles", "overrides", "iterations"),
         **call.given("workload", "run", "provider", "market", "offer", "restore", "lease_hours", "budget_usd"),
     )

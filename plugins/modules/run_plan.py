@@ -173,6 +173,9 @@ plan:
         from_stage:
           description: The stage from which on everything runs; empty for what is left.
           type: str
+        until_stage:
+          description: The last stage to run; empty for all that are left.
+          type: str
         iteration:
           description: The iteration that is meant; V(-1) for the current one.
           type: int

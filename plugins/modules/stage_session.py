@@ -119,11 +119,25 @@ options:
       - Bring back exactly the checkpoint with this number, whether there are newer ones or not.
       - A machine with work of its own keeps it, and a warning says that the number was not used.
     type: int
+  at_boot:
+    description:
+      - Whether a run that was at work when the machine went down goes on by itself when the machine starts again. Not
+        what was stopped with O(state=stopped), has ended, or was taken over by another machine.
+      - Writes C(start-again) beside O(settings), and, where systemd runs the machine, C(gpuyard-run.service) that
+        calls it, else, where there is cron, C(/etc/cron.d/gpuyard-run). At Vast.ai the instance's own start script
+        calls it.
+    type: bool
+    default: false
   from_stage:
     description: Start at this stage, and run it and everything after it again.
     type: str
   only:
     description: Run this stage only.
+    type: str
+  until_stage:
+    description:
+      - The last stage to run, where it comes next after the place where the run begins. What comes later is left.
+      - It must not be given with O(only), and not be before O(from_stage).
     type: str
   iteration:
     description: The iteration that O(from_stage) or O(only) means. By default the current one.
@@ -223,7 +237,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpuyard.cloud.plugins.module_utils import _box
+from ansible_collections.gpuyard.cloud.plugins.module_utils import _at_boot, _box
 
 # What stages are told of their instance; gpuyard.box.stages.surroundings has the variables.
 FACTS = ("node", "provider", "id", "region", "market", "price_per_hour_usd")
@@ -411,9 +425,19 @@ def start(module: AnsibleModule) -> dict[str, Any]:
     wanted = options["state"] == "started"
     settings = Settings(options)
     changed_files, diff = settings.changes, settings.diff()
+    boot = None
+    if options["at_boot"] and wanted:
+        persist = options["workload"].get("persist") or {}
+        boot = _at_boot.AtBoot(Path(options["settings"]), options["python"], str(persist.get("root") or "/"))
+    stale = boot.stale if boot else []
     chosen = [
         word
-        for option, name in (("--from", "from_stage"), ("--only", "only"), ("--iteration", "iteration"))
+        for option, name in (
+            ("--from", "from_stage"),
+            ("--only", "only"),
+            ("--until", "until_stage"),
+            ("--iteration", "iteration"),
+        )
         if options[name] is not None
         for word in (option, str(options[name]))
     ]
@@ -421,10 +445,12 @@ def start(module: AnsibleModule) -> dict[str, Any]:
         session = status(module)
         state = session.get("state", "not-started")
         starts = wanted and state != "running" and (state != "finished" or bool(chosen))
-        return {"changed": bool(changed_files) or starts, "session": session, "diff": diff}
+        return {"changed": bool(changed_files or stale) or starts, "session": session, "diff": diff}
     if wanted and shutil.which("tmux") is None:
         raise _box.BoxError("tmux is not installed on this machine.", tmux_missing=True)
     settings.write()
+    if boot:
+        boot.write()
     restore = ["--restore"] if options["restore"] or not wanted else []
     if options["restore_sequence"] is not None:
         restore += ["--restore-sequence", str(options["restore_sequence"])]
@@ -439,7 +465,7 @@ def start(module: AnsibleModule) -> dict[str, Any]:
             "of the new settings, and the run takes up everything else when it is next started."
         )
     return {
-        "changed": bool(changed_files) or answer["changed"],
+        "changed": bool(changed_files or stale) or answer["changed"],
         "session": answer["session"],
         "restored": answer["restored"] or {},
         "diff": diff,
@@ -477,7 +503,9 @@ def main() -> None:
             "turn_pools": {"type": "list", "elements": "str", "default": []},
             "restore": {"type": "bool", "default": True},
             "restore_sequence": {"type": "int"},
+            "at_boot": {"type": "bool", "default": False},
             "from_stage": {"type": "str"},
+            "until_stage": {"type": "str"},
             "only": {"type": "str"},
             "iteration": {"type": "int"},
             "wait_s": {"type": "float"},
@@ -485,7 +513,7 @@ def main() -> None:
             "python": {"type": "path", "default": "/opt/gpuyard/venv/bin/python"},
         },
         required_if=[("state", "started", ("run", "workload")), ("state", "restored", ("run", "workload"))],
-        mutually_exclusive=[("from_stage", "only")],
+        mutually_exclusive=[("from_stage", "only"), ("until_stage", "only")],
         supports_check_mode=True,
     )
     _box.guarded(module, work)

@@ -34,7 +34,7 @@ LOSE_AFTER_SETS = 3
 # What the user has configured for good (group_vars) is for the user's runs, not for this one.
 UNSAID: dict[str, Any] = {
     **dict.fromkeys(("provider", "workload", "run", "node", "offer", "market", "gpu_name", "region", "rank"), ""),
-    **dict.fromkeys(("profile", "overrides", "stage", "from_stage", "bucket_endpoint"), ""),
+    **dict.fromkeys(("profile", "overrides", "stage", "from_stage", "until_stage"), ""),
     **dict.fromkeys(("iterations", "iteration", "lease_hours", "budget_usd")),
     **dict.fromkeys(
         (
@@ -45,7 +45,7 @@ UNSAID: dict[str, Any] = {
     **dict.fromkeys(("follow", "shutdown", "lose", "keep_volumes", "update", "push"), False),
     "converge": "auto",
     "from_bundle": "auto",
-    **dict.fromkeys(("state", "bundle", "run_options"), ""),
+    **dict.fromkeys(("state", "bundle", "run_options", "bucket_endpoint"), ""),
 }
 _BEAT_S = 5.0
 _WIDTH = 100

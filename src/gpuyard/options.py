@@ -49,6 +49,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "iterations": _PLANNING,
     "stage": (*_PLANNING, "logs"),
     "from_stage": _PLANNING,
+    "until_stage": _PLANNING,
     "iteration": (*_PLANNING, "logs"),
     "from_bundle": _RENTING,
     "by": ("offers",),

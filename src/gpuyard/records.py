@@ -9,6 +9,8 @@ from dataclasses import MISSING, asdict, fields, replace
 from typing import Any
 
 from gpuyard import market
+from gpuyard.box.stages.expected import bar
+from gpuyard.box.stages.sign_of_life import LATE_S
 from gpuyard.errors import UsageError
 from gpuyard.hosts import host_name
 from gpuyard.providers.base import OWN, Instance, Offer, PlannedCall, Query
@@ -281,10 +283,14 @@ def _use(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _seen(name: str, stages: Mapping[str, Any]) -> list[str]:
-    """Return the alerts that a machine has, and where experiment trackers show the run."""
+    """Return how far a machine's stage is, the alerts that it has, and where experiment trackers show the run."""
     alerts = stages.get("alerts") or []
     count = f"{len(alerts)} alert" + ("s" if len(alerts) > 1 else "")
     told = [f"{name} has {count}: {'; '.join(str(alert['text']) for alert in alerts)}"] if alerts else []
+    if progress := stages.get("progress"):
+        told.insert(0, f"{name}, {progress['stage']} of iteration {progress['iteration']}: {bar(progress)}")
+    if (sign := stages.get("sign_of_life")) and sign["age_s"] > LATE_S:
+        told.insert(0, f"{name}: its runner has given no sign of life for {sign['age_s']:.0f} s")
     return told + [f"{name} at {tracker}: {address}" for tracker, address in (stages.get("links") or {}).items()]
 
 

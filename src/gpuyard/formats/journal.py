@@ -1,7 +1,7 @@
 """The journal: what ran, when, and how it ended. Append-only JSON lines, each on disk before anything builds on it.
 
-Events: ``run-start``, ``stage-start``, ``stage-end``, ``resume``, ``rewind``, ``published``, ``run-end``. A line that
-a crash cut off is passed over by the reader, and the next writer begins a new line.
+Events: ``run-start``, ``stage-start``, ``stage-end``, ``resume``, ``retry``, ``pass-over``, ``rewind``, ``published``,
+``run-end``. A line that a crash cut off is passed over by the reader, and the next writer begins a new line.
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ class Attempts:
     seconds: float | None = None
     exit_code: int | None = None
     reason: str | None = None
-    """Why it was ended, where it did not end by itself."""
+    """Why it was ended, where it did not end by itself, why it ran out of memory, or why it was passed over."""
+    needed: bool = True
+    """Whether its failure ends the run."""
     token: str | None = None
     began_ns: int | None = None
     """When its first attempt began, in nanoseconds since 1970."""
@@ -167,6 +169,11 @@ class Attempts:
     def cut_short(self) -> bool:
         """True when there was an attempt that did not get to its end."""
         return self.attempts > 0 and self.outcome not in ("done", "skipped")
+
+    @property
+    def settled(self) -> bool:
+        """True when it need not run (again): what may fail and has failed is over, and so is what was passed over."""
+        return self.outcome in ("done", "skipped", "passed-over") or (self.outcome == "failed" and not self.needed)
 
 
 @dataclass
@@ -191,12 +198,12 @@ class Progress:
     @property
     def done(self) -> list[Position]:
         """The stages that need not run (again), in order."""
-        return [place for place in self.order if self.at(place).outcome in ("done", "skipped")]
+        return [place for place in self.order if self.at(place).settled]
 
     @property
     def pending(self) -> list[Position]:
         """The stages still to run, in order."""
-        return [place for place in self.order if self.at(place).outcome not in ("done", "skipped")]
+        return [place for place in self.order if not self.at(place).settled]
 
     @property
     def finished(self) -> bool:
@@ -232,13 +239,16 @@ def fold(events: Iterable[Event], order: Sequence[Position]) -> Progress:
             entry.began_ns = entry.began_ns or _began_ns(event)
             entry.started, entry.token = event.get("time"), event.get("token")
             entry.ended = entry.seconds = entry.outcome = entry.exit_code = entry.reason = None
+            entry.needed = True
         elif kind == "stage-end":
             entry = progress.stages.setdefault(place, Attempts(*place))
             entry.outcome, entry.ended = event.get("outcome"), event.get("time")
             entry.seconds, entry.exit_code = event.get("seconds"), event.get("exit_code")
-            entry.reason = event.get("reason")
+            entry.reason, entry.needed = event.get("reason"), event.get("needed") is not False
             progress.running = None
-            progress.failed = place if entry.outcome == "failed" else None
+            progress.failed = place if entry.outcome == "failed" and entry.needed else None
+        elif kind == "pass-over":
+            progress.stages[place] = Attempts(*place, outcome="passed-over", reason=event.get("reason"))
         elif kind == "rewind":
             _rewind(progress, place, only=bool(event.get("only")), keeps=event.get("keeps") or ())
         elif kind == "published":

@@ -115,6 +115,7 @@ class Plan:
             "choice": {
                 "stage": self.choice.only or "",
                 "from_stage": self.choice.from_stage or "",
+                "until_stage": self.choice.until or "",
                 "iteration": -1 if self.choice.iteration is None else self.choice.iteration,
             },
             "progress": dict(self.run.progress),
@@ -434,6 +435,12 @@ def _node(
     done = runs.stages_done(now.progress)
     pools = {stage.name: stage.pool for stage in workload.stages}
     to_run = [at for at in stage_choice.expected(request.choice, workload, done) if pools[at[1]] in place.pools]
+    last = request.choice.until
+    if last and to_run and pools[last] not in place.pools:
+        raise UsageError(
+            f"until_stage={last} is a stage of pool {pools[last]}, and node {place.name} runs other stages beside it: "
+            "a run of several nodes runs all that is left, so leave until_stage out."
+        )
     # More iterations, or a stage that is named, leave something to do for a node that has finished.
     finished = now.outcome == "done" and not (done and to_run)
     return NodePlan(
@@ -510,6 +517,8 @@ def _chosen(choice: Choice, places: Sequence[tuple[int, str]]) -> list[str]:
         return []
     if choice.only:
         return [f"Only {choice.only} of iteration {places[0][0]} is to run."]
+    if choice == Choice(until=choice.until):
+        return [f"To run are {len(places)} stages, up to {choice.until}."]
     return [f"To run are {len(places)} stages, from {places[0][1]} of iteration {places[0][0]} on."]
 
 

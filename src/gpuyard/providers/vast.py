@@ -71,6 +71,8 @@ _ONSTART_LIMIT = 4096  # bytes
 _UNSAFE_VALUE = re.compile(r"[\s'\"\\$`]")
 _NO_TMUX = "touch ~/.no_auto_tmux"
 """Without it an SSH login lands in tmux, which breaks Ansible and our own sessions."""
+START_AGAIN = "if [ -x /opt/gpuyard/start-again ]; then /opt/gpuyard/start-again & fi"
+"""The start script runs at each start, so a run goes on that was at work when its machine was stopped or outbid."""
 _TYPES: dict[Market, str] = {"on-demand": "on-demand", "interruptible": "bid"}
 _BROKEN = (
     *("oci runtime create failed", "manifest unknown", "pull access denied", "failed to create task"),
@@ -539,7 +541,7 @@ def _create_body(offer: Offer, spec: CreateSpec) -> dict[str, object]:
                 f"The variable {name} holds a space, a quote or another character that Vast.ai mangles; "
                 "encode it, or let the workload set it on the box."
             )
-    onstart = _NO_TMUX + "\n" + spec.bootstrap
+    onstart = f"{_NO_TMUX}\n{START_AGAIN}\n{spec.bootstrap}"
     if len(onstart.encode()) > _ONSTART_LIMIT:
         raise UsageError(f"The bootstrap script is {len(onstart.encode())} bytes long; Vast.ai takes {_ONSTART_LIMIT}.")
     if len(json.dumps(environment).encode()) > _ENV_LIMIT:

@@ -23,6 +23,7 @@ from typing import Any
 from gpuyard import ssh
 from gpuyard.box.checkpoints import Store
 from gpuyard.box.stages import findings
+from gpuyard.box.stages.expected import bar
 from gpuyard.config import SshKey
 from gpuyard.errors import CheckpointError, ConnectionLostError, GpuyardError, NothingBegunError, UsageError
 from gpuyard.providers.base import Instance, Progress
@@ -145,10 +146,13 @@ def failure_text(stages: Mapping[str, Any]) -> str:
     words = ""
     if failure.get("stage"):
         words = f" in iteration {failure.get('iteration')}, {failure['stage']}"
+    reason = str(failure.get("reason") or "").rstrip(".")
     if failure.get("exit_code") is not None:
-        words += f" (exit code {failure['exit_code']})"
+        # A reason may begin with the exit code, or be no more than that.
+        why = reason.removeprefix(f"{failure.get('stage')} ended with exit code {failure['exit_code']}").lstrip(": ")
+        words += f" (exit code {failure['exit_code']}{f': {why}' if why else ''})"
     elif failure.get("reason"):
-        words += f" ({str(failure['reason']).rstrip('.')})"
+        words += f" ({reason})"
     return words + (f": {str(failure['last_line']).strip()}" if failure.get("last_line") else "")
 
 
@@ -344,7 +348,16 @@ def tell(record: Mapping[str, Any]) -> str:
         case "resume":
             return f"↻ {place} goes on where it was"
         case "stage-end":
-            return f"■ {place}: {record.get('outcome')} after {float(record.get('seconds') or 0):.1f} s"
+            why = f": {record['reason']}" if record.get("reason") else ""
+            return f"■ {place}: {record.get('outcome')} after {float(record.get('seconds') or 0):.1f} s{why}"
+        case "retry":
+            return (
+                f"↻ {place} is tried again in {float(record.get('wait_s') or 0):g} s, attempt {record.get('attempt')}"
+            )
+        case "pass-over":
+            return f"» {place} is passed over: {record.get('reason')}"
+        case "progress":
+            return f"  {bar(record)}"
         case "output":
             return f"    {record.get('line')}"
         case "published":

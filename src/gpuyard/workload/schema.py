@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -25,7 +26,8 @@ from pydantic_core import CoreSchema
 
 from gpuyard import gpus
 from gpuyard.box.checkpoints.rules import KINDS, Rule
-from gpuyard.box.stages import spec
+from gpuyard.box.stages import restarting, spec
+from gpuyard.box.stages.expected import UNITS
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Market, Query
 from gpuyard.tree import Rules
@@ -413,6 +415,63 @@ class First(Section):
     """Variables of iteration 0, besides the stage's or in place of them."""
 
 
+def _restart(value: object) -> int | str:
+    """Return an exit code, the name of a signal, or what the runner itself ends a stage for."""
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 255:
+        return value
+    if isinstance(value, str) and (value in restarting.ENDED_FOR or restarting.number_of(value) is not None):
+        return value
+    raise ValueError(
+        f"must be an exit code from 1 to 255, a signal such as SIGSEGV, timeout or silent, not {show(value)}"
+    )
+
+
+class Expected(Section):
+    """How far a stage is, from what its log says (``pattern``) or from files that grow (``file``)."""
+
+    pattern: SomeWords | None = None
+    """A regular expression (Python's) that is searched in each line of the log, the last one first. Its group ``done``,
+    or its only group, is a number; so is its group ``total``."""
+    total: Positive | None = None
+    """Of how much, where the pattern has no group ``total``."""
+    file: RelativePath | None = None
+    """A path or pattern of files below ``persist.root``."""
+    total_bytes: Positive | None = None
+    """How many bytes the files have at the end."""
+    total_lines: Positive | None = None
+    """How many lines the files have at the end."""
+    total_files: Positive | None = None
+    """How many files there are at the end."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Expected:
+        units = [name for name in UNITS if getattr(self, name) is not None]
+        if (self.pattern is None) == (self.file is None):
+            raise ValueError("must have either pattern (over the log) or file, not both and not neither")
+        if self.file is not None and (len(units) != 1 or self.total is not None):
+            raise ValueError(f"must have with file just one of {', '.join(UNITS)}")
+        if self.pattern is None:
+            return self
+        if units:
+            raise ValueError(f"must not have {units[0]} with pattern, but total")
+        try:
+            groups = re.compile(self.pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"has a pattern that is no regular expression: {error}") from None
+        if "done" not in groups.groupindex and groups.groups != 1:
+            raise ValueError("must have a pattern with a group (?P<done>…), or with one group only")
+        if ("total" in groups.groupindex) == (self.total is not None):
+            raise ValueError("must say the total once: as total, or as a group (?P<total>…) of the pattern")
+        return self
+
+
+class Logs(Section):
+    """The logs of the stages on the machine."""
+
+    rotate_mb: NotNegative = spec.DEFAULT_ROTATE_MB
+    """A log of more megabytes is put aside before the next attempt begins a new one; 0: never."""
+
+
 class Stage(Section):
     """One named command of the iteration loop."""
 
@@ -439,7 +498,18 @@ class Stage(Section):
     silent: Duration | None = None
     """The time without any output after which it is ended and counts as failed: seconds, or a text such as ``15m``."""
     retries: Count = 0
-    """Further attempts when it fails."""
+    """Further attempts when it fails. One that is resumable goes on where it was."""
+    retry_wait_s: NotNegative = 0
+    """The seconds before the first of these attempts; doubled before each further one, up to ten minutes."""
+    restart_on: list[Annotated[int | str, BeforeValidator(_restart)]] = []
+    """After which ends there are further attempts: exit codes, signals such as SIGSEGV, ``timeout``, ``silent``. None:
+    after any failure."""
+    after: list[Name] | None = None
+    """The stages of the same iteration that have to be done before it. None: the last needed one before it."""
+    needed: Switch = True
+    """Whether its failure ends the run. One that is not needed may fail; then only those after it do not run."""
+    progress: Expected | None = None
+    """What says how far it is, for a bar and the remaining time."""
     hours: Hours | None = None
     """The hours of one iteration, for the estimate."""
     environment: dict[Variable, Words] = {}
@@ -460,6 +530,10 @@ class Stage(Section):
             raise ValueError("has a resume_if but no resume_command")
         if self.resume_command is not None and first.command is not None and first.resume_command is None:
             raise ValueError("has a first.command and a resume_command, so it needs a first.resume_command as well")
+        if self.restart_on and not self.retries:
+            raise ValueError("has restart_on but no retries: say how many further attempts there are")
+        if self.retry_wait_s and not self.retries:
+            raise ValueError("has retry_wait_s but no retries: say how many further attempts there are")
         if self.first and self.run in ("first", "once", "later"):
             raise ValueError(f"has first, but with run: {self.run} no iteration differs from the others")
         return self
@@ -625,6 +699,8 @@ class Workload(Section):
     """How often checkpoints are published, and which are kept."""
     monitoring: Monitoring | None = None
     """When the monitor on the machine alerts. None: every ten minutes, when a disk is 90 % full."""
+    logs: Logs = Logs()
+    """The logs of the stages on the machine."""
     iterations: Iterations = spec.DEFAULT_ITERATIONS
     """How often the stages run, from iteration 0 on."""
     setup_hours: Span = Span(expected=0.1, worst=0.5)
@@ -649,7 +725,7 @@ class Workload(Section):
     def _distinct_stages(cls, stages: list[Stage]) -> list[Stage]:
         if not stages:
             raise ValueError("must name at least one stage")
-        return _distinct(stages, "stage")
+        return _linked(_distinct(stages, "stage"))
 
     @model_validator(mode="after")
     def _known_pools(self) -> Workload:
@@ -879,7 +955,7 @@ class Workload(Section):
 # An allow-list, so that a key that is added stays on the controller until somebody says that the box needs it.
 _TO_BOX = (
     *("name", "packages", "python", "rust", "build", "persist", "checkpoints", "iterations", "windows", "overrides"),
-    *("lean", "pantograph", "cuda", "health", "volumes", "monitoring"),
+    *("logs", "lean", "pantograph", "cuda", "health", "volumes", "monitoring"),
 )
 # Where things lie on this machine says nothing about the box.
 _PARTS_TO_BOX: Any = {
@@ -890,6 +966,7 @@ _PARTS_TO_BOX: Any = {
 _STAGE_TO_BOX: Any = {
     **dict.fromkeys(("name", "command", "resume_command", "resume_if", "resumable", "run", "pool"), True),
     **dict.fromkeys(("grace_s", "timeout", "silent", "retries", "environment", "overrides"), True),
+    **dict.fromkeys(("retry_wait_s", "restart_on", "after", "needed", "progress"), True),
     "first": {"command", "resume_command", "environment"},
 }
 
@@ -915,6 +992,26 @@ def _distinct[Named: (Stage, Window)](items: list[Named], what: str) -> list[Nam
     if twice := _twice(item.name for item in items):
         raise ValueError(f"must not have two {what}s of the same name: {', '.join(twice)}")
     return items
+
+
+def _linked(stages: list[Stage]) -> list[Stage]:
+    """Return the stages, whose ``after`` name one another without a circle, and no needed one after one that is not."""
+    by_name = {stage.name: stage for stage in stages}
+    for stage in stages:
+        for name in stage.after or ():
+            if name not in by_name:
+                known = ", ".join(by_name)
+                raise ValueError(f"has stage {stage.name} after {show(name)}, which is no stage; they are: {known}")
+            if stage.needed and not by_name[name].needed:
+                raise ValueError(
+                    f"has stage {stage.name} after {name}, which may fail (needed: false), so {stage.name} has to be "
+                    "needed: false as well"
+                )
+    try:
+        spec.arranged(stages)
+    except UsageError as error:
+        raise ValueError(f"has a circle. {error}") from None
+    return stages
 
 
 def json_schema() -> str:

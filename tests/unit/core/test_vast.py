@@ -215,7 +215,8 @@ def test_a_create_says_everything_once(vast: Vast, service: Standin) -> None:
         "env": {"A": "b", "GPUYARD_RUN": "miniprover-0"},
         "disk": 8.0,
         "label": LABEL,
-        "onstart": "touch ~/.no_auto_tmux\necho hello\n",
+        "onstart": "touch ~/.no_auto_tmux\n"
+        "if [ -x /opt/gpuyard/start-again ]; then /opt/gpuyard/start-again & fi\necho hello\n",
         "runtype": "ssh_direc ssh_proxy",
         "target_state": "running",
         "cancel_unavail": True,

@@ -237,7 +237,7 @@ def test_how_a_followed_run_ended_is_told_with_its_last_lines(tmp_path: Path, mo
     log = "case \"$*\" in *'log --lines 10 --stage train --iteration 0') echo one; echo no GPU; exit 0;; esac\n"
     stand_in_for_ssh(tmp_path, monkeypatch, f"{log}echo '{stages}'")
     assert watch.how_it_ended("Run ups-0", machine(), KEY, "failed") == (
-        "Run ups-0 has failed in iteration 0, train (exit code 3). Its last lines:\n    one\n    no GPU"
+        "Run ups-0 has failed in iteration 0, train (exit code 3: x). Its last lines:\n    one\n    no GPU"
     )
     assert watch.how_it_ended("Run ups-0", machine(), KEY, "interrupted") == "Run ups-0 is interrupted."
     stand_in_for_ssh(tmp_path, monkeypatch, """echo '{"state": "waiting", "waits_for": "search"}'""")

@@ -270,3 +270,10 @@ def test_the_end_of_one_node_is_not_the_end_of_its_run(
     ended = verb("run_end", run="turns-0", node="train-0", bucket=options["bucket"])
     assert ended["changed"] and (list(world.vast.held), list(world.vultr.held)) == ([], ["2"])
     assert [one.outcome for one in checkpoints.list_runs(store)] == [None]
+
+
+def test_a_run_that_moves_ends_at_the_last_stage_that_is_wanted(verb: Verb, options: dict[str, Any]) -> None:
+    """Whichever pool runs it: each of the machines knows all stages."""
+    for last, count in (("finetune", 1), ("search", 2)):
+        made, text = plan(verb, options, until_stage=last)
+        assert made["choice"]["until_stage"] == last and f"To run are {count} stages, up to {last}." in text

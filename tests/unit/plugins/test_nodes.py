@@ -528,3 +528,11 @@ def test_what_the_next_tasks_send_is_named_as_the_workload_has_it(
     verb("run_launch", workload=workload, bucket=bucket, named=named)
     assert named[:3] == ["convergence", "stage_session", "base_system"]
     assert "rust_toolchain" in named and "model_weights" not in named
+
+
+def test_a_last_stage_that_a_node_does_not_have_is_refused_before_anything_is_rented(
+    market: World, verb: Verb, workload: str
+) -> None:
+    """Its box knows the stages of its own pool only, and would not know where to end."""
+    result = verb("run_plan", workload=workload, bucket="", until_stage="search")
+    assert "until_stage=search is a stage of pool search, and node train-0 runs other stages beside it" in result["msg"]

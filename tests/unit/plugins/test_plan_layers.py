@@ -109,6 +109,12 @@ def test_without_layers_no_table_is_shown(market: World, verb: Verb, workload: s
         ({"iteration": -1}, "iteration=-1: there is no such iteration"),
         ({"iterations": 0}, "-e iterations: iterations: must be a whole number of at least 1, not 0"),
         ({"stage": "search", "from_stage": "search"}, "stage=search runs that stage only, and from_stage=search every"),
+        (
+            {"from_stage": "evaluate", "until_stage": "search"},
+            "from_stage=evaluate comes after until_stage=search, so no",
+        ),
+        ({"stage": "search", "until_stage": "search"}, "stage=search runs that stage only, and until_stage=search all"),
+        ({"until_stage": "x"}, "There is no stage 'x'; the stages are finetune, search, evaluate."),
         ({"profiles": ["big"]}, "profile='big' is not known to "),
         ({"overrides": "epochs=x"}, "-e overrides=epochs=x: parameters.epochs: must have a value of type int"),
         ({"overrides": 3}, "overrides must be a text such as 'a=1 b=2' or a list of such words, not 3."),
@@ -124,13 +130,20 @@ def test_a_mistake_is_one_sentence_before_a_cloud_is_asked(
 
 def test_v12_one_stage_is_reckoned_and_rented_for_alone(market: World, verb: Verb, workload: str) -> None:
     made = verb("run_plan", workload=workload, bucket="", stage="search", iteration=1)
-    assert made["plan"]["choice"] == {"stage": "search", "from_stage": "", "iteration": 1}
+    assert made["plan"]["choice"] == {"stage": "search", "from_stage": "", "until_stage": "", "iteration": 1}
     assert "Only search of iteration 1 is to run." in made["text"]
     assert [stage["name"] for stage in made["plan"]["cost"]["stages"]] == ["search"]
     assert made["plan"]["offers"][0]["market"] == "interruptible", "the other stages have no say"
     whole = verb("run_plan", workload=workload, bucket="")
-    assert whole["plan"]["choice"] == {"stage": "", "from_stage": "", "iteration": -1}
+    assert whole["plan"]["choice"] == {"stage": "", "from_stage": "", "until_stage": "", "iteration": -1}
     assert whole["plan"]["offers"][0]["market"] == "on-demand"
+
+
+def test_what_comes_after_the_last_wanted_stage_is_not_reckoned(market: World, verb: Verb, workload: str) -> None:
+    made = verb("run_plan", workload=workload, bucket="", until_stage="search")
+    assert made["plan"]["choice"] == {"stage": "", "from_stage": "", "until_stage": "search", "iteration": -1}
+    assert "To run are 2 stages, up to search." in made["text"]
+    assert [stage["name"] for stage in made["plan"]["cost"]["stages"]] == ["finetune", "search"]
 
 
 def test_x1_a_run_that_goes_on_costs_what_is_left(

@@ -11,9 +11,11 @@ from typing import Any
 
 from gpuyard.box import machine
 from gpuyard.box.monitor import staying
-from gpuyard.box.stages import ending, panes, report, session
+from gpuyard.box.stages import at_work, ending, panes, report, session, starting_again
 from gpuyard.box.stages.choice import Choice, check
+from gpuyard.box.stages.expected import bar
 from gpuyard.box.stages.runner import EXIT_CODES, Runner, restore_checkpoint
+from gpuyard.box.stages.sign_of_life import LATE_S
 from gpuyard.box.stages.spec import DEFAULT_FOLDER, BoxSpec, load_spec
 from gpuyard.errors import GpuyardError, UsageError
 
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _choice(options: argparse.Namespace) -> Choice:
-    return Choice(options.from_stage, options.only, options.iteration)
+    return Choice(options.from_stage, options.only, options.iteration, options.until)
 
 
 def _run(spec: BoxSpec, options: argparse.Namespace) -> int:
@@ -46,6 +48,11 @@ def _run(spec: BoxSpec, options: argparse.Namespace) -> int:
 def _start(spec: BoxSpec, options: argparse.Namespace) -> int:
     choice = _choice(options)
     check(choice, spec)
+    with at_work.alone(spec.folder):
+        return _start_alone(spec, options, choice)
+
+
+def _start_alone(spec: BoxSpec, options: argparse.Namespace, choice: Choice) -> int:
     restored: dict[str, Any] | None = None
     if options.restore or options.restore_sequence is not None:
         restored = vars(restore_checkpoint(spec, options.restore_sequence, options.expected_checkpoint))
@@ -58,9 +65,19 @@ def _start(spec: BoxSpec, options: argparse.Namespace) -> int:
         )
     wanted = before["state"] not in ("running", "finished") or (chosen and before["state"] != "running")
     if options.state == "started" and wanted:
-        session.start(spec, choice)
+        at_work.remember(spec, choice)
+        try:
+            session.start(spec, choice)
+        except GpuyardError:
+            at_work.forget(spec.folder)
+            raise
     changed = (options.state == "started" and wanted) or bool(restored and restored["source"] == "cloud")
     _print({"changed": changed, "session": report.status(spec), "restored": restored})
+    return 0
+
+
+def _again(spec: BoxSpec, options: argparse.Namespace) -> int:
+    starting_again.start_again(spec, print, patience_s=options.patience)
     return 0
 
 
@@ -83,6 +100,10 @@ def _status(spec: BoxSpec, options: argparse.Namespace) -> int:
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f} s"
         outcome = row["outcome"] or ("running" if status["state"] == "running" else "cut off")
         print(f"  {row['iteration']}  {row['stage']:<16} {outcome:<12} {seconds:>8}  attempts {row['attempts']}")
+    if status["progress"]:
+        print(f"  {bar(status['progress'])}")
+    if (sign := status["sign_of_life"]) and sign["age_s"] > LATE_S:
+        print(f"  the runner has given no sign of life for {sign['age_s']:.0f} s")
     if status["failure"]:
         print(f"  why it failed: {status['failure']['reason']}")
     if status["last_line"]:
@@ -140,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     which = chosen.add_mutually_exclusive_group()
     which.add_argument("--from", dest="from_stage", metavar="STAGE", help="run this stage and all after it again")
     which.add_argument("--only", metavar="STAGE", help="run this stage only")
+    chosen.add_argument("--until", metavar="STAGE", help="run nothing after this stage")
     chosen.add_argument("--iteration", type=int, metavar="N", help="in this iteration (default: the current one)")
 
     parser = argparse.ArgumentParser(prog="python -m gpuyard.box.stages", description="Run the stages of a workload.")
@@ -164,6 +186,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     start.add_argument(
         "--state", choices=["started", "restored"], default="started", help="restored: do not start anything"
+    )
+    again = command("again", _again, "start again what was at work when the machine went down, and nothing else")
+    again.add_argument(
+        "--patience",
+        type=_seconds,
+        default=starting_again.PATIENCE_S,
+        metavar="SECONDS",
+        help="how long the bucket may be out of reach (default %(default)s)",
     )
     stop = command("stop", _stop, "end the run in good order, publish, and say whether everything is saved")
     stop.add_argument(

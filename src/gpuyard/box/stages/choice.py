@@ -1,4 +1,4 @@
-"""Which stages of a run are to run: all that are left, one stage only, or from a stage or an iteration on.
+"""Which stages of a run are to run: all that are left, one stage only, or from a stage or an iteration on, up to one.
 
 The box reckons with it what to run, the controller before that what it will cost.
 """
@@ -9,18 +9,22 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gpuyard.box.stages.spec import Named
+from gpuyard.box.stages.spec import Named, arranged
 from gpuyard.errors import UsageError
 from gpuyard.formats.journal import Position, Progress, fold
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What to run: from a stage on, or one stage only, and in which iteration (default: the current one)."""
+    """What to run: from a stage on, or one stage only, and in which iteration (default: the current one).
+
+    ``until`` is the last stage to run: where it comes next, at or after the place where the run begins.
+    """
 
     from_stage: str | None = None
     only: str | None = None
     iteration: int | None = None
+    until: str | None = None
 
 
 class Staged(Protocol):
@@ -41,10 +45,21 @@ class Staged(Protocol):
 
 def check(choice: Choice, staged: Staged) -> None:
     """Raise :class:`UsageError` where a choice names a stage or an iteration that is not there."""
-    names = [stage.name for stage in staged.stages]
+    names = [stage.name for stage in arranged(staged.stages)]
     named = choice.only or choice.from_stage
-    if named is not None and named not in names:
-        raise UsageError(f"There is no stage {named!r}; the stages are {', '.join(names)}.")
+    for name in (named, choice.until):
+        if name is not None and name not in names:
+            raise UsageError(f"There is no stage {name!r}; the stages are {', '.join(names)}.")
+    if choice.until and choice.only:
+        raise UsageError(
+            f"stage={choice.only} runs that stage only, and until_stage={choice.until} all up to that one: leave one "
+            "of them out."
+        )
+    if choice.until and choice.from_stage and names.index(choice.from_stage) > names.index(choice.until):
+        raise UsageError(
+            f"from_stage={choice.from_stage} comes after until_stage={choice.until}, so no stage would run; the order "
+            f"is {', '.join(names)}."
+        )
     if choice.iteration is None:
         return
     if not 0 <= choice.iteration < staged.iterations:
@@ -88,7 +103,7 @@ def rewind(choice: Choice, staged: Staged, progress: Progress) -> dict[str, Any]
         return None
     if choice.only is not None:
         # What was cut off or failed goes on where it was.
-        repeats = progress.at(place).outcome in ("done", "skipped")
+        repeats = progress.at(place).settled
         return {"iteration": place[0], "stage": place[1], "only": True} if repeats else None
     keeps = [stage.name for stage in staged.stages if stage.run == "once"]
     return {"iteration": place[0], "stage": place[1], **({"keeps": keeps} if keeps else {})}
@@ -97,7 +112,18 @@ def rewind(choice: Choice, staged: Staged, progress: Progress) -> dict[str, Any]
 def what_runs(choice: Choice, staged: Staged, progress: Progress) -> list[Position]:
     """Return what is to run once the rewind is in the journal of ``progress``."""
     place = place_of(choice, staged, progress)
-    return [place] if choice.only is not None and place is not None else progress.pending
+    if choice.only is not None and place is not None:
+        return [place]
+    begin = place or progress.current
+    if choice.until is None or begin is None:
+        return progress.pending
+    order = list(staged.order)
+    last = next((other for other in order[order.index(begin) :] if other[1] == choice.until), None)
+    if last is None:
+        raise UsageError(
+            f"until_stage={choice.until} does not come any more: the run begins at {begin[1]} of iteration {begin[0]}."
+        )
+    return [other for other in progress.pending if order.index(other) <= order.index(last)]
 
 
 def expected(choice: Choice, staged: Staged, done: Collection[Position]) -> list[Position]:

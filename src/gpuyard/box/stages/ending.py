@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpuyard.box.stages import report, session
+from gpuyard.box.stages import at_work, report, session
 from gpuyard.box.stages.runner import bucket_refusal, end_leftovers, journal_of, publish_checkpoint, python_module
 from gpuyard.box.stages.spec import DEFAULT_GRACE_S, BoxSpec, load_spec
 from gpuyard.errors import GpuyardError
@@ -72,6 +72,8 @@ def end(
         if not (folder / "settings.json").exists():
             saved = Saved(True, None, "This box has not been told what to run, so there is nothing to save.")
             return {**result, "ended": True, "saved": asdict(saved)}
+        # First of all: a machine that goes down meanwhile must not begin again with what somebody has ended.
+        at_work.forget(folder)
         spec = load_spec(folder)
         limit = wait_limit(spec) if wait_s is None else wait_s
         clock = _Clock(spec, began, limit, tell)

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 
 from gpuyard.box.monitor.checks import disks_of
+from gpuyard.box.stages import sign_of_life
+from gpuyard.box.stages.expected import bar
 from gpuyard.box.stages.report import follow_log, newest_log
-from gpuyard.box.stages.runner import is_running
+from gpuyard.box.stages.runner import is_running, progress_of
 from gpuyard.box.stages.spec import BoxSpec
 
 PANES = ("gpu", "log", "disk")
@@ -26,9 +28,16 @@ def show(spec: BoxSpec, pane: str) -> None:
     if pane == "log":
         _follow_forever(spec)
     elif pane == "gpu":
-        _redraw(gpu_text, _GPU_EVERY_S)
+        _redraw(lambda: progress_text(spec) + gpu_text(), _GPU_EVERY_S)
     else:
         _redraw(lambda: disk_text(spec), _DISK_EVERY_S)
+
+
+def progress_text(spec: BoxSpec) -> str:
+    """Return how far the stage is that runs, as a line; empty where nothing says so."""
+    place = progress_of(spec).running
+    found = sign_of_life.progress(spec, place) if place and is_running(spec) else None
+    return f"{found['stage']}, iteration {found['iteration']}: {bar(found)}\n\n" if found else ""
 
 
 def gpu_text() -> str:

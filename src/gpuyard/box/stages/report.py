@@ -10,7 +10,7 @@ from typing import Any
 
 from gpuyard.box import machine
 from gpuyard.box.monitor.alerts import open_alerts
-from gpuyard.box.stages import findings, session
+from gpuyard.box.stages import findings, session, sign_of_life
 from gpuyard.box.stages.runner import is_running, journal_of, progress_of
 from gpuyard.box.stages.spec import BoxSpec, Stage
 from gpuyard.errors import UsageError
@@ -18,6 +18,8 @@ from gpuyard.formats.journal import Progress
 
 STATES = ("not-started", "running", "idle", "waiting", "interrupted", "failed", "finished")
 _POLL_S = 0.3
+_MEASURED_EVERY_S = 5.0
+_TOLD_EVERY_S = 15.0
 # More of a log's end than this (bytes) is not read for its last lines: a progress bar may be one endless line.
 _MOST_READ = 4 * 1024 * 1024
 
@@ -61,6 +63,8 @@ def status(spec: BoxSpec) -> dict[str, Any]:
     ``None``. ``waits_for`` names the pool for whose box a run waits. ``space_free_gb`` is what the disk of the
     persistent root has left (10^9 bytes). ``links`` are the addresses at which experiment trackers show the run, by the
     trackers' names. ``alerts`` are those that have begun and not ended, each with ``alert``, ``text`` and ``time``.
+    ``progress`` says how far the stage is that runs (:func:`.expected.measure`), ``None`` where nothing says so.
+    ``sign_of_life`` is the runner's last (``time``, ``age_s``, ``doing``) while a stage runs, else ``None``.
     """
     alive = is_running(spec)
     progress = progress_of(spec)
@@ -84,6 +88,8 @@ def status(spec: BoxSpec) -> dict[str, Any]:
         "last_published": progress.last_published,
         "failure": _failure(spec, progress) if state == "failed" else None,
         "waits_for": _waits_for(spec, progress, state),
+        "progress": sign_of_life.progress(spec, progress.running) if alive and progress.running else None,
+        "sign_of_life": sign_of_life.shown(spec) if alive and progress.running else None,
         "space_free_gb": disk.free_gb if disk else None,
         "links": links(spec),
         "alerts": list(open_alerts(spec.root).values()),
@@ -123,6 +129,7 @@ def stage_table(progress: Progress) -> list[dict[str, Any]]:
                     "seconds": entry.seconds,
                     "attempts": entry.attempts,
                     "exit_code": entry.exit_code,
+                    "reason": entry.reason,
                 }
             )
     return rows
@@ -229,11 +236,14 @@ def progress_events(spec: BoxSpec, *, since: int = 0, follow: bool = False) -> I
 
     Journal events carry ``n``, their number from 1, so that a reader whose connection was cut off can go on from
     there. In between come ``{"event": "output", …, "line": …}`` with the newest line of the stage that runs, at most
-    one a second. The last is ``{"event": "end", "state": …}``.
+    one a second, and ``{"event": "progress", …}`` with how far it is (:func:`.expected.measure`), when that is another
+    whole percent, at most every 15 s. The last is ``{"event": "end", "state": …}``.
     """
     shown = since
     last_output = ("", "")
     last_time = 0.0
+    last_percent: tuple[Any, ...] = ()
+    measured_at = told_at = -_TOLD_EVERY_S
     while True:
         # Look whether it lives before reading: what a runner wrote before it died is then not missed.
         alive = is_running(spec)
@@ -250,6 +260,12 @@ def progress_events(spec: BoxSpec, *, since: int = 0, follow: bool = False) -> I
             if newest[1] and newest != last_output and not newest[1].startswith("## "):
                 last_output, last_time = newest, time.monotonic()
                 yield {"event": "output", "iteration": iteration, "stage": stage, "line": newest[1]}
+        if alive and progress.running and time.monotonic() >= max(measured_at + _MEASURED_EVERY_S, told_at):
+            measured_at = time.monotonic()
+            found = sign_of_life.progress(spec, progress.running)
+            if found and (percent := (progress.running, int(found["percent"]))) != last_percent:
+                last_percent, told_at = percent, measured_at + _TOLD_EVERY_S
+                yield {"event": "progress", **found}
         if not alive or not follow:
             state = state_of(progress, alive=alive)
             yield {"event": "end", "n": shown, "state": state, "waits_for": _waits_for(spec, progress, state)}

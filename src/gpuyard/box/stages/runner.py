@@ -19,6 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,10 +36,11 @@ from gpuyard.box.checkpoints import (
 from gpuyard.box.monitor import stopping
 from gpuyard.box.monitor.beating import Beating
 from gpuyard.box.monitor.companion import Companion
+from gpuyard.box.stages import at_work, memory, processes, restarting, surroundings
 from gpuyard.box.stages import choice as choosing
-from gpuyard.box.stages import processes, surroundings
 from gpuyard.box.stages.choice import Choice
-from gpuyard.box.stages.spec import DEFAULT_GRACE_S, BoxSpec, Stage
+from gpuyard.box.stages.sign_of_life import Sign
+from gpuyard.box.stages.spec import DEFAULT_GRACE_S, BoxSpec, Stage, waits_on
 from gpuyard.box.stages.taking_up import take_up
 from gpuyard.errors import BucketError, GpuyardError, MissingObjectError, UsageError
 from gpuyard.formats.journal import (
@@ -247,12 +249,22 @@ def _has_newer_file(root: Path, since_ns: int | None) -> bool:
     return False
 
 
-def _overdue(stage: Stage, seconds: float, silence: float) -> str | None:
-    """Return why a stage has to end now, ``None`` while it may go on."""
+@dataclass(frozen=True)
+class _Ended:
+    """How a command ended: its exit code; where it was the runner's doing, for what (``timeout``) and in which words;
+    and whether a memory was full."""
+
+    exit_code: int
+    ended_for: str | None = None
+    reason: str | None = None
+
+
+def _overdue(stage: Stage, seconds: float, silence: float) -> tuple[str, str] | None:
+    """Return for what a stage has to end now, and in which words; ``None`` while it may go on."""
     if stage.timeout is not None and seconds >= stage.timeout:
-        return f"{stage.name} was ended after {stage.timeout:g} s, its timeout"
+        return "timeout", f"{stage.name} was ended after {stage.timeout:g} s, its timeout"
     if stage.silent is not None and silence >= stage.silent:
-        return f"{stage.name} was ended because it had printed nothing for {stage.silent:g} s"
+        return "silent", f"{stage.name} was ended because it had printed nothing for {stage.silent:g} s"
     return None
 
 
@@ -273,6 +285,7 @@ class Runner:
         self._beating = Beating(spec)
         # The stage that runs: the token of its processes, and its grace time.
         self._token: tuple[str, float] | None = None
+        self._sign = Sign(spec)
 
     def run(self, choice: Choice | None = None) -> str:
         """Run what is left of the workload (or what ``choice`` says); return ``done``, ``failed`` or ``interrupted``.
@@ -284,7 +297,7 @@ class Runner:
         """
         # Before the lock says who is to be told to stop: a signal that comes at once must not find Python's defaults.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: self._stop.set())
+            signal.signal(number, self._told_to_stop)
         with hold_lock(self.spec):
             stopping.clear(self.spec.folder)
             reason = None
@@ -301,6 +314,12 @@ class Runner:
             self._beating.close(ended if outcome == "done" else outcome)
             return outcome
 
+    def _told_to_stop(self, number: int, _frame: object) -> None:
+        # Ctrl-C in the window is a person's wish. Anything else may be the machine that goes down.
+        if number == signal.SIGINT:
+            at_work.forget(self.spec.folder)
+        self._stop.set()
+
     def _run_all(self, choice: Choice) -> str:
         todo = self._todo(choice)
         end_leftovers(self.spec, say=self._say)
@@ -314,7 +333,15 @@ class Runner:
             if self.spec.waits_for(place[1]) is not None:
                 outcome = "waiting"
                 break
+            missing = None if choice.only else self._missing(place)
+            if missing is not None:
+                self._say(f"{place[1]} is passed over: {missing}")
+                self.journal.append("pass-over", iteration=place[0], stage=place[1], reason=missing)
+                continue
             outcome = self._run_stage(place)
+            if outcome == "failed" and not self.spec.stage(place[1]).needed:
+                self._say(f"{place[1]} has failed and is not needed, so the run goes on.")
+                outcome = "done"
             if outcome != "done":
                 break
             if place != todo[-1]:
@@ -343,22 +370,43 @@ class Runner:
             progress = progress_of(self.spec)
         return choosing.what_runs(choice, self.spec, progress)
 
+    def _missing(self, place: Position) -> str | None:
+        """Return why a stage cannot run, since one that it waits for has failed; ``None`` where it can."""
+        progress = progress_of(self.spec)
+        for name in waits_on(self.spec.stages)[place[1]]:
+            before = [other for other in progress.order if other[1] == name and other[0] <= place[0]]
+            entry = progress.at(before[-1]) if before else None
+            if entry is not None and entry.outcome in ("failed", "passed-over"):
+                return f"it comes after {name}, which {'has failed' if entry.outcome == 'failed' else 'did not run'}"
+        return None
+
     # --- one stage ---
 
     def _run_stage(self, place: Position) -> str:
-        stage = self.spec.stage(place[1])
-        for attempt in range(stage.retries + 1):
+        attempt = 0
+        while True:
             if self._stop.is_set():
                 return "interrupted"
             self.spec = take_up(self.spec, self._say)
             stage = self.spec.stage(place[1])
-            outcome = self._attempt(place, stage)
-            if outcome != "failed" or attempt == stage.retries:
+            outcome, ended = self._attempt(place, stage)
+            attempt += 1
+            if outcome != "failed" or attempt > stage.retries:
                 return outcome
-            self._say(f"{stage.name} failed; attempt {attempt + 2} of {stage.retries + 1} follows.")
-        return "failed"
+            if not restarting.restarts(stage.restart_on, ended.exit_code, ended.ended_for):
+                self._say(f"{stage.name} failed in a way that restart_on does not list, so it is not tried again.")
+                return outcome
+            wait_s = restarting.pause(stage.retry_wait_s, attempt)
+            pause = f" in {wait_s:g} s" if wait_s else ""
+            self._say(f"{stage.name} failed; attempt {attempt + 1} of {stage.retries + 1} follows{pause}.")
+            if wait_s:
+                self.journal.append("retry", iteration=place[0], stage=stage.name, attempt=attempt + 1, wait_s=wait_s)
+                until = time.monotonic() + wait_s
+                # Told to stop, it does not wait any longer.
+                while (left := until - time.monotonic()) > 0 and not self._stop.wait(min(left, 1.0)):
+                    self._sign.give(place, "waiting for the next attempt")
 
-    def _attempt(self, place: Position, stage: Stage) -> str:
+    def _attempt(self, place: Position, stage: Stage) -> tuple[str, _Ended]:
         iteration, name = place
         before = progress_of(self.spec).at(place)
         resumed = stage.resumable and before.cut_short
@@ -369,6 +417,7 @@ class Runner:
         if stage.overrides and self.spec.overrides:
             command = f"{command.rstrip()} {shlex.join(self.spec.overrides)}"
         attempt, token = before.attempts + 1, uuid.uuid4().hex
+        self._put_log_aside(place)
         if resumed:
             self.journal.append("resume", iteration=iteration, stage=name, attempt=attempt)
         self.journal.append(
@@ -386,9 +435,11 @@ class Runner:
             note = f"iteration {iteration}, {name}: {how}, attempt {attempt}"
             self._note(log, note)
             self._token = token, stage.grace_s
-            exit_code, reason = self._execute(command, place, token, stage, log)
+            self._sign.begin(place, attempt, stage, self.spec.log(*place), resumed=resumed)
+            ended = self._execute(command, place, token, stage, log)
             self._token = None
-            outcome = "done" if exit_code == 0 and reason is None else "failed"
+            exit_code, reason = ended.exit_code, ended.reason
+            outcome = "done" if exit_code == 0 and ended.ended_for is None else "failed"
             if self._stop.is_set():
                 # Whatever it says of itself: it was told to stop, so its work may not be complete.
                 outcome = "interrupted"
@@ -405,8 +456,25 @@ class Runner:
             outcome=outcome,
             seconds=seconds,
             **({"reason": reason} if reason else {}),
+            **({} if stage.needed else {"needed": False}),
         )
-        return outcome
+        return outcome, ended
+
+    def _put_log_aside(self, place: Position) -> None:
+        """Begin a new log where the old one is long. The old one stays beside it, as ``.1``, the next as ``.2``.
+
+        This happens between attempts only. The stage writes into its log itself, so that no death of this process
+        breaks a pipe under its hands; a file that a program holds open can be neither cut nor exchanged without losing
+        what is written at that moment.
+        """
+        file = self.spec.log(*place)
+        limit = self.spec.rotate_mb * 1e6
+        with contextlib.suppress(OSError):
+            if 0 < limit < file.stat().st_size:
+                number = 1
+                while (aside := file.with_name(f"{file.name}.{number}")).exists():
+                    number += 1
+                file.rename(aside)
 
     def _open_log(self, place: Position) -> IO[bytes]:
         """Open the log of a stage. One that cannot be written is no reason not to run the stage."""
@@ -433,14 +501,13 @@ class Runner:
             return None if any(found) else f"nothing is there that matches resume_if: {pattern}"
         return None if _has_newer_file(self.spec.root, before.began_ns) else "nothing of it was saved"
 
-    def _execute(
-        self, command: str, place: Position, token: str, stage: Stage, log: IO[bytes]
-    ) -> tuple[int, str | None]:
-        """Run one command to its end; return its exit code, and why it was ended where that was the runner's doing."""
+    def _execute(self, command: str, place: Position, token: str, stage: Stage, log: IO[bytes]) -> _Ended:
+        """Run one command to its end, and return how it ended."""
         grace_s = stage.grace_s
+        killed = memory.kills()
         # The stage writes to its log itself, so that the death of this process does not break a pipe under its hands.
-        with Path(str(log.name)).open("rb") as shown:
-            shown.seek(0, os.SEEK_END)
+        with Path(str(log.name)).open("rb") as shown, memory.kernel_log() as kernel:
+            log_from = shown.seek(0, os.SEEK_END)
             try:
                 process = subprocess.Popen(
                     ["bash", "-eo", "pipefail", "-c", _PREAMBLE + command],
@@ -453,25 +520,27 @@ class Runner:
                 )
             except OSError as error:
                 self._note(log, f"The stage cannot be started: {error}")
-                return 127, None
+                return _Ended(127)
 
             def tick() -> None:
                 process.poll()
                 self._copy(shown)
+                self._sign.give(place, "ending")
 
             began = heard = time.monotonic()
-            reason = None
-            while process.poll() is None and not self._stop.is_set() and reason is None:
+            overdue = None
+            while process.poll() is None and not self._stop.is_set() and overdue is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL_S)
+                self._sign.give(place, "running")
                 if self._copy(shown):
                     heard = time.monotonic()
                 if process.poll() is None:
                     # A log that cannot be written tells nothing about what the stage prints.
                     silence = 0.0 if log.name == os.devnull else time.monotonic() - heard
-                    reason = _overdue(stage, time.monotonic() - began, silence)
-            if reason is not None:
-                self._note(log, f"{reason}; it has {grace_s:g} s to save its work")
+                    overdue = _overdue(stage, time.monotonic() - began, silence)
+            if overdue is not None:
+                self._note(log, f"{overdue[1]}; it has {grace_s:g} s to save its work")
             if self._stop.is_set() and (note := stopping.read(self.spec.folder)):
                 grace_s = note.grace_s(grace_s, time.time())
             if self._stop.is_set() and process.poll() is None:
@@ -480,7 +549,12 @@ class Runner:
             processes.end(token, grace_s, tick=tick)
             exit_code = process.wait()
             self._copy(shown)
-            return exit_code, reason
+            if overdue is not None:
+                return _Ended(exit_code, *overdue)
+            if exit_code == 0 or self._stop.is_set():
+                return _Ended(exit_code)
+            why = memory.why(Path(str(log.name)), log_from, exit_code, killed, kernel)
+            return _Ended(exit_code, None, f"{stage.name} ended with exit code {exit_code}: {why}" if why else None)
 
     def _environment(self, place: Position, token: str) -> dict[str, str]:
         spec = self.spec
@@ -535,6 +609,8 @@ class Runner:
             self.journal.append("run-end", outcome=outcome, complete=complete, **why)
         except OSError as error:
             self._say(f"Warning: the journal cannot be written: {error}")
+        if outcome != "interrupted":
+            at_work.forget(self.spec.folder)
         # It writes into what the last checkpoint holds.
         self._monitor.close()
         said = {"done": "all done" if complete else "done", "failed": "the run has failed"}.get(outcome, outcome)

@@ -116,7 +116,12 @@ def stop(spec: BoxSpec, wait_s: float, *, tick: Callable[[], None] = lambda: Non
 
 def _arguments(choice: Choice) -> list[str]:
     arguments = []
-    for option, value in (("--from", choice.from_stage), ("--only", choice.only), ("--iteration", choice.iteration)):
+    for option, value in (
+        ("--from", choice.from_stage),
+        ("--only", choice.only),
+        ("--until", choice.until),
+        ("--iteration", choice.iteration),
+    ):
         if value is not None:
             arguments += [option, str(value)]
     return arguments

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from gpuyard.box.checkpoints import Retention, Store, open_store
 from gpuyard.box.checkpoints.rules import Rules
 from gpuyard.box.monitor.settings import Monitoring
+from gpuyard.box.stages.expected import Expected
 from gpuyard.box.stages.folders import why_not
 from gpuyard.errors import UsageError
 from gpuyard.formats.label import FIRST_NODE
@@ -30,6 +31,7 @@ DEFAULT_RETENTION = Retention(keep_last=3, keep_every=0)
 DEFAULT_BANDWIDTH_MB_S = 0.0
 DEFAULT_RUN = "each"
 DEFAULT_ITERATIONS = 1
+DEFAULT_ROTATE_MB = 100.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,10 @@ class Stage:
     ``resume_if`` is a path or pattern below the persistent root: ``resume_command`` runs only where something matches.
     ``run`` says in which iterations it runs (:func:`runs_in`). ``timeout`` and ``silent`` are the seconds after which
     it is ended, since its beginning and since its last output. ``overrides`` tells whether the run's overrides follow
-    its command.
+    its command. ``retry_wait_s`` are the seconds before the first of the retries, doubled before each further one, and
+    ``restart_on`` says after which ends there is one at all (:func:`gpuyard.box.stages.restarting.restarts`); none:
+    after any failure. ``after`` names the stages that have to be done before it (``None``: see :func:`waits_on`), and
+    a run goes on after the failure of a stage that is not ``needed``.
     """
 
     name: str
@@ -58,6 +63,11 @@ class Stage:
     resumable: bool = False
     grace_s: float = DEFAULT_GRACE_S
     retries: int = 0
+    retry_wait_s: float = 0.0
+    restart_on: tuple[int | str, ...] = ()
+    after: tuple[str, ...] | None = None
+    needed: bool = True
+    progress: Expected | None = None
     run: str = DEFAULT_RUN
     pool: str = "main"
     timeout: float | None = None
@@ -93,11 +103,54 @@ class Named(Protocol):
     def run(self) -> str:
         """In which iterations it runs; see :func:`runs_in`."""
 
+    @property
+    def after(self) -> Sequence[str] | None:
+        """The stages that have to be done before it; see :func:`waits_on`."""
+
+    @property
+    def needed(self) -> bool:
+        """Whether its failure ends the run."""
+
+
+def waits_on(stages: Sequence[Named]) -> dict[str, list[str]]:
+    """Return for each stage the names of those that have to be done before it begins.
+
+    A stage that does not say so waits for the last needed stage before it, so that one that may fail holds up nobody
+    who does not name it. Stages that are not here (those of another box) are not waited for.
+    """
+    here = {stage.name for stage in stages}
+    found: dict[str, list[str]] = {}
+    last: list[str] = []
+    for stage in stages:
+        found[stage.name] = last if stage.after is None else [name for name in stage.after if name in here]
+        last = [stage.name] if stage.needed else last
+    return found
+
+
+def arranged(stages: Sequence[Named]) -> list[Named]:
+    """Return the stages in the order in which they run: the file's own, but each behind those that it waits for.
+
+    Raises :class:`UsageError` where some of them wait for each other.
+    """
+    waiting = waits_on(stages)
+    left, order = list(stages), list[Named]()
+    placed = set[str]()
+    while left:
+        ready = next((stage for stage in left if placed.issuperset(waiting[stage.name])), None)
+        if ready is None:
+            names = ", ".join(stage.name for stage in left)
+            raise UsageError(f"The stages {names} wait for each other: one of them has to have another 'after'.")
+        left.remove(ready)
+        order.append(ready)
+        placed.add(ready.name)
+    return order
+
 
 def order_of(stages: Sequence[Named], iterations: int) -> list[tuple[int, str]]:
     """Return every stage of every iteration, in the order in which they run."""
+    there = arranged(stages)
     return [
-        (iteration, stage.name) for iteration in range(iterations) for stage in stages if runs_in(stage.run, iteration)
+        (iteration, stage.name) for iteration in range(iterations) for stage in there if runs_in(stage.run, iteration)
     ]
 
 
@@ -106,6 +159,7 @@ class BoxSpec:
     """What the runner needs to know. ``every_s`` is the publishing interval (s; 0: only after each stage).
 
     ``bandwidth_mb_s`` is what publishing and restoring may take of the network (MB/s; 0: all of it).
+    A log of more than ``rotate_mb`` (10^6 bytes; 0: never) is put aside before the next attempt.
 
     ``instance`` says what is known of the instance that this box is: its node, provider, id, region, market, price.
 
@@ -127,6 +181,7 @@ class BoxSpec:
     iterations: int
     stages: tuple[Stage, ...]
     every_s: float = DEFAULT_EVERY_S
+    rotate_mb: float = DEFAULT_ROTATE_MB
     retention: Retention = DEFAULT_RETENTION
     bandwidth_mb_s: float = DEFAULT_BANDWIDTH_MB_S
     overrides: tuple[str, ...] = ()
@@ -214,6 +269,7 @@ def load_spec(folder: Path = DEFAULT_FOLDER) -> BoxSpec:
             iterations=int(workload.get("iterations", DEFAULT_ITERATIONS)),
             stages=tuple(_stage(item) for item in workload["stages"] if not pools or item.get("pool") in pools),
             every_s=float(checkpoints.get("every_s", DEFAULT_EVERY_S)),
+            rotate_mb=float((workload.get("logs") or {}).get("rotate_mb", DEFAULT_ROTATE_MB)),
             retention=Retention(
                 int(checkpoints.get("keep_last", DEFAULT_RETENTION.keep_last)),
                 int(checkpoints.get("keep_every", DEFAULT_RETENTION.keep_every)),
@@ -256,6 +312,11 @@ def _stage(item: Mapping[str, Any]) -> Stage:
         resumable=item.get("resumable", False) in (True, "yes", "partial"),
         grace_s=float(item.get("grace_s", DEFAULT_GRACE_S)),
         retries=int(item.get("retries", 0)),
+        retry_wait_s=float(item.get("retry_wait_s") or 0),
+        restart_on=tuple(item.get("restart_on") or ()),
+        after=None if item.get("after") is None else tuple(item["after"]),
+        needed=bool(item.get("needed", True)),
+        progress=Expected.from_workload(item.get("progress")),
         pool=str(item.get("pool") or "main"),
         run=str(item.get("run", DEFAULT_RUN)),
         timeout=_seconds(item.get("timeout")),
