@@ -95,8 +95,8 @@ class Supervised:
 def supervise(site: Site, request: Supervise, *, check: bool = False, progress: Progress) -> Supervised:
     """Keep the runs at work until each has ended, or, with ``stay``, until this is interrupted.
 
-    With ``check`` it is only seen whether that can be. Raises :class:`UsageError` for a run that nobody knows, and without
-    a bucket that other controllers see.
+    With ``check`` it is only seen whether that can be. Raises :class:`UsageError` for a run that nobody knows, and
+    without a bucket that other controllers see.
     """
     request.check()
     if site.provider:
@@ -231,7 +231,14 @@ class Supervisor:
             before = self._watches.get(name)
             # One that ended and is wanted once more has been named to another supervisor since.
             if before is None or (before.over and not self._request.runs):
-                self._watches[name] = Watch(name, self._rules, self._world, Lease(self._store, name), say)
+                self._watches[name] = self._watch(name, say)
+
+    def _watch(self, name: str, say: Progress) -> Watch:
+        def prefixed(line: str) -> None:
+            say(f"{name}: {line}")
+
+        world = dataclasses.replace(self._world, progress=prefixed)
+        return Watch(name, self._rules, world, Lease(self._store, name), prefixed)
 
     def _round(self, say: Progress) -> None:
         """Ask the clouds once, and let each run that nothing is being done for be looked at."""

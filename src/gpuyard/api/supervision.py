@@ -282,22 +282,21 @@ class Watch:
             self._give_up(look, silent)
         if silent:
             return
-        if missing or self._must_wait():
+        if missing:
             return
         waiting = [node for node in run.nodes if states[node.name] == "waiting"]
-        if waiting and run.machine is not None:
+        idle = any(self._has_stages_to_start(node, states[node.name]) for node in run.nodes)
+        if waiting and run.machine is not None and not self._must_wait():
             pool = str(run.stages.get(waiting[0].name, {}).get("waits_for") or "")
             with self._retried("hand-over", f"Run {self.name} waits for a machine of another pool."):
                 request = Follow(self.name, options=self._options())
                 follow.hand_over(self._world, request, run, run.machine, pool, self._progress)
-            return
-        if any(self._has_stages_to_start(node, states[node.name]) for node in run.nodes):
+        elif idle and not self._must_wait():
             self._start(look)
-            return
-        if stopped := [node for node in run.nodes if states[node.name] == "stopped"]:
+        elif stopped := [node for node in run.nodes if states[node.name] == "stopped"]:
             machines = ", ".join(machine.describe(node.machine) for node in stopped if node.machine)
             self._complain(f"Run {self.name} is stopped ({machines}); it is left so until somebody starts it.")
-        if all(state in ("running", *_ENDED) for state in states.values()):
+        elif all(state in ("running", *_ENDED) for state in states.values()):
             self._goes_well(run)
 
     def _stands(self, node: Node) -> str:
