@@ -47,6 +47,11 @@ options:
       - Whether the rental of a run ends with it, well or not. By default as it was said before of the run, which is
         kept in the bucket, and else not.
     type: bool
+  stage:
+    description:
+      - The one stage that is to run, where the runs were launched with it. By default as it was said before of the run,
+        and else all that are left.
+    type: str
   stay:
     description: Whether to go on when no run is left, and to take up what another supervisor was told to watch.
     type: bool
@@ -87,7 +92,7 @@ ended:
   returned: success
   type: dict
   sample: {miniprover-0: finished}
-failed:
+failed_runs:
   description: The names of the runs of which a stage has failed.
   returned: success
   type: list
@@ -113,6 +118,7 @@ ARGUMENT_SPEC: dict[str, Any] = (
     | {
         "runs": {"type": "list", "elements": "str", "default": []},
         "shutdown": {"type": "bool"},
+        "stage": {"type": "str"},
         "stay": {"type": "bool", "default": False},
         "interval_s": {"type": "float", "default": 5},
         "losses_before_on_demand": {"type": "int", "default": 3},
@@ -128,7 +134,7 @@ def run(call: Call) -> dict[str, Any]:
     from gpuyard.api import supervise
 
     names = ("runs", "shutdown", "stay", "interval_s", "losses_before_on_demand", "silent_minutes")
-    request = supervise.Supervise(**{name: call.params[name] for name in names})
+    request = supervise.Supervise(**{name: call.params[name] for name in names}, stage=call.option("stage"))
     done = supervise.supervise(call.site(), request, check=call.check_mode, progress=call.progress)
     return {"changed": bool(done.ended)} | done.to_dict()
 

@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "runs", nargs="*", metavar="RUN", help="(default: those that a supervisor has begun to watch)"
     )
     supervise.add_argument("--shutdown", action="store_true", default=None, help="end the rental of a run with the run")
+    supervise.add_argument("--stage", default=None, help="the one stage that is to run, as at the launch")
     supervise.add_argument("--stay", action="store_true", help="go on when no run is left")
     supervise.add_argument("--interval-s", type=float, default=5.0, metavar="SECONDS", help="between two looks (5)")
     supervise.add_argument(
@@ -74,7 +75,7 @@ def _supervise(arguments: argparse.Namespace) -> int:
     from gpuyard.api.site import Site
 
     where = ("bucket", "bucket_endpoint", "ssh_key", "sandbox", "sandbox_state")
-    how = ("runs", "shutdown", "stay", "interval_s", "losses_before_on_demand", "silent_minutes")
+    how = ("runs", "shutdown", "stage", "stay", "interval_s", "losses_before_on_demand", "silent_minutes")
     request = supervise.Supervise(**{name: getattr(arguments, name) for name in how})
     # A service is ended by SIGTERM, and what it is doing is seen through then.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

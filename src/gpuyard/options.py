@@ -51,7 +51,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "profile": (*_MARKET, "check", "image"),
     "overrides": _PLANNING,
     "iterations": _PLANNING,
-    "stage": (*_PLANNING, "logs"),
+    "stage": (*_PLANNING, "logs", "supervise"),
     "from_stage": _PLANNING,
     "iteration": (*_PLANNING, "logs"),
     "from_bundle": _RENTING,

@@ -57,6 +57,7 @@ class Supervise:
     runs: Sequence[str] = ()
     stay: bool = False
     shutdown: bool | None = None
+    stage: str | None = None
     interval_s: float = INTERVAL_S
     losses_before_on_demand: int = 3
     silent_minutes: float = 10.0
@@ -89,7 +90,7 @@ class Supervised:
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
         words = [f"Run {name}: {why}." for name, why in self.ended.items()] or ["No run is to be supervised."]
-        return {"ended": dict(self.ended), "failed": list(self.failed), "text": "\n".join(words)}
+        return {"ended": dict(self.ended), "failed_runs": list(self.failed), "text": "\n".join(words)}
 
 
 def supervise(site: Site, request: Supervise, *, check: bool = False, progress: Progress) -> Supervised:
@@ -181,7 +182,11 @@ class Supervisor:
         self._world, self._request, self._store = world, request, store
         self._clock = clock or pace.Clock()
         self._rules = Rules(
-            request.shutdown, request.losses_before_on_demand, request.silent_minutes * 60, dict(options)
+            request.shutdown,
+            request.stage,
+            request.losses_before_on_demand,
+            request.silent_minutes * 60,
+            dict(options),
         )
         self._watches: dict[str, Watch] = {}
         self._busy: dict[str, threading.Thread] = {}

@@ -80,12 +80,13 @@ class Look:
 class Rules:
     """How a run is supervised. ``options`` are those of its launches, as a play takes them.
 
-    ``shutdown``: the rental is to end with the run; ``None``: as was said before. After ``losses_before_on_demand``
-    losses its machines are rented on demand. A machine that has given signs of life and gives none for ``silent_s``
-    seconds is given up, though its cloud calls it running; 0: never.
+    ``shutdown``: the rental is to end with the run. ``stage``: it alone is to run. ``None`` for both: as was said
+    before. After ``losses_before_on_demand`` losses its machines are rented on demand. A machine that has given signs
+    of life and gives none for ``silent_s`` seconds is given up, though its cloud calls it running; 0: never.
     """
 
     shutdown: bool | None = None
+    stage: str | None = None
     losses_before_on_demand: int = 3
     silent_s: float = 600.0
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -154,7 +155,8 @@ class Watch:
         """Take the run over as the supervisor before has left it."""
         record = self._world.supervision(self.name)
         shutdown = record.shutdown if self._rules.shutdown is None else self._rules.shutdown
-        self._record = dataclasses.replace(record, shutdown=shutdown)
+        stage = record.stage if self._rules.stage is None else self._rules.stage
+        self._record = dataclasses.replace(record, shutdown=shutdown, stage=stage)
         if record.state == "ended":
             if self._waited:
                 self.over = record.outcome or "it has ended"
@@ -523,6 +525,8 @@ class Watch:
         options = {**self._options(), "run": self.name, "provider": ways[self._tries % len(ways)]}
         if len(self.record.losses) >= self._rules.losses_before_on_demand > 0:
             options["market"] = "on-demand"
+        if self.record.stage:
+            options["stage"] = self.record.stage
         self._check_still_ours()
         # Nobody else follows it, and a new machine that cannot be brought into shape goes back.
         self._world.launch({**options, "gpuyard_mode": "resume", "gpuyard_hand_over": True})

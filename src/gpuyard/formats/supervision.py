@@ -1,7 +1,7 @@
 """How a run is supervised (``<run>/supervisor.json``): who watches it, what it has lost, and what people were told.
 
-Only the supervisor that holds the run's lease writes it. A supervisor that takes the run over reads it, so it tells
-nobody anything twice, and knows what the one before was doing.
+The supervisor that holds the run's lease writes it, and a teardown, which marks it as ended. A supervisor that takes
+the run over reads it, so it tells nobody anything twice, and knows what the one before was doing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gpuyard.formats.versions import mark, why_too_new
 
 VERSION = 1
 STATES = ("watching", "renting", "ended")
-_OWN = ("state", "shutdown", "controller", "seen", "losses", "told", "outcome")
+_OWN = ("state", "shutdown", "stage", "controller", "seen", "losses", "told", "outcome")
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,16 @@ class Supervision:
     """What is known of the supervision of a run.
 
     ``state`` is ``watching``; ``renting`` from a loss until the stages are at work again; or ``ended``, when the run
-    needs no supervisor any more, for the reason that ``outcome`` gives. ``shutdown``: the rental is to end with the
-    run. ``controller`` and ``seen`` (UTC, ``2026-03-01T12:00:00Z``) say who watched it last, and when. ``losses`` are
-    the machines that the run has lost, each as ``<provider>/<id>``. ``told`` names what people were told. ``further``
-    holds the fields that this version does not know; they stay when the document is written again.
+    needs no supervisor any more, for the reason that ``outcome`` gives. ``stage``: the one stage that is to run, empty
+    for all that are left. ``shutdown``: the rental is to end with the run. ``controller`` and ``seen`` (UTC,
+    ``2026-03-01T12:00:00Z``) say who watched it last, and when. ``losses`` are the machines that the run has lost, each
+    as ``<provider>/<id>``. ``told`` names what people were told. ``further`` holds the fields that this version does
+    not know; they stay when the document is written again.
     """
 
     state: str = "watching"
     shutdown: bool = False
+    stage: str = ""
     controller: str = ""
     seen: str = ""
     losses: tuple[str, ...] = ()
@@ -57,6 +59,7 @@ class Supervision:
             read = cls(
                 state=state,
                 shutdown=document.get("shutdown") is True,
+                stage=str(document.get("stage") or ""),
                 controller=str(document.get("controller") or ""),
                 seen=str(document.get("seen") or ""),
                 losses=tuple(str(name) for name in document.get("losses") or ()),

@@ -292,6 +292,13 @@ def test_after_enough_losses_the_machines_are_rented_on_demand(world: World) -> 
     assert world.told == ["loss", "resume"] * 3
 
 
+def test_v12_a_run_that_is_to_run_one_stage_goes_on_with_that_one(world: World) -> None:
+    world.rounds(world.watch(stage="search"))
+    world.take_away()
+    world.rounds(world.watch())  # another supervisor
+    assert [one.get("stage") for one in world.launches] == ["search"]
+
+
 def test_where_nothing_can_be_rented_it_is_tried_elsewhere_and_then_with_growing_pauses(world: World) -> None:
     watch = world.watch()
     world.rounds(watch)
@@ -343,7 +350,7 @@ def test_a_machine_that_is_kept_is_told_once_and_tried_again(world: World) -> No
     world.says["1"] = "finished"
     world.keeps = NotSavedError("It may hold more.")
     world.rounds(watch, 100)
-    assert world.told == ["kept"] and not watch.over and "It may hold more." in " ".join(world.lines)
+    assert world.told == ["kept"] and world.kept.state == "watching" and "It may hold more." in " ".join(world.lines)
     world.keeps = None
     world.rounds(watch, 70)
     assert world.told == ["kept", "end"] and watch.over == "finished"
