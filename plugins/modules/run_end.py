@@ -160,7 +160,7 @@ CONDITIONS: dict[str, Any] = {}
 
 def run(call: Call) -> dict[str, Any]:
     """End the run."""
-    from gpuyard.api import end
+    from gpuyard.api import end, supervise
 
     order = end.Order(
         run=call.option("run") or "",
@@ -171,7 +171,10 @@ def run(call: Call) -> dict[str, Any]:
         since=call.params["since"],
         keep_volumes=call.params["keep_volumes"],
     )
-    return end.end(call.site(), order, check=call.check_mode, progress=call.progress).to_dict()
+    site = call.site()
+    if order.whole and not order.only and not call.check_mode:
+        supervise.give_over(site, order.run, progress=call.progress)
+    return end.end(site, order, check=call.check_mode, progress=call.progress).to_dict()
 
 
 def main() -> None:

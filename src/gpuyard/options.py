@@ -15,7 +15,7 @@ from gpuyard.formats.label import check_form
 _RENTING = ("launch", "resume_search")
 _PLANNING = (*_RENTING, "plan")
 _MARKET = (*_PLANNING, "offers")
-_ALL = (*_MARKET, "audit", "check", "image", "logs", "reap", "setup_env", "snapshot", "status", "teardown")
+_ALL = (*_MARKET, "audit", "check", "image", "logs", "reap", "setup_env", "snapshot", "status", "supervise", "teardown")
 _OF_NO_RUN = ("audit", "check", "image", "offers", "reap", "setup_env")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -42,12 +42,16 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "ssh_key": _ALL,
     "converge": _RENTING,
     "follow": (*_PLANNING, "logs"),
-    "shutdown": _PLANNING,
+    "shutdown": (*_PLANNING, "supervise"),
+    "stay": ("supervise",),
+    "interval_s": ("supervise",),
+    "losses_before_on_demand": ("supervise",),
+    "silent_minutes": ("supervise",),
     "node": ("logs",),
     "profile": (*_MARKET, "check", "image"),
     "overrides": _PLANNING,
     "iterations": _PLANNING,
-    "stage": (*_PLANNING, "logs"),
+    "stage": (*_PLANNING, "logs", "supervise"),
     "from_stage": _PLANNING,
     "until_stage": _PLANNING,
     "iteration": (*_PLANNING, "logs"),
@@ -168,9 +172,9 @@ def check(
             guess = difflib.get_close_matches(name.removeprefix(_PREFIX), known, n=1)
             hint = f"did you mean {_PREFIX}{guess[0]}?" if guess else f"known are: {', '.join(ENVIRONMENT)}."
             mistakes.append(f"{name}, in the environment, is no variable of gpuyard; {hint}")
-    if run not in (None, ""):
+    for name in _names(play, run):
         try:
-            check_form(str(run))
+            check_form(name)
         except UsageError as error:
             mistakes.append(str(error))
     if not mistakes:
@@ -181,6 +185,13 @@ def check(
     if any(" is no " in mistake for mistake in mistakes):
         text += "\nWhat your own plays need passes when it is named: gpuyard_other_variables: [NAME, …]."
     raise UsageError(f"{text}\nNothing was asked, rented or ended.")
+
+
+def _names(play: str, run: object) -> list[str]:
+    """Return the names of runs that the option ``run`` holds: one, or for a supervisor several with commas between."""
+    if run in (None, ""):
+        return []
+    return [name.strip() for name in str(run).split(",") if name.strip()] if play == "supervise" else [str(run)]
 
 
 def _unknown(name: str, play: str, otherwise: str) -> str:

@@ -136,7 +136,7 @@ def _to_the_end(world: World, request: Follow, progress: Progress, clock: pace.C
         waits_for = next((end.waits_for for _, _, end in ends if end.state == "waiting"), None)
         if waits_for is None:
             break
-        _hand_over(world, request, run, run.machine, waits_for, progress)
+        hand_over(world, request, run, run.machine, waits_for, progress)
         hand_overs += 1
     state, text = conclude(world, run, ends, ends_the_rental=request.shutdown)
     return Followed(run.name, state, hand_overs, text)
@@ -229,7 +229,7 @@ def show_all(world: World, run: Run, progress: Progress) -> list[tuple[str, Inst
     return [(*place, end) for place, end in zip(held, ends, strict=True)]
 
 
-def _hand_over(world: World, request: Follow, run: Run, left: Instance, pool: str, progress: Progress) -> None:
+def hand_over(world: World, request: Follow, run: Run, left: Instance, pool: str, progress: Progress) -> None:
     """Move the run to a machine of another pool; raises :class:`GpuyardError` when it stays where it is."""
     waits = f"Run {run.name} waits for a machine of pool {pool}"
     ways_out = (

@@ -34,6 +34,9 @@ VERSION = 1
 LIVES_S = 60.0
 """A claim that was not written again for so long is its controller's no more."""
 RENEWED_EVERY_S = 15.0
+WATCHING = "supervisors"
+LEASE_S = 30.0
+"""A lease of a supervisor that was not written again for so long is free; it is written three times as often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class Claims:
         waited = told = False
         for delay in self.clock.delays():
             store.put(key, data)
-            others = _others(store, run, key)
+            others = _others(store, run, key, folder=FOLDER, lives_s=LIVES_S)
             if others == []:
                 return waited
             store.delete(key)
@@ -112,16 +115,73 @@ def alone(run: str, claims: Claims | None, progress: Progress | None = None) -> 
         yield waited or beaten
 
 
-def _others(store: Store, run: str, key: str) -> list[StoredObject] | None:
+class Lease:
+    """The right to supervise a run, which one supervisor has at a time, in the way of a claim.
+
+    It is tried for and not waited for, since a supervisor has other runs as well, and it is lost when the bucket cannot
+    be written: then another one may have it.
+    """
+
+    def __init__(self, store: Store, run: str, *, clock: pace.Clock | None = None) -> None:
+        self._store, self._run, self._clock = store, run, clock or pace.Clock()
+        self._key = f"{run}/{WATCHING}/{secrets.token_hex(6)}.json"
+        content = {"version": VERSION, "controller": socket.gethostname(), "since": timestamp()}
+        self._data = json.dumps(content, indent=1).encode()
+        self._written_at: float | None = None
+        self._step_back = False
+
+    @property
+    def held(self) -> bool:
+        """Whether nobody else can have it now."""
+        return self._written_at is not None and self._clock.now() - self._written_at < LEASE_S * 0.8
+
+    def take(self) -> str:
+        """Try to have it, and write it again when that is due; return in words who has it, "" when it is ours.
+
+        Raises :class:`CheckpointError` when the bucket does not answer.
+        """
+        if self._written_at is not None and self.held:
+            self.renew()
+            return ""
+        if self._step_back and random.random() < 0.5:
+            # Two that try in step would see each other for ever.
+            return "Another supervisor"
+        asked_at = self._clock.now()
+        self._store.put(self._key, self._data)
+        others = _others(self._store, self._run, self._key, folder=WATCHING, lives_s=LEASE_S)
+        if others == []:
+            self._written_at, self._step_back = asked_at, False
+            return ""
+        self._written_at, self._step_back = None, True
+        whose = _whose(self._store, others[0]) if others else "Another supervisor"
+        self._store.delete(self._key)
+        return whose
+
+    def renew(self) -> None:
+        """Write it again when that is due. Raises :class:`CheckpointError` when the bucket does not answer."""
+        now = self._clock.now()
+        if self._written_at is not None and self.held and now - self._written_at >= LEASE_S / 3:
+            self._store.put(self._key, self._data)
+            self._written_at = now
+
+    def drop(self) -> None:
+        """Let another one have it at once."""
+        if self._written_at is not None:
+            self._written_at = None
+            with suppress(CheckpointError):  # it ends by itself
+                self._store.delete(self._key)
+
+
+def _others(store: Store, run: str, key: str, *, folder: str, lives_s: float) -> list[StoredObject] | None:
     """Return the claims of others that count, ``None`` when the listing does not even show our own."""
-    listed = list(store.objects(f"{run}/{FOLDER}/"))
+    listed = list(store.objects(f"{run}/{folder}/"))
     if key not in [item.key for item in listed]:
         return None
     # Our own has just been written, so the newest one tells what time it is in the store.
     now = max(item.modified for item in listed)
     living = []
     for item in listed:
-        if now - item.modified > LIVES_S:
+        if now - item.modified > lives_s:
             store.delete(item.key)
         elif item.key != key:
             living.append(item)

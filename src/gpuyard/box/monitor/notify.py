@@ -86,7 +86,7 @@ def _webhook(options: Mapping[str, Any], alert: Alert, secrets: Mapping[str, str
 
 def _ntfy(options: Mapping[str, Any], alert: Alert, secrets: Mapping[str, str]) -> None:
     token = _secret(secrets, options["token_from"]) if options.get("token_from") else ""
-    begins = alert["event"] == "begin"
+    begins = alert["event"] in ("begin", "warning")
     document = {
         "topic": _secret(secrets, options["topic_from"]),
         "title": f"{alert['run']}: {alert['alert']}",
@@ -99,9 +99,9 @@ def _ntfy(options: Mapping[str, Any], alert: Alert, secrets: Mapping[str, str]) 
 
 def _mail(options: Mapping[str, Any], alert: Alert, secrets: Mapping[str, str]) -> None:
     message = EmailMessage()
-    message["Subject"] = (
-        f"[gpuyard] {alert['run']}: {alert['alert']} {'begins' if alert['event'] == 'begin' else 'ends'}"
-    )
+    # A supervisor's warnings and news neither begin nor end.
+    change = {"begin": " begins", "end": " ends"}.get(alert["event"], "")
+    message["Subject"] = f"[gpuyard] {alert['run']}: {alert['alert']}{change}"
     message["From"] = options.get("sender") or options["to"][0]
     message["To"] = ", ".join(options["to"])
     message.set_content("\n".join([alert["title"], "", *(f"{name}: {value}" for name, value in alert.items())]))
