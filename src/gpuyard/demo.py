@@ -42,7 +42,7 @@ UNSAID: dict[str, Any] = {
             *("restore", "wait_s"),
         )
     ),
-    **dict.fromkeys(("follow", "shutdown", "lose", "keep_volumes", "update", "push"), False),
+    **dict.fromkeys(("follow", "shutdown", "lose", "force", "keep_volumes", "update", "push"), False),
     "converge": "auto",
     "from_bundle": "auto",
     **dict.fromkeys(("state", "bundle", "run_options"), ""),

@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from gpuyard.errors import UsageError, listed
 from gpuyard.formats.label import check_form
 
-_RENTING = ("launch", "resume_search")
+_RENTING = ("launch", "resume_search", "start")
 _PLANNING = (*_RENTING, "plan")
 _MARKET = (*_PLANNING, "offers")
-_ALL = (*_MARKET, "audit", "check", "image", "logs", "reap", "setup_env", "snapshot", "status", "teardown")
+_ALL = (*_MARKET, "audit", "check", "image", "logs", "reap", "setup_env", "snapshot", "status", "stop", "teardown")
 _OF_NO_RUN = ("audit", "check", "image", "offers", "reap", "setup_env")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -68,7 +68,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "overwrite": ("setup_env",),
     "lines": ("logs",),
     "errors": ("logs",),
-    "wait_s": ("teardown",),
+    "wait_s": ("stop", "teardown"),
+    "force": ("stop",),
     "lose": ("reap", "teardown"),
     "keep_volumes": ("teardown",),
     "sandbox": _ALL,
