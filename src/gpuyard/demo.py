@@ -33,7 +33,9 @@ LOSE_IN_ITERATION = 0
 LOSE_AFTER_SETS = 3
 # What the user has configured for good (group_vars) is for the user's runs, not for this one.
 UNSAID: dict[str, Any] = {
-    **dict.fromkeys(("provider", "workload", "run", "node", "offer", "market", "gpu_name", "region", "rank"), ""),
+    **dict.fromkeys(
+        ("provider", "workload", "run", "node", "offer", "box", "market", "gpu_name", "region", "rank"), ""
+    ),
     **dict.fromkeys(("profile", "overrides", "stage", "from_stage", "bucket_endpoint"), ""),
     **dict.fromkeys(("iterations", "iteration", "lease_hours", "budget_usd")),
     **dict.fromkeys(

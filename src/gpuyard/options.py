@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from gpuyard.errors import UsageError, listed
 from gpuyard.formats.label import check_form
 
-_RENTING = ("launch", "resume_search", "start")
+_RENTING = ("launch", "move", "resume_search", "start")
 _PLANNING = (*_RENTING, "plan")
 _MARKET = (*_PLANNING, "offers")
 _ALL = (*_MARKET, "audit", "check", "image", "logs", "reap", "setup_env", "snapshot", "status", "stop", "teardown")
@@ -35,6 +35,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "lease_hours": _PLANNING,
     "budget_usd": _PLANNING,
     "offer": _PLANNING,
+    "box": _RENTING,
     "restore": _PLANNING,
     "update": _PLANNING,
     "bucket": _ALL,

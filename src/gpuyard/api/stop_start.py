@@ -13,13 +13,8 @@ from dataclasses import dataclass
 from gpuyard import pace, records, ssh
 from gpuyard.api.end import Change
 from gpuyard.api.site import Site
-from gpuyard.box import checkpoints
-from gpuyard.box.checkpoints import Store
 from gpuyard.errors import (
-    CheckpointError,
-    GpuyardError,
     NoCapacityError,
-    NothingBegunError,
     NotSavedError,
     UnreachableError,
     UnsupportedError,
@@ -29,10 +24,9 @@ from gpuyard.formats.label import FIRST_NODE, check_name
 from gpuyard.hosts import host_name
 from gpuyard.providers.base import Instance, Progress, Provider, State
 from gpuyard.remedies import option, remedy
-from gpuyard.renting import ending, machine, survey, together
+from gpuyard.renting import ending, leaving, machine, survey, together
 from gpuyard.renting.ledger import Ledger
 from gpuyard.renting.notebook import Notebook
-from gpuyard.renting.places import newest_of
 
 STOPPED_WITHIN_S = 180.0
 """How long a cloud has to stop a machine (seconds)."""
@@ -83,7 +77,11 @@ def stop(
         text = records.planned_text(actions, [])
         return Change(bool(actions), {"machines": before}, {"machines": before}, actions, [], text)
     boxes = ending.OverSsh(key, clouds)
-    whys = together.at_once(lambda one, tell: _end_stages(boxes, store, one, request, tell), to_stop, progress)
+
+    def end_stages(one: Instance, tell: Progress) -> tuple[bool, str]:
+        return leaving.end_stages(boxes, store, one, wait_s=request.wait_s, tell=tell)
+
+    whys = together.at_once(end_stages, to_stop, progress)
     unsaved = [(one, why) for one, (safe, why) in zip(to_stop, whys, strict=True) if not safe]
     for _, why in whys:
         progress(why)
@@ -143,24 +141,6 @@ def start(site: Site, run: str, *, timeout_s: float = 900.0, check: bool = False
     return Change(bool(actions), {"machines": before}, {"machines": after}, actions, [] if check else None, text)
 
 
-def holds_all(store: Store | None, instance: Instance, sequence: int | None) -> str:
-    """Return why the bucket cannot be relied on for what a machine says is checkpoint ``sequence``; empty if it can.
-
-    Every object of that checkpoint, or of a newer one, has to be there with its content.
-    """
-    if store is None:
-        return "That checkpoint is on the machine itself, where nobody else sees it."
-    assert instance.ref is not None  # it belongs to a run
-    try:
-        whole = newest_of(store, instance.ref.run, instance.ref.node, checkpoints.latest_whole_manifest)
-    except CheckpointError as error:
-        return f"The bucket cannot be read from here: {error}"
-    if whole is None or (sequence is not None and whole.sequence < sequence):
-        found = f"the newest whole one is {whole.sequence}" if whole else "there is no whole one"
-        return f"Checkpoint {sequence} is not whole in {store.url}: {found}."
-    return ""
-
-
 def _machines(clouds: Sequence[Provider], run: str, verb: str) -> list[Instance]:
     """Return the living machines of a run; raises :class:`UsageError` when there is none."""
     seen = survey.owned(survey.take(clouds).complete())
@@ -209,30 +189,6 @@ def _refuse_to_stop(clouds: Sequence[Provider], one: Instance, request: StopRequ
             f"{one.provider} {one.id} saves nothing, and nothing was stopped. {ends}. With {option('force', True)} it "
             "is stopped all the same."
         )
-
-
-def _end_stages(
-    boxes: ending.Boxes, store: Store | None, one: Instance, request: StopRequest, tell: Progress
-) -> tuple[bool, str]:
-    """Let a machine's stages end, and return whether the bucket holds all that is on it, and why."""
-    name = f"{one.provider} {one.id}"
-    try:
-        answer = boxes.stop(one, wait_s=request.wait_s, limit_s=None, tell=tell)
-    except NothingBegunError:
-        return True, f"No stage has begun on {name}."
-    except GpuyardError as error:
-        return False, f"{name}: {error}"
-    saved = answer.get("saved") or {}
-    why = f"{name}: {saved.get('why') or 'It does not say whether all is saved.'}"
-    if answer.get("ended") is False:
-        return False, why
-    if saved.get("state") is not True:
-        return False, why
-    if saved.get("sequence") is None:
-        return True, why
-    if doubt := holds_all(store, one, saved["sequence"]):
-        return False, f"{why} {doubt}"
-    return True, why
 
 
 def _await_stopped(cloud: Provider, one: Instance, clock: pace.Clock) -> Instance:

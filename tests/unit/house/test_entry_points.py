@@ -143,7 +143,7 @@ def test_the_options_are_those_that_the_plays_read_and_the_readme_explains() -> 
         )
         found = {name for name in variables_of(plays) - own if not name.startswith(("ansible_", "gpuyard_"))}
         read[file.stem] = found
-    for play in ("resume_search", "start"):
+    for play in ("move", "resume_search", "start"):
         read[play] |= read["launch"]  # which they import
     # These go to each verb of a play by themselves.
     where = {"provider", "sandbox", "sandbox_state", "ssh_key", "bucket", "bucket_endpoint"}

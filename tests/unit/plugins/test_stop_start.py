@@ -80,7 +80,7 @@ def test_a_machine_is_stopped_only_when_the_bucket_holds_all(
     boxes.publishes = True
     boxes.says = {"state": False, "sequence": None, "why": "The bucket does not answer."}
     assert "The bucket does not answer." in verb("run_stop", run="a-0", bucket=bucket)["msg"]
-    boxes.says = {"state": True, "sequence": 2, "why": "All is in the bucket, as 2."}
+    boxes.says = {"state": True, "sequence": 1, "why": "All is in the bucket, as 1."}
     done = verb("run_stop", run="a-0", bucket=bucket)
     assert done["changed"] and world.vast.held["1"].state is State.STOPPED
     assert "bills 0.0400 USD an hour in place of 0.4000" in done["text"] and "start.yml -e run=a-0" in done["text"]
