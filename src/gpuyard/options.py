@@ -15,7 +15,20 @@ from gpuyard.formats.label import check_form
 _RENTING = ("launch", "move", "resume_search", "start")
 _PLANNING = (*_RENTING, "plan")
 _MARKET = (*_PLANNING, "offers")
-_ALL = (*_MARKET, "audit", "check", "image", "logs", "reap", "setup_env", "snapshot", "status", "stop", "teardown")
+_ALL = (
+    *_MARKET,
+    "audit",
+    "check",
+    "image",
+    "logs",
+    "reap",
+    "setup_env",
+    "snapshot",
+    "status",
+    "stop",
+    "sync",
+    "teardown",
+)
 _OF_NO_RUN = ("audit", "check", "image", "offers", "reap", "setup_env")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -44,7 +57,10 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "converge": _RENTING,
     "follow": (*_PLANNING, "logs"),
     "shutdown": _PLANNING,
-    "node": ("logs",),
+    "node": ("logs", "sync"),
+    "to": ("sync",),
+    "what": ("sync",),
+    "from": ("sync",),
     "profile": (*_MARKET, "check", "image"),
     "overrides": _PLANNING,
     "iterations": _PLANNING,
