@@ -76,6 +76,20 @@ options:
   offer:
     description: The id of the one offer to take, as RV(gpuyard.cloud.offer_info#module:offers) says it.
     type: str
+  box:
+    description:
+      - The one box of the user's own to take, by its name in the inventory. It stands for O(offer) with
+        V(provider=own).
+    type: str
+  move:
+    description:
+      - With O(mode=resume), whether a run that has a machine goes on with another one, which O(provider), O(offer) or
+        O(box) says.
+      - Before anything is rented the stages end in good order, and their last checkpoint has to be whole in the bucket.
+        The machine that the run leaves is in RV(plan) as C(behind); whoever starts the stages on the other one ends it
+        before.
+    type: bool
+    default: false
   restore:
     description:
       - The number of the checkpoint to go on from, in place of the newest one. It has to be in the bucket.

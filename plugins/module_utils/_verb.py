@@ -21,7 +21,7 @@ from ansible.module_utils.basic import AnsibleModule, env_fallback
 from ansible_collections.gpuyard.cloud.plugins.module_utils._core import core_problem
 
 with suppress(ImportError):  # told when the module runs
-    from gpuyard.errors import GpuyardError, ProviderError
+    from gpuyard.errors import GpuyardError, ProviderError, UsageError
 
 if TYPE_CHECKING:
     from gpuyard.api.site import Site
@@ -81,6 +81,8 @@ PLAN_OPTIONS: dict[str, Any] = (
         "lease_hours": {"type": "float"},
         "budget_usd": {"type": "float"},
         "offer": {"type": "str"},
+        "box": {"type": "str"},
+        "move": {"type": "bool", "default": False},
         "restore": {"type": "int"},
         "update": {"type": "bool", "default": False},
         "ssh_key": {"type": "path", "no_log": False},
@@ -125,6 +127,8 @@ class Call:
         named = {
             name: self.option(name) for name in ("provider", "sandbox", "sandbox_state", "bucket_endpoint", "ssh_key")
         }
+        if self.option("box"):
+            named["provider"] = "own"  # which is checked with the rest of the request
         return Site(bucket=self.params.get("bucket"), **named)  # an empty bucket is an answer: there is none
 
 
@@ -138,9 +142,18 @@ def plan_request(call: Call) -> PlanRequest:
     """Return what the options of :data:`PLAN_OPTIONS` ask for."""
     from gpuyard.box.stages.choice import Choice
     from gpuyard.planning import PlanRequest
+    from gpuyard.providers.base import OWN
 
+    where = call.given("provider", "offer")
+    if box := call.option("box"):
+        if where.get("provider", OWN) != OWN or "offer" in where:
+            raise UsageError(f"box={box} is a box of your own, so provider and offer are not said beside it.")
+        where = {"provider": OWN, "offer": box}
+    if call.params["move"] and not call.option("run"):
+        raise UsageError("Which run is to move? Name it with -e run=….")
     return PlanRequest(
         mode=call.params["mode"],
+        move=call.params["move"],
         max_price_per_hour_usd=call.option("max_price_per_hour"),
         shutdown=call.params["shutdown"],
         update=call.params["update"],
@@ -150,7 +163,8 @@ def plan_request(call: Call) -> PlanRequest:
             call.option("from_stage"), call.option("stage"), call.option("iteration"), call.option("until_stage")
         ),
         **call.given("profiles", "overrides", "iterations"),
-        **call.given("workload", "run", "provider", "market", "offer", "restore", "lease_hours", "budget_usd"),
+        **call.given("workload", "run", "market", "restore", "lease_hours", "budget_usd"),
+        **where,
     )
 
 

@@ -72,7 +72,8 @@ options:
       - With V(ended), a machine goes only when its run has ended, well or not; nothing is stopped.
       - With V(not-begun), a machine goes only when no stage has begun on it; nothing is stopped, and the bucket is not
         told of an end.
-      - With V(left), a machine goes only when its stages wait for a machine of another pool, or none has begun on it.
+      - With V(left), a machine goes only when no stage runs on it, since the run goes on elsewhere, and everything that
+        is on it is saved.
     type: str
     choices: [ended, not-begun, left]
   since:

@@ -33,7 +33,9 @@ LOSE_IN_ITERATION = 0
 LOSE_AFTER_SETS = 3
 # What the user has configured for good (group_vars) is for the user's runs, not for this one.
 UNSAID: dict[str, Any] = {
-    **dict.fromkeys(("provider", "workload", "run", "node", "offer", "market", "gpu_name", "region", "rank"), ""),
+    **dict.fromkeys(
+        ("provider", "workload", "run", "node", "offer", "box", "market", "gpu_name", "region", "rank"), ""
+    ),
     **dict.fromkeys(("profile", "overrides", "stage", "from_stage", "until_stage"), ""),
     **dict.fromkeys(("iterations", "iteration", "lease_hours", "budget_usd")),
     **dict.fromkeys(
@@ -42,7 +44,7 @@ UNSAID: dict[str, Any] = {
             *("restore", "wait_s"),
         )
     ),
-    **dict.fromkeys(("follow", "shutdown", "lose", "keep_volumes", "update", "push"), False),
+    **dict.fromkeys(("follow", "shutdown", "lose", "force", "keep_volumes", "update", "push"), False),
     "converge": "auto",
     "from_bundle": "auto",
     **dict.fromkeys(("state", "bundle", "run_options", "bucket_endpoint"), ""),

@@ -12,10 +12,24 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from gpuyard.errors import UsageError, listed
 from gpuyard.formats.label import check_form
 
-_RENTING = ("launch", "resume_search")
+_RENTING = ("launch", "move", "resume_search", "start")
 _PLANNING = (*_RENTING, "plan")
 _MARKET = (*_PLANNING, "offers")
-_ALL = (*_MARKET, "audit", "check", "image", "logs", "reap", "setup_env", "snapshot", "status", "supervise", "teardown")
+_ALL = (
+    *_MARKET,
+    "audit",
+    "check",
+    "image",
+    "logs",
+    "reap",
+    "setup_env",
+    "snapshot",
+    "status",
+    "stop",
+    "supervise",
+    "sync",
+    "teardown",
+)
 _OF_NO_RUN = ("audit", "check", "image", "offers", "reap", "setup_env")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -35,6 +49,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "lease_hours": _PLANNING,
     "budget_usd": _PLANNING,
     "offer": _PLANNING,
+    "box": _RENTING,
     "restore": _PLANNING,
     "update": _PLANNING,
     "bucket": _ALL,
@@ -47,7 +62,10 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "interval_s": ("supervise",),
     "losses_before_on_demand": ("supervise",),
     "silent_minutes": ("supervise",),
-    "node": ("logs",),
+    "node": ("logs", "sync"),
+    "to": ("sync",),
+    "what": ("sync",),
+    "from": ("sync",),
     "profile": (*_MARKET, "check", "image"),
     "overrides": _PLANNING,
     "iterations": _PLANNING,
@@ -74,7 +92,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "lines": ("logs",),
     "errors": ("logs",),
     "source": ("logs",),
-    "wait_s": ("teardown",),
+    "wait_s": ("stop", "teardown"),
+    "force": ("stop",),
     "lose": ("reap", "teardown"),
     "keep_volumes": ("teardown",),
     "sandbox": _ALL,

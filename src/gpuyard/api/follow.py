@@ -28,7 +28,17 @@ from gpuyard.renting.runs import Run
 
 LIMITS_S = 15.0
 """How often a run that is followed is held against its lease and its budget (seconds)."""
-FOR_THE_FIRST_MACHINE = ("offer", "restore", "stage", "from_stage", "iteration", "update", "lease_hours", "budget_usd")
+FOR_THE_FIRST_MACHINE = (
+    "offer",
+    "box",
+    "restore",
+    "stage",
+    "from_stage",
+    "iteration",
+    "update",
+    "lease_hours",
+    "budget_usd",
+)
 """Options of a launch that are not repeated at a hand-over: each says how one machine is chosen, or begins."""
 
 

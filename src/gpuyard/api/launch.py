@@ -13,13 +13,14 @@ from gpuyard.api import resources
 from gpuyard.api.site import Site
 from gpuyard.api.storage import AtCreation, Stored, have
 from gpuyard.box.checkpoints import sequences
-from gpuyard.errors import CheckpointError
+from gpuyard.errors import CheckpointError, GpuyardError, NotSavedError
 from gpuyard.formats.label import pool_of
 from gpuyard.hosts import host_name
 from gpuyard.planning import PlanRequest
 from gpuyard.planning.nodes import NodePlan
-from gpuyard.providers.base import Progress, Provider
-from gpuyard.renting import claim, limits, machine, nodes, record, rent, storage
+from gpuyard.providers.base import Progress, Provider, State
+from gpuyard.remedies import remedy
+from gpuyard.renting import claim, ending, leaving, limits, machine, nodes, record, rent, storage
 from gpuyard.renting.acceptance import Acceptance
 from gpuyard.renting.failed_hosts import FailedHosts
 from gpuyard.renting.ledger import Ledger
@@ -129,7 +130,15 @@ def launch(
     for line in plan.text:
         progress(line)
     planned(plan)
-    return _have_machines(site, plan, everywhere, timeout_s=timeout_s, spent=spent, check=check, progress=progress)
+    if not request.move or check:
+        return _have_machines(site, plan, everywhere, timeout_s=timeout_s, spent=spent, check=check, progress=progress)
+    _end_stages_of_left(site, plan, everywhere, progress)
+    try:
+        # The checkpoint to go on from is there only now.
+        plan, everywhere = _planned(site, request, progress)
+        return _have_machines(site, plan, everywhere, timeout_s=timeout_s, spent=spent, check=False, progress=progress)
+    except GpuyardError as error:
+        raise GpuyardError(f"{error} {_stays(plan)}") from error
 
 
 def dry_run(site: Site, request: PlanRequest, *, progress: Progress) -> Launched:
@@ -146,6 +155,27 @@ def _planned(site: Site, request: PlanRequest, progress: Progress) -> tuple[plan
     checked = planning.check(request)
     connections = site.connections(start_sandbox=request.mode == "launch", progress=progress)
     return planning.make(request, checked, connections, progress=progress), connections.everywhere
+
+
+def _end_stages_of_left(site: Site, plan: planning.Plan, clouds: Sequence[Provider], progress: Progress) -> None:
+    """End the stages on the machines that a run leaves; raises :class:`NotSavedError` if the bucket lacks anything."""
+    boxes, store = ending.OverSsh(plan.key, clouds), site.shared_store()
+    for one in plan.behind:
+        safe, why = leaving.end_stages(boxes, store, one, wait_s=None, tell=progress)
+        if not safe:
+            raise NotSavedError(f"{why} So run {plan.run.name} is not moved, and nothing was rented. {_stays(plan)}")
+        progress(why)
+
+
+def _stays(plan: planning.Plan) -> str:
+    """Return where a run is that could not be moved, and how it goes on."""
+    old = plan.behind[0]
+    run = plan.run.name
+    goes_on = remedy("start" if old.state is State.STOPPED else "launch", run=run)
+    return (
+        f"The run still has {machine.describe(old)}, which {machine.costs(old)}, with all that is on it; its stages "
+        f"have ended, or are ending: `{goes_on}` goes on there, `{remedy('move', run=run, provider='…')}` tries again."
+    )
 
 
 def _have_machines(

@@ -70,7 +70,7 @@ def read(site: Site, request: LogRequest, *, progress: Progress) -> Log:
         raise UsageError(f"lines={request.lines} must be at least 1.")
     if request.from_provider:
         return _of_provider(site, request)
-    run, store = _choose(site, request.run, progress)
+    run, store = choose_run(site, request.run, progress)
     query = watch.LogQuery(request.stage, request.iteration, request.lines, request.errors)
     node = watch.choose_node(run, request.node)
     whose = machine.whose(run.name, node.name)
@@ -104,7 +104,7 @@ def follow(site: Site, name: str | None, *, progress: Progress) -> Followed:
 
     Raises :class:`gpuyard.errors.GpuyardError`, with the last lines of what failed, when it does not finish.
     """
-    run, _ = _choose(site, name, progress)
+    run, _ = choose_run(site, name, progress)
     if not run.machine:
         raise UsageError(f"Run {run.name} has no machine, so there is nothing to follow.")
     progress(machine.following(run.name, run.instances))
@@ -112,7 +112,7 @@ def follow(site: Site, name: str | None, *, progress: Progress) -> Followed:
     return Followed(run.name, *following.conclude(world, run, following.show_all(world, run, progress)))
 
 
-def _choose(site: Site, name: str | None, progress: Progress) -> tuple[Run, Store | None]:
+def choose_run(site: Site, name: str | None, progress: Progress) -> tuple[Run, Store | None]:
     """Return the run that is meant, and the bucket. Clouds and bucket are needed only as far as they may hold it."""
     clouds = site.clouds()
     store = site.store()

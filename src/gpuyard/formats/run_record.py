@@ -46,8 +46,11 @@ class RunRecord:
 
     @property
     def takes_turns(self) -> bool:
-        """Whether its pools have one node each, so that one box after another serves all of them as one node."""
-        return len(self.pools) > 1 and set(self.pools.values()) == {1}
+        """Whether its pools have one node each, so that one box after another serves all of them as one node.
+
+        Each of these boxes may have another node on its label: which pool it was rented for, or that the run has moved.
+        """
+        return set(self.pools.values()) == {1}
 
     def to_bytes(self) -> bytes:
         """Render the record as the JSON document of the bucket."""

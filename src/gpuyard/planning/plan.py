@@ -17,7 +17,7 @@ from gpuyard.box.stages import choice as stage_choice
 from gpuyard.box.stages.choice import Choice
 from gpuyard.config import BucketSettings, SshKey, check_keys_for_boxes
 from gpuyard.errors import ProviderError, UsageError
-from gpuyard.formats.label import FIRST_NODE, check_name, next_name
+from gpuyard.formats.label import FIRST_NODE, check_name, next_name, pool_of
 from gpuyard.formats.location import KEY_FILES
 from gpuyard.planning import choose, limited, nodes, offers, pools, room, source, stored, version
 from gpuyard.planning.limited import Limited
@@ -227,7 +227,13 @@ def make(
     if made.resolved is not checked.resolved:
         checked = _checked(made.resolved, request, env)
     workload = made.workload
-    turn = pools.turn_of(run, workload) if pools.takes_turns(workload) else None
+    by_turns = pools.takes_turns(workload)
+    whole_run = run
+    if request.move:
+        refuse_without_bucket(run, settings, store)
+        turn: pools.Turn | None = pools.move(run, workload, request)
+    else:
+        turn = pools.turn_of(run, workload) if by_turns else pools.after_moves(run, workload)
     behind = turn.behind if turn else ()
     if turn:
         # The rest of the plan is about the machine that the run goes on with.
@@ -246,9 +252,10 @@ def make(
     has_volume = any(volume.cloud for volume in workload.volumes.values())
     if has_volume:
         if turn:
+            several = "the pools of this run take turns on several" if by_turns else f"run {run.name} leaves its own"
             raise UsageError(
-                f"{workload.source}: a volume with cloud goes with one machine, and the pools of this run take turns "
-                "on several: leave out pools, or cloud. Nothing was rented."
+                f"{workload.source}: a volume with cloud goes with one machine, and {several}: "
+                f"leave out {'pools, or cloud' if by_turns else 'cloud'}. Nothing was rented."
             )
         chosen_clouds = storage.able(workload, chosen_clouds)
     planned = [_node(run, place, workload, request, store, progress) for place in places]
@@ -274,18 +281,21 @@ def make(
     if turn and turn.machine:
         label = turn.machine.ref.node if turn.machine.ref else FIRST_NODE
         planned = [_on_label(node, label) for node in planned]
-        turn_pools = pools.pools_of(turn.machine, workload, followed=request.follow)
+        turn_pools = pools.pools_of(turn.machine, workload, followed=request.follow) if by_turns else ()
     limits = limited.decide(run, workload, request, runs.shared(store))
     words = [line for node in planned if node.machine for line in _has_machine(run, node)]
     wanted = [node for node in planned if not node.machine]
     memory = FailedHosts(Notebook(lambda: runs.shared(store)), progress or (lambda _: None))
     failed = {host: one.words for host, one in memory.known(chosen_clouds).items()} if wanted else {}
-    if wanted and turn:
+    if wanted and turn and by_turns:
         turn = dataclasses.replace(turn, pool=pools.pool_of(workload, wanted[0].to_run[0][1]))
         by_pools = offers.by_pools(wanted[0], workload, chosen_clouds, request, turn, progress, failed)
         turn_pools = by_pools.turn_pools
         # A machine for all is on the node that every run begins with, but beside one that waits it needs its own.
-        label = pools.node_of(turn.pool) if turn_pools or turn.waits else FIRST_NODE
+        if request.move:
+            label = pools.free_node(turn.pool if turn_pools else pool_of(FIRST_NODE), whole_run)
+        else:
+            label = pools.node_of(turn.pool) if turn_pools or turn.waits else FIRST_NODE
         disk_gb = float(request.conditions.get("disk_gb", nodes.strictest(workload, by_pools.first.pools).disk_gb))
         room.check(workload, disk_gb)
         first = by_pools.first
@@ -306,6 +316,8 @@ def make(
         words += reasons
         if len(planned) > 1:
             words += [f"{node.name}: {market.describe(node.offers[0])}." for node in chosen]
+        if request.move:
+            planned = [_on_label(node, pools.free_node(pool_of(FIRST_NODE), whole_run)) for node in planned]
     volumes: tuple[storage.Expected, ...] = ()
     if has_volume:
         planned, volumes = _with_volumes(planned, workload, run.name, everywhere)
@@ -319,6 +331,7 @@ def make(
     words += dict.fromkeys(one.summary() for one in rooms)
     at_risk = [at for node in planned if node.offers and node.offers[0].market == "interruptible" for at in node.to_run]
     words += _losses(workload, at_risk) if at_risk else []
+    words += _repeated(run, workload) if request.move else []
     estimate = cost.Estimates(
         {
             node.name: cost.of_pools(
@@ -532,6 +545,26 @@ def _losses(workload: Workload, places: Sequence[tuple[int, str]]) -> list[str]:
     words = {"no": "What then begins again", "partial": "What goes on from its own last save"}
     parts = [f"{words[kind]}: {', '.join(names)}." for kind, names in by_kind.items() if names]
     return [" ".join(["This interruptible machine may be taken away.", *parts])] if parts else []
+
+
+def _repeated(run: Run, workload: Workload) -> list[str]:
+    """Return what a run that moves has to do again, or that its stage goes on from its own last save."""
+    stage = next((one for one in workload.stages if one.name == run.progress.get("stage")), None)
+    if stage is None or stage.resumable == "yes":
+        return []
+    how = "cannot be resumed, so it begins again" if stage.resumable == "no" else "goes on from its own last save"
+    return [f"Stage {stage.name}, where the run is, {how} on the other machine."]
+
+
+def refuse_without_bucket(run: Run, settings: BucketSettings, store: checkpoints.Store | None) -> None:
+    """Refuse to move a run whose work could not travel: it goes through the bucket."""
+    if runs.shared(store) is None:
+        why = f"{settings.url} is a folder on the machine itself" if settings.url else "there is no bucket"
+        raise UsageError(
+            f"Run {run.name} cannot be moved: its work travels through the bucket, and {why}. Name one with "
+            f"{option('bucket', 's3://…')} when it is launched. `{remedy('sync', run=run.name, to='results')}` brings "
+            "its files here. Nothing was rented."
+        )
 
 
 def _bucket_line(settings: BucketSettings) -> str:

@@ -9,6 +9,7 @@ the cheapest is taken; where nobody follows, one box runs all that is left.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,12 @@ from gpuyard import market, records
 from gpuyard.cost import NOTHING, Span, dollars_text, hours_text
 from gpuyard.errors import NoOfferError, UsageError
 from gpuyard.formats.label import FIRST_NODE
+from gpuyard.formats.label import pool_of as label_pool
+from gpuyard.planning.request import PlanRequest
 from gpuyard.providers.base import Instance, Offer
-from gpuyard.remedies import option
+from gpuyard.remedies import option, remedy
 from gpuyard.renting import runs
+from gpuyard.renting.machine import describe
 from gpuyard.renting.runs import Run
 from gpuyard.workload import Workload
 
@@ -131,8 +135,7 @@ class Choice:
 
 def takes_turns(workload: Workload) -> bool:
     """Tell whether the run's pools can follow one another on one box at a time: there are several, of one node each."""
-    names = workload.pool_names
-    return len(names) > 1 and all(workload.pool(name).nodes == 1 for name in names)
+    return len(workload.pool_names) > 1 and _has_one_node(workload)
 
 
 def left_of(workload: Workload, done: Collection[Place]) -> list[Place]:
@@ -156,9 +159,50 @@ def turn_of(run: Run, workload: Workload) -> Turn:
     if not living:
         return Turn(None, (), pool, waits)
     youngest = living[-1]
-    if waits and youngest.ref is not None and youngest.ref.node != node_of(pool):
+    if waits and youngest.ref is not None and label_pool(youngest.ref.node) != pool:
         return Turn(None, tuple(living), pool, waits)
     return Turn(youngest, tuple(living[:-1]), pool, waits)
+
+
+def after_moves(run: Run, workload: Workload) -> Turn | None:
+    """Return which box a run of one pool goes on with that has moved, as :func:`turn_of`; ``None`` if it has not."""
+    moved = {one.ref.node for one in run.instances if one.ref} - {FIRST_NODE}
+    return turn_of(run, workload) if moved and _has_one_node(workload) else None
+
+
+def move(run: Run, workload: Workload, request: PlanRequest) -> Turn:
+    """Return that a run leaves its box for another one; raises :class:`UsageError` where it cannot."""
+    again = f"`{remedy('move', run=run.name, provider='…')}`"
+    if not _has_one_node(workload):
+        raise UsageError(f"Run {run.name} has several nodes at work, and only a run of one node can be moved.")
+    living = tuple(one for one in run.instances if one.alive)
+    if not living:
+        raise UsageError(
+            f"Run {run.name} has no machine that it could leave: `{remedy('resume', run=run.name)}` goes on with it "
+            "wherever you say."
+        )
+    if not (request.provider or request.offer):
+        raise UsageError(
+            f"Where is run {run.name} to move? Name a provider, an offer ({option('offer')}) or a box of yours "
+            f"({option('box')}): {again}."
+        )
+    for one in living:
+        same = one.way.name == request.offer if one.way else not request.offer
+        if request.provider in (None, one.provider) and same:
+            more = "" if one.way else f", or with {option('offer')} another machine there"
+            raise UsageError(f"Run {run.name} is there already ({describe(one)}): name another place{more}.")
+    turn = turn_of(run, workload)
+    return Turn(None, living, turn.pool, waits=True)
+
+
+def free_node(pool: str, run: Run) -> str:
+    """Return a node of the pool that is on the label of no machine of the run: two on one would count as a leak."""
+    taken = {one.ref.node for one in run.instances if one.ref}
+    return next(node for number in itertools.count() if (node := f"{pool}-{number}") not in taken)
+
+
+def _has_one_node(workload: Workload) -> bool:
+    return all(workload.pool(name).nodes == 1 for name in workload.pool_names)
 
 
 def node_of(pool: str) -> str:

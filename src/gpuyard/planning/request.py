@@ -25,6 +25,7 @@ class PlanRequest:
     market: str | None = None
     max_price_per_hour_usd: float | None = None
     offer: str | None = None  # the id of the one offer to take
+    move: bool = False  # whether a run that has a machine goes on with another one
     follow: bool = False  # whether somebody stays, who can move the run from one machine to another
     shutdown: bool = False  # whether the machine is to be destroyed when the run has ended
     profiles: Sequence[str] = ()

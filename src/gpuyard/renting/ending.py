@@ -37,7 +37,7 @@ from gpuyard.providers.resources import Resource
 from gpuyard.remedies import option, remedy
 from gpuyard.renting import access, belongings, destroy, machine, rent, runs, shelved, survey, together, watch
 from gpuyard.renting.belongings import Belongings
-from gpuyard.renting.ledger import Ledger, entry_of
+from gpuyard.renting.ledger import Ledger, entry_of, stopped_by_us
 from gpuyard.renting.pending import PendingNotes
 from gpuyard.renting.places import newest_of, nodes_apart, own_place
 
@@ -466,8 +466,7 @@ class _Judge:
         if instance.state in (State.PREEMPTED, State.FAILED):
             return self._lost(instance)
         if instance.state is State.STOPPED:
-            name = _name(instance)
-            return self._unanswering(instance, f"{name} is stopped, so its work cannot be saved.", began=True)
+            return self._stopped(instance)
         refusal = self._not_this_one(instance)
         if refusal is not None:
             return refusal
@@ -513,7 +512,10 @@ class _Judge:
         if self.order.only == "not-begun":
             begun = state != "not-started"
             return Verdict(instance, False, f"The stages have begun on {name} ({state}).") if begun else None
-        ended = ("waiting", "not-started") if self.order.only == "left" else (*watch.AS_ASKED, "failed")
+        # What a run leaves may also have been ended so that it can go on elsewhere.
+        ended: tuple[str, ...] = (*watch.AS_ASKED, "failed")
+        if self.order.only == "left":
+            ended = (*ended, "waiting", "not-started", "interrupted")
         if state in ended:
             return None
         words = "goes on" if state == "running" else f"has not ended ({state})"
@@ -539,6 +541,22 @@ class _Judge:
             return Verdict(instance, True, why)
         folder = self.store.url if self.store else ""
         return Verdict(instance, False, f"{why} But that is {folder} on the machine itself, which goes with it.")
+
+    def _stopped(self, instance: Instance) -> Verdict:
+        """Return the verdict on a stopped machine: it may go when all was saved before a command of ours stopped it.
+
+        Its newest checkpoint says how its stages ended, so that nothing ran after it, and the ledger that nobody has
+        seen the machine run since.
+        """
+        name = _name(instance)
+        try:
+            whole = self._asked.whole(instance) if self._asked else None
+            if whole and self.store and whole.progress.get("outcome") and stopped_by_us(self.store, instance):
+                words = f"{name} is stopped, and before that everything was saved, as {_checkpoint(whole)}."
+                return Verdict(instance, True, words)
+        except CheckpointError:
+            pass  # told below
+        return self._unanswering(instance, f"{name} is stopped, so its work cannot be saved.", began=True)
 
     def _lost(self, instance: Instance) -> Verdict:
         """Return the verdict on a machine that was taken away or failed: what the bucket holds is all there will be."""

@@ -84,8 +84,8 @@ class Everything:
         since = one.created_at or (entry.began_at if entry else self.now)
         if self.bucket_url and self._known(run) and not _begun(run) and self.now - since >= UNBEGUN_S:
             return Found("no stage of its run has begun in a day", orphaned=True)
-        if others and not run.takes_turns:
-            return Found(f"its node has another machine, {others[0].provider} {others[0].id}")
+        if twin := next((other for other in others if other.ref and other.ref.node == one.ref.node), None):
+            return Found(f"its node has another machine, {twin.provider} {twin.id}")
         return self._of_its_run(run)
 
     def resource(self, one: Resource) -> Found:

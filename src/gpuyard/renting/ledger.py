@@ -85,6 +85,19 @@ def entries(store: Store, run: str, complain: Progress = lambda _: None) -> list
     return sorted(found, key=lambda entry: (entry.began_at, entry.provider, entry.id))
 
 
+def stopped_by_us(store: Store, instance: Instance) -> bool:
+    """Tell whether the last that the ledger knows of a machine is that a command has stopped it.
+
+    Raises :class:`CheckpointError` when the bucket does not answer, or the entry cannot be read.
+    """
+    assert instance.ref is not None  # it belongs to a run
+    key = entry_key(instance.ref.run, instance.provider, instance.id)
+    try:
+        return Entry.from_bytes(store.get(key), where=f"{store.url}/{key}").changes[-1].what == "stopped"
+    except MissingObjectError:
+        return False
+
+
 @dataclass(slots=True)
 class Ledger:
     """Writes down what happens to machines. Nothing here raises: what cannot be written is told.

@@ -117,6 +117,7 @@ def test_the_demonstration_depends_on_no_configuration_of_the_user() -> None:
     not_played = {"lines", "errors", "by", "format", "list_prices", "report"}
     not_played |= {"env_file", "env_names", "list", "overwrite", "everything", "partial", "reap"}
     not_played |= {"stay", "interval_s", "losses_before_on_demand", "silent_minutes"}
+    not_played |= {"to", "what", "from"}
     assert options.OPTIONS.keys() - demo.UNSAID.keys() - said_each_time - not_played == set()
 
 
@@ -144,7 +145,8 @@ def test_the_options_are_those_that_the_plays_read_and_the_readme_explains() -> 
         )
         found = {name for name in variables_of(plays) - own if not name.startswith(("ansible_", "gpuyard_"))}
         read[file.stem] = found
-    read["resume_search"] = read["launch"]  # which it imports
+    for play in ("move", "resume_search", "start"):
+        read[play] |= read["launch"]  # which they import
     # These go to each verb of a play by themselves.
     where = {"provider", "sandbox", "sandbox_state", "ssh_key", "bucket", "bucket_endpoint"}
     for play, names in read.items():

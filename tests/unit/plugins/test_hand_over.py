@@ -177,9 +177,9 @@ def end(verb: Verb, options: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("state", "goes"), [("waiting", True), ("not-started", True), ("running", False), ("interrupted", False)]
+    ("state", "goes"), [("waiting", True), ("not-started", True), ("running", False), ("interrupted", True)]
 )
-def test_only_a_machine_whose_stages_wait_ends_and_its_run_goes_on(
+def test_only_a_machine_whose_stages_do_not_run_ends_and_its_run_goes_on(
     world: World, verb: Verb, options: dict[str, Any], states: dict[str, str], tmp_path: Path, state: str, goes: bool
 ) -> None:
     store = waits(tmp_path)
