@@ -151,7 +151,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the trace. ``who`` is a process, 0 for the faults' own lines; ``at`` is in seconds since the machine's boot."""
+    """One line of the trace. ``who`` is a process, 0 for the faults' own lines; ``at`` is in seconds since the boot."""
 
     what: str
     who: int
@@ -170,7 +170,7 @@ def trace(file: Path) -> Iterator[Line]:
 
 @dataclass
 class Recovery:
-    """How it went on after a fault: the seconds to the next step of the training, and the steps that were made again."""
+    """How it went on after a fault: the seconds to the next step of the training, and how many were made again."""
 
     seconds: float | None = None
     repeated: int = 0
@@ -188,6 +188,7 @@ def check_trace(file: Path, done: Collection[journal.Position]) -> dict[int, Rec
     ended: set[tuple[int, str]] = set()
     at_work = 0
     fault, struck = 0, 0.0
+    since: list[int] = []  # the faults since the training last began, and from the last loss of a disk on
     found: dict[int, Recovery] = {}
     for line in trace(file):
         if line.who and line.who != at_work:
@@ -197,14 +198,16 @@ def check_trace(file: Path, done: Collection[journal.Position]) -> dict[int, Rec
         if line.what == "fault":
             fault, struck = int(line.rest[0]), line.at
             found[fault] = Recovery()
+            since.append(fault)
         elif line.what == "lost":
+            since = [fault]
             saved[line.iteration] = int(line.rest[0])
         elif line.what == "begin":
             step, floor = int(line.rest[0]), saved.get(line.iteration, 0)
             demand(step >= floor, f"iteration {line.iteration} begins at step {step}, and step {floor} was saved")
-            if fault:
-                again = reached.get(line.iteration, 0) - step
-                found[fault].repeated = max(found[fault].repeated, again)
+            if since:
+                found[since[0]].repeated = max(0, reached.get(line.iteration, 0) - step)
+                since = []
             reached[line.iteration] = step
         elif line.what == "step":
             reached[line.iteration] = int(line.rest[0])

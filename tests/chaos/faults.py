@@ -175,9 +175,10 @@ def notice_of_30_s(world: World) -> str:
 def disk_full(world: World) -> str:
     """There is no byte free on the machine's disk for a while."""
     _strike_at_work(world)
+    seconds = world.random.uniform(*_OUTAGE_S)
     with filled(world.machine.root / ".gpuyard" / "tmp"):
-        time.sleep(world.random.uniform(*_OUTAGE_S))
-    return ""
+        time.sleep(seconds)
+    return f"for {seconds:.1f} s"
 
 
 def clock_set(world: World) -> str:

@@ -81,11 +81,7 @@ def run(setting: Setting) -> Result:
         setting.number, setting.seed, folder, s3_endpoint=setting.s3_endpoint if on_s3 else "", mounts=_has_mounts
     )
     result = Result(setting.number, "S3" if on_s3 else "folder", folder=setting.folder)
-    result.missing = [
-        name
-        for name, kind in faults.KINDS.items()
-        if set(kind.needs) - there - {"s3", "folder"}
-    ]
+    result.missing = [name for name, kind in faults.KINDS.items() if set(kind.needs) - there - {"s3", "folder"}]
     began = time.monotonic()
     try:
         for position, kind in enumerate(kinds):
@@ -94,7 +90,9 @@ def run(setting: Setting) -> Result:
             world.fault = struck.number
             struck.note = faults.KINDS[kind].strike(world)
             _tell(result, world)
-            print(f"fault {struck.number:>4}, run {setting.number:>3} ({result.store}): {kind}: {struck.note}", flush=True)
+            print(
+                f"fault {struck.number:>4}, run {setting.number:>3} ({result.store}): {kind}: {struck.note}", flush=True
+            )
         world.finish()
         _tell(result, world)
     except WrongError as error:
@@ -124,7 +122,10 @@ def _tell(result: Result, world: World) -> None:
 
 def table(results: list[Result]) -> str:
     """Return the table of all faults, by kind."""
-    rows = [f"\n{'fault':<26} {'times':>5} {'recovered':>9} {'steps again, at most':>21} {'seconds, median':>16} {'worst':>6}"]
+    rows = [
+        f"\n{'fault':<26} {'times':>5} {'recovered':>9} {'steps again, at most':>21} {'seconds, median':>16} "
+        f"{'worst':>6}"
+    ]
     struck = [one for result in results for one in result.faults]
     bad = {result.last for result in results if result.problem}
     for kind in faults.KINDS:

@@ -6,6 +6,7 @@ trace: what it began with, each step, each save. It needs the standard library o
 milliseconds.
 """
 
+# ruff: noqa: PTH (pathlib takes as long to import as all else here)
 import hashlib
 import json
 import os

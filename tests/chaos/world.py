@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gpuyard
@@ -86,6 +86,7 @@ class World:
     mounts: bool = False
     iterations: int = 2
     machines: int = 0
+    machine: Machine = field(init=False)
     life: subprocess.Popen[bytes] | None = None
     monitored: bool = False
     clock_ahead_s: int = 0
@@ -202,9 +203,9 @@ class World:
         module, command, *rest = words
         wrapped = [str(HERE / "killed_at.py"), str(killed_at[0]), str(killed_at[1])] if killed_at else ["-m"]
         with (self.folder / "screen").open("ab") as screen:
+            settings = ("--settings", str(self.machine.settings))
             return subprocess.Popen(
-                [sys.executable, *wrapped, f"gpuyard.box.{module}", command]
-                + ["--settings", str(self.machine.settings), *rest],
+                [sys.executable, *wrapped, f"gpuyard.box.{module}", command, *settings, *rest],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if command == "stop" else screen,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -100,7 +99,9 @@ def test_any_prefix_of_what_commands_write_is_a_lower_bound(
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["rented", "running", "stopped", "ended", "gone"]), st.floats(-5000, 5000), st.integers(1, 2)
+            st.sampled_from(["rented", "running", "stopped", "ended", "gone"]),
+            st.floats(-5000, 5000),
+            st.integers(1, 2),
         ),
         max_size=10,
     )
