@@ -13,22 +13,27 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from . import running, s3
-from .running import Result, Setting
+from .running import Result
 
 
 def main() -> int:
     """Run what the command line says; return 1 when something that was promised did not hold."""
     options = _parser().parse_args()
     seed = options.seed or str(random.SystemRandom().randint(1, 999_999))
-    worlds = [options.world] if options.world is not None else list(range(-(-options.faults // running.PER_WORLD)))
+    wanted = running.settings(options.faults, seed)
+    if options.world is not None:
+        wanted = [setting for setting in wanted if setting.number == options.world]
     base = Path(tempfile.mkdtemp(prefix="gpuyard-chaos-"))
-    print(f"Chaos: seed {seed}, {len(worlds)} runs with {running.PER_WORLD} faults each, in {base}.", flush=True)
+    print(
+        f"Chaos: seed {seed}, {sum(one.count for one in wanted)} faults in {len(wanted)} runs, in {base}.", flush=True
+    )
     began = time.monotonic()
     with nullcontext("") if options.no_s3 else s3.seaweedfs(base / "s3") as endpoint:
-        settings = [Setting(number, seed, str(base / f"w{number}"), endpoint) for number in worlds]
+        settings = [replace(one, folder=str(base / f"w{one.number}"), s3_endpoint=endpoint) for one in wanted]
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=running.prepare) as pool:
             results = list(pool.map(running.run, settings))
@@ -43,7 +48,9 @@ def main() -> int:
     wrong = [result for result in results if result.problem]
     for result in wrong:
         print(f"WRONG in run {result.world}, at fault {result.last}: {result.problem}")
-        print(f"  again: make chaos SEED={seed} RUN={result.world}   what it left: {result.folder}")
+        print(
+            f"  again: make chaos FAULTS={options.faults} SEED={seed} RUN={result.world}; what is left: {result.folder}"
+        )
     if not wrong:
         shutil.rmtree(base)
     return 1 if wrong else 0

@@ -12,21 +12,22 @@ from . import faults
 from .checks import WrongError
 from .world import World, adopt_orphans, isolate_mounts
 
-PER_WORLD = 10
-# Every so many runs has a real S3 server as its bucket, the others a folder.
+_PER_WORLD = 10
+# Every so many runs has a real S3 server as its bucket, beginning with the second; the others have a folder.
 _S3_EVERY = 3
 _has_mounts = False
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a world is made of."""
+    """What a world is made of: its number, and how many faults strike it, of which the first has the number ``first``."""
 
     number: int
     seed: str
-    folder: str
+    count: int
+    first: int
+    folder: str = ""
     s3_endpoint: str = ""
-    count: int = PER_WORLD
 
 
 @dataclass
@@ -62,6 +63,13 @@ class Result:
         return asdict(self)
 
 
+def settings(faults: int, seed: str) -> list[Setting]:
+    """Return the worlds in which so many faults strike, some ten in each."""
+    worlds = -(-faults // _PER_WORLD)
+    counts = [faults // worlds + (number < faults % worlds) for number in range(worlds)]
+    return [Setting(number, seed, count, 1 + sum(counts[:number])) for number, count in enumerate(counts)]
+
+
 def prepare() -> None:
     """Make this process one that can run worlds."""
     global _has_mounts
@@ -71,7 +79,7 @@ def prepare() -> None:
 
 def run(setting: Setting) -> Result:
     """Run one world to its end, or to the first thing that is wrong."""
-    on_s3 = bool(setting.s3_endpoint) and setting.number % _S3_EVERY == _S3_EVERY - 1
+    on_s3 = bool(setting.s3_endpoint) and setting.number % _S3_EVERY == 1
     there = {"s3" if on_s3 else "folder"}
     there |= {"mounts"} if _has_mounts else set()
     there |= {"clock"} if faults.clock_can_be_set() else set()
@@ -85,7 +93,7 @@ def run(setting: Setting) -> Result:
     began = time.monotonic()
     try:
         for position, kind in enumerate(kinds):
-            struck = Struck(setting.number * PER_WORLD + position + 1, kind, "")
+            struck = Struck(setting.first + position, kind, "")
             result.faults.append(struck)
             world.fault = struck.number
             struck.note = faults.KINDS[kind].strike(world)

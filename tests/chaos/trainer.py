@@ -6,7 +6,8 @@ trace: what it began with, each step, each save. It needs the standard library o
 milliseconds.
 """
 
-# ruff: noqa: PTH (pathlib takes as long to import as all else here)
+# pathlib takes as long to import as all else here.
+# ruff: noqa: PTH
 import hashlib
 import json
 import os

@@ -106,7 +106,7 @@ def read_tree(root: Path) -> dict[str, bytes]:
 
 
 def cut_off(writes: list[Write], moment: int, arrived: Callable[[Write], bool]) -> dict[str, bytes]:
-    """Return what the bucket holds when all publishers are gone at ``moment``; ``arrived``: so is what was under way."""
+    """Return what the bucket holds when all publishers are gone at ``moment``; ``arrived``: so is what had begun."""
     there: dict[str, bytes] = {}
     for write in sorted(writes, key=lambda one: one.ended):
         if write.ended <= moment or (write.began <= moment and arrived(write)):
