@@ -15,7 +15,19 @@ from gpuyard.formats.label import check_form
 _RENTING = ("launch", "resume_search")
 _PLANNING = (*_RENTING, "plan")
 _MARKET = (*_PLANNING, "offers")
-_ALL = (*_MARKET, "audit", "check", "image", "logs", "reap", "setup_env", "snapshot", "status", "teardown")
+_ALL = (
+    *_MARKET,
+    "audit",
+    "check",
+    "checkpoints",
+    "image",
+    "logs",
+    "reap",
+    "setup_env",
+    "snapshot",
+    "status",
+    "teardown",
+)
 _OF_NO_RUN = ("audit", "check", "image", "offers", "reap", "setup_env")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -43,7 +55,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "converge": _RENTING,
     "follow": (*_PLANNING, "logs"),
     "shutdown": _PLANNING,
-    "node": ("logs",),
+    "node": ("checkpoints", "logs"),
     "profile": (*_MARKET, "check", "image"),
     "overrides": _PLANNING,
     "iterations": _PLANNING,
@@ -66,6 +78,14 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "env_names": ("setup_env",),
     "list": ("setup_env",),
     "overwrite": ("setup_env",),
+    "do": ("checkpoints",),
+    "sequence": ("checkpoints",),
+    "against": ("checkpoints",),
+    "every": ("checkpoints",),
+    "path": ("checkpoints",),
+    "to": ("checkpoints",),
+    "keep_last": ("checkpoints",),
+    "keep_every": ("checkpoints",),
     "lines": ("logs",),
     "errors": ("logs",),
     "wait_s": ("teardown",),

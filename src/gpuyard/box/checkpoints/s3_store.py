@@ -298,6 +298,19 @@ class S3Store(Store):
             return None
         return any(self._ends_ours(rule) for rule in answer.get("Rules", ()))
 
+    def keeps_versions(self) -> bool | None:
+        try:
+            answer = self._client.get_bucket_versioning(Bucket=self.bucket)
+        except self._errors:
+            return None  # not every key may ask, and not every server knows what this is
+        return bool(answer.get("Status") == "Enabled")
+
+    def keep_versions(self) -> None:
+        with self._failures(""):
+            self._client.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Enabled"})
+        if not self.keeps_versions():
+            raise BucketError(f"The bucket {self.url} takes the request to keep versions, and keeps none.")
+
     def _ends_ours(self, rule: Mapping[str, Any]) -> bool:
         """Tell whether a life-cycle rule ends unfinished uploads below this store's prefix."""
         chosen = rule.get("Filter") or {}
