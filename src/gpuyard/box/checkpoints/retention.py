@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gpuyard.box.checkpoints.listing import Listing, manifest_key, note_key
+from gpuyard.box.checkpoints.listing import Listing, manifest_key, note_key, number_of
 from gpuyard.box.checkpoints.parallel import in_parallel
 from gpuyard.box.checkpoints.reading import kept_because_of, manifest_if_there, newest_readable
 from gpuyard.box.checkpoints.stores import Store
@@ -80,22 +80,19 @@ def prune_run(store: Store, run: str, retention: Retention, *, dry_run: bool = F
             f"Checkpoint {newest.sequence} of {run}, the newest, is not whole, so no older one is removed: verify them."
         )
     gone = _unneeded(store, retention, seen, newest)
-    sets = [number for number in seen.numbers if number not in _kept(retention, seen, newest)]
     # Another publisher may have begun meanwhile: it relies on what the newest set has, and that stays.
     if not dry_run:
         _remove(store, seen, gone)
-    kept = [number for number in seen.complete if number not in sets]
+    # What a kept set needs of a removed one stays in that one's folder.
+    sets = sorted({number_of(run, key) for key in gone}, reverse=True)
+    kept = [number for number in seen.complete if manifest_key(run, number) not in gone]
     return Pruned(sets, kept, len(gone), sum(seen.objects[key].size for key in gone))
-
-
-def _kept(retention: Retention, seen: Listing, newest: Manifest) -> set[int]:
-    return retention.keeps(seen.complete) | {number for number in seen.numbers if number >= newest.sequence}
 
 
 def _unneeded(store: Store, retention: Retention, seen: Listing, newest: Manifest) -> set[str]:
     """Return the keys that no kept set needs. Raises :class:`UnreadableManifestError`."""
     run = newest.run
-    kept = _kept(retention, seen, newest)
+    kept = retention.keeps(seen.complete) | {number for number in seen.numbers if number >= newest.sequence}
     doomed = {key for number in seen.numbers if number not in kept for key in seen.keys(number)}
     if not doomed:
         return set()
