@@ -168,7 +168,8 @@ class S3Store(Store):
             except BaseException as error:
                 with contextlib.suppress(*self._errors):
                     self._client.abort_multipart_upload(**target)
-                if not isinstance(error, (self._client_error, _NotCopiedError)):
+                # Also one that copies too slowly to answer in time may well take the whole.
+                if not isinstance(error, (*self._errors, _NotCopiedError)):
                     raise
                 self._note_refusal(error)
                 return False
@@ -184,7 +185,7 @@ class S3Store(Store):
         self, target: Mapping[str, str], pieces: Sequence[Piece], stream: BinaryIO
     ) -> list[dict[str, Any]]:
         """Send and copy the pieces as parts of an upload; the first that fails ends it."""
-        room = threading.Semaphore(2 * _PIECES_AT_ONCE)
+        room = threading.Semaphore(_PIECES_AT_ONCE)
         failed = threading.Event()
 
         def send(number: int, piece: Piece, data: bytes) -> str:
@@ -227,7 +228,7 @@ class S3Store(Store):
 
     def _note_refusal(self, error: BaseException) -> None:
         """Remember that the server does not copy parts, unless its answer says something else."""
-        response = getattr(error, "response", {})
+        response = getattr(error, "response", None) or {}
         code = str(response.get("Error", {}).get("Code", ""))
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
         if code not in _OTHER_SOURCE and (status < 500 or status == 501):
