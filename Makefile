@@ -57,7 +57,7 @@ docs: setup ## The documentation as a site, in docs/_build/html; a warning is an
 	@scripts/docs
 
 bench: setup ## The measures of benchmarks/, as ratios to a floor taken in the same run
-	@python benchmarks/market.py; market=$$?; python benchmarks/run.py && exit $$market
+	@python benchmarks/market.py; market=$$?; python benchmarks/checkpoints.py; copies=$$?; python benchmarks/run.py && exit $$((market + copies))
 
 lock: setup ## Pin the newest versions that fit, with hashes
 	@scripts/lock

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +147,10 @@ def appended(found: Server, work: Path, rounds: int) -> list[Row]:
     for number in range(rounds):
         store = open_store(f"s3://{BUCKET}/appended-{number}", env=found.env)
         root = fill(work / f"appended-{number}", 1, 200 * MB)
-        full.append(seconds(lambda: publish(store, "run-0", root))[0])
+        full.append(seconds(partial(publish, store, "run-0", root))[0])
         with (root / "file-0000.bin").open("ab") as stream:
             stream.write(os.urandom(MB))
-        took, published = seconds(lambda: publish(store, "run-0", root))
+        took, published = seconds(partial(publish, store, "run-0", root))
         again.append(took)
         sent = published.bytes_sent
         shutil.rmtree(root)
@@ -224,8 +226,8 @@ def _boto3(found: Server) -> tuple[Copy, Copy]:
 
 
 def _obstore(found: Server) -> tuple[Copy, Copy]:
-    import obstore
-
+    # Not of this project, so there may be none.
+    obstore = importlib.import_module("obstore")
     store = obstore.store.S3Store(
         BUCKET,
         endpoint=found.endpoint,
@@ -266,14 +268,14 @@ def copied(found: Server, work: Path, title: str, files: int, size: int, rounds:
             prefix = f"{name}-{files}-{number}"
             shutil.rmtree(source / ".gpuyard", ignore_errors=True)
             before = resource.getrusage(resource.RUSAGE_SELF)
-            up[name].append(seconds(lambda send=send, prefix=prefix: send(source, prefix))[0])
+            up[name].append(seconds(partial(send, source, prefix))[0])
             after = resource.getrusage(resource.RUSAGE_SELF)
             if name == "gpuyard":
                 processor.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
             shutil.rmtree(source / ".gpuyard", ignore_errors=True)
             target = work / "target"
             target.mkdir()
-            down[name].append(seconds(lambda fetch=fetch, prefix=prefix, target=target: fetch(target, prefix))[0])
+            down[name].append(seconds(partial(fetch, target, prefix))[0])
             if len([file for file in target.iterdir() if file.is_file()]) != files:
                 raise SystemExit(f"{name} has not brought back all files.")
             shutil.rmtree(target)
@@ -287,6 +289,16 @@ def copied(found: Server, work: Path, title: str, files: int, size: int, rounds:
     return [*rows, Row(f"{title}, publish: processor time of gpuyard", min(processor))]
 
 
+def large(found: Server, work: Path, rounds: int) -> list[Row]:
+    """A few large files."""
+    return copied(found, work, "1 GB in 4 files", 4, 250 * MB, rounds)
+
+
+def small(found: Server, work: Path, rounds: int) -> list[Row]:
+    """Many small files."""
+    return copied(found, work, "1,000 files of 16 KB", 1000, 16_000, rounds)
+
+
 def _gpuyard(found: Server) -> tuple[Copy, Copy]:
     store = open_store(f"s3://{BUCKET}", env=found.env)
     return (
@@ -298,24 +310,21 @@ def _gpuyard(found: Server) -> tuple[Copy, Copy]:
 def main() -> int:
     """Measure, print the table, keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("appended", "large", "small"), action="append")
+    measures = {"appended": appended, "large": large, "small": small}
+    parser.add_argument("--only", choices=measures, action="append")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/latest-checkpoints.json")
     options = parser.parse_args()
-    wanted = options.only or ["appended", "large", "small"]
+    wanted = options.only or list(measures)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="gpuyard-bench-") as folder:
         work = Path(folder)
         (work / "server").mkdir()
         with server(work / "server") as found:
-            if "appended" in wanted:
-                rows += appended(found, work, options.rounds)
-            if "large" in wanted:
-                rows += copied(found, work, "1 GB in 4 files", 4, 250 * MB, options.rounds)
-            if "small" in wanted:
-                rows += copied(found, work, "1,000 files of 16 KB", 1000, 16_000, options.rounds)
-    for row in rows:
-        print(row.line(), flush=True)
+            for name in wanted:
+                measured = measures[name](found, work, options.rounds)
+                print(*(row.line() for row in measured), sep="\n", flush=True)
+                rows += measured
     if not options.only:
         figures = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gpuyard import __version__
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.sandbox import cli as sandbox_cli
+
+if TYPE_CHECKING:
+    from gpuyard.api.checkpoints import Answer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +56,84 @@ def parser() -> argparse.ArgumentParser:
     supervise.add_argument("--sandbox", action="store_true", default=None, help="the emulated clouds are meant")
     supervise.add_argument("--sandbox-state", default=None, metavar="FOLDER", help="of one of several sandboxes")
     supervise.set_defaults(handler=_supervise)
+    _add_checkpoints(commands)
     return top
+
+
+def _add_checkpoints(commands: Any) -> None:
+    text = "look into a run's checkpoints; needs the bucket and its keys, and asks no cloud"
+    verbs = commands.add_parser("checkpoints", help=text, description=text).add_subparsers(dest="do", required=True)
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--bucket", metavar="ADDRESS", help="s3://name/prefix or file:///folder (default: CLOUD_BUCKET)")
+    where.add_argument("--bucket-endpoint", metavar="URL", help="the S3 service, when it is not Amazon's")
+    where.add_argument("--sandbox-state", metavar="DIR", help="the bucket of the sandbox with this state folder")
+    where.add_argument("--json", action="store_true", help="print one JSON object")
+    whose = argparse.ArgumentParser(add_help=False)
+    whose.add_argument("run", metavar="RUN")
+    whose.add_argument("--node", metavar="NODE", help="a node of several that has checkpoints of its own")
+
+    def verb(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text, parents=[where, *parents])
+        parser.set_defaults(handler=_checkpoints)
+        return parser
+
+    verb("list", "show them, newest first", whose)
+    verify = verb("verify", "read one whole; the exit code is 1 when it is damaged", whose)
+    verify.add_argument("--sequence", type=int, metavar="N", help="which one (default: the newest)")
+    verify.add_argument("--all", action="store_true", help="all of them; what several have is read once")
+    diff = verb("diff", "say what B has otherwise than A", whose)
+    diff.add_argument("before", type=int, metavar="A")
+    diff.add_argument("after", type=int, metavar="B", nargs="?", help="default: the newest")
+    prune = verb("prune", "remove all but the newest ones, unless one is being published", whose)
+    prune.add_argument("--keep-last", type=int, required=True, metavar="N", help="the newest N stay")
+    prune.add_argument("--keep-every", type=int, default=0, metavar="M", help="and those with a multiple of M")
+    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
+    fetch = verb("restore-file", "write one file of one of them to a place where nothing is", whose)
+    fetch.add_argument("sequence", type=int, metavar="SEQUENCE")
+    fetch.add_argument("path", metavar="PATH", help="the file, as it is called below the persistent root")
+    fetch.add_argument("to", type=Path, metavar="TO", help="the new file, or a folder for it")
+    verb("keep-versions", "have the bucket keep what is overwritten or removed in it")
+
+
+def _checkpoints(arguments: argparse.Namespace) -> int:
+    from gpuyard.api import checkpoints  # brings the clouds in, which the other commands do without
+    from gpuyard.api.site import Site
+
+    site = Site(
+        sandbox=True if arguments.sandbox_state else None,
+        sandbox_state=arguments.sandbox_state,
+        bucket=arguments.bucket,
+        bucket_endpoint=arguments.bucket_endpoint,
+    )
+    if arguments.do == "keep-versions":
+        return _show(checkpoints.keep_versions(site), arguments.json)
+    request = checkpoints.CheckpointsRequest(arguments.run, arguments.node)
+    if arguments.do == "verify":
+        answer = checkpoints.verify(site, request, sequence=arguments.sequence, every=arguments.all)
+    elif arguments.do == "diff":
+        answer = checkpoints.diff(site, request, arguments.before, arguments.after)
+    elif arguments.do == "prune":
+        answer = checkpoints.prune(
+            site,
+            request,
+            keep_last=arguments.keep_last,
+            keep_every=arguments.keep_every,
+            dry_run=arguments.dry_run,
+        )
+    elif arguments.do == "restore-file":
+        answer = checkpoints.restore_file(
+            site, request, sequence=arguments.sequence, path=arguments.path, to=arguments.to
+        )
+    else:
+        answer = checkpoints.list_all(site, request)
+    return _show(answer, arguments.json)
+
+
+def _show(answer: Answer, as_json: bool) -> int:
+    print(json.dumps(answer.to_dict()) if as_json else "\n".join(answer.text))
+    if answer.failed:
+        print(f"gpuyard: {answer.failed}", file=sys.stderr)
+    return 1 if answer.failed else 0
 
 
 def _schema(_: argparse.Namespace) -> int:

@@ -179,7 +179,15 @@ def bucket(site: Site) -> Finding:
         can = f"It can be {_and(done)}, but not {failed}: " if done else ""
         right = _RIGHTS[settings.location.scheme][len(done)]
         return Finding(what, "failed", f"{can}{error}", _BUCKET_ADVICE[failed].format(right))
-    return Finding(what, "ok", f"{store.url} can be {_and(done)}.")
+    return Finding(what, "ok", " ".join([f"{store.url} can be {_and(done)}.", *_versions(store)]))
+
+
+def _versions(store: Store) -> list[str]:
+    keeps = store.keeps_versions()
+    if keeps is None:
+        return []
+    switch_on = " (checkpoints.yml -e do=keep_versions has it keep them)"
+    return [f"It keeps {'' if keeps else 'no '}versions of what is overwritten or removed{'' if keeps else switch_on}."]
 
 
 _STEPS = ("listed", "written", "read", "cleared")

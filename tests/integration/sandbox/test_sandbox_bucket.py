@@ -53,6 +53,15 @@ def test_the_bucket_does_what_checkpoints_ask_of_it(sandbox: Sandbox) -> None:
     assert [item.key for item in store.objects("a/other")] == [] and store.abort_unfinished("a/") == 0
     assert store.compose("a/made", pieces, io.BytesIO(content)), "one refusal of a source is none of the server"
 
+    assert store.keeps_versions() is False
+    client.create_bucket(Bucket="versions-of-it")
+    versioned = open_store("s3://versions-of-it", env=env)
+    try:
+        versioned.keep_versions()
+        assert versioned.keeps_versions() is True and store.keeps_versions() is False
+    finally:
+        client.delete_bucket(Bucket="versions-of-it")
+
     assert store.ends_unfinished() is False
     rule = {
         "ID": "unfinished",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from botocore.exceptions import ClientError, ReadTimeoutError
 
 from gpuyard.box.checkpoints import (
     LocalStore,
@@ -137,6 +138,31 @@ def test_a_server_that_refuses_is_asked_once(bucket: Any, tmp_path: Path, root: 
     assert len(begun) == 1
     check(store, root, tmp_path / "fresh")
     assert store.abort_unfinished("") == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "again"),
+    [
+        ("slow", False),
+        ({"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}, False),
+        ({"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, False),
+        ({"Error": {"Code": "PreconditionFailed"}, "ResponseMetadata": {"HTTPStatusCode": 412}}, True),
+        ({"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}, True),
+    ],
+)
+def test_whatever_a_copy_fails_of_the_whole_is_sent(bucket: Any, tmp_path: Path, answer: Any, again: bool) -> None:
+    store: Any = open_store(f"s3://{bucket.name}/{tmp_path.name}", env=bucket.env)
+
+    def refuse(**_: Any) -> None:
+        if answer == "slow":
+            raise ReadTimeoutError(endpoint_url="http://bucket.invalid")
+        raise ClientError(answer, "UploadPartCopy")
+
+    store._client.meta.events.register("before-call.s3.UploadPartCopy", refuse)
+    pieces = [Piece(5), Piece(BLOCK, "old", 0, "tag")]
+    assert not store.compose("new", pieces, io.BytesIO(b"piece"))
+    assert store._copies_parts is again
+    assert list(store.objects("")) == [] and store.abort_unfinished("") == 0
 
 
 def test_nothing_is_copied_of_an_object_that_is_another_by_now(tmp_path: Path, root: Path) -> None:

@@ -27,7 +27,11 @@ def test_a_bucket_that_can_be_used_stays_as_it_was(bucket: Any, keys: None) -> N
     store = open_store(address, env=bucket.env)
     store.put("run-0/run.json", b"{}")
     found = find(bucket, address)
-    assert (found.level, found.found) == ("ok", f"{address} can be listed, written, read and cleared.")
+    assert found.level == "ok"
+    assert found.found == (
+        f"{address} can be listed, written, read and cleared. It keeps no versions of what is overwritten or removed "
+        "(checkpoints.yml -e do=keep_versions has it keep them)."
+    )
     assert [item.key for item in store.objects("")] == ["run-0/run.json"]
 
 
@@ -61,3 +65,9 @@ def test_a_right_that_is_lacking_is_named(
     assert found.level == "failed" and right in found.todo and "AccessDenied" in found.found
     # What could be written does not stay, as far as it may be deleted.
     assert bool(list(store.objects(""))) == (step == "delete")
+
+
+def test_a_server_that_does_not_keep_versions_is_no_success(bucket: Any) -> None:
+    store = open_store(f"s3://{bucket.name}/checked", env=bucket.env)
+    with pytest.raises(BucketError):
+        store.keep_versions()

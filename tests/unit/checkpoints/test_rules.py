@@ -256,3 +256,14 @@ def test_rules_reach_the_box_as_they_are_meant(store: LocalStore) -> None:
         "Not in checkpoints, by persist.rules: cache (cache).",
         "Of each folder checkpoints hold only the newest of models/*.",
     ]
+
+
+def test_of_merged_models_the_latest_stays_and_adapters_all_stay(store: LocalStore, root: Path, save: Save) -> None:
+    said = rules({"path": "models/merged/iter_*", "kind": "model", "complete_if": "*.safetensors"})
+    for number in range(3):
+        save(f"models/lora/iter_{number}/adapter.safetensors", f"models/merged/iter_{number}/model.safetensors")
+        _, paths = published(store, root, said)
+    assert paths == {
+        *(f"models/lora/iter_{number}/adapter.safetensors" for number in range(3)),
+        "models/merged/iter_2/model.safetensors",
+    }

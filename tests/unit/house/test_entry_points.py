@@ -118,6 +118,7 @@ def test_the_demonstration_depends_on_no_configuration_of_the_user() -> None:
     not_played |= {"env_file", "env_names", "list", "overwrite", "everything", "partial", "reap"}
     not_played |= {"stay", "interval_s", "losses_before_on_demand", "silent_minutes"}
     not_played |= {"to", "what", "from"}
+    not_played |= {"do", "sequence", "against", "every", "path", "to", "keep_last", "keep_every"}
     assert options.OPTIONS.keys() - demo.UNSAID.keys() - said_each_time - not_played == set()
 
 

@@ -1,4 +1,4 @@
-"""``python -m gpuyard.box.checkpoints``: publish, restore, list, verify. On the box, by its run's settings."""
+"""``python -m gpuyard.box.checkpoints``: what can be done with checkpoints. On the box, by its run's settings."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from gpuyard.box.checkpoints import Manners, sequences, verify
+from gpuyard.box.checkpoints import (
+    Manners,
+    Retention,
+    diff,
+    prune_run,
+    restore_file,
+    sequences,
+    verify,
+    verify_all,
+)
 from gpuyard.box.checkpoints.listing import read_manifest
 
 # The run's settings are the stage runner's affair, and its journal gives a manifest its progress.
@@ -37,7 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _publish(spec, patient=not options.impatient, strict=options.strict)
         if options.command == "restore":
             return _restore(spec, options.sequence)
-        return _list(spec) if options.command == "list" else _verify(spec, options.sequence)
+        if not spec.bucket:
+            # Two of them have told so ever since without failing, and programs may call them.
+            mild = options.command in ("list", "verify")
+            print(f"No bucket is set for {spec.run}: it has no checkpoints.", file=sys.stderr)
+            return 0 if mild else 1
+        if options.command == "list":
+            return _list(spec)
+        if options.command == "verify":
+            return _verify(spec, options.sequence, every=options.all)
+        print(json.dumps(_look(spec, options)))
+        return 0
     except (GpuyardError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -68,9 +89,19 @@ def _restore(spec: BoxSpec, sequence: int | None) -> int:
     return 0
 
 
+def _look(spec: BoxSpec, options: argparse.Namespace) -> dict[str, Any]:
+    """Do one of the commands that answer with one document."""
+    store, place = spec.store(), spec.place
+    if options.command == "prune":
+        retention = Retention(options.keep_last, options.keep_every)
+        return asdict(prune_run(store, place, retention, dry_run=options.dry_run))
+    if options.command == "diff":
+        return asdict(diff(store, place, options.before, options.after))
+    entry = restore_file(store, place, options.number, options.path, options.to)
+    return {"path": entry.path, "size": entry.size, "sha256": entry.sha256}
+
+
 def _list(spec: BoxSpec) -> int:
-    if not spec.bucket:
-        return 0
     unreadable = 0
     store = spec.store()
     for sequence in sequences(store, spec.place):
@@ -96,15 +127,14 @@ def _list(spec: BoxSpec) -> int:
     return unreadable
 
 
-def _verify(spec: BoxSpec, sequence: int | None) -> int:
-    if not spec.bucket:
-        print(f"No bucket is set for {spec.run}: there is nothing to verify.", file=sys.stderr)
-        return 0
-    verified = verify(spec.store(), spec.place, sequence=sequence)
-    print(json.dumps(vars(verified)))
-    for text in verified.damaged:
-        print(f"Damaged: {text}", file=sys.stderr)
-    return 1 if verified.damaged else 0
+def _verify(spec: BoxSpec, sequence: int | None, *, every: bool) -> int:
+    store = spec.store()
+    found = verify_all(store, spec.place) if every else [verify(store, spec.place, sequence=sequence)]
+    for verified in found:
+        print(json.dumps(vars(verified)))
+        for text in verified.damaged:
+            print(f"Damaged: {text}", file=sys.stderr)
+    return 1 if any(verified.damaged for verified in found) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,6 +147,9 @@ def _parser() -> argparse.ArgumentParser:
         ("restore", "bring back the newest one, unless this box has work of its own"),
         ("list", "show those in the bucket, newest first"),
         ("verify", "read the newest one whole; damaged objects are named, and the exit code is 1"),
+        ("prune", "remove all but the newest ones from the bucket, unless one is being published"),
+        ("diff", "say what one has otherwise than another"),
+        ("restore-file", "write one file of one of them to a place where nothing is"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--settings", type=Path, default=DEFAULT_FOLDER, metavar="DIR")
@@ -137,6 +170,21 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name in ("restore", "verify"):
             command.add_argument("--sequence", type=int, metavar="N", help="exactly this one")
+        if name == "verify":
+            command.add_argument("--all", action="store_true", help="all of them; what several have is read once")
+        if name == "prune":
+            command.add_argument("--keep-last", type=int, required=True, metavar="N", help="the newest N stay")
+            command.add_argument(
+                "--keep-every", type=int, default=0, metavar="M", help="besides, those whose number is a multiple of M"
+            )
+            command.add_argument("--dry-run", action="store_true", help="only say what would go")
+        if name == "diff":
+            command.add_argument("before", type=int, metavar="A")
+            command.add_argument("after", type=int, metavar="B")
+        if name == "restore-file":
+            command.add_argument("number", type=int, metavar="SEQUENCE")
+            command.add_argument("path", metavar="PATH", help="the file, as it is called below the persistent root")
+            command.add_argument("to", type=Path, metavar="TO", help="the new file, or a folder for it")
     return parser
 
 

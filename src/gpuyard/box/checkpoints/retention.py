@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gpuyard.box.checkpoints.listing import Listing, manifest_key, note_key
+from gpuyard.box.checkpoints.listing import Listing, manifest_key, note_key, number_of
 from gpuyard.box.checkpoints.parallel import in_parallel
-from gpuyard.box.checkpoints.reading import kept_because_of, manifest_if_there
+from gpuyard.box.checkpoints.reading import kept_because_of, manifest_if_there, newest_readable
 from gpuyard.box.checkpoints.stores import Store
-from gpuyard.errors import UnreadableManifestError
+from gpuyard.errors import CheckpointError, UnreadableManifestError, UsageError
 from gpuyard.formats.manifest import Manifest
 
 
@@ -28,6 +28,16 @@ class Retention:
         return set(known[-self.keep_last :]) | {n for n in known if self.keep_every > 0 and n % self.keep_every == 0}
 
 
+@dataclass
+class Pruned:
+    """What went, or would go: the numbers of the sets (those that were never whole too), objects and their bytes."""
+
+    sets: list[int]
+    kept: list[int]
+    objects: int
+    bytes: int
+
+
 def prune(store: Store, retention: Retention, seen: Listing, newest: Manifest) -> tuple[int, list[str]]:
     """Remove what no kept set needs; return how many objects went, and why none went.
 
@@ -36,18 +46,59 @@ def prune(store: Store, retention: Retention, seen: Listing, newest: Manifest) -
     be read, because nobody knows what that set needs, or whether it will be wanted. Sets that never got a manifest go
     too.
     """
+    try:
+        gone = _unneeded(store, retention, seen, newest)
+    except UnreadableManifestError as error:
+        return 0, [kept_because_of(error)]
+    _remove(store, seen, gone)
+    return len(gone), []
+
+
+def prune_run(store: Store, run: str, retention: Retention, *, dry_run: bool = False) -> Pruned:
+    """Do the same on demand, with what ``retention`` keeps; ``dry_run`` only says what would go.
+
+    Raises :class:`CheckpointError` while a publisher is at work, when the newest checkpoint is not whole as far as a
+    listing tells, and when a manifest cannot be read; :class:`UsageError` for a retention that keeps nothing.
+    """
+    if retention.keep_last < 1:
+        raise UsageError(f"keep_last={retention.keep_last} must be at least 1: the newest checkpoint always stays.")
+    if retention.keep_every < 0:
+        raise UsageError(f"keep_every={retention.keep_every} must be 0 (none), or a number of checkpoints.")
+    seen = Listing(store, run)
+    if at_work := seen.open_claims(""):
+        raise CheckpointError(
+            f"A machine has begun checkpoint {max(at_work)} of {run} within the last hour, so nothing is removed: "
+            "prune when it is done, or when the machine is gone for an hour."
+        )
+    newest, warnings = newest_readable(store, seen)
+    if warnings:
+        raise CheckpointError(" ".join(warnings))
+    if newest is None:
+        raise CheckpointError(f"Run {run} has no checkpoint in {store.url}.")
+    if not all(map(seen.holds, newest.files)):
+        raise CheckpointError(
+            f"Checkpoint {newest.sequence} of {run}, the newest, is not whole, so no older one is removed: verify them."
+        )
+    gone = _unneeded(store, retention, seen, newest)
+    # Another publisher may have begun meanwhile: it relies on what the newest set has, and that stays.
+    if not dry_run:
+        _remove(store, seen, gone)
+    # What a kept set needs of a removed one stays in that one's folder.
+    sets = sorted({number_of(run, key) for key in gone}, reverse=True)
+    kept = [number for number in seen.complete if manifest_key(run, number) not in gone]
+    return Pruned(sets, kept, len(gone), sum(seen.objects[key].size for key in gone))
+
+
+def _unneeded(store: Store, retention: Retention, seen: Listing, newest: Manifest) -> set[str]:
+    """Return the keys that no kept set needs. Raises :class:`UnreadableManifestError`."""
     run = newest.run
     kept = retention.keeps(seen.complete) | {number for number in seen.numbers if number >= newest.sequence}
     doomed = {key for number in seen.numbers if number not in kept for key in seen.keys(number)}
     if not doomed:
-        return 0, []
+        return set()
     needed = {entry.key for entry in newest.files}
     others = [number for number in seen.complete if number != newest.sequence]
-    try:
-        found = in_parallel(lambda number: manifest_if_there(store, run, number), others)
-    except UnreadableManifestError as error:
-        return 0, [kept_because_of(error)]
-    for other in found:
+    for other in in_parallel(lambda number: manifest_if_there(store, run, number), others):
         if other is not None and other.sequence in kept:
             needed |= {entry.key for entry in other.files}
     # A note stays as long as anything that it speaks of.
@@ -56,11 +107,13 @@ def prune(store: Store, retention: Retention, seen: Listing, newest: Manifest) -
         for number, damaged in seen.notes.items()
         if any(key in seen.objects and (key in needed or key not in doomed) for key in damaged)
     }
-    gone = doomed - needed
-    first = {key for number in seen.complete if (key := manifest_key(run, number)) in gone}
+    return doomed - needed
+
+
+def _remove(store: Store, seen: Listing, gone: set[str]) -> None:
+    first = {key for number in seen.complete if (key := manifest_key(seen.run, number)) in gone}
     in_parallel(store.delete, first)
     in_parallel(store.delete, gone - first)
-    return len(gone), []
 
 
 def clear_unfinished(store: Store, run: str) -> int:

@@ -148,7 +148,8 @@ class S3Store(Store):
             except BaseException as error:
                 with contextlib.suppress(*self._errors):
                     self._client.abort_multipart_upload(**target)
-                if not isinstance(error, (self._client_error, _NotCopiedError)):
+                # Also one that copies too slowly to answer in time may well take the whole.
+                if not isinstance(error, (*self._errors, _NotCopiedError)):
                     raise
                 self._note_refusal(error)
                 return False
@@ -164,7 +165,7 @@ class S3Store(Store):
         self, target: Mapping[str, str], pieces: Sequence[Piece], stream: BinaryIO
     ) -> list[dict[str, Any]]:
         """Send and copy the pieces as parts of an upload; the first that fails ends it."""
-        room = threading.Semaphore(2 * _PIECES_AT_ONCE)
+        room = threading.Semaphore(_PIECES_AT_ONCE)
         failed = threading.Event()
 
         def send(number: int, piece: Piece, data: bytes) -> str:
@@ -207,7 +208,7 @@ class S3Store(Store):
 
     def _note_refusal(self, error: BaseException) -> None:
         """Remember that the server does not copy parts, unless its answer says something else."""
-        response = getattr(error, "response", {})
+        response = getattr(error, "response", None) or {}
         code = str(response.get("Error", {}).get("Code", ""))
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
         if code not in _OTHER_SOURCE and (status < 500 or status == 501):
@@ -277,6 +278,19 @@ class S3Store(Store):
         except self._errors:
             return None
         return any(self._ends_ours(rule) for rule in answer.get("Rules", ()))
+
+    def keeps_versions(self) -> bool | None:
+        try:
+            answer = self._client.get_bucket_versioning(Bucket=self.bucket)
+        except self._errors:
+            return None  # not every key may ask, and not every server knows what this is
+        return bool(answer.get("Status") == "Enabled")
+
+    def keep_versions(self) -> None:
+        with self._failures(""):
+            self._client.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Enabled"})
+        if not self.keeps_versions():
+            raise BucketError(f"The bucket {self.url} takes the request to keep versions, and keeps none.")
 
     def _ends_ours(self, rule: Mapping[str, Any]) -> bool:
         """Tell whether a life-cycle rule ends unfinished uploads below this store's prefix."""

@@ -117,6 +117,14 @@ class Store(ABC):
         """Tell whether the store ends such uploads by itself some day; ``None`` where that is not known."""
         return None
 
+    def keeps_versions(self) -> bool | None:
+        """Tell whether the store keeps what is overwritten or removed; ``None`` where that is not known."""
+        return None
+
+    def keep_versions(self) -> None:
+        """Have the store keep what is overwritten or removed from now on, or raise :class:`BucketError`."""
+        raise BucketError(f"{self.url} is no store that gpuyard could have keep versions.")
+
 
 def answer_soon(question: Callable[[], _T], where: str) -> _T:
     """Return the answer of ``question``, which asks the bucket called ``where``; raises whatever it raises.

@@ -7,11 +7,11 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from gpuyard.box.checkpoints.listing import Listing, note_key, write_note
+from gpuyard.box.checkpoints.listing import Listing, note_key, read_manifest, write_note
 from gpuyard.box.checkpoints.parallel import THREADS, in_parallel
-from gpuyard.box.checkpoints.reading import latest_manifest, manifest_of, manifests
+from gpuyard.box.checkpoints.reading import latest_manifest, manifest_of, manifests, sequences
 from gpuyard.box.checkpoints.stores import Store
-from gpuyard.errors import CheckpointError, MissingObjectError
+from gpuyard.errors import CheckpointError, MissingObjectError, UnreadableManifestError
 from gpuyard.formats.manifest import FileEntry, Manifest
 
 
@@ -73,6 +73,39 @@ def verify(store: Store, run: str, *, sequence: int | None = None, threads: int 
         with contextlib.suppress(CheckpointError):
             store.delete(note_key(run, manifest.sequence))
     return Verified(manifest.sequence, len(manifest.files), manifest.size, list(wrong.values()))
+
+
+def verify_all(store: Store, run: str, *, threads: int = THREADS) -> list[Verified]:
+    """Do the same with every checkpoint of a run, newest first; an object that several of them have is read once.
+
+    A manifest that cannot be read counts as damaged. Raises :class:`CheckpointError` when there is no checkpoint.
+    """
+    found: list[Verified] = []
+    troubles: dict[tuple[str, int, str], str] = {}
+    for sequence in sequences(store, run):
+        try:
+            manifest = read_manifest(store, run, sequence)
+        except MissingObjectError:
+            continue
+        except UnreadableManifestError as error:
+            found.append(Verified(sequence, 0, 0, [str(error)]))
+            continue
+        entries = {_identity(entry): entry for entry in manifest.files if entry.link is None}
+        unread = [entry for identity, entry in entries.items() if identity not in troubles]
+        read = in_parallel(lambda entry: _trouble(store, entry), unread, threads)
+        troubles |= dict(zip(map(_identity, unread), read, strict=True))
+        wrong = {
+            entry.key: f"{entry.path}: {trouble}" for name, entry in entries.items() if (trouble := troubles[name])
+        }
+        note_damage(store, manifest, wrong)
+        found.append(Verified(sequence, len(manifest.files), manifest.size, list(wrong.values())))
+    if not found:
+        raise CheckpointError(f"Run {run} has no checkpoint in {store.url}.")
+    return found
+
+
+def _identity(entry: FileEntry) -> tuple[str, int, str]:
+    return entry.key, entry.size, entry.sha256
 
 
 def _read_through(
