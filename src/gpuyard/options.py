@@ -95,7 +95,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "against": ("checkpoints",),
     "every": ("checkpoints",),
     "path": ("checkpoints",),
-    "to": ("checkpoints",),
     "keep_last": ("checkpoints",),
     "keep_every": ("checkpoints",),
     "lines": ("logs",),
