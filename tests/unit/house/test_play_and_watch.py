@@ -315,6 +315,17 @@ def test_the_table_shows_how_a_machine_is_used_its_alerts_and_its_trackers() -> 
         assert row[place:].split()[0] == "-"
 
 
+def test_the_table_shows_how_far_a_stage_is_and_a_runner_that_gives_no_sign_of_life() -> None:
+    progress = {"iteration": 1, "stage": "search", "done": 30.0, "total": 120.0, "percent": 25.0, "unit": "lines"}
+    stages: dict[str, Any] = {"state": "running", "iteration": 1, "stage": "search", "progress": progress}
+    for age, said in ((12.0, []), (75.0, ["a-0: its runner has given no sign of life for 75 s"])):
+        sign = {"time": "2026-01-01T00:00:00Z", "age_s": age, "doing": "running"}
+        run = Run("a-0", "w", (machine(),), stages={"main-0": {**stages, "sign_of_life": sign}})
+        _, _, *notes = records.run_table([run])
+        bar = "a-0, search of iteration 1: [######------------------] 25 % (30 of 120 lines)"
+        assert notes[: len(said) + 1] == [*said, bar]
+
+
 def test_only_a_run_without_a_machine_is_to_be_resumed() -> None:
     record = RunRecord("a-0", "w", "2026-01-01T00:00:00Z")
     assert Run("a-0", "w", record=record).resumable

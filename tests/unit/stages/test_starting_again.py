@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from stage_box import RUN, Box, mark, until, wait_for
 
+from gpuyard.box import converging
 from gpuyard.box.checkpoints import LocalStore, publish
 from gpuyard.box.stages import starting_again
 from gpuyard.box.stages.at_work import MARK, forget, marked, remember
@@ -56,6 +59,20 @@ def test_several_starts_at_once_make_one_session(box: Box) -> None:
     assert [process.wait(timeout=180) for process in starts] == [0] * 4
     assert box.status()["state"] == "running"
     assert len(box.events("run-start")) == len(box.marks) == 1
+
+
+def test_a_command_that_brings_the_machine_into_shape_is_waited_for(box: Box) -> None:
+    box.describe([HELD])
+    remember(box.spec, Choice())
+    with (box.base / converging.LOCK).open("a") as shape:
+        fcntl.flock(shape, fcntl.LOCK_EX)
+        waiting = box.start("again")
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(timeout=3)
+        # That command starts the stages itself at its end.
+        assert box.call("start").returncode == 0
+    assert waiting.wait(timeout=120) == 0
+    assert "does not start again: it is running" in box.screen
 
 
 def test_what_somebody_has_stopped_stays_stopped(box: Box) -> None:

@@ -10,10 +10,12 @@ to be this machine's own, or the one it began with, and the ledger must not name
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import time
 from collections.abc import Callable
 
+from gpuyard.box import converging
 from gpuyard.box.checkpoints import Store, latest_manifest
 from gpuyard.box.stages import report, session
 from gpuyard.box.stages.at_work import alone, marked
@@ -48,6 +50,14 @@ def start_again(spec: BoxSpec, say: Callable[[str], None], *, patience_s: float 
         if why := elsewhere(spec, spec.store()):
             say(f"{spec.run} does not start again on this machine: {why}")
             return False
+    # A command that is bringing this machine into shape must not find a stage at work in the middle of that. Its own
+    # start comes first then, and this one finds the session.
+    with (spec.folder.parent / converging.LOCK).open("a") as shape:
+        fcntl.flock(shape, fcntl.LOCK_EX)
+        return _start(spec, say)
+
+
+def _start(spec: BoxSpec, say: Callable[[str], None]) -> bool:
     with alone(spec.folder):
         choice = marked(spec)
         state = report.status(spec)["state"]
