@@ -15,7 +15,7 @@ from gpuyard.formats.label import check_form
 _RENTING = ("launch", "resume_search")
 _PLANNING = (*_RENTING, "plan")
 _MARKET = (*_PLANNING, "offers")
-_ALL = (*_MARKET, "audit", "check", "image", "logs", "reap", "setup_env", "snapshot", "status", "teardown")
+_ALL = (*_MARKET, "audit", "bid", "check", "image", "logs", "reap", "setup_env", "snapshot", "status", "teardown")
 _OF_NO_RUN = ("audit", "check", "image", "offers", "reap", "setup_env")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -43,7 +43,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "converge": _RENTING,
     "follow": (*_PLANNING, "logs"),
     "shutdown": _PLANNING,
-    "node": ("logs",),
+    "node": ("bid", "logs"),
+    "bid": ("bid",),
     "profile": (*_MARKET, "check", "image"),
     "overrides": _PLANNING,
     "iterations": _PLANNING,
