@@ -40,7 +40,7 @@ def await_phase(emulated: Emulated, name: str, instance_id: str, phase: Phase) -
     deadline = time.monotonic() + 30
     while rental.phase is not phase:
         assert time.monotonic() < deadline, rental
-        emulated.clock.sleep(0.5)
+        emulated.cloud.advance(1.0)
         time.sleep(0.01)
     return rental
 
