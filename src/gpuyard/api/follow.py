@@ -22,8 +22,9 @@ from gpuyard.box import checkpoints
 from gpuyard.errors import CheckpointError, GpuyardError, UsageError
 from gpuyard.formats.manifest import Manifest
 from gpuyard.providers.base import Instance, Progress
+from gpuyard.providers.resources import Kind
 from gpuyard.remedies import remedy
-from gpuyard.renting import ending, limits, machine, runs, survey, together, watch
+from gpuyard.renting import ending, limits, machine, runs, shelved, survey, together, watch
 from gpuyard.renting.runs import Run
 
 LIMITS_S = 15.0
@@ -302,7 +303,13 @@ class Real:
         except CheckpointError as error:
             self.progress(f"The bucket cannot be read: {error}")
             kept = runs.Stored()
-        return watch.choose(runs.join(seen.instances, kept), name)
+        run = watch.choose(runs.join(seen.instances, kept), name)
+        if run.limits.budget_usd is None:
+            return run
+        beside = shelved.take(self.site.clouds(), kinds=[kind for kind in Kind if kind.bills])
+        for sentence in beside.unanswered().values():
+            self.progress(sentence)
+        return dataclasses.replace(run, belongings=tuple(beside.of_run(name)))
 
     def records(self, instance: Instance) -> Iterator[Mapping[str, Any]]:
         """Yield what the machine's stages do."""

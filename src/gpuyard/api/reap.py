@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gpuyard import records
@@ -143,7 +143,7 @@ def _past_limits(found: Everything) -> list[Case]:
     whys = {}
     refs = [one.ref for one in found.machines.instances] + [one.ref for one in found.shelves.resources]
     for run in {ref.run for ref in refs if ref}:
-        known = found.runs.get(run, Run(run, ""))
+        known = _with_belongings(found, found.runs.get(run, Run(run, "")))
         kept = [name_of(one) in known.limits.kept for one in found.shelves.of_run(run)]
         if not known.instances and all(kept):
             continue  # nothing would end
@@ -160,8 +160,13 @@ def _finished_with(found: Everything) -> list[Case]:
 
 def _nearly_over(found: Everything) -> list[str]:
     """Return a sentence for each run with a machine that has cost most of its budget."""
-    living = [run for run in found.runs.values() if run.instances and not limits.over(run, found.now)]
+    known = [_with_belongings(found, run) for run in found.runs.values() if run.instances]
+    living = [run for run in known if not limits.over(run, found.now)]
     return [words for run in living if (words := limits.nearly_over(run, found.now))]
+
+
+def _with_belongings(found: Everything, run: Run) -> Run:
+    return replace(run, belongings=tuple(found.shelves.of_run(run.name)))
 
 
 def _orphans(found: Everything) -> list[Case]:

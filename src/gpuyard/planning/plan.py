@@ -346,6 +346,8 @@ def make(
         }
     )
     dollars = by_pools.taken.dollars if by_pools else estimate.run.dollars
+    if volumes and dollars:
+        dollars += storage.cost(volumes, estimate.run.hours)
     unknown = by_pools.unknown if by_pools else any(one.unknown for one in estimate.nodes.values())
     renting = any(node.offers for node in planned)
     words += [

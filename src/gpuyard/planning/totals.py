@@ -12,6 +12,7 @@ from gpuyard.formats.journal import Position
 from gpuyard.planning.plan import Plan
 from gpuyard.planning.pools import pool_of, stage_hours
 from gpuyard.providers.base import OWN
+from gpuyard.renting import storage as volume_storage
 from gpuyard.workload import Workload
 
 
@@ -128,8 +129,7 @@ def of(plan: Plan) -> Totals:
             notes.append("The cloud's offers name no price for traffic, so that is not in it.")
     volumes = None
     if plan.volumes:
-        hours = plan.estimate.run.hours or NOTHING
-        volumes = hours * sum(one.price_per_hour_usd for one in plan.volumes)
+        volumes = volume_storage.cost(plan.volumes, plan.estimate.run.hours)
         if any(one.price_per_month_usd is None for one in plan.volumes):
             notes.append("The cloud does not say what its volume costs, so that is not in it.")
         if any(one.wanted.keep for one in plan.volumes):

@@ -133,6 +133,7 @@ class Client:
         Raises what :meth:`call` raises for a refusal, :class:`ProviderDownError` when there is no answer.
         """
         found: list[dict[str, object]] = []
+        began = False
         session = self._new_session()
         headers = {"Accept": "text/event-stream", "User-Agent": f"gpuyard/{__version__}"}
         try:
@@ -148,6 +149,7 @@ class Client:
                 raise self._judge("GET", path, self._answer(response), True, None) or ProviderDownError(
                     f"{self.title} answers GET {path} with HTTP {response.status_code}.", provider=self.provider
                 )
+            began = True
             for line in response.iter_lines():
                 if not line.startswith(b"data:"):
                     continue
@@ -157,7 +159,7 @@ class Client:
                 if len(found) >= most:
                     break
         except requests.RequestException as error:
-            if not found and not _is_quiet(error):
+            if not (found or (began and _is_quiet(error))):
                 raise self._unanswered("GET", path, error, True) from None
         finally:
             session.close()

@@ -19,6 +19,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import ClassVar
 
 from gpuyard import gpus
@@ -31,6 +32,7 @@ from gpuyard.errors import (
     NotFoundError,
     ProviderDownError,
     ProviderError,
+    UnsupportedError,
 )
 from gpuyard.formats.label import FIRST_NODE, RunRef
 from gpuyard.providers.base import (
@@ -49,7 +51,7 @@ from gpuyard.providers.http import Answer
 from gpuyard.providers.rental import create_once, destroy_surely
 from gpuyard.providers.resources import Kind, Shelf
 from gpuyard.providers.values import dicts, epoch, number, optional_number, same_ssh_key, strings, text
-from gpuyard.providers.vultr_shelves import BlockStorage, Firewalls, Snapshots, SshKeys, VultrShelf
+from gpuyard.providers.vultr_shelves import METAL, BlockStorage, Firewalls, Snapshots, SshKeys, VultrShelf
 
 BASE_URL = "https://api.vultr.com/v2"
 UBUNTU_22_04 = 1743
@@ -130,7 +132,14 @@ class Vultr(Cloud):
         found = []
         for (region, _), in_stock in zip(questions, answers, strict=True):
             found += [self._offer(plans[plan_id], region) for plan_id in in_stock if plan_id in plans]
+        # Nothing says which bare metal is in stock: its plan's regions have to do, and a create tells.
+        for plan in self._metal_plans().values():
+            if _is_gpu(plan) and max(_prices(plan, "")) > 0:
+                found += [self._offer(plan, region) for region in strings(plan.get("locations")) if region]
         return found
+
+    def _metal_plans(self) -> dict[str, dict[str, object]]:
+        return {text(plan.get("id")): plan for plan in self._pages("/plans-metal", "plans_metal")}
 
     def _stock(self, region: str, kind: str) -> list[str]:
         try:
@@ -150,7 +159,7 @@ class Vultr(Cloud):
             gpu_name=_gpu_name(plan),
             gpu_count=count,
             gpu_ram_gb=ram,
-            cpu_cores=number(plan.get("vcpu_count")),
+            cpu_cores=number(plan.get("vcpu_count")) or number(plan.get("cpu_count")),
             ram_gb=round(number(plan.get("ram")) / 1024, 1),
             disk_gb=number(plan.get("disk")) * max(1.0, number(plan.get("disk_count"), 1.0)),
             region=region,
@@ -170,7 +179,8 @@ class Vultr(Cloud):
         body = _create_body(offer, spec, key_id)
 
         def send() -> Instance:
-            row = self._api.call("POST", "/instances", body=body, repeatable=False).get("instance")
+            path, wrapper = _place(metal=offer.id.startswith(METAL))
+            row = self._api.call("POST", path, body=body, repeatable=False).get(wrapper)
             if not isinstance(row, dict) or not row.get("id"):
                 raise AmbiguousError("Vultr accepted the order and named no instance.", provider=self.name)
             return self._instance(row, offer)
@@ -185,7 +195,8 @@ class Vultr(Cloud):
         if key_id is None:
             calls.append(PlannedCall("POST", self._api.url("/ssh-keys"), _key_body(spec.ssh_public_key)))
             key_id = "<id of the new key>"
-        calls.append(PlannedCall("POST", self._api.url("/instances"), _create_body(offer, spec, key_id)))
+        path, _ = _place(metal=offer.id.startswith(METAL))
+        calls.append(PlannedCall("POST", self._api.url(path), _create_body(offer, spec, key_id)))
         return calls
 
     def ssh_keys(self) -> list[str]:
@@ -210,21 +221,42 @@ class Vultr(Cloud):
     # -- instances ------------------------------------------------------------------------------------------------
 
     def instances(self) -> list[Instance]:
-        """Return all virtual machines of the account, over all pages."""
-        return [self._instance(row) for row in self._pages("/instances", "instances")]
+        """Return all machines of the account, virtual and bare metal, over all pages."""
+        rows = [*self._pages("/instances", "instances"), *self._pages("/bare-metals", "bare_metals")]
+        return [self._instance(row) for row in rows]
 
     def instance(self, instance_id: str) -> Instance | None:
-        """Return one instance, ``None`` when Vultr answers 404."""
-        try:
-            row = self._api.call("GET", f"/instances/{instance_id}").get("instance")
-        except NotFoundError:
-            return None
-        if not isinstance(row, dict):
-            raise ProviderDownError(f"Vultr's answer about instance {instance_id} holds none.", provider=self.name)
-        return self._instance(row)
+        """Return one machine, ``None`` when Vultr answers 404, of one that may be of either kind in both places."""
+        for path, wrapper in self._places(instance_id):
+            try:
+                row = self._api.call("GET", f"{path}/{instance_id}").get(wrapper)
+            except NotFoundError:
+                continue
+            if not isinstance(row, dict):
+                raise ProviderDownError(f"Vultr's answer about instance {instance_id} holds none.", provider=self.name)
+            return self._instance(row)
+        return None
+
+    def _places(self, instance_id: str) -> list[tuple[str, str]]:
+        """Return the routes below which a machine may be, with what wraps an answer: one where it has been seen."""
+        if instance_id in self._is_metal:
+            return [_place(metal=self._is_metal[instance_id])]
+        return [_place(metal=False), _place(metal=True)]
+
+    def _path(self, instance_id: str) -> str:
+        """Return the path of a machine; it is looked for where it is not known which kind it is."""
+        if instance_id not in self._is_metal:
+            self.instance(instance_id)
+        return f"{self._places(instance_id)[0][0]}/{instance_id}"
+
+    @cached_property
+    def _is_metal(self) -> dict[str, bool]:
+        """Which of the machines that have been seen are bare metal, by id."""
+        return {}
 
     def _instance(self, row: Mapping[str, object], offer: Offer | None = None) -> Instance:
         region = text(row.get("region"))
+        self._is_metal[text(row.get("id"))] = metal = text(row.get("plan")).startswith(METAL)
         plan = {} if offer else self._plan(text(row.get("plan")))
         on_demand, preemptible = _prices(plan, region)
         preemptible_only = bool(plan) and not plan.get("deploy_ondemand", True)
@@ -236,8 +268,10 @@ class Vultr(Cloud):
             id=text(row.get("id")),
             label=text(row.get("label")),
             ref=RunRef.from_tags(strings(row.get("tags"))),
-            state=_state(row),
-            status_text="/".join(text(row.get(name)) for name in ("status", "power_status", "server_status")),
+            state=_metal_state(row) if metal else _state(row),
+            status_text="/".join(
+                text(row[name]) for name in ("status", "power_status", "server_status") if row.get(name)
+            ),
             region=region,
             gpu_name=offer.gpu_name if offer else _gpu_name(plan),
             gpu_count=count,
@@ -259,25 +293,31 @@ class Vultr(Cloud):
         """Delete the instance and come back when it answers 404."""
 
         def send() -> None:
-            self._api.call("DELETE", f"/instances/{instance_id}", repeatable=True)
+            self._api.call("DELETE", self._path(instance_id), repeatable=True)
 
         destroy_surely(self, instance_id, send, waits=self._waits, progress=progress)
 
     def plan_destroy(self, instance_id: str) -> list[PlannedCall]:
         """Return the one call of :meth:`destroy`."""
-        return [PlannedCall("DELETE", self._api.url(f"/instances/{instance_id}"))]
+        return [PlannedCall("DELETE", self._api.url(self._path(instance_id)))]
 
     def start(self, instance_id: str) -> None:
         """Start a halted instance."""
-        self._api.call("POST", f"/instances/{instance_id}/start", repeatable=True)
+        self._api.call("POST", f"{self._path(instance_id)}/start", repeatable=True)
 
     def stop(self, instance_id: str) -> None:
-        """Halt an instance. It keeps billing in full."""
-        self._api.call("POST", f"/instances/{instance_id}/halt", repeatable=True)
+        """Halt an instance. It keeps billing in full. Of bare metal nothing would say that it is halted."""
+        path = self._path(instance_id)
+        if path.startswith(_place(metal=True)[0]):
+            raise UnsupportedError(
+                f"Vultr does not say whether bare metal is halted, and bills it in full: {instance_id} is not stopped.",
+                provider=self.name,
+            )
+        self._api.call("POST", f"{path}/halt", repeatable=True)
 
     def reboot(self, instance_id: str) -> None:
         """Restart an instance."""
-        self._api.call("POST", f"/instances/{instance_id}/reboot", repeatable=True)
+        self._api.call("POST", f"{self._path(instance_id)}/reboot", repeatable=True)
 
     def shelves(self) -> Mapping[Kind, Shelf]:
         """Return block storage, snapshots, SSH keys and firewall groups."""
@@ -325,7 +365,7 @@ class Vultr(Cloud):
     def _plan(self, plan_id: str) -> dict[str, object]:
         """Return a plan by id, ``{}`` when it is not listed (any more); the catalogue is read once."""
         if self._plans is None:
-            self._plans = self._plans_of("all")
+            self._plans = self._plans_of("all") | self._metal_plans()
         return self._plans.get(plan_id, {})
 
 
@@ -346,6 +386,8 @@ def _create_body(offer: Offer, spec: CreateSpec, key_id: str) -> dict[str, objec
         "backups": "disabled",
         "activation_email": False,
     }
+    if plan.startswith(METAL):
+        del body["backups"]
     if spec.limited_user:
         body["user_scheme"] = "limited"
     if spec.bootstrap:
@@ -386,6 +428,19 @@ def _prices(plan: Mapping[str, object], region: str) -> tuple[float, float]:
         number(special.get(name), number(plan.get(name))) for name in ("hourly_cost", "hourly_cost_preemptible")
     )
     return on_demand, preemptible
+
+
+def _place(*, metal: bool) -> tuple[str, str]:
+    """Return the path of all machines of a kind, and what wraps the answer about one."""
+    return ("/bare-metals", "bare_metal") if metal else ("/instances", "instance")
+
+
+def _metal_state(row: Mapping[str, object]) -> State:
+    """Return the state of bare metal, which shows neither its power nor its server."""
+    status = text(row.get("status"))
+    if status == "active" and text(row.get("main_ip")) not in _NO_ADDRESS:
+        return State.RUNNING
+    return {"suspended": State.PREEMPTED, "failed": State.FAILED}.get(status, State.PENDING)
 
 
 def _state(row: Mapping[str, object]) -> State:

@@ -7,7 +7,7 @@ holds the whole label of a run, ``gpuyard/<run>/<workload>``.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 from urllib.parse import quote
@@ -22,7 +22,7 @@ from gpuyard.errors import (
     UsageError,
 )
 from gpuyard.formats.label import RunRef
-from gpuyard.providers.base import PlannedCall, Progress
+from gpuyard.providers.base import Offer, PlannedCall, Progress
 from gpuyard.providers.cloud import Cloud
 from gpuyard.providers.cloud_shelf import Call, CloudShelf, KeyShelf, key_name
 from gpuyard.providers.http import Client
@@ -30,6 +30,8 @@ from gpuyard.providers.rental import Waits, end_surely
 from gpuyard.providers.resources import Kind, Resource, ResourceSpec
 from gpuyard.providers.values import epoch, number, optional_number, strings, text
 
+METAL = "vbm-"
+"""How the plans of bare metal begin, whose machines have routes of their own."""
 Pages = Callable[[str, str], list[dict[str, object]]]
 """Returns all rows of a list: its path, and the field that holds it."""
 _ACTIVE_WITHIN_S = 300.0
@@ -226,6 +228,14 @@ class BlockStorage(VultrShelf):
             status_text=text(row.get("status")),
             detail={name: value for name, value in detail.items() if value},
         )
+
+    def reaches(self, found: Resource, offer: Offer) -> bool:
+        """Say whether a machine of ``offer`` could have a volume; of bare metal nobody says that it can."""
+        return not offer.id.startswith(METAL) and super().reaches(found, offer)
+
+    def quotes(self, spec: ResourceSpec, offers: Sequence[Offer]) -> list[tuple[Offer, float | None]]:
+        """Return the offers of virtual machines, with the price of a volume."""
+        return super().quotes(spec, [offer for offer in offers if not offer.id.startswith(METAL)])
 
     # -- moving and growing -------------------------------------------------------------------------------------------
 

@@ -33,8 +33,10 @@ from gpuyard.formats.label import FIRST_NODE
 from gpuyard.formats.ledger import Entry
 from gpuyard.formats.limits import Limits
 from gpuyard.providers.base import Instance, State
+from gpuyard.providers.resources import Resource
 from gpuyard.renting import ledger, limits
 from gpuyard.renting.places import made_by, nodes_apart, own_place
+from gpuyard.renting.shelved import HOURS_A_MONTH
 
 _AT_ONCE = 8
 
@@ -185,6 +187,7 @@ class Run:
     problem: str = ""
     apart: Mapping[str, Apart] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    belongings: tuple[Resource, ...] = ()  # its volumes and snapshots, where somebody has asked for them
 
     @property
     def takes_turns(self) -> bool:
@@ -280,8 +283,21 @@ class Run:
         return sum(node.cost_usd(now) for node in self.nodes)
 
     def spent_usd(self, now: float | None = None) -> float:
-        """Return what all its machines have cost, those included that are gone, as far as the ledger knows them."""
-        return sum(node.spent_usd(now) for node in self.nodes)
+        """Return what all its machines have cost, those included that are gone, as far as the ledger knows them.
+
+        What its ``belongings`` have cost is in it; of those that are gone nobody knows it any more.
+        """
+        moment = time.time() if now is None else now
+        return sum(node.spent_usd(moment) for node in self.nodes) + sum(
+            _kept_for_usd(one, moment) for one in self.belongings
+        )
+
+
+def _kept_for_usd(one: Resource, now: float) -> float:
+    """Return what a volume or the like has cost since it was made; 0 where its cloud does not say price or time."""
+    if not (one.price_per_month_usd and one.created_at):
+        return 0.0
+    return one.price_per_month_usd / HOURS_A_MONTH * max(0.0, now - one.created_at) / 3600
 
 
 def _by_number(node: str) -> tuple[str, int, str]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gpuyard import config
+from gpuyard.cost import NOTHING, Span
 from gpuyard.errors import NoOfferError, UnsupportedError, UsageError
 from gpuyard.formats.label import TAG, RunRef
 from gpuyard.providers.base import Offer, Provider
@@ -104,6 +105,11 @@ class Expected:
         """Return it as plain values."""
         values = {name: value for name, value in asdict(self).items() if name != "wanted"}
         return {"name": self.wanted.name, "node": self.wanted.ref.node, "keep": self.wanted.keep, **values}
+
+
+def cost(volumes: Sequence[Expected], hours: Span | None) -> Span:
+    """Return what ``volumes`` cost in US dollars for so many hours; none that a cloud does not price is in it."""
+    return (hours or NOTHING) * sum(one.price_per_hour_usd for one in volumes)
 
 
 def wanted(workload: Workload, run: str, node: str) -> Wanted | None:

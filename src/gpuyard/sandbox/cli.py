@@ -46,6 +46,8 @@ def add_parser(subparsers: Any) -> None:
     up = verb("up", _up, "start the sandbox; the first time builds the box images")
     up.add_argument("--port", type=_port, help="port of the APIs on 127.0.0.1 (default: a free one)")
     up.add_argument("--boot-seconds", type=_seconds, help="how long a rented machine takes to run (default: 3)")
+    up.add_argument("--offers", type=_count, metavar="N", help="so many more machines at Vast.ai (default: 0)")
+    up.add_argument("--seed", type=int, help="which ones these are, always the same for one number (default: 0)")
     up.add_argument("--scenario", type=Path, metavar="FILE", help="what goes wrong from now on, a YAML file")
     up.add_argument(
         "--rate-limits", action=argparse.BooleanOptionalAction, default=None, help="enforce the providers' rate limits"
@@ -137,7 +139,8 @@ def _say(line: str) -> None:
 def _up(arguments: argparse.Namespace) -> int:
     from gpuyard.sandbox import lifecycle
 
-    state, options = _state(arguments), Options(arguments.port, arguments.boot_seconds, arguments.rate_limits)
+    state, given = _state(arguments), ("port", "boot_seconds", "rate_limits", "offers", "seed")
+    options = Options(**{name: getattr(arguments, name) for name in given})
     if not arguments.scenario:
         lifecycle.up(state, _say, options)
         return 0

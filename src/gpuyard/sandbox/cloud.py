@@ -7,6 +7,7 @@ at a time; the event loop never waits for the engine except where the API's answ
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import logging
 import time
@@ -15,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gpuyard.sandbox import bill, boxes, faults
+from gpuyard.sandbox import bill, boxes, catalogue, faults
 from gpuyard.sandbox.clouds import EMULATED
 from gpuyard.sandbox.engine import Engine, EngineError
 from gpuyard.sandbox.fields import BadField
@@ -54,6 +55,11 @@ class Cloud:
     def clock(self) -> float:
         """Return the clouds' time, in seconds since 1970: this machine's, and as far ahead as it was set."""
         return self._clock() + self.world.clock_ahead_s
+
+    @functools.cached_property
+    def vast_records(self) -> list[Json]:
+        """Vast's machines: the catalogue's, and as many more as the settings say."""
+        return [*catalogue.vast_records(), *catalogue.vast_market(self.settings.offers, self.settings.seed)]
 
     def advance(self, seconds: float) -> None:
         """Set the clouds' clock forward: what bills has billed so much longer, and what boots has booted."""

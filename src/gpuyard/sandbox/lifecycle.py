@@ -35,6 +35,8 @@ class Options:
     port: int | None = None
     boot_seconds: float | None = None
     rate_limits: bool | None = None
+    offers: int | None = None
+    seed: int | None = None
 
 
 def up(state: Path, progress: Progress, options: Options | None = None) -> SandboxInfo:
@@ -135,6 +137,10 @@ def _settings(state: Path, options: Options) -> Settings:
         settings.boot_seconds = options.boot_seconds
     if options.rate_limits is not None:
         settings.rate_limits = options.rate_limits
+    if options.offers is not None:
+        settings.offers = options.offers
+    if options.seed is not None:
+        settings.seed = options.seed
     settings.save(state)
     return settings
 

@@ -33,6 +33,8 @@ class Settings:
     port: int = 0  # 0: not chosen yet
     boot_seconds: float = 3.0
     rate_limits: bool = False
+    offers: int = 0  # how many machines more there are at Vast.ai than the catalogue has
+    seed: int = 0  # which ones
     s3_port: int = 0
     vast_key: str = field(default_factory=lambda: "sandbox-vast-" + secrets.token_hex(24))
     vultr_key: str = field(default_factory=lambda: "sandbox-vultr-" + secrets.token_hex(24))

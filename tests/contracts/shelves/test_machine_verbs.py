@@ -40,7 +40,7 @@ def await_phase(emulated: Emulated, name: str, instance_id: str, phase: Phase) -
     deadline = time.monotonic() + 30
     while rental.phase is not phase:
         assert time.monotonic() < deadline, rental
-        emulated.clock.sleep(0.5)
+        emulated.cloud.advance(1.0)
         time.sleep(0.01)
     return rental
 
@@ -99,3 +99,20 @@ def test_a_log_comes_from_the_cloud_where_it_keeps_one(
     assert client.logs(made.id, 100) == LOG
     engine.logs.side_effect = lambda *_: []
     assert client.logs(made.id, 10) == []
+
+
+def test_bare_metal_is_offered_rented_listed_billed_and_ended_like_any_machine(emulated: Emulated) -> None:
+    client = emulated.client("vultr")
+    offers = [one for one in client.offers(Query()) if one.id.startswith("vbm-")]
+    assert {(one.market, one.gpu_name) for one in offers} == {("interruptible", "A100"), ("on-demand", "B200")}
+    made = client.create(offers[0], CreateSpec(RunRef("a-0", "a"), OURS))
+    assert client.instance(made.id).state is State.PENDING
+    await_phase(emulated, "vultr", made.id, Phase.RUNNING)
+    (listed,) = client.instances()
+    assert listed.id == made.id and listed.ref == RunRef("a-0", "a") and listed.state is State.RUNNING
+    assert listed.price_per_hour_usd == pytest.approx(offers[0].price_per_hour_usd) and listed.gpu_count == 8
+    # Another controller, which has not seen it yet, ends it as well.
+    emulated.client("vultr").destroy(made.id)
+    assert client.instances() == [] and client.instance(made.id) is None
+    rental = emulated.cloud.world.find("vultr", made.id)
+    assert rental is None or rental.ended_at

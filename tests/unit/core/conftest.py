@@ -13,7 +13,7 @@ from gpuyard.providers.rental import Waits
 from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
 
-from .standin import Standin, serve
+from .standin import Reply, Standin, serve
 
 VAST_KEY = "canary-vast-3f9ac1d27be84056aa19"
 VULTR_KEY = "canary-vultr-77d0e2f5b19c4a3d8e60"
@@ -84,8 +84,17 @@ def vast(service: Standin, patience: Patience, waits: Waits) -> Vast:
     return Vast(VAST_KEY, base_url=service.url, patience=patience, waits=waits)
 
 
+def without_metal(service: Standin) -> None:
+    """Let there be no bare metal at Vultr."""
+    missing = Reply({"error": "Not found.", "status": 404}, 404)
+    empty = Reply({"bare_metals": []})
+    service.on("GET", "/bare-metals", lambda request: empty if request.path == "/bare-metals" else missing)
+    service.on("GET", "/plans-metal", Reply({"plans_metal": []}))
+
+
 @pytest.fixture
 def vultr(service: Standin, patience: Patience, waits: Waits) -> Vultr:
+    without_metal(service)
     return Vultr(VULTR_KEY, base_url=service.url, patience=patience, waits=waits)
 
 

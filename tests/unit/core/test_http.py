@@ -18,7 +18,7 @@ from gpuyard.errors import (
     UsageError,
 )
 from gpuyard.providers.credentials import BearerKey
-from gpuyard.providers.http import Answer, Client, Patience
+from gpuyard.providers.http import Answer, Client, Patience, fetch_text
 from gpuyard.providers.vast import classify
 
 from .conftest import VAST_KEY, FakeTime
@@ -249,3 +249,30 @@ def test_a_long_text_is_shortened(client: Client, service: Standin) -> None:
 
 def test_fields_of_an_answer_that_is_no_object() -> None:
     assert Answer(200, {}, [1], "").fields == {}
+
+
+def test_a_stream_is_read_until_it_is_quiet_and_a_refusal_is_an_error(client: Client, service: Standin) -> None:
+    lines = 'data: {"line": "a"}\n\n: a comment\n\ndata: broken\n\ndata: {"line": "b"}\n\n'
+    service.on("GET", "/logs", Reply(lines))
+    assert client.events("/logs", {"tail": 9}, most=9, quiet_s=0.2) == [{"line": "a"}, {"line": "b"}]
+    assert client.events("/logs", {"tail": 9}, most=1, quiet_s=0.2) == [{"line": "a"}]
+    assert service.seen[0].headers["accept"] == "text/event-stream"
+    service.on("GET", "/logs", Reply({"success": False, "error": "auth_error", "msg": "Invalid user key"}, 404))
+    with pytest.raises(AuthenticationError):
+        client.events("/logs", {}, most=1, quiet_s=0.2)
+    service.on("GET", "/logs", LOST)
+    with pytest.raises(ProviderDownError, match=r"Vast\.ai cannot be reached"):
+        client.events("/logs", {}, most=1, quiet_s=0.2)
+
+
+def test_the_key_goes_to_no_place_that_a_provider_names(
+    service: Standin, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = own_home / ".netrc"
+    netrc.write_text("machine 127.1 login someone password else\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    service.on("GET", "/log", Reply("a\nb"))
+    assert fetch_text(service.url.replace("127.0.0.1", "127.1") + "/log") == "a\nb"
+    assert "authorization" not in service.seen[0].headers
+    assert fetch_text(service.url + "/nothing") is None

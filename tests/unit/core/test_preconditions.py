@@ -17,6 +17,7 @@ from gpuyard.providers.vast import Vast
 from gpuyard.providers.vultr import Vultr
 from gpuyard.workload import Workload, parse_workload
 
+from .conftest import without_metal
 from .standin import Reply, Request, Standin
 
 KEY = "canary-key-1d7c55e0ab"
@@ -35,6 +36,7 @@ def vultr_account(service: Standin, **account: Any) -> Vultr:
     service.on("GET", "/account", Reply({"account": {"balance": -40.0, "pending_charges": 1.5, **account}}))
     for path, name in (("/instances", "instances"), ("/ssh-keys", "ssh_keys"), ("/plans", "plans")):
         service.on("GET", path, Reply({name: [], "meta": meta}))
+    without_metal(service)
     return Vultr(KEY, base_url=service.url)
 
 

@@ -14,6 +14,7 @@ from gpuyard.errors import (
     NoCapacityError,
     NotFoundError,
     ProviderDownError,
+    UnsupportedError,
 )
 from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import Query, State
@@ -136,7 +137,7 @@ def test_lists_follow_their_cursors(vultr: Vultr, service: Standin) -> None:
     catalogue(service, plan())
     service.on("GET", "/instances", pages)
     assert [instance.id for instance in vultr.instances()] == ["a", "b"]
-    assert len(service.calls("GET", "/plans")) == 1  # the catalogue is read once
+    assert [request.path for request in service.calls("GET", "/plans")] == ["/plans", "/plans-metal"]  # read once
 
 
 def test_a_list_that_goes_in_circles_is_an_error(vultr: Vultr, service: Standin) -> None:
@@ -325,10 +326,44 @@ def test_start_and_halt_have_empty_answers(vultr: Vultr, service: Standin) -> No
     service.on("POST", "/instances/x/halt", Reply(None, 204))
     vultr.start("x")
     vultr.stop("x")
-    assert [request.path for request in service.seen] == ["/instances/x/start", "/instances/x/halt"]
+    assert [request.path for request in service.calls("POST")] == ["/instances/x/start", "/instances/x/halt"]
 
 
 def test_credit_is_the_negative_balance_less_what_is_pending(vultr: Vultr, service: Standin) -> None:
     service.on("GET", "/account", Reply({"account": {"balance": -50.0, "pending_charges": 1.5}}), Reply({}))
     assert vultr.credit_usd() == 48.5
     assert vultr.credit_usd() is None
+
+
+def test_bare_metal_has_a_life_cycle_of_its_own(vultr: Vultr, service: Standin) -> None:
+    """No power and no server are shown, sizes are texts, and routes and wrappers are others."""
+    with_key(service)
+    catalogue(service)
+    metal = {"plan": "vbm-8-a100-gpu", "ram": "2097152 MB", "disk": "8 x 3840 GB NVMe", "main_ip": "0.0.0.0"}
+    pending = {name: value for name, value in row("m", status="pending", **metal).items() if "_status" not in name}
+    service.on(
+        "GET",
+        "/plans-metal",
+        Reply({"plans_metal": [plan("vbm-8-a100-gpu", vcpu_count=None, cpu_count=112, gpu_count=8, gpu_vram_gb=640)]}),
+    )
+    (offer, _) = [one for one in vultr.offers(Query()) if one.id.startswith("vbm")]
+    assert offer.id == "vbm-8-a100-gpu@ewr" and offer.cpu_cores == 112 and offer.gpu_count == 8
+    service.on("POST", "/bare-metals", Reply({"bare_metal": pending}, 202))
+    made = vultr.create(offer, a_spec())
+    assert "backups" not in (service.calls("POST", "/bare-metals")[0].body or {}) and made.state is State.PENDING
+    running = {**pending, "status": "active", "main_ip": "203.0.113.9"}
+    service.on("GET", "/instances", Reply({"instances": []}))
+    service.on("GET", "/bare-metals", Reply({"bare_metals": [running]}))
+    (listed,) = vultr.instances()
+    assert listed.state is State.RUNNING and listed.ssh_host == "203.0.113.9" and listed.ref == made.ref
+    service.seen.clear()
+    service.on("DELETE", "/bare-metals/m", Reply(None, 204))
+    service.on("POST", "/bare-metals/m/reboot", Reply(None, 204))
+    service.on("GET", "/bare-metals/m", Reply({"error": "Not found."}, 404))
+    vultr.reboot("m")
+    with pytest.raises(UnsupportedError, match="m is not stopped"):
+        vultr.stop("m")
+    (planned,) = vultr.plan_destroy("m")
+    assert planned.url.endswith("/bare-metals/m")
+    vultr.destroy("m")
+    assert not [request for request in service.seen if request.path.startswith("/instances")]

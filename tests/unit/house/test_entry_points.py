@@ -115,7 +115,7 @@ def test_the_demonstration_depends_on_no_configuration_of_the_user() -> None:
     said_each_time = {"sandbox", "sandbox_state"}
     # Of plays that the demonstration does not use.
     not_played = {"lines", "errors", "by", "format", "list_prices", "report"}
-    not_played |= {"env_file", "env_names", "list", "overwrite", "everything", "partial", "reap"}
+    not_played |= {"env_file", "env_names", "list", "overwrite", "everything", "partial", "reap", "source", "bid"}
     not_played |= {"stay", "interval_s", "losses_before_on_demand", "silent_minutes"}
     not_played |= {"to", "what", "from"}
     not_played |= {"do", "sequence", "against", "every", "path", "to", "keep_last", "keep_every"}

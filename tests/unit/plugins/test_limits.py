@@ -17,8 +17,9 @@ import pytest
 
 from gpuyard import pace
 from gpuyard.api import end, follow, reap
+from gpuyard.api.site import Site
 from gpuyard.cost import Span
-from gpuyard.errors import GpuyardError, UsageError
+from gpuyard.errors import GpuyardError, ProviderDownError, UsageError
 from gpuyard.formats.label import RunRef
 from gpuyard.formats.limits import Limits
 from gpuyard.planning import PlanRequest, limited
@@ -115,6 +116,32 @@ def test_a_budget_counts_all_machines_and_ends_the_run(at_work: World, verb: Ver
     assert "should have ended, since it has cost $3.00" in verb("run_info", bucket=bucket, ask_boxes=False)["text"]
     (one,) = verb("reap", bucket=bucket, limits=True)["reaped"]
     assert one["why"] == "it has cost $3.00, and its budget is $2.90" and at_work.vast.held == {}
+
+
+def test_a_budget_counts_volumes_and_snapshots_too(at_work: World, verb: Verb, bucket: str) -> None:
+    """They bill beside the machines, from when they were made."""
+    made = {"price_per_month_usd": 730.0, "created_at": time.time() - HOUR}
+    at_work.vultr.shelve(resource("vultr", Kind.VOLUME, "v1", "a-0", **made))
+    at_work.vast.shelve(resource("vast", Kind.SNAPSHOT, "s1", "a-0", **made))
+    at_work.vast.shelve(resource("vast", Kind.VOLUME, "another", "b-0", **made))
+    limit(bucket, budget_usd=5.5)
+    assert verb("reap", bucket=bucket, limits=True)["notes"] == ["Run a-0 has cost $5.00, 91% of its budget of $5.50."]
+    limit(bucket, budget_usd=4.9)
+    (one,) = verb("reap", bucket=bucket, limits=True)["reaped"]
+    assert one["why"] == "it has cost $5.00, and its budget is $4.90"
+    assert "v1" not in at_work.vultr.shelved[Kind.VOLUME].held  # type: ignore[attr-defined]
+
+
+def test_whoever_follows_a_run_counts_its_volumes(at_work: World, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"price_per_month_usd": 730.0, "created_at": time.time() - HOUR}
+    at_work.vultr.shelve(resource("vultr", Kind.VOLUME, "v1", "a-0", **made))
+    limit(bucket, budget_usd=10.0)
+    told: list[str] = []
+    site = Site(bucket=bucket)
+    assert follow.Real(site, told.append).run("a-0").spent_usd() == pytest.approx(4.0, abs=0.01)
+    at_work.vultr.shelved[Kind.VOLUME].errors["all"] = ProviderDownError("Down.", provider="vultr")  # type: ignore[attr-defined]
+    assert follow.Real(site, told.append).run("a-0").spent_usd() == pytest.approx(3.0, abs=0.01)
+    assert "what is there is not seen, and may bill: Down." in told[-1]
 
 
 def test_a_damaged_limit_is_told(at_work: World, verb: Verb, bucket: str) -> None:

@@ -273,9 +273,9 @@ def test_a_route_that_the_sandbox_has_not_is_501_with_its_name(apis: Apis) -> No
         answer = apis.vultr(method, path)
         assert answer.json() == {"error": f"The sandbox has no route {method} /v2{path}.", "status": 501}
         assert answer.status_code == 501
-    answer = apis.vast("PUT", "/v0/instances/request_logs/7/", {})
+    answer = apis.vast("PUT", "/v0/instances/command/7/", {})
     assert (answer.status_code, answer.json()["error"]) == (501, "not_emulated")
-    assert "PUT /api/v0/instances/request_logs/7" in answer.json()["msg"]
+    assert "PUT /api/v0/instances/command/7" in answer.json()["msg"]
     # A filter that is not applied would answer too much.
     for path in ("/instances", "/plans", "/ssh-keys"):
         answer = apis.vultr("GET", path, params={"os": "windows"})

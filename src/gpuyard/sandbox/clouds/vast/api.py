@@ -214,7 +214,7 @@ class VastApi:
         storage = fields.number(query, "allocated_storage", 0, _MOST_STORAGE_GB) or catalogue.DEFAULT_STORAGE_GB
         try:
             offers = [
-                self._offer(record, kind in ("bid", "interruptible"), storage) for record in catalogue.vast_records()
+                self._offer(record, kind in ("bid", "interruptible"), storage) for record in self._cloud.vast_records
             ]
             return JSONResponse({"offers": conditions.search(offers, query)})
         except (conditions.BadFilter, TypeError, ValueError) as error:
@@ -234,11 +234,11 @@ class VastApi:
 
     async def gpu_names(self, request: Request) -> Response:
         """Answer the client's list of GPU names."""
-        return JSONResponse({"gpu_names": sorted({record["gpu_name"] for record in catalogue.vast_records()})})
+        return JSONResponse({"gpu_names": sorted({record["gpu_name"] for record in self._cloud.vast_records})})
 
     async def gpu_types(self, request: Request) -> Response:
         """Answer the client's list of GPU types."""
-        names = sorted({record["gpu_name"] for record in catalogue.vast_records()})
+        names = sorted({record["gpu_name"] for record in self._cloud.vast_records})
         return JSONResponse({"gpu_types": [{"name": name, "gpu_name": name} for name in names]})
 
     # -- renting -------------------------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ class VastApi:
         return contract
 
     def _rentable(self, ask: int) -> Json:
-        for record in catalogue.vast_records():
+        for record in self._cloud.vast_records:
             machine = str(record["machine_id"])
             listing = self._cloud.world.listings.get(machine, 0)
             if catalogue.vast_ask_id(record, listing) == ask and not self._cloud.machine_taken(machine):

@@ -141,7 +141,7 @@ class Volumes:
         """Answer the offers of volumes."""
         query = await read_json(request)
         size = fields.number(query, "allocated_storage", 0, _MOST_GB) or 1.0
-        records = [record for record in catalogue.vast_records() if self.free_gb(record) >= 1]
+        records = [record for record in self._cloud.vast_records if self.free_gb(record) >= 1]
         try:
             rows = conditions.search([self._offer(record, size) for record in records], query)
         except (conditions.BadFilter, TypeError, ValueError) as error:
@@ -174,7 +174,7 @@ class Volumes:
 
     def record_of(self, offer_id: int, size_gb: float) -> Json:
         """Return the machine behind an offer of volumes, where it has so much left."""
-        for record in catalogue.vast_records():
+        for record in self._cloud.vast_records:
             if _offer_id(record) == offer_id:
                 if size_gb > self.free_gb(record):
                     raise BadField(f"size {size_gb:g} is more than the {self.free_gb(record):g} GB that are left.")

@@ -94,6 +94,11 @@ class VultrApi:
                 r(f"{instance}/start", "POST", self.start),
                 r(f"{instance}/halt", "POST", self.halt),
                 r(f"{instance}/reboot", "POST", self.reboot),
+                r("/bare-metals", "GET", self.metals),
+                r("/bare-metals", "POST", self.create_metal),
+                r("/bare-metals/{id}", "GET", self.show_metal),
+                r("/bare-metals/{id}", "DELETE", self.delete_metal),
+                r("/bare-metals/{id}/reboot", "POST", self.reboot_metal),
                 *more,
             ],
             redirect_slashes=False,
@@ -223,18 +228,29 @@ class VultrApi:
     # -- instances -----------------------------------------------------------------------------------------------------
 
     async def create(self, request: Request) -> Response:
-        """Answer a new instance. Everything is checked before anything is rented."""
+        """Answer a new instance."""
+        rental = await self._create(request, catalogue.vultr_plans(), _CREATE)
+        row = {**self.row(rental), "default_password": secrets.token_urlsafe(12)}
+        return JSONResponse({"instance": row}, 202)
+
+    async def create_metal(self, request: Request) -> Response:
+        """Answer a new bare-metal machine."""
+        rental = await self._create(request, catalogue.vultr_metal(), _CREATE)
+        return JSONResponse({"bare_metal": self.metal_row(rental)}, 202)
+
+    async def _create(self, request: Request, plans: list[Json], known_fields: set[str]) -> Rental:
+        """Rent what a request says. Everything is checked before anything is rented."""
         cloud, body = self._cloud, await read_json(request)
         region = fields.text(body, "region", _TEXT_MAX)
         if all(known["id"] != region for known in catalogue.vultr_regions()):
             raise VultrError(400, "Invalid location chosen.")
-        plan = next((known for known in catalogue.vultr_plans() if known["id"] == body.get("plan")), None)
+        plan = next((known for known in plans if known["id"] == body.get("plan")), None)
         if plan is None:
             raise VultrError(400, "Invalid plan chosen.")
         sources = [name for name in _SOURCES if body.get(name)]
         if len(sources) != 1:
             raise VultrError(400, f"Exactly one of {', '.join(_SOURCES)} is required.")
-        fields.only(body, _CREATE, _HARMLESS)
+        fields.only(body, known_fields, {} if is_metal_plan(plan) else _HARMLESS)
         system = next((known for known in catalogue.vultr_os() if known["id"] == body.get("os_id")), None)
         if system is None:
             raise VultrError(400, "Invalid OS.")
@@ -281,20 +297,20 @@ class VultrApi:
         )
         rental.open_line(INSTANCE_LINE, hourly, now, monthly)
         cloud.rent(rental)
-        row = {**self.row(rental), "default_password": secrets.token_urlsafe(12)}
-        return JSONResponse({"instance": row}, 202)
+        return rental
 
-    def _existing(self, rental_id: str) -> Rental:
+    def _existing(self, rental_id: str, *, metal: bool = False) -> Rental:
         rental = self._cloud.world.find("vultr", rental_id)
-        if rental is None:
-            raise VultrError(404, "Instance not found.")
+        if rental is None or is_metal_plan(rental.item_record) is not metal:
+            raise VultrError(404, "Bare metal server not found." if metal else "Instance not found.")
         return rental
 
     async def instances(self, request: Request) -> Response:
         """Answer one page of the instances, filtered where asked."""
         self._cloud.look()
         wanted = request.query_params
-        rows = [self.row(rental) for rental in self._cloud.world.living("vultr")]
+        rentals = self._cloud.world.living("vultr")
+        rows = [self.row(rental) for rental in rentals if not is_metal_plan(rental.item_record)]
         for field in ("label", "main_ip", "region"):
             if field in wanted:
                 rows = [row for row in rows if row[field] == wanted[field]]
@@ -306,6 +322,28 @@ class VultrApi:
         """Answer one instance; 404 where it was deleted."""
         self._cloud.look()
         return JSONResponse({"instance": self.row(self._existing(request.path_params["id"]))})
+
+    async def metals(self, request: Request) -> Response:
+        """Answer one page of the bare-metal machines."""
+        self._cloud.look()
+        rentals = self._cloud.world.living("vultr")
+        rows = [self.metal_row(rental) for rental in rentals if is_metal_plan(rental.item_record)]
+        return page(request, "bare_metals", rows)
+
+    async def show_metal(self, request: Request) -> Response:
+        """Answer one bare-metal machine."""
+        self._cloud.look()
+        return JSONResponse({"bare_metal": self.metal_row(self._existing(request.path_params["id"], metal=True))})
+
+    async def delete_metal(self, request: Request) -> Response:
+        """Answer the end of a bare-metal machine."""
+        await self._cloud.destroy(self._existing(request.path_params["id"], metal=True))
+        return Response(status_code=204)
+
+    async def reboot_metal(self, request: Request) -> Response:
+        """Answer a reboot."""
+        await self._cloud.start(self._existing(request.path_params["id"], metal=True), "reboot")
+        return Response(status_code=204)
 
     async def user_data(self, request: Request) -> Response:
         """Answer what the instance was given to run at its first boot."""
@@ -388,6 +426,39 @@ class VultrApi:
             raise VultrError(400, "instance_ids is required.")
         return [self._existing(item) for item in ids]
 
+    def metal_row(self, rental: Rental) -> Json:
+        """Return a bare-metal machine as Vultr shows it: with texts for sizes, and without its power and server."""
+        plan = rental.item_record
+        status, _, _, address_known = status_words(rental, self._cloud.boot_fraction(rental))
+        return {
+            "id": rental.id,
+            "os": rental.request.get("os") or "",
+            "ram": f"{plan['ram']} MB",
+            "disk": f"{plan['disk_count']} x {plan['disk']} GB {plan['type']}",
+            "main_ip": (rental.address if address_known else "") or "0.0.0.0",
+            "cpu_count": plan["cpu_count"],
+            "region": rental.region,
+            "plan": plan["id"],
+            "date_created": date(rental.created_at),
+            # Until it runs, since nothing else would tell.
+            "status": status if rental.phase is not Phase.BOOTING else "pending",
+            "netmask_v4": "255.255.254.0" if address_known else "",
+            "gateway_v4": "0.0.0.0",
+            "v6_network": "",
+            "v6_main_ip": "",
+            "v6_network_size": 0,
+            "mac_address": 0,
+            "label": rental.label,
+            "tag": rental.tags[0] if rental.tags else "",
+            "tags": rental.tags,
+            "os_id": rental.request.get("os_id") or 0,
+            "app_id": 0,
+            "image_id": "",
+            "features": [],
+            "user_scheme": rental.request.get("user_scheme") or "root",
+            "emulated": True,
+        }
+
     def row(self, rental: Rental) -> Json:
         """Return an instance as Vultr shows it."""
         plan = rental.item_record
@@ -427,6 +498,11 @@ class VultrApi:
             "vpc_only": False,
             "emulated": True,
         }
+
+
+def is_metal_plan(plan: Json) -> bool:
+    """Return whether a plan is one of bare metal."""
+    return str(plan["id"]).startswith("vbm-")
 
 
 async def _no_route(scope: object, receive: object, send: object) -> None:
