@@ -10,10 +10,14 @@
 Training never fails of it. No function here raises, whatever is wrong with the bucket or the configuration: a failure
 is a warning on the logger ``gpuyard.cloud_sync`` and ``False``, and the files stay where they are.
 
-The configuration comes from the environment, and gpuyard sets it for every stage: ``CLOUD_PROVIDER`` (``s3`` or
-``local``, the default), ``CLOUD_BUCKET`` (``name``, ``name/prefix``, or for ``local`` a folder), ``AWS_ACCESS_KEY_ID``,
-``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGION``, and ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL`` for buckets
-elsewhere (B2, R2, Vultr object storage). Of what a stage uploads, the keys begin with ``<run>/files/``.
+The configuration comes from the environment, and gpuyard sets it for every stage: ``CLOUD_PROVIDER`` (``s3``,
+``gcs``, ``azure``, or ``local``, the default) and ``CLOUD_BUCKET`` (``name``, ``name/prefix``, or for ``local`` a
+folder). For S3 there are ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGION``, and
+``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL`` for buckets elsewhere (B2, R2, Vultr object storage); for Google
+``GOOGLE_APPLICATION_CREDENTIALS``; for Azure ``AZURE_STORAGE_CONNECTION_STRING``, or ``AZURE_STORAGE_ACCOUNT`` with
+``AZURE_STORAGE_SAS_TOKEN`` or ``AZURE_STORAGE_KEY``. Of what a stage uploads, the keys begin with ``<run>/files/``.
+
+On the level DEBUG the logger says which provider and bucket are used, and what was copied; never a key.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from gpuyard.box.checkpoints import Retention, Store, open_store, publish, resto
 from gpuyard.box.checkpoints.beneath import Folder, create
 from gpuyard.errors import CheckpointError, GpuyardError
 from gpuyard.files import inner_path
-from gpuyard.formats.location import Location
+from gpuyard.formats.location import BUCKET_VARIABLES, KEY_VARIABLES, Location
 from gpuyard.formats.manifest import STATE
 
 __all__ = [
@@ -50,21 +54,33 @@ _log = logging.getLogger("gpuyard.cloud_sync")
 class CloudSync:
     """Copies files between this machine and one bucket.
 
-    ``provider`` is ``s3`` or ``local``; ``bucket_name`` is the bucket (``name`` or ``name/prefix``), for ``local`` a
-    folder. ``local`` without a folder keeps everything where it is, and every call succeeds. With a provider that is
-    not known, or ``s3`` without a bucket, there is a warning, files stay local, and every call returns ``False``.
+    ``provider`` is ``s3``, ``gcs``, ``azure`` or ``local``; ``bucket_name`` is the bucket (``name`` or
+    ``name/prefix``), for ``local`` a folder; ``None`` for either is as if it were not given. ``local`` without a folder
+    keeps everything where it is, and every call succeeds. With a provider that is not known, or a cloud's without a
+    bucket, there is a warning, files stay local, and every call returns ``False``.
     """
 
-    def __init__(self, provider: str = "local", bucket_name: str = "", *, endpoint: str = "") -> None:
-        self.provider = provider.lower()
-        self.bucket_name = bucket_name
+    def __init__(
+        self, provider: str | None = "local", bucket_name: str | None = "", *, endpoint: str | None = ""
+    ) -> None:
+        self.provider = str(provider or "").lower()
+        self.bucket_name = str(bucket_name or "")
         self._store: Store | None = None
         self._location: Location | None = None
         """Where to copy to; ``None`` where the configuration names no place."""
         try:
-            self._location = Location.of_provider(provider, bucket_name, endpoint=endpoint)
+            place = Location.of_provider(self.provider, self.bucket_name, endpoint=str(endpoint or ""))
+            self._location = place.completed(os.environ)
+            _log.debug("Files are copied to %s.", self._where())
         except GpuyardError as error:
             _log.warning("Nothing is copied to a bucket, files stay local: %s", error)
+
+    def _where(self) -> str:
+        place = self._location
+        if not place:
+            return "no bucket, they stay local"
+        at = f" at {place.endpoint}" if place.endpoint else ""
+        return f"{place.url}{at} (provider {self.provider or 's3'})"
 
     @property
     def stays_local(self) -> bool:
@@ -85,7 +101,8 @@ class CloudSync:
 
         def work(store: Store) -> None:
             target = Path(local_path)
-            _fetch(store, cloud_path, target.parent, target.name)
+            size = next((item.size for item in store.objects(cloud_path) if item.key == cloud_path), 0)
+            _fetch(store, cloud_path, size, target.parent, target.name)
 
         return self._attempt(f"download of {cloud_path}", work)
 
@@ -111,16 +128,18 @@ class CloudSync:
         """
         prefix = f"{cloud_path.strip('/')}/"
 
-        def fetch(key: str) -> bool:
+        def fetch(key: str, size: int) -> bool:
             return self._attempt(
-                f"download of {key}", lambda store: _fetch(store, key, Path(local_path), key[len(prefix) :])
+                f"download of {key}", lambda store: _fetch(store, key, size, Path(local_path), key[len(prefix) :])
             )
 
-        keys: list[str] = []
-        if not self._attempt(f"listing of {prefix}", lambda store: keys.extend(o.key for o in store.objects(prefix))):
+        sizes: dict[str, int] = {}
+        if not self._attempt(
+            f"listing of {prefix}", lambda store: sizes.update((item.key, item.size) for item in store.objects(prefix))
+        ):
             return False
         # A key that ends with a slash is how some tools write down an empty folder.
-        return all(fetch(key) for key in keys if not key.endswith("/"))
+        return all(fetch(key, size) for key, size in sizes.items() if not key.endswith("/"))
 
     def sync_checkpoints(self, local_path: str | Path, name: str, *, keep_last: int = 0) -> bool:
         """Publish a folder as one set under ``name/checkpoints/``, sending what changed; return whether that worked."""
@@ -164,12 +183,12 @@ class CloudSync:
             said = str(error) if isinstance(error, (GpuyardError, OSError)) else repr(error)
             _log.warning("The %s failed, files stay local: %s", what, said)
             return False
+        _log.debug("The %s is done: %s.", what, self._where())
         return True
 
 
-def _fetch(store: Store, key: str, folder: Path, path: str) -> None:
-    """Fetch an object into the file ``path`` below ``folder``, in one step and through no link."""
-    size = next((item.size for item in store.objects(key) if item.key == key), 0)
+def _fetch(store: Store, key: str, size: int, folder: Path, path: str) -> None:
+    """Fetch an object of ``size`` bytes into the file ``path`` below ``folder``, in one step and through no link."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         inner_path(path)
@@ -196,8 +215,7 @@ def get_cloud_sync_from_env() -> CloudSync:
 
     It is the same one, with its connections, as long as the environment says the same.
     """
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    connection = tuple(os.environ.get(name, "") for name in names)
+    connection = tuple(os.environ.get(name, "") for name in (*BUCKET_VARIABLES, *KEY_VARIABLES))
     return _from_environment(os.environ.get("CLOUD_PROVIDER", ""), os.environ.get("CLOUD_BUCKET", ""), connection)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import subprocess
@@ -108,6 +109,46 @@ def test_a_failure_is_a_warning_and_false(
     assert all("s3://yard at http://127.0.0.1:9 cannot be used" in record.getMessage() for record in caplog.records)
     assert "canary" not in caplog.text
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("provider", "bucket", "names"),
+    [
+        ("s3", "yard/deep", {"AWS_ACCESS_KEY_ID": "access", "AWS_SECRET_ACCESS_KEY": CANARY}),
+        ("gcs", "yard/deep", {"STORAGE_EMULATOR_HOST": "127.0.0.1:9"}),
+        ("azure", "yard/deep", {"AZURE_STORAGE_KEY": base64.b64encode(CANARY.encode()).decode()}),
+        ("azure", "yard/deep", {"AZURE_STORAGE_SAS_TOKEN": f"sv=1&sig={CANARY}"}),
+        ("azure", "yard/deep", {"AZURE_STORAGE_CONNECTION_STRING": f"AccountName=a;AccountKey={CANARY}"}),
+    ],
+)
+def test_e11_debug_output_names_provider_and_bucket_and_no_key(
+    provider: str,
+    bucket: str,
+    names: dict[str, str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "a").write_text("x")
+    with caplog.at_level(logging.DEBUG):
+        sync = CloudSync(provider, bucket, endpoint="http://127.0.0.1:9/account")
+        assert not sync.upload_file(tmp_path / "a", "a") and not sync.download_checkpoints("run", tmp_path / "fresh")
+    ours = [record.getMessage() for record in caplog.records if record.name == "gpuyard.cloud_sync"]
+    assert len(ours) == 3 and all("://yard/deep at http://127.0.0.1:9" in text for text in ours)
+    assert f"(provider {provider})" in ours[0]
+    for secret in (CANARY, base64.b64encode(CANARY.encode()).decode()):
+        assert secret not in caplog.text and secret not in repr(sync)
+
+
+@pytest.mark.parametrize("words", [{}, {"provider": None}, {"bucket_name": None}, {"provider": None, "endpoint": None}])
+def test_e6_what_the_environment_does_not_have_keeps_nobody_from_training(
+    words: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_text("x")
+    sync = CloudSync(**words)
+    assert sync.stays_local and sync.upload_file(tmp_path / "a", "a")
 
 
 def test_a_missing_object_is_false(cloud: CloudSync, tmp_path: Path) -> None:
