@@ -209,9 +209,7 @@ def test_a_stage_saves_its_work_within_the_notice(
     box: Box, cloud: Metadata, monkeypatch: pytest.MonkeyPatch, name: str, notice_s: float, saves_in_s: float
 ) -> None:
     """B25: the stage is told, what it saves is published, and the run knows why it was interrupted."""
-    monkeypatch.setattr(
-        Box, "env", property(lambda self: {**_env(self), notices.VARIABLE: f"{name}={cloud.address}"})
-    )
+    monkeypatch.setattr(Box, "env", property(lambda self: {**_env(self), notices.VARIABLE: f"{name}={cloud.address}"}))
     (box.repository / "saves.py").write_text(SAVES)
     bucket = box.base / "bucket"
     stage = {"name": "search", "command": f"exec python3 saves.py {saves_in_s}", "grace_s": 60, "resumable": True}
