@@ -17,6 +17,7 @@ import pytest
 
 from gpuyard import pace
 from gpuyard.api import end, follow, reap
+from gpuyard.box.checkpoints import write_record
 from gpuyard.cost import Span
 from gpuyard.errors import GpuyardError, UsageError
 from gpuyard.formats.label import RunRef
@@ -115,6 +116,28 @@ def test_a_budget_counts_all_machines_and_ends_the_run(at_work: World, verb: Ver
     assert "should have ended, since it has cost $3.00" in verb("run_info", bucket=bucket, ask_boxes=False)["text"]
     (one,) = verb("reap", bucket=bucket, limits=True)["reaped"]
     assert one["why"] == "it has cost $3.00, and its budget is $2.90" and at_work.vast.held == {}
+
+
+@pytest.mark.parametrize("over", ["shutdown", "idle"])
+def test_a_machine_that_has_written_that_it_is_over_is_ended_u9(
+    at_work: World, verb: Verb, boxes: Boxes, bucket: str, over: str
+) -> None:
+    """U9: where the cloud gives a machine no key of its own, whoever reaps ends it, and a run that goes on is left."""
+    store = store_of(bucket)
+    write_record(store, "a-0", "x", outcome="done" if over == "shutdown" else "interrupted", over=over)
+    born = at_work.vast.held["1"]
+    at_work.vast.held["1"] = replace(born, created_at=time.time() + 60)
+    assert verb("reap", bucket=bucket, limits=True)["reaped"] == [], "it has been launched again since"
+    at_work.vast.held["1"] = born
+    (one,) = verb("reap", bucket=bucket, limits=True)["reaped"]
+    assert one["why"].endswith("and everything is saved") and at_work.vast.held == {}
+    assert boxes.stops, "the machine itself has said once more that all is saved"
+    assert write_record(store, "a-0", "x").over == "", "a run that goes on is not over"
+
+
+def test_a_run_that_has_only_ended_is_left_to_its_user(at_work: World, verb: Verb, bucket: str) -> None:
+    write_record(store_of(bucket), "a-0", "x", outcome="done")
+    assert verb("reap", bucket=bucket, limits=True)["reaped"] == [] and "1" in at_work.vast.held
 
 
 def test_a_damaged_limit_is_told(at_work: World, verb: Verb, bucket: str) -> None:

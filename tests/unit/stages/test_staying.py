@@ -432,3 +432,11 @@ def test_the_one_that_stays_is_small(box: Box) -> None:
     fields = Path(f"/proc/{staying_process.pid}/status").read_text().splitlines()
     status = dict(line.split(":\t", 1) for line in fields if ":\t" in line)
     assert int(status["VmHWM"].split()[0]) <= 30_000
+
+    def used_s() -> float:
+        fields = Path(f"/proc/{staying_process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    before, began = used_s(), time.monotonic()
+    time.sleep(5.5)
+    assert used_s() - before <= 0.01 * (time.monotonic() - began) + 0.01, "one tick of the kernel's clock counts 0.01 s"
