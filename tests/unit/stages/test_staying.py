@@ -260,7 +260,7 @@ def test_a_run_past_its_lease_or_budget_ends(
     ended(box, "interrupted")
     known_limits.write(box.settings, limits)
     one = world.staying()
-    assert steps(one, 0, 50, 99) == [True] * 3 and world.finished == []
+    assert steps(one, 0, 70, 99) == [True] * 3 and world.finished == []
     steps(one, 101)
     assert world.finished == [(reason, True)] and world.calls[-1] == "beat", "the bucket was asked once more"
 
