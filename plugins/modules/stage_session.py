@@ -290,7 +290,9 @@ class Settings:
         settings |= {name: options[name] for name in ("run", "bucket", "bucket_endpoint", "bucket_region", "path")}
         settings["instance"] = {name: options["instance"][name] for name in FACTS if name in options["instance"]}
         # What a run of one node does not need to know stays unsaid.
-        settings.update({name: options[name] for name in ("node", "pools", "place", "rental") if options[name]})
+        settings.update({name: options[name] for name in ("node", "pools", "place") if options[name]})
+        rental = {name: value for name, value in options["rental"].items() if value}
+        settings.update({"rental": rental} if rental else {})
         if options["repository"]:
             settings["repository"] = options["repository"]
         for option in ("secrets", "secret_files"):

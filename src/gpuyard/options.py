@@ -138,6 +138,7 @@ ENVIRONMENT = (
     "GPUYARD_STAGE_TOKEN",
     "GPUYARD_WORKLOAD",
     # What the checkout's own tests set.
+    "GPUYARD_METADATA",
     "GPUYARD_VASTAI",
 )
 """Every environment variable of ours."""

@@ -28,6 +28,11 @@ def test_it_is_written_as_it_always_was() -> None:
     assert RunRecord.from_bytes(RUN, GOLDEN.read_bytes()) == record
 
 
+def test_why_its_machine_is_over_is_written_where_it_is() -> None:
+    record = RunRecord(RUN, "miniprover", "2026-03-01T12:00:00Z", "2026-03-01T13:00:00Z", "done", over="shutdown")
+    assert RunRecord.from_bytes(RUN, record.to_bytes()) == record
+
+
 def test_the_first_form_is_read() -> None:
     first = b'{"version": 1, "run": "a-0", "workload": "a", "created": "2026-01-01T00:00:00Z", "outcome": "done"}'
     record = RunRecord.from_bytes("a-0", first)

@@ -136,7 +136,8 @@ def _processes(run: Path, claim_id: str) -> Iterator[int]:
             ours = mark in (place / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if ours or (b"gpuyard.box.stages" in words and b"run" in words and str(run).encode() in words):
+        runs = b"gpuyard.box.monitor" in words or (b"gpuyard.box.stages" in words and b"run" in words)
+        if ours or (runs and str(run).encode() in words):
             yield int(place.name)
 
 

@@ -363,6 +363,10 @@ def tell(record: Mapping[str, Any]) -> str:
         case "published":
             sent = int(record.get("bytes_sent") or 0) / 1024
             return f"  ⇡ checkpoint {record.get('sequence')} is in the bucket ({sent:.0f} KiB sent)"
+        case "notice":
+            return f"  ! {record.get('text')}"
+        case "pruned":
+            return f"  The disk was nearly full; removed: {record.get('text')}"
         case "end" if record.get("waits_for"):
             return f"The run waits for a machine of pool {record['waits_for']}."
         case "end":

@@ -89,6 +89,11 @@ def test_a_launch_that_nobody_follows_says_what_bills_f3(state: str, does: str) 
     assert third == "ansible-playbook teardown.yml -e run=a-0"
 
 
+def test_a_launch_that_leaves_the_end_to_the_machine_says_so_u9() -> None:
+    second = closing.left_alone("a-0", ["running"], 1, 0.25, True)[1]
+    assert "it ends by itself at Vast and RunPod, elsewhere by ansible-playbook reap.yml" in second
+
+
 def test_a_run_that_has_not_begun_is_launched_again_with_its_layers(orders: list[ending.Order]) -> None:
     told = give_up(rented=True, layers={"profile": "small,h100", "overrides": "epochs=1"})
     assert "`ansible-playbook launch.yml -e run=a-0 -e profile=small,h100 -e overrides=epochs=1` tries again" in told

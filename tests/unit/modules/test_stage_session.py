@@ -108,6 +108,17 @@ def test_the_grid(run_module: Any, options: dict[str, Any], tmp_path: Path, warn
     assert not run_module("stage_session", **stop)["changed"]
 
 
+def test_the_machine_is_told_of_its_rental_what_it_has_to_know_u9(
+    run_module: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    told = tmp_path / "run/settings.json"
+    wanted = {**options, "state": "restored"}
+    run_module("stage_session", **wanted, rental={"shutdown": False, "api": ""})
+    assert "rental" not in json.loads(told.read_text())
+    run_module("stage_session", **wanted, rental={"shutdown": True, "api": "http://clouds:8070"})
+    assert json.loads(told.read_text())["rental"] == {"shutdown": True, "api": "http://clouds:8070"}
+
+
 def test_a_finished_run_is_left_alone(run_module: Any, options: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "src/go").touch()
     run_module("stage_session", **options)

@@ -18,6 +18,7 @@ import pytest
 from gpuyard import pace
 from gpuyard.api import end, follow, reap
 from gpuyard.api.site import Site
+from gpuyard.box.checkpoints import write_record
 from gpuyard.cost import Span
 from gpuyard.errors import GpuyardError, ProviderDownError, UsageError
 from gpuyard.formats.label import RunRef
@@ -142,6 +143,28 @@ def test_whoever_follows_a_run_counts_its_volumes(at_work: World, bucket: str, m
     at_work.vultr.shelved[Kind.VOLUME].errors["all"] = ProviderDownError("Down.", provider="vultr")  # type: ignore[attr-defined]
     assert follow.Real(site, told.append).run("a-0").spent_usd() == pytest.approx(3.0, abs=0.01)
     assert "what is there is not seen, and may bill: Down." in told[-1]
+
+
+@pytest.mark.parametrize("over", ["shutdown", "idle"])
+def test_a_machine_that_has_written_that_it_is_over_is_ended_u9(
+    at_work: World, verb: Verb, boxes: Boxes, bucket: str, over: str
+) -> None:
+    """U9: where the cloud gives a machine no key of its own, whoever reaps ends it, and a run that goes on is left."""
+    store = store_of(bucket)
+    write_record(store, "a-0", "x", outcome="done" if over == "shutdown" else "interrupted", over=over)
+    born = at_work.vast.held["1"]
+    at_work.vast.held["1"] = replace(born, created_at=time.time() + 60)
+    assert verb("reap", bucket=bucket, limits=True)["reaped"] == [], "it has been launched again since"
+    at_work.vast.held["1"] = born
+    (one,) = verb("reap", bucket=bucket, limits=True)["reaped"]
+    assert one["why"].endswith("and everything is saved") and at_work.vast.held == {}
+    assert boxes.stops, "the machine itself has said once more that all is saved"
+    assert write_record(store, "a-0", "x").over == "", "a run that goes on is not over"
+
+
+def test_a_run_that_has_only_ended_is_left_to_its_user(at_work: World, verb: Verb, bucket: str) -> None:
+    write_record(store_of(bucket), "a-0", "x", outcome="done")
+    assert verb("reap", bucket=bucket, limits=True)["reaped"] == [] and "1" in at_work.vast.held
 
 
 def test_a_damaged_limit_is_told(at_work: World, verb: Verb, bucket: str) -> None:

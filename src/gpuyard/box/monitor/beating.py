@@ -61,6 +61,7 @@ class Beating:
         self._spec = spec
         self._every_s = every_s
         self._closing = threading.Event()
+        self._state = "running"
         self._thread = threading.Thread(target=self._keep, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -74,8 +75,6 @@ class Beating:
             self._state = state
             self._closing.set()
             self._thread.join(5.0)
-
-    _state = "running"
 
     def _keep(self) -> None:
         store: Store | None = None

@@ -30,7 +30,8 @@ VARIABLE = "GPUYARD_METADATA"
 """Only tests set it: ``aws=http://127.0.0.1:8000`` says of which cloud this machine is, and where its metadata is."""
 EVERY_S = 5.0
 _LIMIT_S = 2.0
-_AGAIN_S = 60.0
+_AGAIN_S = 10.0
+_LEAST_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,10 @@ class Gcp(Source):
         return self._get("preempted") in ("TRUE", "FALSE")
 
     def wait(self) -> Notice | None:
-        if self._get("maintenance-event") == "TERMINATE_ON_HOST_MAINTENANCE":
-            at = self._since.setdefault("maintenance", time.time()) + self.MAINTENANCE_S
-            return Notice(self.name, "Google will stop this machine for maintenance of its host", at)
         if self._get("preempted") != "TRUE":
+            if self._get("maintenance-event") == "TERMINATE_ON_HOST_MAINTENANCE":
+                at = self._since.setdefault("maintenance", time.time()) + self.MAINTENANCE_S
+                return Notice(self.name, "Google will stop this machine for maintenance of its host", at)
             query = f"?wait_for_change=true&timeout_sec={math.ceil(self._hang_s)}"
             if self._get(f"preempted{query}", self._hang_s) != "TRUE":
                 return None
@@ -327,12 +328,12 @@ class Listener:
             try:
                 notice = self._source.wait()
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
-                wait_s = self._every_s if last else min(_AGAIN_S, self._every_s * 2)
+                wait_s = _AGAIN_S
             else:
                 if notice is not None and notice != last:
                     last = notice
                     self._hear(notice)
-            time.sleep(max(0.5, wait_s - (time.monotonic() - began)) if wait_s > 0.5 else wait_s)
+            time.sleep(max(_LEAST_PAUSE_S, wait_s - (time.monotonic() - began)))
 
 
 def _iso(text: str) -> float:

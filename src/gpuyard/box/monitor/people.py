@@ -16,7 +16,6 @@ from pathlib import Path
 PROC = Path("/proc")
 _SESSION = re.compile(r"sshd(?:-session)?: (?P<user>[^@\s]+)@(?P<terminal>\S+)")
 _OURS = re.compile(rb"gpuyard|ansible|sftp-server|AnsiballZ")
-# A shell that only waits for what it has started says nothing of whose that is.
 _LIMIT_S = 5.0
 
 

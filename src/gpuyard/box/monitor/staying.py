@@ -119,7 +119,8 @@ class Staying:
         if (stop := stopping.read(self._folder)) and stop.acknowledge:
             # All that could be saved is: the cloud need not wait for this machine any longer.
             stopping.clear(self._folder)
-            notices.acknowledge(*stop.acknowledge.split("=", 1))
+            source, _, text = stop.acknowledge.partition("=")
+            notices.acknowledge(source, text)
         if now - self._beat_at >= _BEAT_EVERY_S:
             self._beat_at = now
             _call(self.spec, "beat")
@@ -134,6 +135,8 @@ class Staying:
     def _why(self, now: float, date: float) -> tuple[str, str] | None:
         """Return the reason and a sentence that says why the machine is finished with; ``None`` while it is not."""
         assert self._began is not None  # asked by step
+        if now - self._began < self._follower_s:
+            return None
         if over := known_limits.read(self._folder).over(date):
             # Somebody may have prolonged it meanwhile.
             _call(self.spec, "beat")
@@ -141,7 +144,7 @@ class Staying:
         if over:
             return over
         state = state_of(progress_of(self.spec), alive=False)
-        if self.spec.rental.get("shutdown") and state in ENDED and now - self._began >= self._follower_s:
+        if self.spec.rental.get("shutdown") and state in ENDED:
             return "shutdown", f"its stages have ended ({state}), and shutdown=true was asked for"
         idle_s = self.spec.monitoring.idle_s
         if idle_s and now - self._looked_at >= min(_PEOPLE_EVERY_S, idle_s / 2):
