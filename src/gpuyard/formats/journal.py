@@ -1,7 +1,8 @@
 """The journal: what ran, when, and how it ended. Append-only JSON lines, each on disk before anything builds on it.
 
 Events: ``run-start``, ``stage-start``, ``stage-end``, ``resume``, ``retry``, ``pass-over``, ``rewind``, ``published``,
-``notice``, ``pruned``, ``run-end``. A line that a crash cut off is passed over by the reader, and the next writer begins a new line.
+``notice``, ``pruned``, ``run-end``. A line that a crash cut off is passed over by the reader, and the next writer
+begins a new line.
 """
 
 from __future__ import annotations
