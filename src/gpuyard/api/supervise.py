@@ -23,7 +23,7 @@ from gpuyard.api.supervision import Look, Rules, Watch
 from gpuyard.box.checkpoints import Store, answer_soon
 from gpuyard.box.checkpoints.parallel import in_parallel
 from gpuyard.config import SshKey
-from gpuyard.errors import CheckpointError, GpuyardError, MissingObjectError, UsageError
+from gpuyard.errors import BucketError, CheckpointError, GpuyardError, MissingObjectError, UsageError
 from gpuyard.formats.label import RUN_NAME, check_form
 from gpuyard.formats.supervision import Supervision, supervision_key
 from gpuyard.providers.base import Instance, Progress, Provider
@@ -162,7 +162,12 @@ def wanted(store: Store) -> list[str]:
     """Return the runs that a supervisor has begun to watch and that have not ended."""
 
     def watched(name: str) -> str:
-        found = _find(store, name)
+        try:
+            found = _find(store, name)
+        except BucketError:
+            raise
+        except CheckpointError:
+            return name  # whoever watches it says what is wrong with it
         return name if found is not None and found.state != "ended" else ""
 
     return [name for name in in_parallel(watched, filter(RUN_NAME.fullmatch, store.folders())) if name]

@@ -37,6 +37,7 @@ PATIENCE_S = 60.0
 LONGEST_PAUSE_S = 300.0
 """The longest pause between two tries of what has failed."""
 _FIRST_PAUSE_S = 10.0
+_GAP_S = 60.0
 _RENEW_LOOK_S = 2.0
 _ENDED = (*watch.AS_ASKED, "failed")
 
@@ -117,6 +118,7 @@ class Watch:
         self._misses: dict[str, int] = {}
         self._standing: dict[str, tuple[str, float]] = {}  # by node: how it stands, and since when
         self._signs: dict[str, str] = {}
+        self._noted_at = 0.0
         self._alive_at: dict[str, float] = {}  # by node: when its machine of now gave a sign of life
         self._machines: dict[str, Instance] = {}  # by node: the last one that was seen alive
         self._returned: frozenset[tuple[str, str]] = frozenset()
@@ -165,7 +167,11 @@ class Watch:
             self._record = dataclasses.replace(self._record, state="watching", outcome="")
         self._put(self._record)
         self._progress(f"Run {self.name} is supervised from here.")
-        self._listed = None
+        # What was seen before somebody else had it says nothing of now.
+        self._listed, self._returned = None, frozenset()
+        self._tries, self._not_before = 0, 0.0
+        for seen in (self._misses, self._standing, self._signs, self._alive_at, self._machines):
+            seen.clear()
 
     @property
     def record(self) -> Supervision:
@@ -315,6 +321,10 @@ class Watch:
     def _note_signs(self, look: Look, states: Mapping[str, str]) -> None:
         """Remember since when each node stands as it does, and when its machine last gave a sign of life."""
         now = self._clock.now()
+        if now - self._noted_at > _GAP_S:
+            # Nobody has looked meanwhile, so that nothing was seen says nothing.
+            self._alive_at = dict.fromkeys(self._alive_at, now)
+        self._noted_at = now
         for node in look.run.nodes:
             state = states[node.name]
             if self._standing.get(node.name, ("", 0.0))[0] != state:
@@ -366,9 +376,11 @@ class Watch:
 
     def _is_silent(self, node: Node, state: str) -> bool:
         """Tell whether a machine that was alive has given no sign of life for too long."""
-        last = self._alive_at.get(node.name)
-        if state != "unreachable" or (node.machine and node.machine.provider == OWN):
+        if node.machine is None or node.machine.provider == OWN or state not in ("unreachable", "unknown"):
             return False
+        if state == "unknown" and self._world.status(node.machine) != "unreachable":
+            self._alive_at[node.name] = self._clock.now()  # only its cloud does not know how it is
+        last = self._alive_at.get(node.name)
         if last is None:
             self._complain(
                 f"{machine.whose(self.name, node.name)} does not answer here and has given no other sign of life yet: "

@@ -126,6 +126,8 @@ def test_without_names_those_are_taken_that_a_supervisor_has_begun_to_watch(
         store.put(supervision_key(name), Supervision(state).to_bytes())
     write_record(store, "d-0", "kept")
     assert supervise.wanted(store) == ["a-0", "b-0"]
+    store.put(supervision_key("b-0"), b"damaged")
+    assert supervise.wanted(store) == ["a-0", "b-0"]  # so that somebody says so
     one = a_supervisor(store, monkeypatch=monkeypatch)
     monkeypatch.setattr(one, "_request", Supervise(interval_s=0.02))
     assert sorted(one.serve(SimpleQueue(), lambda _: None).ended) == ["a-0", "b-0"]

@@ -466,6 +466,37 @@ def test_a_silent_machine_is_kept_that_may_be_alive_or_hold_all_there_is(world: 
     assert world.told == (["kept"] if case == "no checkpoint" else [])
 
 
+def test_silence_counts_only_as_long_as_somebody_looks(world: World) -> None:
+    watch = world.watch()
+    world.rounds(watch)
+    world.now += 3600  # a laptop that slept, or a bucket that was down
+    world.says["1"] = "unreachable"
+    world.rounds(watch, 600 // 5 - 1)
+    assert world.orders == []
+    world.rounds(watch, 10)
+    assert len(world.orders) == 1
+    # Another supervisor had it meanwhile.
+    other = World()
+    watch = other.watch()
+    other.rounds(watch)
+    other.hand.whose = "A command on elsewhere"
+    for _ in range(300):
+        other.rounds(watch)
+    other.hand.whose, other.says["1"] = "", "unreachable"
+    other.rounds(watch, 100)
+    assert other.orders == []
+
+
+def test_a_machine_of_which_its_cloud_knows_nothing_is_asked_itself(world: World) -> None:
+    world.machines[0] = dataclasses.replace(world.machines[0], state=State.UNKNOWN)
+    watch = world.watch()
+    world.rounds(watch, 200)
+    assert world.orders == []
+    world.says["1"] = "unreachable"
+    world.rounds(watch, 130)
+    assert len(world.orders) == 1 and world.rents == 1
+
+
 def test_two_supervisors_never_act_at_once(world: World) -> None:
     watch = world.watch()
     world.rounds(watch)
