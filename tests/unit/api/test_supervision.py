@@ -333,6 +333,33 @@ def test_a_stage_that_failed_by_itself_is_told_and_never_started_again(world: Wo
     assert world.launches == [] and world.told == ["failure"]
 
 
+def test_a_run_of_several_nodes_of_which_one_failed_gets_no_new_machine(world: World) -> None:
+    """A launch would start the failed stage again. It is waited for what goes on, and then the run has failed."""
+    world.machines = [a_box(1, node="search-0"), a_box(2, node="search-1"), a_box(3, node="search-2")]
+    world.says = {"1": "failed", "2": "running", "3": "running"}
+    watch = world.watch()
+    world.rounds(watch)
+    world.take_away()
+    world.rounds(watch, 5)
+    assert world.launches == [] and not world.told
+    world.says["2"] = "finished"
+    world.rounds(watch, 5)
+    assert world.launches == [] and watch.over == "failed"
+
+
+def test_a_teardown_between_two_tries_is_seen_before_the_next_launch(world: World) -> None:
+    watch = world.watch()
+    world.rounds(watch)
+    world.take_away()
+    world.refuses = 1
+    world.rounds(watch)
+    assert len(world.launches) == 1
+    # Nothing is written before the second try.
+    world.kept = dataclasses.replace(world.kept, state="ended", outcome="it was torn down")
+    world.rounds(watch, 3)
+    assert len(world.launches) == 1 and watch.over
+
+
 @pytest.mark.parametrize("state", ["finished", "failed"])
 def test_the_rental_ends_with_the_run_where_that_was_asked_for_also_of_a_supervisor_before(
     world: World, state: str
