@@ -196,6 +196,7 @@ class Supervisor:
         self._watches: dict[str, Watch] = {}
         self._busy: dict[str, threading.Thread] = {}
         self._wanted_at = float("-inf")
+        self._cloudless = False  # whether none of the clouds has answered the last time
 
     def check_known(self) -> None:
         """Raise :class:`UsageError` for a named run that neither a cloud nor the bucket knows."""
@@ -258,8 +259,11 @@ class Supervisor:
         try:
             seen = self._world.survey()
         except GpuyardError as error:
-            say(f"The clouds cannot be asked now: {error}")
+            if not self._cloudless:
+                say(f"The clouds cannot be asked now, so nothing is known of any machine: {error}")
+            self._cloudless = True
             return
+        self._cloudless = False
 
         def step(one: Watch) -> None:
             try:

@@ -261,7 +261,7 @@ class Watch:
             return
         if returned := self._come_back(run):
             if not self._must_wait():
-                with self._retried("returned", f"Run {self.name} has a machine too many."):
+                with self._retried(f"returned:{returned.id}", f"Run {self.name} has a machine too many."):
                     self._world.end_returned(self.name, returned)
             return
         at_work = any(
@@ -275,8 +275,8 @@ class Watch:
     def _mind_the_losses(self, look: Look, states: Mapping[str, str]) -> None:
         """Rent again what is lost, start what does not run, and hand over what waits."""
         run = look.run
-        missing = [node for node in run.nodes if states[node.name] in ("preempted", "interrupted", "cancelled")]
-        missing = [node for node in missing if node.machine is None]  # of one that is there it says something else
+        gone = ("preempted", "interrupted", "cancelled")
+        missing = [node for node in run.nodes if node.machine is None and states[node.name] in gone]
         for name in {*self._misses} - {node.name for node in missing}:
             del self._misses[name]
         lost = [node for node in missing if self._is_lost(look, node)]
@@ -296,7 +296,8 @@ class Watch:
         idle = any(self._has_stages_to_start(node, states[node.name]) for node in run.nodes)
         if waiting and run.machine is not None and not self._must_wait():
             pool = str(run.stages.get(waiting[0].name, {}).get("waits_for") or "")
-            with self._retried("hand-over", f"Run {self.name} waits for a machine of another pool."):
+            sequence = run.manifest.sequence if run.manifest else 0
+            with self._retried(f"hand-over:{sequence}", f"Run {self.name} waits for a machine of another pool."):
                 request = Follow(self.name, options=self._options())
                 follow.hand_over(self._world, request, run, run.machine, pool, self._progress)
         elif idle and not self._must_wait():
