@@ -224,7 +224,7 @@ class Watch:
         self._listed, self._full_at = listed, now
         return True
 
-    def _must_wait(self) -> bool:
+    def _is_pausing(self) -> bool:
         """Whether what was tried last is not to be tried again yet."""
         return self._clock.now() < self._not_before
 
@@ -260,7 +260,7 @@ class Watch:
             self._end_watching(run, "it was torn down", f"Run {self.name} was torn down, so it needs no supervisor.")
             return
         if returned := self._come_back(run):
-            if not self._must_wait():
+            if not self._is_pausing():
                 with self._retried(f"returned:{returned.id}", f"Run {self.name} has a machine too many."):
                     self._world.end_returned(self.name, returned)
             return
@@ -286,7 +286,7 @@ class Watch:
             self._rent_again(look, lost)
             return
         silent = [node for node in run.nodes if node.machine and self._is_silent(node, states[node.name])]
-        if silent and not self._must_wait():
+        if silent and not self._is_pausing():
             self._give_up(look, silent)
         if silent:
             return
@@ -294,13 +294,13 @@ class Watch:
             return
         waiting = [node for node in run.nodes if states[node.name] == "waiting"]
         idle = any(self._has_stages_to_start(node, states[node.name]) for node in run.nodes)
-        if waiting and run.machine is not None and not self._must_wait():
+        if waiting and run.machine is not None and not self._is_pausing():
             pool = str(run.stages.get(waiting[0].name, {}).get("waits_for") or "")
             sequence = run.manifest.sequence if run.manifest else 0
             with self._retried(f"hand-over:{sequence}", f"Run {self.name} waits for a machine of another pool."):
                 request = Follow(self.name, options=self._options())
                 follow.hand_over(self._world, request, run, run.machine, pool, self._progress)
-        elif idle and not self._must_wait():
+        elif idle and not self._is_pausing():
             self._start(look)
         elif stopped := [node for node in run.nodes if states[node.name] == "stopped"]:
             machines = ", ".join(machine.describe(node.machine) for node in stopped if node.machine)
@@ -310,14 +310,14 @@ class Watch:
 
     def _stands(self, node: Node) -> str:
         """Return how a node stands: what its machine says, else what its cloud says, else what the bucket says."""
-        told = str(node.stages.get("state") or "")
+        answer = str(node.stages.get("state") or "")
         if node.machine is None:
             return node.state
-        if told and told != "unreachable":
-            return told
-        if told and node.outcome:
+        if answer and answer != "unreachable":
+            return answer
+        if answer and node.outcome:
             return "finished" if node.outcome == "done" else "failed"
-        return told or str(node.machine.state)
+        return answer or str(node.machine.state)
 
     def _note_signs(self, look: Look, states: Mapping[str, str]) -> None:
         """Remember since when each node stands as it does, and when its machine last gave a sign of life."""
@@ -434,7 +434,7 @@ class Watch:
         """End the run when its lease or its budget is over, and tell when most of the budget is spent."""
         budget = run.limits.budget_usd
         if run.instances and (why := limits.over(run, now)):
-            if self._must_wait():
+            if self._is_pausing():
                 return True
             with self._retried("limit", f"Run {self.name} is past its limits: {why}."):
                 done = self._world.end(ending.Order(self.name))
@@ -449,7 +449,7 @@ class Watch:
 
     def _conclude(self, run: Run, states: Mapping[str, str]) -> None:
         """Tell how the run has ended, and end its rental where that was asked for."""
-        if self._must_wait():
+        if self._is_pausing():
             return
         ends = [(node.name, node.machine, End(states[node.name])) for node in run.nodes if node.machine]
         failed = "failed" in states.values()
@@ -491,7 +491,7 @@ class Watch:
                 warning=True,
             )
             self._write(state="renting", losses=(*self.record.losses, *new))
-        if not self._must_wait():
+        if not self._is_pausing():
             self._launch(look, gone)
 
     def _give_up(self, look: Look, silent: Sequence[Node]) -> None:
