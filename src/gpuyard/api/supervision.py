@@ -268,6 +268,8 @@ class Watch:
             state in ("running", "waiting", "pending", "not-started", "unreachable") for state in states.values()
         )
         if all(state in _ENDED for state in states.values()) or ("failed" in states.values() and not at_work):
+            if run.machine is not None:
+                self._goes_on(run)  # it may have ended before anybody saw it at work
             self._conclude(run, states)
             return
         self._mind_the_losses(look, states)
@@ -306,7 +308,8 @@ class Watch:
             machines = ", ".join(machine.describe(node.machine) for node in stopped if node.machine)
             self._complain(f"Run {self.name} is stopped ({machines}); it is left so until somebody starts it.")
         elif all(state in ("running", *_ENDED) for state in states.values()):
-            self._goes_well(run)
+            self._goes_on(run)
+            self._tries, self._not_before = 0, 0.0
 
     def _stands(self, node: Node) -> str:
         """Return how a node stands: what its machine says, else what its cloud says, else what the bucket says."""
@@ -560,16 +563,13 @@ class Watch:
     def _options(self) -> dict[str, Any]:
         return {**self._rules.options, "follow": True, "shutdown": True}
 
-    def _goes_well(self, run: Run) -> None:
-        """Note that the stages are at work, and tell it after a loss."""
+    def _goes_on(self, run: Run) -> None:
+        """Note that the stages have been started, and tell it after a loss."""
         if self.record.state == "renting":
             there = ", ".join(machine.describe(one) for one in run.instances if one.alive)
             if self.record.losses:
-                self._tell(
-                    f"resume:{self.record.losses[-1]}", "resume", f"Run {self.name} is at work again, on {there}."
-                )
+                self._tell(f"resume:{self.record.losses[-1]}", "resume", f"Run {self.name} goes on, on {there}.")
             self._write(state="watching")
-        self._tries, self._not_before = 0, 0.0
 
     @contextmanager
     def _retried(self, key: str, what: str) -> Iterator[None]:

@@ -248,6 +248,16 @@ def test_a_machine_that_its_cloud_and_it_itself_call_gone_is_replaced_at_the_fir
     assert "it goes on" not in " ".join(world.lines) and len(world.launches) == 1
 
 
+def test_a_run_that_ends_before_anybody_sees_it_at_work_again_has_gone_on_all_the_same(world: World) -> None:
+    watch = world.watch()
+    world.rounds(watch)
+    world.take_away()
+    world.rounds(watch)
+    world.says["11"] = "finished"
+    world.rounds(watch)
+    assert world.told == ["loss", "resume", "end"]
+
+
 def test_a_machine_that_is_only_not_listed_is_lost_at_the_second_look(world: World) -> None:
     world.take_away(leaves=False)  # and this supervisor has never seen its address
     watch = world.watch()
