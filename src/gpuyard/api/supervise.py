@@ -23,7 +23,7 @@ from gpuyard.api.supervision import Look, Rules, Watch
 from gpuyard.box.checkpoints import Store, answer_soon
 from gpuyard.box.checkpoints.parallel import in_parallel
 from gpuyard.config import SshKey
-from gpuyard.errors import CheckpointError, GpuyardError, MissingObjectError, UsageError
+from gpuyard.errors import BucketError, CheckpointError, GpuyardError, MissingObjectError, UsageError
 from gpuyard.formats.label import RUN_NAME, check_form
 from gpuyard.formats.supervision import Supervision, supervision_key
 from gpuyard.providers.base import Instance, Progress, Provider
@@ -162,7 +162,12 @@ def wanted(store: Store) -> list[str]:
     """Return the runs that a supervisor has begun to watch and that have not ended."""
 
     def watched(name: str) -> str:
-        found = _find(store, name)
+        try:
+            found = _find(store, name)
+        except BucketError:
+            raise
+        except CheckpointError:
+            return name  # whoever watches it says what is wrong with it
         return name if found is not None and found.state != "ended" else ""
 
     return [name for name in in_parallel(watched, filter(RUN_NAME.fullmatch, store.folders())) if name]
@@ -191,6 +196,7 @@ class Supervisor:
         self._watches: dict[str, Watch] = {}
         self._busy: dict[str, threading.Thread] = {}
         self._wanted_at = float("-inf")
+        self._cloudless = False  # whether none of the clouds has answered the last time
 
     def check_known(self) -> None:
         """Raise :class:`UsageError` for a named run that neither a cloud nor the bucket knows."""
@@ -253,8 +259,11 @@ class Supervisor:
         try:
             seen = self._world.survey()
         except GpuyardError as error:
-            say(f"The clouds cannot be asked now: {error}")
+            if not self._cloudless:
+                say(f"The clouds cannot be asked now, so nothing is known of any machine: {error}")
+            self._cloudless = True
             return
+        self._cloudless = False
 
         def step(one: Watch) -> None:
             try:

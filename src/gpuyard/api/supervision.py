@@ -37,6 +37,7 @@ PATIENCE_S = 60.0
 LONGEST_PAUSE_S = 300.0
 """The longest pause between two tries of what has failed."""
 _FIRST_PAUSE_S = 10.0
+_GAP_S = 60.0
 _RENEW_LOOK_S = 2.0
 _ENDED = (*watch.AS_ASKED, "failed")
 
@@ -117,6 +118,7 @@ class Watch:
         self._misses: dict[str, int] = {}
         self._standing: dict[str, tuple[str, float]] = {}  # by node: how it stands, and since when
         self._signs: dict[str, str] = {}
+        self._noted_at = 0.0
         self._alive_at: dict[str, float] = {}  # by node: when its machine of now gave a sign of life
         self._machines: dict[str, Instance] = {}  # by node: the last one that was seen alive
         self._returned: frozenset[tuple[str, str]] = frozenset()
@@ -165,7 +167,11 @@ class Watch:
             self._record = dataclasses.replace(self._record, state="watching", outcome="")
         self._put(self._record)
         self._progress(f"Run {self.name} is supervised from here.")
-        self._listed = None
+        # What was seen before somebody else had it says nothing of now.
+        self._listed, self._returned = None, frozenset()
+        self._tries, self._not_before = 0, 0.0
+        for seen in (self._misses, self._standing, self._signs, self._alive_at, self._machines):
+            seen.clear()
 
     @property
     def record(self) -> Supervision:
@@ -218,7 +224,7 @@ class Watch:
         self._listed, self._full_at = listed, now
         return True
 
-    def _must_wait(self) -> bool:
+    def _is_pausing(self) -> bool:
         """Whether what was tried last is not to be tried again yet."""
         return self._clock.now() < self._not_before
 
@@ -254,14 +260,16 @@ class Watch:
             self._end_watching(run, "it was torn down", f"Run {self.name} was torn down, so it needs no supervisor.")
             return
         if returned := self._come_back(run):
-            if not self._must_wait():
-                with self._retried("returned", f"Run {self.name} has a machine too many."):
+            if not self._is_pausing():
+                with self._retried(f"returned:{returned.id}", f"Run {self.name} has a machine too many."):
                     self._world.end_returned(self.name, returned)
             return
         at_work = any(
             state in ("running", "waiting", "pending", "not-started", "unreachable") for state in states.values()
         )
         if all(state in _ENDED for state in states.values()) or ("failed" in states.values() and not at_work):
+            if run.machine is not None:
+                self._goes_on(run)  # it may have ended before anybody saw it at work
             self._conclude(run, states)
             return
         self._mind_the_losses(look, states)
@@ -269,8 +277,8 @@ class Watch:
     def _mind_the_losses(self, look: Look, states: Mapping[str, str]) -> None:
         """Rent again what is lost, start what does not run, and hand over what waits."""
         run = look.run
-        missing = [node for node in run.nodes if states[node.name] in ("preempted", "interrupted", "cancelled")]
-        missing = [node for node in missing if node.machine is None]  # of one that is there it says something else
+        gone = ("preempted", "interrupted", "cancelled")
+        missing = [node for node in run.nodes if node.machine is None and states[node.name] in gone]
         for name in {*self._misses} - {node.name for node in missing}:
             del self._misses[name]
         lost = [node for node in missing if self._is_lost(look, node)]
@@ -280,7 +288,7 @@ class Watch:
             self._rent_again(look, lost)
             return
         silent = [node for node in run.nodes if node.machine and self._is_silent(node, states[node.name])]
-        if silent and not self._must_wait():
+        if silent and not self._is_pausing():
             self._give_up(look, silent)
         if silent:
             return
@@ -288,33 +296,39 @@ class Watch:
             return
         waiting = [node for node in run.nodes if states[node.name] == "waiting"]
         idle = any(self._has_stages_to_start(node, states[node.name]) for node in run.nodes)
-        if waiting and run.machine is not None and not self._must_wait():
+        if waiting and run.machine is not None and not self._is_pausing():
             pool = str(run.stages.get(waiting[0].name, {}).get("waits_for") or "")
-            with self._retried("hand-over", f"Run {self.name} waits for a machine of another pool."):
+            sequence = run.manifest.sequence if run.manifest else 0
+            with self._retried(f"hand-over:{sequence}", f"Run {self.name} waits for a machine of another pool."):
                 request = Follow(self.name, options=self._options())
                 follow.hand_over(self._world, request, run, run.machine, pool, self._progress)
-        elif idle and not self._must_wait():
+        elif idle and not self._is_pausing():
             self._start(look)
         elif stopped := [node for node in run.nodes if states[node.name] == "stopped"]:
             machines = ", ".join(machine.describe(node.machine) for node in stopped if node.machine)
             self._complain(f"Run {self.name} is stopped ({machines}); it is left so until somebody starts it.")
         elif all(state in ("running", *_ENDED) for state in states.values()):
-            self._goes_well(run)
+            self._goes_on(run)
+            self._tries, self._not_before = 0, 0.0
 
     def _stands(self, node: Node) -> str:
         """Return how a node stands: what its machine says, else what its cloud says, else what the bucket says."""
-        told = str(node.stages.get("state") or "")
+        answer = str(node.stages.get("state") or "")
         if node.machine is None:
             return node.state
-        if told and told != "unreachable":
-            return told
-        if told and node.outcome:
+        if answer and answer != "unreachable":
+            return answer
+        if answer and node.outcome:
             return "finished" if node.outcome == "done" else "failed"
-        return told or str(node.machine.state)
+        return answer or str(node.machine.state)
 
     def _note_signs(self, look: Look, states: Mapping[str, str]) -> None:
         """Remember since when each node stands as it does, and when its machine last gave a sign of life."""
         now = self._clock.now()
+        if now - self._noted_at > _GAP_S:
+            # Nobody has looked meanwhile, so that nothing was seen says nothing.
+            self._alive_at = dict.fromkeys(self._alive_at, now)
+        self._noted_at = now
         for node in look.run.nodes:
             state = states[node.name]
             if self._standing.get(node.name, ("", 0.0))[0] != state:
@@ -366,9 +380,11 @@ class Watch:
 
     def _is_silent(self, node: Node, state: str) -> bool:
         """Tell whether a machine that was alive has given no sign of life for too long."""
-        last = self._alive_at.get(node.name)
-        if state != "unreachable" or (node.machine and node.machine.provider == OWN):
+        if node.machine is None or node.machine.provider == OWN or state not in ("unreachable", "unknown"):
             return False
+        if state == "unknown" and self._world.status(node.machine) != "unreachable":
+            self._alive_at[node.name] = self._clock.now()  # only its cloud does not know how it is
+        last = self._alive_at.get(node.name)
         if last is None:
             self._complain(
                 f"{machine.whose(self.name, node.name)} does not answer here and has given no other sign of life yet: "
@@ -421,7 +437,7 @@ class Watch:
         """End the run when its lease or its budget is over, and tell when most of the budget is spent."""
         budget = run.limits.budget_usd
         if run.instances and (why := limits.over(run, now)):
-            if self._must_wait():
+            if self._is_pausing():
                 return True
             with self._retried("limit", f"Run {self.name} is past its limits: {why}."):
                 done = self._world.end(ending.Order(self.name))
@@ -436,7 +452,7 @@ class Watch:
 
     def _conclude(self, run: Run, states: Mapping[str, str]) -> None:
         """Tell how the run has ended, and end its rental where that was asked for."""
-        if self._must_wait():
+        if self._is_pausing():
             return
         ends = [(node.name, node.machine, End(states[node.name])) for node in run.nodes if node.machine]
         failed = "failed" in states.values()
@@ -478,7 +494,7 @@ class Watch:
                 warning=True,
             )
             self._write(state="renting", losses=(*self.record.losses, *new))
-        if not self._must_wait():
+        if not self._is_pausing():
             self._launch(look, gone)
 
     def _give_up(self, look: Look, silent: Sequence[Node]) -> None:
@@ -547,16 +563,13 @@ class Watch:
     def _options(self) -> dict[str, Any]:
         return {**self._rules.options, "follow": True, "shutdown": True}
 
-    def _goes_well(self, run: Run) -> None:
-        """Note that the stages are at work, and tell it after a loss."""
+    def _goes_on(self, run: Run) -> None:
+        """Note that the stages have been started, and tell it after a loss."""
         if self.record.state == "renting":
             there = ", ".join(machine.describe(one) for one in run.instances if one.alive)
             if self.record.losses:
-                self._tell(
-                    f"resume:{self.record.losses[-1]}", "resume", f"Run {self.name} is at work again, on {there}."
-                )
+                self._tell(f"resume:{self.record.losses[-1]}", "resume", f"Run {self.name} goes on, on {there}.")
             self._write(state="watching")
-        self._tries, self._not_before = 0, 0.0
 
     @contextmanager
     def _retried(self, key: str, what: str) -> Iterator[None]:

@@ -19,7 +19,7 @@ from gpuyard.api.supervise import Real, Supervise, Supervisor
 from gpuyard.api.supervision import Look, Watch
 from gpuyard.box.checkpoints import LocalStore, write_record
 from gpuyard.config import SshKey
-from gpuyard.errors import UsageError
+from gpuyard.errors import ProviderDownError, UsageError
 from gpuyard.formats.supervision import Supervision, supervision_key
 from gpuyard.renting import claim
 from gpuyard.renting.claim import Lease
@@ -119,6 +119,25 @@ def test_runs_are_looked_at_side_by_side_and_one_that_fails_hinders_no_other(
     assert sum("could not be looked at" in line for line in lines) == 1
 
 
+def test_clouds_that_do_not_answer_are_told_once_and_waited_for(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = a_supervisor(store, "kept-0", monkeypatch=monkeypatch)
+    monkeypatch.setattr(one, "_request", Supervise(("kept-0",), interval_s=0.02))
+    asked: list[int] = []
+
+    def survey(_: Clouds) -> Survey:
+        asked.append(1)
+        if len(asked) < 4:
+            raise ProviderDownError("Vast.ai does not answer.", provider="vast")
+        return Survey(1, [], {})
+
+    monkeypatch.setattr(Clouds, "survey", survey)
+    lines: list[str] = []
+    assert one.serve(SimpleQueue(), lines.append).ended == {"kept-0": "finished"}
+    assert sum("cannot be asked now" in line for line in lines) == 1 and len(asked) > 4
+
+
 def test_without_names_those_are_taken_that_a_supervisor_has_begun_to_watch(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +145,8 @@ def test_without_names_those_are_taken_that_a_supervisor_has_begun_to_watch(
         store.put(supervision_key(name), Supervision(state).to_bytes())
     write_record(store, "d-0", "kept")
     assert supervise.wanted(store) == ["a-0", "b-0"]
+    store.put(supervision_key("b-0"), b"damaged")
+    assert supervise.wanted(store) == ["a-0", "b-0"]  # so that somebody says so
     one = a_supervisor(store, monkeypatch=monkeypatch)
     monkeypatch.setattr(one, "_request", Supervise(interval_s=0.02))
     assert sorted(one.serve(SimpleQueue(), lambda _: None).ended) == ["a-0", "b-0"]

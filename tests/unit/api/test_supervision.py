@@ -248,6 +248,16 @@ def test_a_machine_that_its_cloud_and_it_itself_call_gone_is_replaced_at_the_fir
     assert "it goes on" not in " ".join(world.lines) and len(world.launches) == 1
 
 
+def test_a_run_that_ends_before_anybody_sees_it_at_work_again_has_gone_on_all_the_same(world: World) -> None:
+    watch = world.watch()
+    world.rounds(watch)
+    world.take_away()
+    world.rounds(watch)
+    world.says["11"] = "finished"
+    world.rounds(watch)
+    assert world.told == ["loss", "resume", "end"]
+
+
 def test_a_machine_that_is_only_not_listed_is_lost_at_the_second_look(world: World) -> None:
     world.take_away(leaves=False)  # and this supervisor has never seen its address
     watch = world.watch()
@@ -331,6 +341,33 @@ def test_a_stage_that_failed_by_itself_is_told_and_never_started_again(world: Wo
     world.take_away()
     world.rounds(again, 5)
     assert world.launches == [] and world.told == ["failure"]
+
+
+def test_a_run_of_several_nodes_of_which_one_failed_gets_no_new_machine(world: World) -> None:
+    """A launch would start the failed stage again. It is waited for what goes on, and then the run has failed."""
+    world.machines = [a_box(1, node="search-0"), a_box(2, node="search-1"), a_box(3, node="search-2")]
+    world.says = {"1": "failed", "2": "running", "3": "running"}
+    watch = world.watch()
+    world.rounds(watch)
+    world.take_away()
+    world.rounds(watch, 5)
+    assert world.launches == [] and not world.told
+    world.says["2"] = "finished"
+    world.rounds(watch, 5)
+    assert world.launches == [] and watch.over == "failed"
+
+
+def test_a_teardown_between_two_tries_is_seen_before_the_next_launch(world: World) -> None:
+    watch = world.watch()
+    world.rounds(watch)
+    world.take_away()
+    world.refuses = 1
+    world.rounds(watch)
+    assert len(world.launches) == 1
+    # Nothing is written before the second try.
+    world.kept = dataclasses.replace(world.kept, state="ended", outcome="it was torn down")
+    world.rounds(watch, 3)
+    assert len(world.launches) == 1 and watch.over
 
 
 @pytest.mark.parametrize("state", ["finished", "failed"])
@@ -464,6 +501,37 @@ def test_a_silent_machine_is_kept_that_may_be_alive_or_hold_all_there_is(world: 
     world.rounds(watch, 400)
     assert world.orders == [] and world.launches == []
     assert world.told == (["kept"] if case == "no checkpoint" else [])
+
+
+def test_silence_counts_only_as_long_as_somebody_looks(world: World) -> None:
+    watch = world.watch()
+    world.rounds(watch)
+    world.now += 3600  # a laptop that slept, or a bucket that was down
+    world.says["1"] = "unreachable"
+    world.rounds(watch, 600 // 5 - 1)
+    assert world.orders == []
+    world.rounds(watch, 10)
+    assert len(world.orders) == 1
+    # Another supervisor had it meanwhile.
+    other = World()
+    watch = other.watch()
+    other.rounds(watch)
+    other.hand.whose = "A command on elsewhere"
+    for _ in range(300):
+        other.rounds(watch)
+    other.hand.whose, other.says["1"] = "", "unreachable"
+    other.rounds(watch, 100)
+    assert other.orders == []
+
+
+def test_a_machine_of_which_its_cloud_knows_nothing_is_asked_itself(world: World) -> None:
+    world.machines[0] = dataclasses.replace(world.machines[0], state=State.UNKNOWN)
+    watch = world.watch()
+    world.rounds(watch, 200)
+    assert world.orders == []
+    world.says["1"] = "unreachable"
+    world.rounds(watch, 130)
+    assert len(world.orders) == 1 and world.rents == 1
 
 
 def test_two_supervisors_never_act_at_once(world: World) -> None:
