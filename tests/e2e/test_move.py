@@ -53,6 +53,7 @@ def test_e8_x14_moves_stop_start_a_loss_and_the_report(yard: Yard, tmp_path: Pat
     file = tmp_path / "workloads" / "mover.yml"
     file.write_text(WORKLOAD)
     run = "mover-0"
+    yard.wait("the box's SSH server", lambda: tower.run("pgrep -x sshd || true"))
     try:
         yard.play("launch", run=run, workload=str(file), box="tower")
         steps(yard, run, 1)
