@@ -60,7 +60,7 @@ def test_e8_x14_moves_stop_start_a_loss_and_the_report(yard: Yard, tmp_path: Pat
         assert "is there already (own tower-" in yard.play("move", run=run, box="tower", ok=False).text
 
         moved = yard.play("move", run=run, provider="vast").text
-        assert moved.index("The bucket holds everything") < moved.index("Renting vast") < moved.index("Free")
+        assert moved.index("The bucket holds everything") < moved.index("Renting vast")
         assert [one.provider for one in yard.instances(run)] == ["vast"]
         assert "own.json" not in tower.run("ls /opt/gpuyard")
         steps(yard, run, 2)
@@ -97,7 +97,8 @@ def test_e8_x14_moves_stop_start_a_loss_and_the_report(yard: Yard, tmp_path: Pat
     yard.play("report", run=run, report=str(tmp_path / "mover.json"))
     made = json.loads((tmp_path / "mover.json").read_text())
     assert made["usd"] == pytest.approx(sum(one.cost_usd(made["until"]) for one in entries))
-    assert made["usd"] == pytest.approx(bill["total_usd"], abs=0.01)
+    # No cloud says when it took a machine away, so what a lost one cost is a lower bound.
+    assert made["usd"] <= bill["total_usd"] + 0.01 and made["usd"] == pytest.approx(bill["total_usd"], abs=0.05)
     assert (made["losses"], len(made["machines"]), made["restarts"]) == (1, 5, STEPS - 1)
     assert 0 < made["idle_share"] < 1 and made["planned"]["hours"]["expected"] == pytest.approx(0.11)
     page = (tmp_path / "mover.html").read_text()
