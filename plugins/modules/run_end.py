@@ -28,11 +28,13 @@ description:
     machine is left that could say whether all is saved, and the bucket holds no whole checkpoint.
   - At the end the clouds are asked once more whether anything of the run is left.
   - A cloud that does not answer keeps no other cloud's machine. It is named, and the task fails.
+  - With O(report), the report of M(gpuyard.cloud.run_report) is written when all has ended.
   - Progress is shown line by line while it runs.
 extends_documentation_fragment:
   - gpuyard.cloud.provider
   - gpuyard.cloud.provider.attributes
   - gpuyard.cloud.bucket
+  - gpuyard.cloud.report
 attributes:
   check_mode:
     support: full
@@ -138,6 +140,7 @@ from typing import Any
 from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
     BUCKET_OPTIONS,
     PROVIDER_OPTIONS,
+    REPORT_OPTIONS,
     Call,
     run_module,
 )
@@ -145,6 +148,7 @@ from ansible_collections.gpuyard.cloud.plugins.module_utils._verb import (
 ARGUMENT_SPEC: dict[str, Any] = (
     PROVIDER_OPTIONS
     | BUCKET_OPTIONS
+    | REPORT_OPTIONS
     | {
         "run": {"type": "str"},
         "node": {"type": "str"},
@@ -161,8 +165,10 @@ CONDITIONS: dict[str, Any] = {}
 
 def run(call: Call) -> dict[str, Any]:
     """End the run."""
-    from gpuyard.api import end, supervise
+    from gpuyard.api import end, report, supervise
 
+    site, file = call.site(), call.option("report")
+    report.check_beside_an_end(site, file)
     order = end.Order(
         run=call.option("run") or "",
         node=call.option("node"),
@@ -172,10 +178,12 @@ def run(call: Call) -> dict[str, Any]:
         since=call.params["since"],
         keep_volumes=call.params["keep_volumes"],
     )
-    site = call.site()
     if order.whole and not order.only and not call.check_mode:
         supervise.give_over(site, order.run, progress=call.progress)
-    return end.end(site, order, check=call.check_mode, progress=call.progress).to_dict()
+    done = end.end(site, order, check=call.check_mode, progress=call.progress).to_dict()
+    if file and not call.check_mode:
+        report.report(site, report.ReportRequest(order.run, file=file), progress=call.progress)
+    return done
 
 
 def main() -> None:

@@ -29,6 +29,17 @@ def parser() -> argparse.ArgumentParser:
     demo.set_defaults(handler=_demo)
     schema = commands.add_parser("schema", help="print the format of a workload file as a JSON Schema, for editors")
     schema.set_defaults(handler=_schema)
+    report = commands.add_parser("report", help="show what a run has taken and cost, against what was planned")
+    report.add_argument("run", help="the name of the run")
+    report.add_argument(
+        "--format", default="", choices=("markdown", "html", "json"), help="default: by the file's name"
+    )
+    report.add_argument("--report", metavar="FILE", help="keep it in a file as well")
+    report.add_argument("--bucket", metavar="URL", help="where the checkpoints are")
+    report.add_argument("--bucket-endpoint", metavar="URL", help="for S3 services other than Amazon's")
+    report.add_argument("--sandbox", action="store_true", default=None, help="the emulated clouds are meant")
+    report.add_argument("--sandbox-state", metavar="DIR", help="the folder of one of several sandboxes")
+    report.set_defaults(handler=_report)
     live = commands.add_parser("live", help="check a real account of a cloud: it reads only, unless --spend is given")
     live.add_argument("provider", help="vast, vultr, lambda or runpod")
     live.add_argument("--spend", action="store_true", help="rent one machine, run a command there, destroy it, audit")
@@ -166,6 +177,17 @@ def _supervise(arguments: argparse.Namespace) -> int:
     done = supervise.supervise(Site(**{name: getattr(arguments, name) for name in where}), request, progress=say)
     print(done.to_dict()["text"])
     return 1 if done.failed else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from gpuyard.api import report  # brings the clouds in, which the other commands do without
+    from gpuyard.api.site import Site
+
+    places = {name: getattr(arguments, name) for name in ("sandbox", "sandbox_state", "bucket", "bucket_endpoint")}
+    request = report.ReportRequest(arguments.run, arguments.format, arguments.report)
+    done = report.report(Site(**places), request, progress=partial(print, file=sys.stderr, flush=True))
+    print(done["text"])
+    return 0
 
 
 def _demo(_: argparse.Namespace) -> int:

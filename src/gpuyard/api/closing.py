@@ -97,8 +97,8 @@ def give_up(
     except GpuyardError as error:
         return GivenUp(f"{what} {error}")
     if failure.hand_over:
-        stays = f"The run still has the machine that it had, and bills for it: `{remedy('launch', run=failure.run)}`"
-        return GivenUp(f"{what} The new {name} is {gone}: no stage had begun on it. {stays} goes on.")
+        stays = f"The run is still where it was: `{remedy('launch', run=failure.run)}` goes on."
+        return GivenUp(f"{what} The new {name} is {gone}: no stage had begun on it. {stays}")
     if larger:
         return _with_larger_disk(failure, what, play, progress)
     if failure.unfit:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpuyard.api import follow as following
-from gpuyard.api.site import SURVEY_S, Site
-from gpuyard.box.checkpoints import Store
-from gpuyard.errors import CheckpointError, UsageError
+from gpuyard.api.choosing import choose_run
+from gpuyard.api.site import Site
+from gpuyard.errors import UsageError
 from gpuyard.providers.base import Progress
-from gpuyard.renting import access, machine, runs, survey, watch
-from gpuyard.renting.runs import Run
+from gpuyard.renting import machine, watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +109,3 @@ def follow(site: Site, name: str | None, *, progress: Progress) -> Followed:
     progress(machine.following(run.name, run.instances))
     world = following.Real(site, progress)
     return Followed(run.name, *following.conclude(world, run, following.show_all(world, run, progress)))
-
-
-def choose_run(site: Site, name: str | None, progress: Progress) -> tuple[Run, Store | None]:
-    """Return the run that is meant, and the bucket. Clouds and bucket are needed only as far as they may hold it."""
-    clouds = site.clouds()
-    store = site.store()
-    seen = survey.take(clouds, within_s=SURVEY_S)
-    instances = seen.answered()
-    if name not in [instance.ref.run for instance in survey.owned(instances) if instance.ref]:
-        # It may be at the cloud that does not answer.
-        seen.complete()
-    try:
-        runs.check_answers(store)
-        stored = runs.stored(store)
-    except CheckpointError as error:
-        # A machine can be asked all the same.
-        stored = runs.Stored()
-        if not any(run.machine and name in (None, run.name) for run in runs.join(instances, stored)):
-            raise
-        progress(f"The bucket cannot be read, so runs without a machine are missing: {error}")
-    run = watch.choose(runs.join(instances, stored), name)
-    if run.machine:
-        access.let_in(clouds, [one for one in run.instances if one.alive], site.key(), progress=progress)
-    return run, store

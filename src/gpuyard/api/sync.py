@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gpuyard.api.logs import choose_run
+from gpuyard.api.choosing import choose_run
 from gpuyard.api.site import Site
 from gpuyard.box import checkpoints
 from gpuyard.box.checkpoints import Store
