@@ -205,21 +205,26 @@ def end_leftovers(
     return found
 
 
-def _has_newer_file(root: Path, since_ns: int | None) -> bool:
-    """Tell whether anything below ``root`` but gpuyard's own was written after a time.
+def _written_ns(root: Path) -> Iterator[int]:
+    """Yield when each file below ``root`` but gpuyard's own was written, in nanoseconds since 1970.
 
     Restoring gives files the times that they had, so this holds on another box, too.
     """
-    if since_ns is None:
-        return True
     for folder, folders, files in os.walk(root):
         if Path(folder) == root and STATE in folders:
             folders.remove(STATE)
         for name in files:
             with contextlib.suppress(OSError):
-                if (Path(folder) / name).lstat().st_mtime_ns > since_ns:
-                    return True
-    return False
+                yield (Path(folder) / name).lstat().st_mtime_ns
+
+
+def _begins_ns(root: Path) -> int:
+    """Return a time after which whatever a stage that begins now saves was written.
+
+    That is when the newest file was written, not the present time: a clock that is ahead now may be put right before
+    the stage saves anything.
+    """
+    return min(time.time_ns(), max(_written_ns(root), default=1))
 
 
 def _overdue(stage: Stage, seconds: float, silence: float) -> str | None:
@@ -346,7 +351,7 @@ class Runner:
             stage=name,
             attempt=attempt,
             token=token,
-            began_ns=time.time_ns(),
+            began_ns=_begins_ns(self.spec.root),
             **({"afresh": afresh} if afresh else {}),
         )
         began = time.monotonic()
@@ -400,7 +405,9 @@ class Runner:
             # pathlib's own refuses some patterns with an exception, which ones depends on the version.
             found = glob.iglob(pattern, root_dir=self.spec.root, recursive=True)  # noqa: PTH207
             return None if any(found) else f"nothing is there that matches resume_if: {pattern}"
-        return None if _has_newer_file(self.spec.root, before.began_ns) else "nothing of it was saved"
+        since_ns = before.began_ns
+        saved = since_ns is None or any(written > since_ns for written in _written_ns(self.spec.root))
+        return None if saved else "nothing of it was saved"
 
     def _execute(
         self, command: str, place: Position, token: str, stage: Stage, log: IO[bytes]
