@@ -115,6 +115,8 @@ class Journal:
         """Return where the run stands. Of the checkpoints only the last is read: they are most of a long journal."""
         lines = self._bytes().split(b"\n")
         published = [number for number, line in enumerate(lines) if _PUBLISHED in line]
+        while published and not parse(lines[published[-1]]):
+            published.pop()  # a crash cut it off
         for number in published[:-1]:
             lines[number] = b""
         return fold(parse(b"\n".join(lines)), order)
@@ -161,7 +163,7 @@ class Attempts:
     """Why it was ended, where it did not end by itself."""
     token: str | None = None
     began_ns: int | None = None
-    """When its first attempt began, in nanoseconds since 1970."""
+    """When its first attempt began, or the newest file before was written (ns since 1970): what it saved is newer."""
 
     @property
     def cut_short(self) -> bool:
