@@ -227,6 +227,10 @@ class S3Store(Store):
                 raise BucketError(
                     f"{where} refuses the key ({code}): check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
                 ) from error
+            if code == "RequestTimeTooSkewed":
+                raise BucketError(
+                    f"{where} takes no request of a machine whose clock is wrong: set this one's."
+                ) from error
             if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
                 raise BucketError(f"{where} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.") from error
             raise BucketError(f"{where} cannot be used ({code or type(error).__name__}).") from error
