@@ -5,7 +5,7 @@ VENV := .venv/bin
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-live check lint types unit floor integration molecule e2e sanity docs bench lock clean
+.PHONY: help setup demo test test-live check lint types unit floor integration molecule e2e chaos sanity docs bench lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,10 @@ molecule: setup ## Every role on real containers
 
 e2e: setup ## The whole story on both emulated clouds
 	@scripts/test e2e
+
+FAULTS ?= 100
+chaos: setup ## FAULTS=100 SEED=… RUN=… or BOXES=10: faults at random moments, and what has to hold after each
+	@scripts/chaos --faults $(FAULTS) $(if $(BOXES),--boxes $(BOXES)) $(if $(SEED),--seed $(SEED)) $(if $(RUN),--world $(RUN)) $(if $(JSON),--json $(JSON))
 
 sanity: setup ## ansible-test sanity
 	@scripts/test sanity
