@@ -47,8 +47,8 @@ e2e: setup ## The whole story on both emulated clouds
 	@scripts/test e2e
 
 FAULTS ?= 100
-chaos: setup ## FAULTS=100 SEED=… RUN=…: faults at random moments, and what has to hold after each
-	@scripts/chaos --faults $(FAULTS) $(if $(SEED),--seed $(SEED)) $(if $(RUN),--world $(RUN)) $(if $(JSON),--json $(JSON))
+chaos: setup ## FAULTS=100 SEED=… RUN=… or BOXES=10: faults at random moments, and what has to hold after each
+	@scripts/chaos --faults $(FAULTS) $(if $(BOXES),--boxes $(BOXES)) $(if $(SEED),--seed $(SEED)) $(if $(RUN),--world $(RUN)) $(if $(JSON),--json $(JSON))
 
 sanity: setup ## ansible-test sanity
 	@scripts/test sanity

@@ -14,6 +14,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Files whose tests start real programs and wait for them. `make check` leaves them out, so that it ends within two
 # minutes; `make test` runs them all.
 WITH_PROGRAMS = (
+    "contracts/properties/test_checkpoint_properties.py",
     "contracts/test_box_on_python_310.py",
     "unit/checkpoints/test_bundles.py",
     "unit/checkpoints/test_claims.py",

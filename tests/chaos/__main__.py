@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from . import running, s3
+from . import boxes, running, s3
 from .running import Result
 
 
@@ -24,19 +24,15 @@ def main() -> int:
     """Run what the command line says; return 1 when something that was promised did not hold."""
     options = _parser().parse_args()
     seed = options.seed or str(random.SystemRandom().randint(1, 999_999))
-    wanted = running.settings(options.faults, seed)
-    if options.world is not None:
-        wanted = [setting for setting in wanted if setting.number == options.world]
     base = Path(tempfile.mkdtemp(prefix="gpuyard-chaos-"))
-    print(
-        f"Chaos: seed {seed}, {sum(one.count for one in wanted)} faults in {len(wanted)} runs, in {base}.", flush=True
-    )
     began = time.monotonic()
-    with nullcontext("") if options.no_s3 else s3.seaweedfs(base / "s3") as endpoint:
-        settings = [replace(one, folder=str(base / f"w{one.number}"), s3_endpoint=endpoint) for one in wanted]
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=running.prepare) as pool:
-            results = list(pool.map(running.run, settings))
+    if options.boxes:
+        print(f"Chaos on boxes: seed {seed}, {options.boxes} faults, in {base}.", flush=True)
+        results = [boxes.run(base / "boxes", seed, options.boxes)]
+        again = f"BOXES={options.boxes} SEED={seed}"
+    else:
+        results = _processes(options, seed, base)
+        again = f"FAULTS={options.faults} SEED={seed} RUN="
     seconds = time.monotonic() - began
     print(running.table(results))
     count = sum(len(result.faults) for result in results)
@@ -48,12 +44,25 @@ def main() -> int:
     wrong = [result for result in results if result.problem]
     for result in wrong:
         print(f"WRONG in run {result.world}, at fault {result.last}: {result.problem}")
-        print(
-            f"  again: make chaos FAULTS={options.faults} SEED={seed} RUN={result.world}; what is left: {result.folder}"
-        )
+        number = "" if options.boxes else result.world
+        print(f"  again: make chaos {again}{number}; what is left: {result.folder}")
     if not wrong:
         shutil.rmtree(base)
     return 1 if wrong else 0
+
+
+def _processes(options: argparse.Namespace, seed: str, base: Path) -> list[Result]:
+    """Strike runs that are processes of this machine."""
+    wanted = running.settings(options.faults, seed)
+    if options.world is not None:
+        wanted = [setting for setting in wanted if setting.number == options.world]
+    count = sum(one.count for one in wanted)
+    print(f"Chaos: seed {seed}, {count} faults in {len(wanted)} runs, in {base}.", flush=True)
+    with nullcontext("") if options.no_s3 else s3.seaweedfs(base / "s3") as endpoint:
+        settings = [replace(one, folder=str(base / f"w{one.number}"), s3_endpoint=endpoint) for one in wanted]
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=running.prepare) as pool:
+            return list(pool.map(running.run, settings))
 
 
 def _write(file: Path, seed: str, seconds: float, results: list[Result]) -> None:
@@ -66,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--faults", type=int, default=100, metavar="N", help="how many faults (default %(default)s)")
     parser.add_argument("--seed", help="what decides the faults and their moments (default: a new one, which is said)")
     parser.add_argument("--world", type=int, metavar="N", help="only the run with this number")
+    parser.add_argument("--boxes", type=int, default=0, metavar="N", help="N faults on boxes of the sandbox instead")
     parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1), help="runs at a time (%(default)s)")
     parser.add_argument("--no-s3", action="store_true", help="only folders as buckets")
     parser.add_argument("--json", metavar="FILE", help="keep the figures there as well")

@@ -13,7 +13,7 @@ from gpuyard.box.stages.runner import is_running
 
 from . import checks
 from .checks import WrongError, demand
-from .world import STEPS, World, faketime, filled
+from .world import STEPS, World, filled
 
 # The time in which a random moment lies: a machine trains, publishes and ends a stage in it.
 _MOMENTS_S = 0.4
@@ -24,8 +24,8 @@ _CLOCKS_S = (-86_400, -7_200, -300, -5, 0, 5, 300, 7_200, 86_400)
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault: what does it, how often it is drawn, and where it can be had (``folder``, ``s3``, ``mounts``,
-    ``clock``)."""
+    """A kind of fault: what does it, how often it is drawn, and where it can be had (``folder``, ``s3``,
+    ``mounts``)."""
 
     strike: Callable[[World], str]
     weight: int
@@ -47,7 +47,9 @@ def stage_killed(world: World) -> str:
     """The stage's processes are killed, or only the program and not its shell; the runner lives."""
     _strike_at_work(world)
     words = world.random.choice(("trainer.py", "bash"))
-    killed = world.members(words)
+    life, killed = world.running(), list[int]()
+    while not killed and life.poll() is None:
+        killed = world.members(words)
     world.kill(*killed)
     return f"{len(killed)} processes"
 
@@ -207,14 +209,11 @@ def monitor_killed(world: World) -> str:
     world.stop()
     world.monitored = True
     world.describe()
-    world.running()
+    life, killed = world.running(), list[int]()
     try:
-        world.wait(
-            "the monitor's beginning",
-            lambda: bool(world.members("gpuyard.box.monitor")) or world.running().poll() is not None,
-        )
+        while not killed and life.poll() is None:
+            killed = world.members("gpuyard.box.monitor")
         world.note_fault()
-        killed = world.members("gpuyard.box.monitor")
         world.kill(*killed)
     finally:
         world.monitored = False
@@ -283,7 +282,7 @@ KINDS: dict[str, Kind] = {
     "tmux killed": Kind(tmux_killed, 1),
     "monitor killed": Kind(monitor_killed, 1),
     "disk full": Kind(disk_full, 2, ("mounts",)),
-    "clock set": Kind(clock_set, 2, ("clock",)),
+    "clock set": Kind(clock_set, 2),
     "bucket gone": Kind(bucket_gone, 2, ("folder",)),
     "bucket full": Kind(bucket_full_folder, 2, ("folder", "mounts")),
     "bucket slow": Kind(_bucket_fault("slow"), 2, ("s3",)),
@@ -299,8 +298,3 @@ def drawn(world_number: int, seed: str, count: int, there: set[str]) -> tuple[st
     kinds = {name: kind for name, kind in KINDS.items() if set(kind.needs) <= there}
     chance = random.Random(f"{seed}/{world_number}/kinds")
     return tuple(chance.choices(list(kinds), [kind.weight for kind in kinds.values()], k=count))
-
-
-def clock_can_be_set() -> bool:
-    """Tell whether clocks can be set here."""
-    return faketime() is not None

@@ -14,13 +14,13 @@ from .world import World, adopt_orphans, isolate_mounts
 
 _PER_WORLD = 10
 # Every so many runs has a real S3 server as its bucket, beginning with the second; the others have a folder.
-_S3_EVERY = 3
+_S3_EVERY = 5
 _has_mounts = False
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a world is made of: its number, and how many faults strike it, of which the first has the number ``first``."""
+    """What a world is made of: its number, how many faults strike it, and the number of the first one."""
 
     number: int
     seed: str
@@ -82,7 +82,6 @@ def run(setting: Setting) -> Result:
     on_s3 = bool(setting.s3_endpoint) and setting.number % _S3_EVERY == 1
     there = {"s3" if on_s3 else "folder"}
     there |= {"mounts"} if _has_mounts else set()
-    there |= {"clock"} if faults.clock_can_be_set() else set()
     kinds = faults.drawn(setting.number, setting.seed, setting.count, there)
     folder = Path(setting.folder)
     world = World(
@@ -136,7 +135,7 @@ def table(results: list[Result]) -> str:
     ]
     struck = [one for result in results for one in result.faults]
     bad = {result.last for result in results if result.problem}
-    for kind in faults.KINDS:
+    for kind in dict.fromkeys([*faults.KINDS, *(one.kind for one in struck)]):
         here = [one for one in struck if one.kind == kind]
         if here:
             seconds = sorted(one.seconds for one in here if one.seconds is not None)

@@ -6,8 +6,6 @@ trace: what it began with, each step, each save. It needs the standard library o
 milliseconds.
 """
 
-# pathlib takes as long to import as all else here.
-# ruff: noqa: PTH
 import hashlib
 import json
 import os
@@ -105,8 +103,8 @@ class Training:
         if self.stage == "prepare":
             self.save("data/table.bin", weights(1, 0, 0))
         elif self.stage == "export":
-            state = json.loads(self.read("models/state.json") or b"{}")
-            if (state.get("iteration"), state.get("step")) != (self.iteration, self.steps):
+            state = json.loads(self.read(f"models/final-{self.iteration}.json") or b"{}")
+            if state.get("step") != self.steps:
                 print("the training before this is not there:", state)
                 return 5
             self.save(f"results/export-{self.iteration}.json", json.dumps(state).encode())
@@ -146,6 +144,9 @@ class Training:
             if step % (SAVE_EVERY * (number + 1)) == 0 or step == self.steps:
                 self.save(f"models/weights-{number}.bin", weights(number, self.iteration, step))
         state = {"iteration": self.iteration, "step": step, "chain": chain}
+        if step == self.steps:
+            # What a later stage needs has a name of its own, which the next iteration does not write to.
+            self.save(f"models/final-{self.iteration}.json", json.dumps(state).encode())
         self.save("models/state.json", json.dumps(state).encode())
         self.note("saved", step)
 

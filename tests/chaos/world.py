@@ -43,11 +43,6 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def faketime() -> Path | None:
-    """Return the library that sets a program's clock, where Debian's package ``libfaketime`` is installed."""
-    return next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
-
-
 def isolate_mounts() -> bool:
     """Give this process mounts of its own, which end with it; return whether that worked: it takes root."""
     try:
@@ -181,17 +176,7 @@ class World:
     def environment(self) -> dict[str, str]:
         """The environment of every process of this world."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        found = {**kept, "PYTHONPATH": SOURCE, "TMUX_TMPDIR": str(self.sockets)}
-        library = faketime() if self.clock_ahead_s else None
-        if library is not None:
-            found |= {
-                "LD_PRELOAD": str(library),
-                "FAKETIME": f"{self.clock_ahead_s:+d}",
-                "FAKETIME_DISABLE_SHM": "1",
-                # Files have the times that the kernel gives them.
-                "NO_FAKE_STAT": "1",
-            }
-        return found
+        return {**kept, "PYTHONPATH": SOURCE, "TMUX_TMPDIR": str(self.sockets)}
 
     # --- processes ---
 
@@ -201,7 +186,8 @@ class World:
         With ``killed_at`` it kills itself before that change (by number) below that folder.
         """
         module, command, *rest = words
-        wrapped = [str(HERE / "killed_at.py"), str(killed_at[0]), str(killed_at[1])] if killed_at else ["-m"]
+        number, below = killed_at or (0, Path())
+        wrapped = [str(HERE / "box_program.py"), str(self.clock_ahead_s), str(number), str(below)]
         with (self.folder / "screen").open("ab") as screen:
             settings = ("--settings", str(self.machine.settings))
             return subprocess.Popen(
@@ -275,9 +261,6 @@ class World:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-            # What libfaketime would have removed at the program's end.
-            for name in (f"faketime_shm_{process}", f"sem.faketime_sem_{process}"):
-                (Path("/dev/shm") / name).unlink(missing_ok=True)
 
     def kill_all(self) -> None:
         """Kill every process of this world, and return when there is none."""
@@ -366,26 +349,12 @@ class World:
         demand(self.saved(stopping), "all is done, and the bucket does not hold it")
         self.kill_all()
         reference = self.folder / "reference"
-        self._train_undisturbed(reference)
+        train_undisturbed(reference, self.iterations, STEPS)
         self._compare(reference, "the disk")
         self.new_machine()
         self.restore()
         self._compare(reference, "the bucket")
         self.check()
-
-    def _train_undisturbed(self, root: Path) -> None:
-        for iteration in range(self.iterations):
-            for stage in (*(["prepare"] if not iteration else []), "train", "export"):
-                environment = {
-                    "ITERATION": str(iteration),
-                    "GPUYARD_PERSIST": str(root),
-                    "CHAOS_STEPS": str(STEPS),
-                    "CHAOS_STEP_S": "0",
-                    "CHAOS_TRACE": os.devnull,
-                }
-                (root / "results").mkdir(parents=True, exist_ok=True)
-                command = [sys.executable, "-I", "-S", str(HERE / "trainer.py"), stage]
-                subprocess.run(command, env=environment, check=True)
 
     def _compare(self, reference: Path, where: str) -> None:
         for file in sorted(path for path in reference.rglob("*") if path.is_file()):
@@ -406,6 +375,22 @@ class World:
             for place in (self.machine.root, *(() if self.s3_endpoint else (self.store_folder,))):
                 subprocess.run(["umount", "-l", str(place)], check=True, capture_output=True)
         shutil.rmtree(self.folder)
+
+
+def train_undisturbed(root: Path, iterations: int, steps: int) -> None:
+    """Make in the folder ``root`` what a run leaves that nothing disturbs."""
+    (root / "results").mkdir(parents=True)
+    for iteration in range(iterations):
+        for stage in (*(["prepare"] if not iteration else []), "train", "export"):
+            environment = {
+                "ITERATION": str(iteration),
+                "GPUYARD_PERSIST": str(root),
+                "CHAOS_STEPS": str(steps),
+                "CHAOS_STEP_S": "0",
+                "CHAOS_TRACE": os.devnull,
+            }
+            command = [sys.executable, "-I", "-S", str(HERE / "trainer.py"), stage]
+            subprocess.run(command, env=environment, check=True)
 
 
 def _size(file: Path) -> int:

@@ -8,10 +8,10 @@ from typing import Any
 
 from gpuyard.api import follow as following
 from gpuyard.api.choosing import choose_run
-from gpuyard.api.site import Site
+from gpuyard.api.site import SURVEY_S, Site
 from gpuyard.errors import UsageError
 from gpuyard.providers.base import Progress
-from gpuyard.renting import machine, watch
+from gpuyard.renting import machine, runs, survey, watch
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,3 +186,12 @@ def test_a_rewind_forgets_what_follows_and_nothing_else(
     if fields:
         twice = fold([*events, *[{"event": "rewind", **fields}] * 2], staged.order)
         assert twice == after
+
+
+def test_a_checkpoint_whose_line_was_cut_off_leaves_the_one_before(tmp_path_factory: pytest.TempPathFactory) -> None:
+    journal = Journal(tmp_path_factory.mktemp("journal") / "journal.jsonl")
+    for sequence in (1, 2):
+        journal.append("published", sequence=sequence)
+    os.truncate(journal.file, journal.file.stat().st_size - 3)
+    last = journal.progress([]).last_published
+    assert last is not None and last["sequence"] == 1

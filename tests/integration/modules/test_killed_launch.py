@@ -9,6 +9,7 @@ Also what a teardown meets itself: a network that is gone, and a cloud that refu
 
 from __future__ import annotations
 
+import random
 import subprocess
 import time
 from collections.abc import Callable
@@ -29,6 +30,9 @@ from .test_killed import kill_all
 
 SANDBOX = ("-e", "sandbox=true")
 LONGEST_S = 240
+# A launch of a tiny workload takes some half a minute; which of its steps it is in at a second is nobody's choice.
+RANDOM_S = (4.0, 20.0)
+LEASE_S = 3.6
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,24 @@ def test_a_launch_killed_at_any_step_leaves_nothing_that_is_not_found(yard: Yard
     # Where the killed launch has left a note, the teardown first waits until no machine can come of it any more.
     yard.ansible("ansible-playbook", "teardown.yml", *SANDBOX, "-e", f"run={run}", "-e", "lose=true")
     assert yard.rented() == [] and yard.billable() == [] and find(yard, run) == []
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_launch_killed_at_a_random_second_is_seen_by_an_audit_and_ended_by_a_reaping(yard: Yard, seed: int) -> None:
+    chance, run = random.Random(seed), f"killed-anywhen-{seed}"
+    provider, seconds = chance.choice(["vast", "vultr", "lambda", "runpod"]), chance.uniform(*RANDOM_S)
+    words = ("-e", f"workload={yard.workload}", "-e", f"provider={provider}", "-e", f"run={run}")
+    until = time.monotonic() + seconds
+    killed(yard, lambda seen: time.monotonic() > until, *words, "-e", f"lease_hours={LEASE_S / 3600}")
+    rented = [one["id"] for one in yard.rented()]
+    assert len(rented) <= 1 and find(yard, run) == rented
+    audit = yard.ansible("ansible-playbook", "audit.yml", *SANDBOX)
+    assert (run in audit) is bool(rented), (seconds, audit)
+    time.sleep(LEASE_S)
+    said = yard.ansible("ansible-playbook", "reap.yml", *SANDBOX, "-e", "lose=true", "-e", "format=json")
+    assert '"problems": []' in said
+    assert yard.rented() == [] and yard.billable() == [] and find(yard, run) == []
+    assert "There is nothing to end." in yard.ansible("ansible-playbook", "audit.yml", *SANDBOX, "-e", "reap=true")
 
 
 def test_a_cloud_that_refuses_to_destroy_is_asked_until_the_machine_is_gone(yard: Yard) -> None:

@@ -461,3 +461,11 @@ def test_a_run_whose_name_has_several_parts(store: Store, tmp_path: Path) -> Non
         assert publish(store, "group/run-7", root, retention=ONE).sequence == number
     assert restore(lambda: store, "group/run-7", tmp_path / "fresh").sequence == 2
     assert tree(tmp_path / "fresh") == tree(root)
+
+
+def test_a_server_that_refuses_a_wrong_clock_is_told_from_a_wrong_key() -> None:
+    store = open_store("s3://nobodys/x", env={"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"})
+    assert isinstance(store, S3Store)
+    with Stubber(store._client) as answers, pytest.raises(BucketError, match="whose clock is wrong: set this one's"):
+        answers.add_client_error("get_object", "RequestTimeTooSkewed")
+        store.get("key")

@@ -463,6 +463,21 @@ def test_what_was_saved_on_another_box_is_gone_on_from(box: Box, tmp_path: Path)
         assert boxes[1].marks == marks
 
 
+def test_a_clock_that_was_ahead_when_a_stage_began_loses_no_work(
+    box: Box, signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine begins with a wrong clock, which is put right before the stage saves something."""
+    now = time.time_ns
+    first = {"name": "prepare", "command": "echo data > $GPUYARD_PERSIST/models/data"}
+    saves = SAVES.format(saves="echo w > $GPUYARD_PERSIST/models/ckpt-0.pt")
+    box.describe([first, {"name": "train", "command": saves, "resume_command": RESUMES, "resumable": True}])
+    with monkeypatch.context() as wrong:
+        wrong.setattr(runner.time, "time_ns", lambda: now() + 7_200_000_000_000)
+        assert runner.Runner(box.spec).run() == "failed"
+    assert runner.Runner(box.spec).run() == "done"
+    assert box.marks == ["train started", "train resumed"]
+
+
 def test_an_older_journal_tells_the_second_in_which_a_stage_began(box: Box) -> None:
     box.describe([mark("a")])
     event = {"time": "2026-03-01T12:00:00Z", "event": "stage-start", "iteration": 0, "stage": "a"}
