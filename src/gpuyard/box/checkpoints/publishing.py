@@ -18,7 +18,7 @@ import fcntl
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from gpuyard.box.checkpoints.sending import Sender
 from gpuyard.box.checkpoints.stores import Store
 from gpuyard.box.checkpoints.wording import names_in_words
 from gpuyard.errors import BucketError, CheckpointError, GpuyardError
-from gpuyard.formats.manifest import JOURNAL, SCRATCH, Manifest, timestamp
+from gpuyard.formats.manifest import JOURNAL, SCRATCH, FileEntry, Manifest, timestamp
 
 # So often a set is made anew when its objects vanish while it is made.
 TRIES = 3
@@ -141,7 +141,7 @@ def publish(
             tries = 0
             while published is None and tries < TRIES:
                 # Being overtaken is no failed try: from then on the claim stands, and cannot be overtaken any more.
-                with contextlib.suppress(OvertakenError):
+                with contextlib.suppress(OvertakenError, _MovedOnError):
                     published = attempt.make()
                     tries += 1
         except BucketError:
@@ -158,6 +158,10 @@ def publish(
     return published
 
 
+class _MovedOnError(Exception):
+    """While files were sent, the run has got further than the journal that was read before them."""
+
+
 @dataclass
 class _Attempt:
     """What it takes to make one set, several times over if need be."""
@@ -172,6 +176,13 @@ class _Attempt:
     rules: Rules
     threads: int
     manners: Manners
+    # Files and journal are of one moment only when the run has not got further meanwhile. Where stages end quicker than
+    # files are sent that would never be so, and then the journal is the older of the two.
+    looks: int = 2
+    sent: list[FileEntry] = field(default_factory=list)
+    """What was sent for files of another moment. It lies below a number that no set has, and the next try uses it."""
+    files_sent: int = 0
+    bytes_sent: int = 0
 
     def make(self) -> Published | None:
         """Make the set from what the claim's listing shows; ``None`` when it did not stay whole.
@@ -187,10 +198,12 @@ class _Attempt:
             entry.sha256: entry.key
             for entry in (previous.files if previous else ())
             if entry.link is None and seen.holds(entry)
-        }
+        } | {entry.sha256: entry.key for entry in self.sent if seen.may_hold(entry)}
         cache = HashCache(self.root)
         found, skipped = scan(self.root, self.rules)
-        sender = Sender(self.store, self.claim.key, self.root, known, cache, previous, self.rules, self.manners)
+        sender = Sender(
+            self.store, self.claim.key, self.root, known, cache, previous, self.rules, self.manners, self.sent
+        )
         entries = series.choose(
             found,
             self.rules,
@@ -199,7 +212,10 @@ class _Attempt:
             unsure=lambda: {*sender.held, *sender.left_out},
         )
         skipped += sender.skipped
-        described = dict(self.progress(journal or b"")) if self.progress else {}
+        described = self._describe(journal)
+        if self.looks and described != self._describe(read_journal(self.root)):
+            self._keep_sent(sender, entries, cache)
+            raise _MovedOnError
         # While the newest manifest cannot be read, only another set makes the run one that can be restored.
         sound = previous is not None and all(map(seen.holds, previous.files))
         if previous is not None and sound and not self.force and not sender.files_sent and not warnings:
@@ -222,6 +238,7 @@ class _Attempt:
         entries.sort(key=lambda entry: entry.path)
         sequence = self.claim.take()
         tags = {entry.key: entry.tag for entry in (previous.files if previous else ())}
+        tags |= {entry.key: seen.objects[entry.key].tag for entry in self.sent if entry.key in seen.objects}
         # The store says itself how it lists what it has just got; the answer to a put may be worded otherwise.
         tags |= {item.key: item.tag for item in self.store.objects(set_prefix(run, sequence))}
         entries = [replace(entry, tag=tags.get(entry.key, "")) for entry in entries]
@@ -241,14 +258,29 @@ class _Attempt:
             sequence=sequence,
             files=len(entries),
             bytes_total=manifest.size,
-            files_sent=sender.files_sent,
-            bytes_sent=sender.bytes_sent,
+            files_sent=self.files_sent + sender.files_sent,
+            bytes_sent=self.bytes_sent + sender.bytes_sent,
             removed=removed,
             skipped=skipped,
             held=sender.held,
             left_out=sender.left_out,
             warnings=list(dict.fromkeys(warnings + trouble)),
         )
+
+    def _describe(self, journal: bytes | None) -> dict[str, Any]:
+        return dict(self.progress(journal or b"")) if self.progress else {}
+
+    def _keep_sent(self, sender: Sender, entries: Sequence[FileEntry], cache: HashCache) -> None:
+        """Remember what was sent, and let go of the number: under another one nothing that is known is overwritten."""
+        self.looks -= 1
+        self.files_sent += sender.files_sent
+        self.bytes_sent += sender.bytes_sent
+        if self.claim.number:
+            here = set_prefix(self.run, self.claim.number)
+            self.sent += [entry for entry in entries if entry.key.startswith(here)]
+        cache.save()
+        self.claim.release()
+        self.claim.look()
 
     def _apply_retention(self, seen: Listing, manifest: Manifest) -> tuple[int, list[str]]:
         """Remove what retention lets go, unless another publisher may rely on it. The set is there, whatever fails."""

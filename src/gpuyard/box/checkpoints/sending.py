@@ -7,7 +7,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class Sender:
         previous: Manifest | None,
         rules: Rules,
         manners: Manners,
+        sent: Sequence[FileEntry] = (),
     ) -> None:
         self._store = store
         self._key = key
@@ -79,7 +80,7 @@ class Sender:
         self._large = threading.Semaphore(_LARGE_AT_ONCE)
         files = previous.files if previous else ()
         self._before = {entry.path: entry for entry in files}
-        self._blocks = {entry.sha256: entry.blocks for entry in files}
+        self._blocks = {entry.sha256: entry.blocks for entry in (*files, *sent)}
         # Of two objects with one content, only the known one is certainly there.
         self._blocks_there = blocks_in_store(entry for entry in files if known.get(entry.sha256) == entry.key)
         self._writers: dict[FileId, Writing] = {}
