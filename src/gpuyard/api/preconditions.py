@@ -24,7 +24,7 @@ from gpuyard.box.checkpoints import Store
 from gpuyard.errors import AuthenticationError, GpuyardError, MissingObjectError, UsageError
 from gpuyard.formats.location import DEFAULT_REGION
 from gpuyard.providers.base import OWN, Provider, Query
-from gpuyard.remedies import option
+from gpuyard.remedies import option, remedy
 from gpuyard.workload import Workload
 
 Level = Literal["ok", "warning", "failed", "skipped"]
@@ -186,7 +186,7 @@ def _versions(store: Store) -> list[str]:
     keeps = store.keeps_versions()
     if keeps is None:
         return []
-    switch_on = " (checkpoints.yml -e do=keep_versions has it keep them)"
+    switch_on = f" (`{remedy('checkpoints', do='keep_versions')}` has it keep them)"
     return [f"It keeps {'' if keeps else 'no '}versions of what is overwritten or removed{'' if keeps else switch_on}."]
 
 

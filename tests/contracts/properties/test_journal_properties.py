@@ -28,6 +28,8 @@ class Row:
 
     name: str
     run: str
+    after: Sequence[str] | None = None
+    needed: bool = True
 
 
 @dataclass(frozen=True)

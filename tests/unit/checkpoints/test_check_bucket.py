@@ -30,7 +30,7 @@ def test_a_bucket_that_can_be_used_stays_as_it_was(bucket: Any, keys: None) -> N
     assert found.level == "ok"
     assert found.found == (
         f"{address} can be listed, written, read and cleared. It keeps no versions of what is overwritten or removed "
-        "(checkpoints.yml -e do=keep_versions has it keep them)."
+        "(`ansible-playbook checkpoints.yml -e do=keep_versions` has it keep them)."
     )
     assert [item.key for item in store.objects("")] == ["run-0/run.json"]
 

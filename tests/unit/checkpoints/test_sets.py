@@ -802,7 +802,7 @@ def test_a_dead_bucket_is_a_sentence_without_keys_in_bounded_time(
     assert expected in text
 
 
-@pytest.mark.parametrize("url", ["", "gs://bucket", "bucket", "s3://", "file://host/x", "file:relative"])
+@pytest.mark.parametrize("url", ["", "ftp://bucket", "bucket", "s3://", "file://host/x", "file:relative"])
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(UsageError, match="is not an address of a bucket"):
         open_store(url)

@@ -8,7 +8,7 @@ import pytest
 from conftest import Apis
 from test_sandbox_runpod import rent
 
-from gpuyard.sandbox import orders
+from gpuyard.sandbox.clouds import EMULATED
 from gpuyard.sandbox.model import Phase, ProviderName
 
 
@@ -20,7 +20,7 @@ def own_key(apis: Apis, provider: ProviderName, rental_id: str) -> str:
     """Return the key as the instance's own environment has it."""
     rental = apis.cloud.world.find(provider, rental_id)
     assert rental is not None
-    environment = orders.boot(rental, apis.cloud.settings.instance_key(provider, rental_id)).environment
+    environment = EMULATED[provider].boot(rental, apis.cloud.settings.instance_key(provider, rental_id)).environment
     return environment["CONTAINER_API_KEY" if provider == "vast" else "RUNPOD_API_KEY"]
 
 
