@@ -259,6 +259,10 @@ class Watch:
         if all(state == "cancelled" for state in states.values()) and (ended_by_user or self.record.state != "renting"):
             self._end_watching(run, "it was torn down", f"Run {self.name} was torn down, so it needs no supervisor.")
             return
+        if run.machine is None and run.record is not None and run.record.over == "idle":
+            why = "its machine has ended its own rental, since nobody needed it"
+            self._end_watching(run, why, f"Run {self.name} needs no supervisor: {why}.")
+            return
         if returned := self._come_back(run):
             if not self._is_pausing():
                 with self._retried(f"returned:{returned.id}", f"Run {self.name} has a machine too many."):

@@ -77,6 +77,7 @@ class World:
         self.waits_for = ""
         self.unanswered: set[str] = set()
         self.outcome: str | None = None
+        self.over = ""
         self.limits = Limits()
         self.entries: dict[str, Entry] = {}
         self.manifest: Manifest | None = Manifest(RUN, 7, "", (), {"outcome": "waiting"})
@@ -129,7 +130,7 @@ class World:
             raise Killed(what)
 
     def run(self, name: str) -> Run:
-        record = RunRecord(RUN, "kept", created="x", outcome=self.outcome)
+        record = RunRecord(RUN, "kept", created="x", outcome=self.outcome, over=self.over)
         run = Run(RUN, "kept", tuple(sorted(self.machines, key=lambda one: not one.alive)), record, self.manifest)
         clouds = frozenset({"vast", "vultr"} - self.unanswered)
         run = dataclasses.replace(
@@ -433,6 +434,17 @@ def test_stages_that_nobody_starts_are_started(world: World) -> None:
     world.kept = dataclasses.replace(world.kept, state="renting")
     world.rounds(world.watch())
     assert len(world.launches) == 2
+
+
+def test_a_machine_that_has_ended_itself_since_nobody_needed_it_is_not_rented_again(world: World) -> None:
+    watch = world.watch()
+    world.rounds(watch)
+    world.outcome, world.over = "interrupted", "idle"
+    world.rounds(watch, 5)
+    assert not watch.over, "it is still there"
+    world.destroy(world.machines[0])
+    world.rounds(watch, 5)
+    assert world.launches == [] and "nobody needed it" in watch.over
 
 
 def test_what_was_torn_down_is_left_alone(world: World) -> None:
