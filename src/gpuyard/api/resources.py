@@ -19,7 +19,8 @@ from gpuyard.providers.base import Instance, PlannedCall, Progress, Provider
 from gpuyard.providers.resources import Kind, Resource, ResourceSpec, Shelf
 from gpuyard.remedies import option
 from gpuyard.renting import locks, shelved
-from gpuyard.renting.storage import DISKS, does, plain
+from gpuyard.renting.storage import DISKS as DISKS
+from gpuyard.renting.storage import does, plain
 
 WORDS = {
     Kind.VOLUME: "volume",
