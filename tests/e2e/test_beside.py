@@ -35,14 +35,14 @@ def test_x9_an_update_beside_a_running_stage_is_the_next_ones(yard: Yard, tmp_pa
     yard.play("launch", **launch)
     yard.wait("the first stage", lambda: "began" in yard.on_machine("beside-0", "ls /mnt/persistent"), seconds=300)
     since = yard.on_machine("beside-0", "sleep 1.1; date +%s").strip()
-    settings = yard.on_machine("beside-0", "cat /opt/gpuyard/run/*.json")
+    settings = yard.on_machine("beside-0", "cat /opt/gpuyard/run/settings.json /opt/gpuyard/run/workload.json")
 
     (code / "word").write_text("new\n")
     said = yard.play("launch", **launch)
     assert "The source's word is here not as when run beside-0 began. It goes on as it began" in said.text
     assert "with -e update=true it goes on with what is here" in said.text and said.changed()["beside-0"] == 0
     assert yard.on_machine("beside-0", LIST.format(since=since)) == ""
-    assert yard.on_machine("beside-0", "cat /opt/gpuyard/run/*.json") == settings
+    assert yard.on_machine("beside-0", "cat /opt/gpuyard/run/settings.json /opt/gpuyard/run/workload.json") == settings
 
     said = yard.play("launch", **launch, update="true")
     assert "Prepared beside what the running stage uses: the repository." in said.text

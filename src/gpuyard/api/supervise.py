@@ -140,8 +140,11 @@ def give_over(site: Site, run: str, *, progress: Progress) -> None:
         return  # told by whoever ends it
     try:
         store = site.shared_store()
-        if store is None:
-            return
+    except UsageError:
+        return  # likewise
+    if store is None:
+        return
+    try:
         known = answer_soon(lambda: _find(store, run), store.url)
         if known is not None and known.state != "ended":
             ended = dataclasses.replace(known, state="ended", outcome="it was torn down")
