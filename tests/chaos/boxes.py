@@ -22,7 +22,7 @@ from yard import PROGRAMS, ROOT, Yard
 
 from gpuyard.box.checkpoints import Retention, read_record
 from gpuyard.box.stages.spec import BoxSpec, load_spec
-from gpuyard.sandbox.control_api import OUTCOMES
+from gpuyard.sandbox.clouds import EMULATED
 
 from . import checks, world
 from .checks import WrongError, demand
@@ -179,7 +179,7 @@ class Boxes:
 
 
 def _lost(boxes: Boxes) -> str:
-    outcome = boxes.random.choice(OUTCOMES[boxes.yard.machine(RUN).provider])  # type: ignore[index]
+    outcome = boxes.random.choice(EMULATED[boxes.yard.machine(RUN).provider].outcomes)
     boxes.yard.control.preempt(run=RUN, outcome=outcome)
     return outcome
 
