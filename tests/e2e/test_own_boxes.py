@@ -142,7 +142,8 @@ def test_x7_several_own_boxes_serve_one_pool(yard: Yard, own: dict[str, OwnBox],
         assert f"Node {held['desk']} of run {run} is on own box desk, which does not answer" in refused
     finally:
         own["desk"].engine.start(own["desk"].container)
-    yard.wait("the box", lambda: "interrupted" in said("status"), seconds=60)
+    # Where a system boots, the stage goes on by itself.
+    yard.wait("the box", lambda: "own box desk, which does not answer" not in said("status"), seconds=60)
     ended = said("teardown")
     assert "has cost nothing in all, on 2 machines" in ended
     for box in own.values():
@@ -162,7 +163,8 @@ def test_x7_an_own_box_that_is_off_is_not_lost(yard: Yard, own: dict[str, OwnBox
             assert "is on own box tower, which does not answer" in said and "Switch it on and try again" in said, said
     finally:
         own["tower"].engine.start(own["tower"].container)
-    yard.wait("the box", lambda: "interrupted" in yard.play("status", run=run).text, seconds=60)
+    states = {"interrupted", "running"}  # the second where its system starts it again
+    yard.wait("the box", lambda: states & {*yard.play("status", run=run).text.split()}, seconds=60)
     yard.play("teardown", run=run)
     is_free(own["tower"])
 
