@@ -37,6 +37,8 @@ TREES = st.lists(
     min_size=1,
     max_size=4,
 )
+
+pytestmark = pytest.mark.long
 RETENTIONS = st.builds(Retention, st.integers(0, 2), st.sampled_from([0, 0, 2]))
 
 

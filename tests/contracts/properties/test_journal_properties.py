@@ -51,6 +51,8 @@ STAGED = st.builds(
     st.integers(1, 3),
 ).filter(lambda staged: bool(staged.order))
 
+pytestmark = pytest.mark.long
+
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[Staged, list[dict[str, Any]]]:

@@ -14,6 +14,7 @@ from gpuyard.renting import ledger as ledgers
 from gpuyard.renting.ledger import Ledger
 from gpuyard.renting.notebook import Notebook
 
+pytestmark = pytest.mark.long
 RUN = "miniprover-0"
 START = 1_800_000_000.0
 PRICE, IDLE = 2.0, 0.25

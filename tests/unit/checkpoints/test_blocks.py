@@ -26,6 +26,8 @@ from gpuyard.box.checkpoints.stores import Piece
 from gpuyard.errors import BucketError
 from gpuyard.formats.manifest import BLOCK, Manifest
 
+pytestmark = pytest.mark.long
+
 RUN = "blocks-0"
 FILE = "models/large.bin"
 
