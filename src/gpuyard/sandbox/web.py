@@ -53,6 +53,11 @@ class Id(Convertor[int]):
 register_url_convertor("id", Id())
 
 
+async def no_route(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer what no route of an API takes: not with 404, which clients would take for "there is none"."""
+    raise HTTPException(501)
+
+
 class BodyLimit:
     """Answers 413 to a body that is larger than :data:`gpuyard.sandbox.fields.MOST_BYTES`, and reads no more of it."""
 

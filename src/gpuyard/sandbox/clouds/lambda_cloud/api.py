@@ -9,7 +9,6 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
@@ -22,7 +21,7 @@ from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.failures import LambdaError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental
-from gpuyard.sandbox.web import BadBody, Rate, Spacing, read_json
+from gpuyard.sandbox.web import BadBody, Rate, Spacing, no_route, read_json
 
 _REQUESTS_PER_SECOND = 1
 _LAUNCH_EVERY_S = 12.0
@@ -82,7 +81,7 @@ class LambdaApi:
                 r("/instance-operations/restart", "POST", self.restart),
             ],
             redirect_slashes=False,
-            default=_no_route,
+            default=no_route,
         )
 
     def _route(self, path: str, method: str, handler: Handler) -> Route:
@@ -289,10 +288,6 @@ class LambdaApi:
             "actions": dict.fromkeys(("migrate", "rebuild", "restart", "cold_reboot", "terminate"), available),
             "emulated": True,
         }
-
-
-async def _no_route(scope: object, receive: object, send: object) -> None:
-    raise HTTPException(501)
 
 
 def _type(kind: Json) -> Json:

@@ -13,7 +13,6 @@ import string
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
@@ -29,7 +28,7 @@ from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.failures import RunPodError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental
-from gpuyard.sandbox.web import BadBody, Rate, read_json
+from gpuyard.sandbox.web import BadBody, Rate, no_route, read_json
 
 _CALLS_PER_MINUTE = 60
 _TEXT_MAX = 255
@@ -81,7 +80,7 @@ class RunPodApi:
                 r("/network-volumes/{id}", "DELETE", self._volumes.delete),
             ],
             redirect_slashes=False,
-            default=_no_route,
+            default=no_route,
         )
 
     def _route(self, path: str, method: str, handler: Handler) -> Route:
@@ -324,7 +323,3 @@ def _ports(body: Json) -> list[int]:
 
 def _problem(error: RunPodError, headers: dict[str, str] | None = None) -> Response:
     return JSONResponse(error.body, error.status, headers=headers, media_type="application/problem+json")
-
-
-async def _no_route(scope: object, receive: object, send: object) -> None:
-    raise HTTPException(501)

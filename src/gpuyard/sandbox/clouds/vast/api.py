@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
@@ -30,7 +29,7 @@ from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.failures import VastError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
-from gpuyard.sandbox.web import BadBody, Rate, Spacing, read_json
+from gpuyard.sandbox.web import BadBody, Rate, Spacing, no_route, read_json
 
 _USER_ID = 770_001
 _FIRST_INSTANCE = 20_000_000
@@ -148,7 +147,7 @@ class VastApi:
                 r("/v0/users/current", "GET", self.user),
             ],
             redirect_slashes=False,
-            default=_no_route,
+            default=no_route,
         )
 
     def _route(self, path: str, method: str, handler: Handler, kind: str = "", *, public: bool = False) -> Route:
@@ -679,10 +678,6 @@ class VastApi:
                 "emulated": True,
             }
         )
-
-
-async def _no_route(scope: object, receive: object, send: object) -> None:
-    raise HTTPException(501)
 
 
 def _gone(ask: int) -> VastError:

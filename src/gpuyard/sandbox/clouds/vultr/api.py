@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
@@ -23,7 +22,7 @@ from gpuyard.sandbox.clouds.vultr.emulated import status_words
 from gpuyard.sandbox.engine import EngineError
 from gpuyard.sandbox.fields import BadField
 from gpuyard.sandbox.model import Json, Phase, Rental, SshKey
-from gpuyard.sandbox.web import BadBody, Rate, read_json
+from gpuyard.sandbox.web import BadBody, Rate, no_route, read_json
 
 _PLAN_TYPES = ["all", "vc2", "vhf", "vhp", "voc", "voc-g", "voc-s", "voc-c", "voc-m", "vdc", "vx1", "vcg", "vdg", "vdm"]
 _REQUESTS_PER_SECOND = 30
@@ -102,7 +101,7 @@ class VultrApi:
                 *more,
             ],
             redirect_slashes=False,
-            default=_no_route,
+            default=no_route,
         )
 
     def route(self, path: str, method: str, handler: Handler, *, public: bool = False) -> Route:
@@ -503,10 +502,6 @@ class VultrApi:
 def is_metal_plan(plan: Json) -> bool:
     """Return whether a plan is one of bare metal."""
     return str(plan["id"]).startswith("vbm-")
-
-
-async def _no_route(scope: object, receive: object, send: object) -> None:
-    raise HTTPException(501)
 
 
 def _typed(request: Request) -> list[Json]:
