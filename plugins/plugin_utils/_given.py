@@ -24,6 +24,8 @@ from ansible.template import Templar
 from ansible.utils.vars import load_extra_vars
 
 COLLECTION = Path(__file__).parents[2]
+# Each verb reads the options of its play, and the parser in C does that ten times as fast.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TYPES: dict[str, tuple[Callable[[str], Any], str]] = {
     "int": (int, "a whole number"),
     "float": (float, "a number"),
@@ -55,13 +57,13 @@ def role_options() -> set[str]:
     """Return the documented options of this collection's roles, which extra variables can say as well."""
     found: set[str] = set()
     for file in COLLECTION.glob("roles/*/meta/argument_specs.yml"):
-        found.update(yaml.safe_load(file.read_bytes())["argument_specs"]["main"]["options"])
+        found.update(yaml.load(file.read_bytes(), _LOADER)["argument_specs"]["main"]["options"])
     return found
 
 
 def play_options(play: str) -> dict[str, dict[str, Any]]:
     """Return the specification of the options of ``play``, by its name."""
-    specs = yaml.safe_load((COLLECTION / "playbooks/plays.meta.yaml").read_bytes())["argument_specs"]
+    specs = yaml.load((COLLECTION / "playbooks/plays.meta.yaml").read_bytes(), _LOADER)["argument_specs"]
     found: dict[str, dict[str, Any]] = specs[play]["options"]
     return found
 

@@ -7,6 +7,8 @@ rented only at its provider; nothing about either is kept on the controller.
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +34,7 @@ from gpuyard.errors import BucketError, CheckpointError, UnreadableManifestError
 from gpuyard.formats.label import FIRST_NODE
 from gpuyard.formats.ledger import Entry
 from gpuyard.formats.limits import Limits
+from gpuyard.formats.location import Location
 from gpuyard.providers.base import Instance, State
 from gpuyard.providers.resources import Resource
 from gpuyard.renting import ledger, limits
@@ -313,7 +316,16 @@ def open_bucket(settings: BucketSettings) -> Store | None:
     """Return the store that ``settings`` name, ``None`` for a run that keeps its checkpoints on the box only."""
     if not settings.location:
         return None
-    return open_store(settings.location, env=settings.keys)
+    return _opened(settings.location, frozenset(settings.keys.items()), os.getpid())
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(place: Location, keys: frozenset[tuple[str, str]], process: int) -> Store:
+    """Open each bucket once, since that costs more than to ask it, and its connections are kept.
+
+    A process that was forked off opens its own: two must not speak through one connection.
+    """
+    return open_store(place, env=dict(keys))
 
 
 def shared_bucket(settings: BucketSettings) -> Store | None:

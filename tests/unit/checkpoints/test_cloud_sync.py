@@ -311,6 +311,7 @@ print(upload_file(sys.argv[1], "greeting"))
 
 def test_a_python_without_boto3_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     broken: Any = None
-    monkeypatch.setitem(sys.modules, "boto3", broken)
+    for package in ("boto3", "botocore.exceptions"):  # a small object needs the second only
+        monkeypatch.setitem(sys.modules, package, broken)
     with pytest.raises(CheckpointError, match="needs the Python package boto3"):
         open_store("s3://yard")

@@ -1,4 +1,4 @@
-"""A bucket that speaks S3. boto3 is imported when one is opened, not before."""
+"""A bucket that speaks S3. boto3's parts are imported when they are needed, not before."""
 
 from __future__ import annotations
 
@@ -34,13 +34,6 @@ def _descriptions() -> Any:
     return importlib.import_module("botocore.loaders").create_loader()
 
 
-def _session(boto3: Any) -> Any:
-    """Return a session of one's own: the default one of boto3 must not be made by several threads at once."""
-    session = importlib.import_module("botocore.session").Session()
-    session.register_component("data_loader", _descriptions())
-    return boto3.session.Session(botocore_session=session)
-
-
 class _NotCopiedError(Exception):
     """The server has answered a copy as if it were something else."""
 
@@ -56,46 +49,60 @@ class S3Store(Store):
         self.prefix = location.prefix and f"{location.prefix}/"
         self.endpoint = location.endpoint or None
         self.url = location.url
-        boto3 = libraries.load(PACKAGE, self.url, env.get(libraries.VARIABLE, ""))
-        botocore = importlib.import_module("botocore.exceptions")
-        config = importlib.import_module("botocore.config").Config
-        transfer = importlib.import_module("boto3.s3.transfer").TransferConfig
+        self._load = functools.partial(libraries.load, PACKAGE, self.url, env.get(libraries.VARIABLE, ""))
+        # What boto3 adds to botocore is for large objects, and takes as long to import as botocore itself.
+        botocore = self._load("botocore.exceptions")
         self._client_error = botocore.ClientError
-        self._errors: tuple[type[Exception], ...] = (
-            botocore.BotoCoreError,
-            botocore.ClientError,
-            importlib.import_module("boto3.exceptions").Boto3Error,
-        )
-        self._transfer = transfer(
+        self._errors: tuple[type[Exception], ...] = (botocore.BotoCoreError, botocore.ClientError)
+        self._copies_parts = True
+        """Until the server has refused to copy a part of an object."""
+        self._arguments = {
+            "service_name": "s3",
+            "endpoint_url": self.endpoint,
+            "aws_access_key_id": env.get("AWS_ACCESS_KEY_ID") or None,
+            "aws_secret_access_key": env.get("AWS_SECRET_ACCESS_KEY") or None,
+            "aws_session_token": env.get("AWS_SESSION_TOKEN") or None,
+            "region_name": location.region or None,
+            "config": importlib.import_module("botocore.config").Config(
+                connect_timeout=CONNECT_TIMEOUT_S,
+                read_timeout=READ_TIMEOUT_S,
+                retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
+                max_pool_connections=32,
+                # Otherwise an address for others is signed in the old way, which newer regions do not take.
+                signature_version="s3v4",
+                # Buckets other than Amazon's often know neither virtual hosts nor the newer checksums.
+                s3={"addressing_style": "path"} if self.endpoint else {},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        }
+        with self._failures(""):
+            self._client: Any = self._session().create_client(**self._arguments)
+
+    def _session(self) -> Any:
+        """Return a session of one's own: the default one of boto3 must not be made by several threads at once."""
+        session = importlib.import_module("botocore.session").Session()
+        session.register_component("data_loader", _descriptions())
+        return session
+
+    @functools.cached_property
+    def _large(self) -> Any:
+        """The client of boto3, which sends and fetches a large object in parts."""
+        boto3 = self._load()
+        self._errors += (importlib.import_module("boto3.exceptions").Boto3Error,)
+        return boto3.session.Session(botocore_session=self._session()).client(**self._arguments)
+
+    @functools.cached_property
+    def _transfer(self) -> Any:
+        """How boto3 sends and fetches it."""
+        transfer = importlib.import_module("boto3.s3.transfer").TransferConfig(
             multipart_threshold=SINGLE_REQUEST_BYTES,
             multipart_chunksize=2 * SINGLE_REQUEST_BYTES,
             max_concurrency=_PIECES_AT_ONCE,
         )
         # Several large objects are sent at once, and each holds this many parts in memory.
-        self._transfer.max_in_memory_upload_chunks = _PIECES_AT_ONCE
-        self._copies_parts = True
-        """Until the server has refused to copy a part of an object."""
-        with self._failures(""):
-            self._client: Any = _session(boto3).client(
-                "s3",
-                endpoint_url=self.endpoint,
-                aws_access_key_id=env.get("AWS_ACCESS_KEY_ID") or None,
-                aws_secret_access_key=env.get("AWS_SECRET_ACCESS_KEY") or None,
-                aws_session_token=env.get("AWS_SESSION_TOKEN") or None,
-                region_name=location.region or None,
-                config=config(
-                    connect_timeout=CONNECT_TIMEOUT_S,
-                    read_timeout=READ_TIMEOUT_S,
-                    retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
-                    max_pool_connections=32,
-                    # Otherwise an address for others is signed in the old way, which newer regions do not take.
-                    signature_version="s3v4",
-                    # Buckets other than Amazon's often know neither virtual hosts nor the newer checksums.
-                    s3={"addressing_style": "path"} if self.endpoint else {},
-                    request_checksum_calculation="when_required",
-                    response_checksum_validation="when_required",
-                ),
-            )
+        transfer.max_in_memory_upload_chunks = _PIECES_AT_ONCE
+        return transfer
 
     def get(self, key: str) -> bytes:
         with self._failures(key):
@@ -134,7 +141,7 @@ class S3Store(Store):
 
     def put_stream(self, key: str, stream: BinaryIO) -> None:
         with self._failures(key):
-            self._client.upload_fileobj(stream, self.bucket, self.prefix + key, Config=self._transfer)
+            self._large.upload_fileobj(stream, self.bucket, self.prefix + key, Config=self._transfer)
 
     def compose(self, key: str, pieces: Sequence[Piece], stream: BinaryIO) -> bool:
         if not self._copies_parts:
@@ -219,7 +226,7 @@ class S3Store(Store):
             target.write_bytes(self.get(key))
             return
         with self._failures(key):
-            self._client.download_file(self.bucket, self.prefix + key, str(target), Config=self._transfer)
+            self._large.download_file(self.bucket, self.prefix + key, str(target), Config=self._transfer)
 
     def objects(self, prefix: str) -> Iterator[StoredObject]:
         with self._failures(prefix):
