@@ -73,6 +73,10 @@ def add_parser(subparsers: Any) -> None:
     preempt.add_argument(
         "--outcome", choices=["stopped", "outbid", "gone", "suspended"], default="", help="how the provider shows it"
     )
+    bucket = verb("no-bucket", _no_bucket, "the bucket is gone for a while, and back with what it held", kinds)
+    bucket.add_argument(
+        "--for", type=_seconds, metavar="S", dest="for_s", default=30.0, help="for S seconds (default: 30)"
+    )
     for known in KINDS.values():
         parser = verb(known.name, _fault, known.text, kinds)
         parser.add_argument("--provider", choices=get_args(ProviderName), required=True)
@@ -244,6 +248,12 @@ def _preempt(arguments: argparse.Namespace) -> int:
             f"Preempted {item['provider']} {item['id']}"
             + (f" with {arguments.notice:g} s notice" if arguments.notice else "")
         )
+    return 0
+
+
+def _no_bucket(arguments: argparse.Namespace) -> int:
+    _control(arguments).stop_bucket(arguments.for_s)
+    _say(f"The bucket is gone for {arguments.for_s:g} s, or until gpuyard sandbox fault clear.")
     return 0
 
 

@@ -55,6 +55,10 @@ class Control:
         """Let something go wrong; ``parameters`` are those of :class:`gpuyard.sandbox.scenario.FaultRequest`."""
         return self._call("POST", "/faults", {"kind": kind, "provider": provider, "count": count, **parameters})
 
+    def stop_bucket(self, for_s: float) -> None:
+        """Let the bucket be gone for so many seconds, with what it holds kept."""
+        self._call("POST", "/bucket/stop", {"for_s": for_s})
+
     def advance(self, seconds: float) -> float:
         """Set the clouds' clock forward by so many seconds, and return what it shows then, in seconds since 1970."""
         return float(self._call("POST", "/clock", {"advance_s": seconds})["now"])

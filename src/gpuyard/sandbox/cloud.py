@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gpuyard.sandbox import bill, boxes, catalogue, faults
+from gpuyard.sandbox import bill, boxes, catalogue, faults, services
 from gpuyard.sandbox.clouds import EMULATED
 from gpuyard.sandbox.engine import Engine, EngineError
 from gpuyard.sandbox.fields import BadField
@@ -49,6 +49,7 @@ class Cloud:
         self._tasks: set[asyncio.Task[None]] = set()
         self._looked_at = float("-inf")
         self._booting: set[asyncio.Event] = set()
+        self._bucket_stops = 0  # how often it was told to be gone
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
 
@@ -391,9 +392,31 @@ class Cloud:
         self.save()
         return struck
 
+    async def stop_bucket(self, for_s: float) -> None:
+        """End the bucket's server at once, with what it holds kept; after ``for_s`` seconds of real time it is back."""
+        self._bucket_stops += 1
+        stop = self._bucket_stops
+        await asyncio.to_thread(self.engine.kill, services.container(self.settings, "bucket"))
+
+        async def later() -> None:
+            await asyncio.sleep(for_s)
+            if stop == self._bucket_stops:  # a later stop has its own end
+                await self.start_bucket()
+
+        self._background(later())
+
+    async def start_bucket(self) -> None:
+        """Let the bucket's server run, if there is one that does not."""
+        name = services.container(self.settings, "bucket")
+        state = await asyncio.to_thread(self.engine.state, name)
+        if state is not None and not state.running:
+            await asyncio.to_thread(self.engine.start, name)
+
     async def clear_faults(self) -> None:
-        """Forget all faults; machines that were taken away are free again, and queued starts happen."""
+        """Forget all faults; machines that were taken away are free again, queued starts happen, the bucket is back."""
         self.world.faults.clear()
+        if self._bucket_stops:
+            await self.start_bucket()
         for rental in self.world.rentals:
             if rental.relet:
                 rental.relet = False

@@ -33,6 +33,12 @@ class Preemption(BaseModel):
     outcome: str = ""
 
 
+class BucketStop(BaseModel):
+    """For how long the bucket is to be gone, in seconds."""
+
+    for_s: float = Field(gt=0, le=86_400)
+
+
 class ClockRequest(BaseModel):
     """How far the clouds' clock is to be set forward, in seconds."""
 
@@ -158,6 +164,11 @@ def app(cloud: Cloud) -> Starlette:
         cloud.add_fault(fault)
         return {"kind": fault.kind, "provider": fault.provider, "remaining": fault.remaining}
 
+    async def stop_bucket(request: Request) -> Json:
+        """Let the bucket be gone for a while; the answer comes when it is."""
+        await cloud.stop_bucket((await _body(request, BucketStop)).for_s)
+        return {}
+
     async def clear(_: Request) -> Json:
         """Forget all faults and give re-let machines back."""
         await cloud.clear_faults()
@@ -178,6 +189,7 @@ def app(cloud: Cloud) -> Starlette:
         route("POST", "/clock", advance),
         route("POST", "/reset", reset),
         route("POST", "/preempt", preempt),
+        route("POST", "/bucket/stop", stop_bucket),
         route("POST", "/faults", add_fault),
         route("DELETE", "/faults", clear),
     ]

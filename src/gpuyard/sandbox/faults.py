@@ -104,7 +104,8 @@ A scenario is a YAML file with a list of them, and how far the clouds' clock is 
       - {{kind: no-network, provider: vultr, after_s: 30, for_s: 60}}
       - {{kind: server-error, provider: lambda, chance: 0.2, seed: 7, count: 100}}
 
-The bucket is a real S3 server in a container of its own, `gpuyard-NAME-bucket`; it fails when that is stopped.
+The bucket is a real S3 server in a container of its own. `gpuyard sandbox fault no-bucket --for 60` ends it at once, and it
+is back after a minute of real time, or after `clear`, with what it held.
 """
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import time
 import uuid
 
 import pytest
@@ -11,6 +13,8 @@ from conftest import Sandbox
 
 from gpuyard.box.checkpoints import S3Store, open_store
 from gpuyard.box.checkpoints.stores import Piece
+from gpuyard.errors import BucketError
+from gpuyard.formats.location import Location
 
 
 def test_the_bucket_does_what_checkpoints_ask_of_it(sandbox: Sandbox) -> None:
@@ -74,3 +78,28 @@ def test_the_bucket_does_what_checkpoints_ask_of_it(sandbox: Sandbox) -> None:
         assert store.ends_unfinished() is True
     finally:
         client.delete_bucket_lifecycle(Bucket=store.bucket)
+
+
+def test_the_bucket_is_gone_for_a_while_and_back_with_what_it_held(sandbox: Sandbox) -> None:
+    info = sandbox.info
+    env = {"AWS_ACCESS_KEY_ID": info.s3_access_key, "AWS_SECRET_ACCESS_KEY": info.s3_secret_key}
+    place = Location.parse(f"s3://{info.bucket}/{uuid.uuid4()}", endpoint=info.endpoints["s3"])
+    store = open_store(place, env=env)
+    store.put("kept", b"content")
+
+    def answers_within(seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(BucketError):
+                return store.get("kept") == b"content"
+            time.sleep(0.2)
+        return False
+
+    sandbox.control.stop_bucket(3600)
+    with pytest.raises(BucketError):
+        store.get("kept")
+    sandbox.control.stop_bucket(1)  # the later one says when it ends
+    assert answers_within(60)
+    sandbox.control.stop_bucket(3600)
+    sandbox.control.clear_faults()
+    assert answers_within(60)
