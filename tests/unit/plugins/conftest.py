@@ -23,7 +23,7 @@ from gpuyard.errors import ProviderError
 from gpuyard.formats.label import RunRef
 from gpuyard.providers.base import CreateSpec, Instance, Offer, PlannedCall, Provider, Query, State
 from gpuyard.providers.resources import Kind, Resource, ResourceSpec, Shelf
-from gpuyard.renting import acceptance, access
+from gpuyard.renting import acceptance, access, runs
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -216,6 +216,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     # The machines of this world are names only, so nobody goes and lets this controller in (test_access.py does).
     monkeypatch.setattr(access, "let_in", lambda *_args, **_more: None)
     monkeypatch.setattr(acceptance.Acceptance, "check", lambda *_args: None)
+    runs._opened.cache_clear()  # a bucket of another test may have the same name
     return made
 
 
