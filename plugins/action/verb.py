@@ -30,9 +30,10 @@ from ansible_collections.gpuyard.cloud.plugins.plugin_utils._given import given_
 from ansible_collections.gpuyard.cloud.plugins.plugin_utils._packed import Packed
 
 with suppress(ImportError):  # told when the task runs
-    import gpuyard.records  # noqa: F401 -- nearly every verb needs it, and Ansible forks each from this process
     from gpuyard import paths
     from gpuyard.errors import UsageError, listed
+
+    importlib.import_module("gpuyard.records")  # nearly every verb needs it, and Ansible forks each from this process
 
 _MODULES = "ansible_collections.gpuyard.cloud.plugins.modules"
 
