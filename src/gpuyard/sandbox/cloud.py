@@ -401,12 +401,14 @@ class Cloud:
         async def later() -> None:
             await asyncio.sleep(for_s)
             if stop == self._bucket_stops:  # a later stop has its own end
-                await self.start_bucket()
+                await self._end_bucket_stop()
 
         self._background(later())
 
-    async def start_bucket(self) -> None:
-        """Let the bucket's server run, if there is one that does not."""
+    async def _end_bucket_stop(self) -> None:
+        """Let the bucket's server run again, if it was told to be gone."""
+        if not self._bucket_stops:
+            return
         name = services.container(self.settings, "bucket")
         state = await asyncio.to_thread(self.engine.state, name)
         if state is not None and not state.running:
@@ -415,8 +417,7 @@ class Cloud:
     async def clear_faults(self) -> None:
         """Forget all faults; machines that were taken away are free again, queued starts happen, the bucket is back."""
         self.world.faults.clear()
-        if self._bucket_stops:
-            await self.start_bucket()
+        await self._end_bucket_stop()
         for rental in self.world.rentals:
             if rental.relet:
                 rental.relet = False
@@ -435,6 +436,7 @@ class Cloud:
             held for held in self.world.holdings if held.ended_at is None and held.kind in ("volume", "filesystem")
         ]
         await asyncio.gather(*map(self.release_storage, stored))
+        await self._end_bucket_stop()
         self.world = World(counter=self.world.counter, listings=self.world.listings)
         self.save()
 
